@@ -1,0 +1,1 @@
+"""Online training: the stream, the buffers, the study, its launchers and its trainer."""

@@ -1,0 +1,63 @@
+"""The settings of a study: one typed, frozen model from which study.toml and the command line are made."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_bytes(text: str | int) -> int:
+    """Return the number of bytes that "512MB", "2 GiB" or 1000 means.
+
+    Raises
+    ------
+    ValueError : not a positive number with one of the units B, KB, MB, GB, TB, KiB, MiB, GiB.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", str(text))
+    if not match or match[2].upper() not in _UNITS:
+        raise ValueError(f"{text!r} is not a size; write e.g. 512MB, 2GB or 64MiB.")
+    size = int(float(match[1]) * _UNITS[match[2].upper()])
+    if size < 1:
+        raise ValueError(f"{text!r} is not a positive size.")
+    return size
+
+
+class StudySettings(BaseModel):
+    """What a study does beside its case and its surrogate. Every field is a flag of `headrace train`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    simulations: int = Field(100, ge=1, description="Simulations to train on.")
+    held_out: int = Field(10, ge=0, description="Further simulations kept for validation.")
+    ranks: int = Field(2, ge=1, description="MPI ranks of one solver job.")
+    jobs: int = Field(1, ge=1, description="Solver jobs at the same time.")
+    workers: int = Field(1, ge=1, description="Trainer workers (Ray Train, data-parallel).")
+    buffer: str = Field("256MB", description="Size of the reservoir in shared memory.")
+    watermark: float = Field(
+        0.1, gt=0, le=1, description="Training starts when this fraction of the reservoir, or of all steps, is there."
+    )
+    views: float = Field(10.0, gt=0, description="Target number of uses of each training window.")
+    batch_size: int = Field(32, ge=1, description="Windows in one batch, over all workers.")
+    learning_rate: float = Field(1e-3, gt=0, description="Learning rate of Adam at the start; cosine to zero.")
+    sampler: Literal["sobol", "uniform"] = Field("sobol", description="How parameters are drawn.")
+    seed: int = Field(0, ge=0, description="Seed of design, sampler and weights.")
+    checkpoint_every: float = Field(20.0, gt=0, description="Seconds between checkpoints.")
+    max_failures: int = Field(3, ge=0, description="Failures of one simulation, or of the trainer, before giving up.")
+    interface: str = Field("127.0.0.1", description="Address of the interface that the intake listens on.")
+    port: int = Field(0, ge=0, le=65535, description="Port of the intake; 0 takes a free one.")
+    strict: bool = Field(False, description="Authenticate every payload byte, not only headers and checksums.")
+
+    @field_validator("buffer", mode="before")
+    @classmethod
+    def _check_buffer(cls, value: str | int) -> str:
+        parse_bytes(value)
+        return str(value)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Size of the reservoir in bytes."""
+        return parse_bytes(self.buffer)

@@ -1,0 +1,136 @@
+"""A PDE problem as data: the one object from which solver, physics loss and surrogate are derived."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .boundary import Boundary, Periodic, sides_of
+from .grid import Grid
+from .parameters import Distribution, Parameters
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from .scheme import Scheme
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One family of PDE problems: an equation on a grid, with parameters that vary.
+
+    Main arguments
+    --------------
+    name : a short identifier, letters, digits and underscores.
+    fields : names of the unknowns.
+    grid : the grid they live on.
+    boundary : one condition, or one per axis, or one per field (see `boundary.sides_of`).
+    parameters : name -> distribution; a simulation draws one value of each.
+    initial : function (x, p, rng) -> one array per field, on the coordinates x[0], x[1], ...
+    rhs : function (u, d, p, t) -> ∂u/∂t, written with the operators of d; its docstring is the equation.
+    duration : end time.
+    num_snapshots : recorded steps; snapshot k is at k·duration / num_snapshots, k = 0 included.
+
+    Other arguments
+    ---------------
+    scheme : the time scheme; None lets the solver choose.
+    steps_per_snapshot : fixed number of time steps between two snapshots; None lets the scheme choose a stable one.
+    stiff : linear part of rhs, same signature, to be treated implicitly.
+    solver : function (case, p, comm) -> iterator of `Snapshot`, in place of rhs, where the PDE needs its own.
+    frame_velocity : function (u, d, p, t) -> velocity of the Lagrangian frame.
+    description : one sentence for people; cost and source included.
+
+    Raises
+    ------
+    ValueError, TypeError : where the pieces do not fit; `verify` checks the functions by calling them.
+    """
+
+    name: str
+    fields: tuple[str, ...]
+    grid: Grid
+    initial: Callable[..., Any]
+    duration: float
+    num_snapshots: int
+    boundary: Boundary = field(default_factory=Periodic)
+    parameters: Mapping[str, Distribution] = field(default_factory=dict)
+    rhs: Callable[..., Any] | None = None
+    scheme: Scheme | None = None
+    steps_per_snapshot: int | None = None
+    stiff: Callable[..., Any] | None = None
+    solver: Callable[..., Any] | None = None
+    frame_velocity: Callable[..., Any] | None = None
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fields", tuple(self.fields))
+        object.__setattr__(self, "parameters", dict(self.parameters))
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", self.name):
+            raise ValueError(f"Case name {self.name!r} must start with a letter; letters, digits and _ may follow.")
+        if not self.fields or len(set(self.fields)) != len(self.fields):
+            raise ValueError(f"Case {self.name}: fields {self.fields} must be one or more different names.")
+        if (self.rhs is None) == (self.solver is None):
+            raise ValueError(f"Case {self.name}: give either rhs or solver, not {'both' if self.rhs else 'neither'}.")
+        if not self.duration > 0:
+            raise ValueError(f"Case {self.name}: duration {self.duration} must be positive.")
+        if self.num_snapshots < 1:
+            raise ValueError(f"Case {self.name}: num_snapshots {self.num_snapshots} must be at least 1.")
+        for name, distribution in self.parameters.items():
+            if not isinstance(distribution, Distribution):
+                raise TypeError(f"Case {self.name}: parameter {name} is {distribution!r}; use Uniform(low, high) or another Distribution.")
+        sides_of(self.boundary, self.fields, self.grid)
+
+    @property
+    def times(self) -> np.ndarray:
+        """Times of all snapshots, the initial state included, shape (num_snapshots + 1,)."""
+        return np.arange(self.num_snapshots + 1) * (self.duration / self.num_snapshots)
+
+    @property
+    def periodic(self) -> tuple[bool, ...]:
+        """Which axes are periodic."""
+        sides = sides_of(self.boundary, self.fields, self.grid)[self.fields[0]]
+        return tuple(isinstance(low, Periodic) for low, _ in sides)
+
+    def draw(self, unit_point: Sequence[float]) -> Parameters:
+        """Return the parameters at a point of the unit cube, one coordinate per parameter in order."""
+        pairs = zip(self.parameters.items(), unit_point, strict=True)
+        return Parameters({name: distribution.from_unit(float(q)) for (name, distribution), q in pairs})
+
+    def accept(self, values: Mapping[str, float]) -> Parameters:
+        """Return values as `Parameters` in the case's order; those left out take their median.
+
+        Raises
+        ------
+        ValueError : unknown name, or a value outside its distribution.
+        """
+        unknown = sorted(set(values) - set(self.parameters))
+        if unknown:
+            known = ", ".join(f"{name} {distribution}" for name, distribution in self.parameters.items())
+            raise ValueError(f"Case {self.name} has no parameter {unknown[0]!r}. It has: {known or 'none'}.")
+        accepted = {}
+        for name, distribution in self.parameters.items():
+            value = float(values.get(name, distribution.from_unit(0.5)))
+            if not distribution.contains(value):
+                raise ValueError(f"Parameter {name} = {value:g} of case {self.name} must lie {distribution}.")
+            accepted[name] = value
+        return Parameters(accepted)
+
+    def resized(self, shape: tuple[int, ...]) -> Case:
+        """Return the same case on a grid with another number of points."""
+        return replace(self, grid=self.grid.resized(shape))
+
+    def verify(self, comm: MPI.Comm | None = None) -> None:
+        """Call the user's functions on small states and name the mistake where one breaks the contract.
+
+        Collective over comm where one is given.
+
+        Raises
+        ------
+        ValueError, TypeError : with the function, what it did, and what it should do.
+        """
+        from .verify import verify
+
+        verify(self, comm)

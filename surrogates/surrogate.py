@@ -1,0 +1,66 @@
+"""The contract of every surrogate: learn from windows of trajectories, predict trajectories."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .problem import Problem, WindowBatch
+
+
+class Surrogate(torch.nn.Module, ABC):
+    """A neural network that stands in for a solver.
+
+    It is made with its architecture only, `FNO(modes=12)`; `setup(problem)` builds the weights for one
+    PDE case. States and parameters go in and out in physical units; normalisation is inside.
+    """
+
+    history: int = 0
+    """Known states that a prediction starts from; 0 for models that need only parameters and time."""
+
+    window: int = 1
+    """Consecutive steps of one training window, history and targets together."""
+
+    problem: Problem | None = None
+
+    @abstractmethod
+    def setup(self, problem: Problem, *, seed: int = 0) -> None:
+        """Build the weights for a problem, deterministically in the seed. Called once.
+
+        Raises
+        ------
+        ValueError : the architecture does not fit, e.g. more modes than the grid has.
+        """
+
+    @abstractmethod
+    def architecture(self) -> dict[str, Any]:
+        """Return the constructor's arguments as plain data."""
+
+    @abstractmethod
+    def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Freeze the normaliser: mean and standard deviation of each field over the stream."""
+
+    @abstractmethod
+    def training_loss(self, batch: WindowBatch) -> torch.Tensor:
+        """Return the loss of every window, shape (batch,), dimensionless; the trainer takes the mean."""
+
+    @abstractmethod
+    def predict(
+        self, initial: torch.Tensor | None, parameters: torch.Tensor, times: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the states at the given times, (batch, time, fields, *grid), without gradients.
+
+        initial : (batch, history, fields, *grid), the states just before times[0]; None where history is 0.
+        parameters : (batch, parameters).
+        times : (time,), snapshot times; consecutive ones for models that step.
+        """
+
+    def save(self, folder: str | Path) -> None:
+        """Write config.json, model.safetensors and a model card; atomic, with checksums, no pickle."""
+        from .files import save_surrogate
+
+        save_surrogate(self, folder)
