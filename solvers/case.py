@@ -80,7 +80,10 @@ class Case:
             raise ValueError(f"Case {self.name}: num_snapshots {self.num_snapshots} must be at least 1.")
         for name, distribution in self.parameters.items():
             if not isinstance(distribution, Distribution):
-                raise TypeError(f"Case {self.name}: parameter {name} is {distribution!r}; use Uniform(low, high) or another Distribution.")
+                raise TypeError(
+                    f"Case {self.name}: parameter {name} is {distribution!r}; "
+                    "use Uniform(low, high) or another Distribution."
+                )
         sides_of(self.boundary, self.fields, self.grid)
 
     @property

@@ -1,0 +1,27 @@
+"""How tests start real MPI ranks."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+
+def mpirun() -> str:
+    """Path of mpirun: the one beside this Python, else the site's."""
+    beside = Path(sys.executable).with_name("mpirun")
+    found = str(beside) if beside.exists() else shutil.which("mpirun")
+    if found is None:
+        raise RuntimeError("No mpirun: pip install mpich, or load the site's MPI module.")
+    return found
+
+
+def run_mpi(ranks: int, args: list[str], timeout: float = 120, **kwargs) -> subprocess.CompletedProcess:
+    """Run `python *args` on a number of ranks; output is captured as text."""
+    version = subprocess.run([mpirun(), "--version"], capture_output=True, text=True, check=False).stdout
+    extra = ["--allow-run-as-root", "--oversubscribe"] if "Open MPI" in version else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **kwargs.pop("env", {})}
+    return subprocess.run(
+        [mpirun(), *extra, "-n", str(ranks), sys.executable, *args],
+        capture_output=True, text=True, timeout=timeout, env=environment, check=False, **kwargs,
+    )  # fmt: skip
