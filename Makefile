@@ -1,0 +1,47 @@
+# make demo: the main job, from nothing to a validated surrogate and a report.
+# make test: all tests.   make lint: style and types of imports.   make bench: every benchmark, quick.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+# The site's own MPI where there is one, otherwise MPICH as a wheel.
+MPI := $(if $(shell command -v mpirun),,,mpich)
+PACKAGING := pyproject.toml setup.cfg constraints.txt
+RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
+
+export OMP_NUM_THREADS ?= 1
+export OPENBLAS_NUM_THREADS ?= 1
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(VENV)/.all
+
+demo: $(VENV)/.demo
+	$(BIN)/headrace train heat2d --model mlp --shape 32x32 --simulations 100 --held-out 20 --run-dir $(RUN)
+
+test: $(VENV)/.all
+	$(BIN)/python -m pytest tests
+
+lint: $(VENV)/.all
+	$(BIN)/ruff check .
+
+bench: $(VENV)/.all
+	for script in benchmarks/*.py; do $(BIN)/python $$script --quick || exit 1; done
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "No python3.11 found; set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/python $(PACKAGING)
+	@echo "Installing headrace and what the demo needs into $(VENV) ..."
+	$(PIP) -e ".[train$(MPI)]"
+	@touch $@
+
+$(VENV)/.all: $(VENV)/.demo
+	@echo "Installing what the tests need into $(VENV) ..."
+	$(PIP) -e ".[train,test$(MPI)]"
+	@touch $@
