@@ -37,7 +37,7 @@ class RecordWriter:
             self._descriptor: int | None = os.open(self.path, flags, 0o644)
         except FileExistsError:
             raise FileExistsError(
-                f"Ledger file {self.path} exists: it has, or had, another writer. Start a new session with its own file."
+                f"Ledger file {self.path} exists: it has, or had, another writer. Start a new session."
             ) from None
         self._pending = bytearray()
         self._lock = threading.Lock()
