@@ -1,0 +1,213 @@
+"""The command line: its verbs, their flags, and how errors reach a person."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .ranks import USER_ERRORS, launched_rank, leave
+from .study_flags import setting_parameters
+
+if TYPE_CHECKING:
+    from headrace.solvers.case_file import CaseReference
+
+HELP = "Neural PDE surrogates trained online from live MPI solvers."
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory of a study.", show_default=False)]
+Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live display.")]
+
+
+def main(arguments: Sequence[str] | None = None, *, own_case: CaseReference | None = None) -> None:
+    """Run the command line and end the process: 0 done, 1 a check failed, 2 wrong input or missing resource.
+
+    own_case : the case of a user's script; its verbs then take no CASE.
+    """
+    app = build_app(own_case)
+    with ExitStack() as stack:
+        if launched_rank() > 0:
+            # Only rank 0 talks, so that help, usage errors and progress come once.
+            silence = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(redirect_stdout(silence))
+            stack.enter_context(redirect_stderr(silence))
+        app(args=None if arguments is None else list(arguments))
+
+
+def build_app(own_case: CaseReference | None = None) -> typer.Typer:
+    """Return the Typer application; with a script's own case, `solve` and `train` take no CASE."""
+    app = typer.Typer(
+        help=HELP, no_args_is_help=True, add_completion=own_case is None, pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )  # fmt: skip
+    case = _case_parameter(own_case)
+    for function, extra in (
+        (doctor, []), (cases, []), (solve, case), (train, [*case, *setting_parameters()]),
+        (evaluate, []), (report, []), (status, []), (audit, []),
+    ):  # fmt: skip
+        if not (own_case and function is cases):
+            app.command(name=function.__name__)(_as_verb(function, extra, own_case))
+    return app
+
+
+def doctor() -> int:
+    """Check MPI, Ray, torch, shared memory, ports and disk, and say what to do about each finding."""
+    from .doctor import examine, show
+
+    return show(examine(Path.cwd()))
+
+
+def cases() -> None:
+    """List the built-in cases with their equation, parameters and cost."""
+    from .solve_command import list_cases
+
+    list_cases()
+
+
+def solve(
+    *,
+    case: CaseReference,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Value of a parameter; repeat for several. Default: median."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="HDF5 file to write, an .xdmf beside it. Default: CASE.h5.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw the result into this PNG.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of random initial states.")] = 0,
+    plain: Plain = False,
+) -> None:
+    """Run one simulation into an HDF5 file that ParaView opens; serial, or on the ranks of mpirun."""
+    from .solve_command import solve_case
+
+    solve_case(case, settings=settings or [], output=output, plot=plot, seed=seed, plain=plain)
+
+
+def train(
+    *,
+    case: CaseReference,
+    model: Annotated[str, typer.Option(help="Surrogate: mlp or fno.")] = "mlp",
+    architecture: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Argument of the surrogate, e.g. modes=12; repeat for several."),
+    ] = None,
+    run_dir: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Run directory. Default: runs/CASE-MODEL.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the study stopped; starts it where there is none yet.")
+    ] = False,
+    plain: Plain = False,
+    **given: Any,
+) -> None:
+    """Train a surrogate online from live MPI simulations, then validate it and write the report."""
+    from .train_command import train_case
+
+    chosen = {name: value for name, value in given.items() if value is not None}
+    train_case(case, model=model, architecture=architecture or [], run_dir=run_dir, resume=resume, plain=plain,
+               given=chosen)  # fmt: skip
+
+
+def evaluate(run: Run) -> None:
+    """Measure the surrogate of a run on its held-out simulations."""
+    from .evaluate_command import evaluate_run
+
+    evaluate_run(run)
+
+
+def report(run: Run) -> None:
+    """Write the report of a run: one HTML file that needs nothing else."""
+    from .report import write_report
+
+    typer.echo(f"report {write_report(run)}")
+
+
+def status(run: Run) -> None:
+    """Show how far a study is; works while it runs and after."""
+    from .status_command import show_status
+
+    show_status(run)
+
+
+def audit(run: Run) -> int:
+    """Prove from three independent logs that no step was lost or counted twice; exit code 1 where one was."""
+    from .status_command import show_audit
+
+    return show_audit(run)
+
+
+def _case_parameter(own_case: CaseReference | None) -> list[inspect.Parameter]:
+    """Return the parameters that name the case: CASE, unless a script has its own, and --shape."""
+    case = Annotated[
+        str, typer.Argument(metavar="CASE", help="Built-in case, or path/to/file.py[:name].", show_default=False)
+    ]
+    shape = Annotated[str | None, typer.Option(metavar="NXxNY", help="Number of grid points, e.g. 32x32.")]
+    parameters = [inspect.Parameter("shape", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=shape)]
+    if own_case is None:
+        parameters.insert(0, inspect.Parameter("case", inspect.Parameter.KEYWORD_ONLY, annotation=case))
+    return parameters
+
+
+def _as_verb(
+    function: Callable[..., int | None], extra: list[inspect.Parameter], own_case: CaseReference | None
+) -> Callable[..., None]:
+    """Return a verb with the extra flags and --debug, whose case is looked up and whose errors become one line."""
+    takes_case = any(parameter.name == "shape" for parameter in extra)
+
+    @functools.wraps(function)
+    def verb(*, debug: bool, **flags: Any) -> None:
+        try:
+            if takes_case:
+                flags["case"] = _chosen_case(flags.pop("case", None), flags.pop("shape"), own_case)
+            code = function(**flags)
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            leave(_explain(error, debug=debug), f"{type(error).__name__}: {error}")
+        leave(code or 0)
+
+    own = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in inspect.signature(function, eval_str=True, globals=_annotation_names()).parameters.values()
+        if parameter.name != "case" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    option = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+    debug = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=option)
+    parameters = [*extra, *own, debug]
+    del verb.__wrapped__
+    verb.__signature__ = inspect.Signature(parameters)
+    verb.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return verb
+
+
+def _annotation_names() -> dict[str, Any]:
+    """Return what the verbs' annotations refer to; the case's own type is not needed to parse flags."""
+    return {**globals(), "CaseReference": Any}
+
+
+def _chosen_case(text: str | None, shape: str | None, own_case: CaseReference | None) -> CaseReference:
+    from .catalogue import find_case, parse_shape
+
+    points = None if shape is None else parse_shape(shape)
+    if text is not None:
+        return find_case(text, points)
+    assert own_case is not None
+    return own_case if points is None else replace(own_case, shape=points)
+
+
+def _explain(error: Exception, *, debug: bool) -> int:
+    """Write an error for a person, once, and return the exit code: 2 for a wrong input, 1 for a defect of ours."""
+    expected = isinstance(error, USER_ERRORS) or type(error).__name__ == "StudyError"
+    if debug or not expected:
+        traceback.print_exception(error)
+    if not expected:
+        typer.echo("This is a defect of headrace, not of your input; please report it with the lines above.", err=True)
+        return 1
+    typer.secho(f"error: {error}", fg="red", err=True)
+    return 2

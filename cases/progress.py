@@ -1,0 +1,44 @@
+"""What a person sees while work goes on: a live display on a terminal, plain lines in a batch log."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PLAIN_INTERVAL = 5.0
+"""Seconds between two plain lines."""
+
+
+class StepProgress:
+    """Progress of one simulation; a context manager."""
+
+    def __init__(self, title: str, num_steps: int, *, plain: bool) -> None:
+        self._title = title
+        self._num_steps = num_steps
+        self._console = Console(stderr=True, highlight=False)
+        self._plain = plain or not self._console.is_terminal
+        self._said = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"),
+            TimeElapsedColumn(), TimeRemainingColumn(), console=self._console, disable=self._plain,
+        )  # fmt: skip
+        self._task = self._bar.add_task(title, total=num_steps)
+
+    def __enter__(self) -> StepProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def show(self, step: int) -> None:
+        """Show that a step is done."""
+        self._bar.update(self._task, completed=step)
+        if self._plain and time.monotonic() - self._said >= PLAIN_INTERVAL:
+            self._said = time.monotonic()
+            self._console.print(f"{self._title}: step {step} of {self._num_steps}")

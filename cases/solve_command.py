@@ -1,0 +1,131 @@
+"""`headrace solve` and `headrace cases`: one simulation into a file, and what there is to simulate."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from headrace.solvers.hdf5 import HDF5Sink
+from headrace.solvers.simulate import simulate
+from headrace.solvers.sink import Sink, Snapshot
+
+from .catalogue import BUILT_IN, find_case, unknown_name
+from .progress import StepProgress
+from .ranks import together, world
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from headrace.solvers import Case, Parameters
+    from headrace.solvers.case_file import CaseReference
+
+
+def solve_case(
+    reference: CaseReference, *, settings: list[str], output: Path | None, plot: Path | None, seed: int, plain: bool
+) -> None:
+    """Run one simulation of a case into an HDF5 file. Collective over all ranks of mpirun.
+
+    Raises
+    ------
+    ValueError, OSError : unknown parameter, value out of range, grid that cannot be split, path not writable.
+    """
+    comm = world()
+
+    def prepare() -> tuple[Case, Parameters]:
+        case = reference.load()
+        return case, case.accept(parse_settings(settings, case))
+
+    case, parameters = together(comm, prepare)
+    file = Path(f"{case.name}.h5") if output is None else output
+    together(comm, lambda: _require_folder(file, plot))
+    start = time.perf_counter()
+    with ExitStack() as stack:
+        sink: Sink = HDF5Sink(file)
+        if comm is None or comm.rank == 0:
+            sink = WatchedSink(sink, stack.enter_context(StepProgress(case.name, case.num_snapshots, plain=plain)))
+        simulate(case, parameters, sink, comm=comm, study_seed=seed)
+    seconds = time.perf_counter() - start
+    if comm is None or comm.rank == 0:
+        ranks = 1 if comm is None else comm.size
+        grid = " x ".join(map(str, case.grid.shape))
+        console = Console(highlight=False, soft_wrap=True)
+        console.print(f"{case.name} on {grid} points, {ranks} rank{'s' * (ranks > 1)}, {seconds:.2f} s")
+        console.print("  ".join(f"{name}={value:g}" for name, value in parameters.items()))
+        console.print(f"wrote {file} and {file.with_suffix('.xdmf').name}")
+        if plot is not None:
+            from .pictures import draw_trajectory
+
+            draw_trajectory(file, plot)
+            console.print(f"drew {plot}")
+
+
+def parse_settings(settings: list[str], case: Case) -> dict[str, float]:
+    """Return the values of `--set name=value` flags.
+
+    Raises
+    ------
+    ValueError : no such parameter, or not a number.
+    """
+    values = {}
+    for text in settings:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals:
+            raise ValueError(f"--set {text!r} is not allowed: write NAME=VALUE, e.g. --set t0=300.")
+        if name not in case.parameters:
+            raise ValueError(unknown_name(f"parameter of case {case.name} named", name, list(case.parameters)))
+        try:
+            values[name] = float(value)
+        except ValueError:
+            raise ValueError(f"--set {name}={value!r} is not a number.") from None
+    return values
+
+
+def list_cases() -> None:
+    """Print every built-in case with its equation, grid and parameters."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("case", "equation", "grid", "parameters", "about"):
+        table.add_column(heading, overflow="fold")
+    for name in BUILT_IN:
+        case = find_case(name).load()
+        function = case.rhs or case.solver
+        equation = (inspect.getdoc(function) or "").split("\n")[0] if function else ""
+        parameters = "\n".join(f"{key} {distribution}" for key, distribution in case.parameters.items())
+        grid = f"{'x'.join(map(str, case.grid.shape))}, {case.num_snapshots} steps"
+        table.add_row(name, equation, grid, parameters, case.description)
+    Console().print(table)
+
+
+class WatchedSink(Sink):
+    """Passes everything on to another sink and shows the steps to a person."""
+
+    def __init__(self, sink: Sink, progress: StepProgress) -> None:
+        self._sink = sink
+        self._progress = progress
+
+    def open(self, case: Case, parameters: Parameters, comm: MPI.Comm | None) -> None:
+        """Open the other sink."""
+        self._sink.open(case, parameters, comm)
+
+    def write(self, snapshot: Snapshot) -> bool:
+        """Write to the other sink, then show the step."""
+        go_on = self._sink.write(snapshot)
+        self._progress.show(snapshot.step)
+        return go_on
+
+    def close(self, *, failure: str | None = None) -> None:
+        """Close the other sink."""
+        self._sink.close(failure=failure)
+
+
+def _require_folder(file: Path, plot: Path | None) -> None:
+    for path in (file, plot):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise OSError(f"Cannot write {path}: there is no folder {path.absolute().parent}.")
+        if path is not None and path.is_dir():
+            raise OSError(f"Cannot write {path}: it is a folder; give a file name.")

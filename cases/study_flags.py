@@ -1,0 +1,54 @@
+"""Flags of `headrace train`, made from the typed settings of a study."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from pydantic import ValidationError
+
+from headrace.online_training.settings import StudySettings
+
+
+def flag(name: str) -> str:
+    """Return the flag of a setting: held_out is --held-out."""
+    return "--" + name.replace("_", "-")
+
+
+def setting_parameters() -> list[inspect.Parameter]:
+    """Return one keyword parameter for every field of `StudySettings`, as Typer reads them.
+
+    Every flag defaults to None, "not given": a resumed study keeps its own value then. The range of a
+    value is checked by the settings model alone.
+    """
+    parameters = []
+    for name, field in StudySettings.model_fields.items():
+        kind: Any = field.annotation
+        allowed = get_args(kind) if get_origin(kind) is Literal else ()
+        option = typer.Option(
+            f"{flag(name)}/--no-{flag(name)[2:]}" if kind is bool else flag(name),
+            help=f"{field.description} Default: {'no' if field.default is False else field.default}.",
+            show_default=False,
+            metavar="|".join(allowed) or None,
+            rich_help_panel="Study",
+        )
+        annotation = Annotated[(str if allowed else kind) | None, option]
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    return parameters
+
+
+def check_settings(given: dict[str, Any]) -> StudySettings:
+    """Return the settings with the given values.
+
+    Raises
+    ------
+    ValueError : one line for the first value that is not allowed, named by its flag.
+    """
+    try:
+        return StudySettings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{flag(name)} {first['input']!r} is not allowed: {reason}") from error
