@@ -1,0 +1,191 @@
+"""The proof that nothing was lost or counted twice: three independent logs are compared, with content hashes."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .ledger import read_records
+from .run_directory import RunDirectory
+
+Step = tuple[int, int]
+"""(simulation, step)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditReport:
+    """What the comparison found.
+
+    ok : every planned step is accounted for, nothing is double, all hashes agree, and (for a finished study)
+        every accepted training window was used.
+    counts : the numbers behind it, by name.
+    problems : one sentence for each finding; empty where ok.
+    """
+
+    ok: bool
+    counts: dict[str, int]
+    problems: list[str]
+
+    @property
+    def lines(self) -> list[str]:
+        """The report for people."""
+        width = max(map(len, self.counts))
+        table = [f"{name:{width}}  {value}" for name, value in self.counts.items()]
+        return [*table, *self.problems, "audit clean" if self.ok else f"audit found {len(self.problems)} problem(s)"]
+
+
+@dataclass
+class _Sides:
+    """What the logs say, side by side."""
+
+    planned: dict[int, bool] = field(default_factory=dict)  # simulation -> held out
+    finished: bool = False
+    sent: dict[tuple, int] = field(default_factory=dict)  # (s, a, f, t, offset) -> crc32
+    received: dict[tuple, int] = field(default_factory=dict)
+    accepted: dict[Step, list[tuple[int, int, int]]] = field(default_factory=lambda: defaultdict(list))
+    quarantined: set[int] = field(default_factory=set)
+    lost_attempts: set[tuple[int, int]] = field(default_factory=set)
+    # (s, start) -> (session, trainer generation, crc32 of each step), one entry for every "first" use
+    first_uses: dict[Step, list[tuple[int, int, list[int]]]] = field(default_factory=lambda: defaultdict(list))
+
+
+def audit(run_dir: str | Path) -> AuditReport:
+    """Compare what solvers sent, what the intake received and what the trainer used.
+
+    Raises
+    ------
+    StudyError : there is no study in this folder.
+    LedgerDamage : a log is damaged elsewhere than at its torn end; names file and line.
+    """
+    directory = RunDirectory(run_dir)
+    record = directory.read()
+    num_steps = record.case.load().num_snapshots + 1
+    sides = _read(directory.ledger)
+    problems = [*_compare_bytes(sides), *_check_acceptance(sides), *_check_uses(sides)]
+
+    planned = len(sides.planned) * num_steps
+    accepted = {step for step in sides.accepted if step[0] not in sides.quarantined}
+    quarantined = len(sides.quarantined) * num_steps
+    missing = planned - len(accepted) - quarantined
+    if missing and sides.finished:
+        problems.append(f"{missing} planned steps are neither accepted nor in quarantine, though the study finished.")
+    again = sum(len(times) - 1 for times in sides.accepted.values())
+    counts = {
+        "simulations planned": len(sides.planned),
+        "steps planned": planned,
+        "steps accepted": len(accepted),
+        "steps of simulations in quarantine": quarantined,
+        "steps not yet there": missing,
+        "steps lost before use and run again": again,
+        "blocks sent": len(sides.sent),
+        "blocks received": len(sides.received),
+        "windows first used": len(sides.first_uses),
+        "windows used again after a trainer restart": sum(len(uses) - 1 for uses in sides.first_uses.values()),
+        "double": sum("twice" in problem for problem in problems),
+    }
+    return AuditReport(ok=not problems, counts=counts, problems=problems)
+
+
+def _read(ledger: Path) -> _Sides:
+    sides = _Sides()
+    for path in sorted(ledger.glob("*.log")):
+        writer, *rest = path.stem.split("-")
+        # A trainer's file is trainer-SESSION-GENERATION-RANK; solver files carry the job's name and no number is needed.
+        epoch = tuple(int(part) for part in rest[:2]) if writer == "trainer" else (int(rest[0]) if rest[0].isdigit() else 0, 0)
+        for record in read_records(path):
+            _READERS[writer](sides, record, epoch)
+    return sides
+
+
+def _read_study(sides: _Sides, record: dict, epoch: tuple[int, ...]) -> None:
+    if record["e"] == "planned":
+        sides.planned[record["s"]] = record["held_out"]
+    elif record["e"] == "finished":
+        sides.finished = True
+
+
+def _read_solver(sides: _Sides, record: dict, epoch: tuple[int, ...]) -> None:
+    if record["e"] == "block":
+        sides.sent[_block_key(record)] = record["c"]
+
+
+def _read_intake(sides: _Sides, record: dict, epoch: tuple[int, ...]) -> None:
+    event = record["e"]
+    if event == "block":
+        sides.received[_block_key(record)] = record["c"]
+    elif event == "step":
+        sides.accepted[record["s"], record["t"]].append((epoch[0], record["a"], record["h"]))
+    elif event == "quarantined":
+        sides.quarantined.add(record["s"])
+    elif event == "lost":
+        sides.lost_attempts.add((record["s"], record["a"]))
+
+
+def _read_trainer(sides: _Sides, record: dict, epoch: tuple[int, ...]) -> None:
+    if record["e"] == "used":
+        sides.first_uses[record["s"], record["t"]].append((epoch[0], epoch[1], record["h"]))
+
+
+_READERS = {"study": _read_study, "solver": _read_solver, "intake": _read_intake, "trainer": _read_trainer}
+
+
+def _block_key(record: dict) -> tuple:
+    return record["s"], record["a"], record["f"], record["t"], tuple(record["o"])
+
+
+def _compare_bytes(sides: _Sides) -> list[str]:
+    """Every block that was received was sent, with the same content."""
+    problems = []
+    for key, crc in sides.received.items():
+        s, a, f, t, offset = key
+        block = f"block {list(offset)} of field {f}, simulation {s} attempt {a} step {t}"
+        if key not in sides.sent:
+            problems.append(f"The intake received {block}, which no solver says it sent.")
+        elif sides.sent[key] != crc:
+            problems.append(f"The content of {block} changed on the way: {sides.sent[key]:08x} -> {crc:08x}.")
+    return problems
+
+
+def _check_acceptance(sides: _Sides) -> list[str]:
+    """A step is accepted once; again only in a later session, after its first copy was lost before use."""
+    problems = []
+    for (s, t), times in sides.accepted.items():
+        if s not in sides.planned:
+            problems.append(f"Simulation {s} was accepted but never planned.")
+        doubles = [n for session, n in Counter(session for session, _, _ in times).items() if n > 1]
+        if doubles:
+            problems.append(f"Simulation {s} step {t} was accepted twice in one session.")
+    return problems
+
+
+def _check_uses(sides: _Sides) -> list[str]:
+    """A window is first used once, with the bytes that the intake accepted; none is left unused at the end."""
+    problems = []
+    for (s, start), uses in sides.first_uses.items():
+        if len({use[:2] for use in uses}) < len(uses):
+            problems.append(f"The window of simulation {s} at step {start} was first used twice by one trainer.")
+        for session, _, hashes in uses:
+            for t, content in enumerate(hashes, start):
+                accepted = {h for accepted_in, _, h in sides.accepted.get((s, t), ()) if accepted_in == session}
+                if content not in accepted:
+                    problems.append(f"The trainer used simulation {s} step {t} with bytes the intake never accepted.")
+    if sides.finished and sides.first_uses:
+        problems += _unused_windows(sides)
+    return problems
+
+
+def _unused_windows(sides: _Sides) -> list[str]:
+    """In a finished study every window of every accepted trajectory was used."""
+    window = len(next(iter(sides.first_uses.values()))[0][2])
+    last_step: dict[int, int] = {}
+    for s, t in sides.accepted:
+        last_step[s] = max(t, last_step.get(s, -1))
+    problems = []
+    for s, held_out in sides.planned.items():
+        if not held_out and s not in sides.quarantined:
+            starts = range(last_step.get(s, -1) - window + 2)
+            unused = sum((s, start) not in sides.first_uses for start in starts)
+            if unused:
+                problems.append(f"{unused} windows of simulation {s} were accepted but never used.")
+    return problems

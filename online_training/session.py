@@ -1,0 +1,163 @@
+"""One session of a study: intake, solver jobs, trainer and validator started, watched and stopped together."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import ray
+
+from .intake_actor import NAMESPACE, IntakeActor
+from .metrics_log import MetricsLog, last_record
+from .run_directory import RunDirectory, StudyError, StudyRecord
+from .supervisor import SupervisorProcess
+from .trainer import run_trainer
+from .training_loop import TrainerSettings
+from .validator import ValidatorProcess
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[Mapping[str, Any]], None]
+
+LEASE_SECONDS = 60.0
+_TICK_SECONDS = 0.25
+_REPORT_SECONDS = 1.0
+
+
+class IntakeLost(Exception):
+    """The intake's process died; what it held in memory must be run again."""
+
+
+class Session:
+    """Runs until the stream has ended and the trainer is done, or until a stop is asked for."""
+
+    def __init__(self, directory: RunDirectory, record: StudyRecord, number: int) -> None:
+        self._directory, self._record, self._number = directory, record, number
+        self._settings = record.settings
+        self._num_steps = record.case.load().num_snapshots + 1
+        self._stop_requested = threading.Event()
+        self._trainer_result: dict[str, Any] | None = None
+        self._trainer_error: BaseException | None = None
+
+    def request_stop(self) -> None:
+        """Ask for an orderly end: the trainer writes a checkpoint, solvers stop at their next step. Signal-safe."""
+        self._stop_requested.set()
+
+    def run(self, progress: Progress | None = None) -> str:
+        """Run the session and return "finished" or "stopped".
+
+        Raises
+        ------
+        StudyError : solver jobs or the trainer failed too often; the message holds their last words.
+        IntakeLost : the intake's process died.
+        """
+        with ExitStack() as stack:
+            intake = self._start_intake(stack)
+            address = self._ask(intake.start)
+            supervisor = self._start_supervisor(stack, address)
+            stack.enter_context(ValidatorProcess(self._directory.path))
+            trainer = threading.Thread(target=self._train, args=(address,), name="trainer", daemon=True)
+            trainer.start()
+            self._watch(intake, supervisor, trainer, progress)
+            trainer.join()
+            if self._trainer_error is not None:
+                raise StudyError(f"The trainer failed: {self._trainer_error}") from self._trainer_error
+            return "stopped" if self._stop_requested.is_set() else "finished"
+
+    def _start_intake(self, stack: ExitStack) -> Any:
+        name = f"intake-{self._record.study:016x}-{self._number}"
+        actor = IntakeActor.options(name=name, namespace=NAMESPACE, lifetime="detached").remote(
+            str(self._directory.path), self._number
+        )
+        stack.callback(self._end_intake, actor)
+        return actor
+
+    def _end_intake(self, actor: Any) -> None:
+        try:
+            ray.get(actor.close.remote(), timeout=30)
+        except ray.exceptions.RayError as error:
+            logger.info("The intake could not be closed in order: %s", error)
+        ray.kill(actor)
+
+    def _ask(self, method: Any, *arguments: Any) -> Any:
+        try:
+            return ray.get(method.remote(*arguments), timeout=60)
+        except ray.exceptions.RayTaskError as error:
+            raise StudyError(str(error.cause)) from error.cause
+        except ray.exceptions.RayActorError as error:
+            raise IntakeLost(str(error)) from error
+
+    def _start_supervisor(self, stack: ExitStack, address: str) -> SupervisorProcess:
+        reference = self._directory.path / "secrets" / "case.json"
+        reference.write_text(json.dumps(self._record.case.to_dict()))
+        environment = {
+            "HEADRACE_ADDRESS": address,
+            "HEADRACE_TOKEN_FILE": str(self._directory.token_file),
+            "HEADRACE_STUDY": f"{self._record.study:016x}",
+            "HEADRACE_LOG_DIR": str(self._directory.ledger),
+            "HEADRACE_LEASE": f"{LEASE_SECONDS:g}",
+        }
+        supervisor = SupervisorProcess(
+            command=[sys.executable, "-m", "headrace.online_training.solver_job", str(reference)],
+            ranks=self._settings.ranks, environment=environment, log_dir=self._directory.logs,
+            session=self._number, max_failures=self._settings.max_failures,
+        )  # fmt: skip
+        stack.callback(supervisor.stop)
+        supervisor.start()
+        supervisor.set_jobs(self._settings.jobs)
+        return supervisor
+
+    def _train(self, address: str) -> None:
+        settings = self._settings
+        try:
+            self._trainer_result = run_trainer(
+                TrainerSettings(
+                    run_dir=str(self._directory.path), address=address, token_file=str(self._directory.token_file),
+                    study=self._record.study, session=self._number, batch_size=settings.batch_size,
+                    learning_rate=settings.learning_rate, total_windows=self._record.total_uses(self._num_steps),
+                    checkpoint_every=settings.checkpoint_every,
+                ),
+                settings.workers,
+                settings.max_failures,
+            )  # fmt: skip
+        except BaseException as error:
+            self._trainer_error = error
+
+    def _watch(self, intake: Any, supervisor: SupervisorProcess, trainer: threading.Thread, progress: Any) -> None:
+        """Pass events between the parts until the trainer is done."""
+        stopping, started, reported = False, time.monotonic(), 0.0
+        with MetricsLog(self._directory.path, "intake") as intake_log:
+            while trainer.is_alive():
+                trainer.join(_TICK_SECONDS)
+                if self._stop_requested.is_set() and not stopping:
+                    stopping = True
+                    self._ask(intake.request_stop)
+                for event in supervisor.events():
+                    self._handle(event, intake)
+                if time.monotonic() - reported >= _REPORT_SECONDS:
+                    reported = time.monotonic()
+                    status = self._ask(intake.status)
+                    if status.get("error"):
+                        raise StudyError(f"The intake failed: {status['error']}")
+                    intake_log.append({**status, "elapsed": reported - started})
+                    if progress is not None:
+                        progress(self._state(status, reported - started))
+
+    def _handle(self, event: Mapping[str, Any], intake: Any) -> None:
+        if event["event"] == "exited":
+            job, code = event["job"], event["code"]
+            for simulation in self._ask(intake.job_ended, job, code):
+                logger.warning("Simulation %d is run again: job %s ended with code %d.", simulation, job, code)
+        elif event["event"] == "gave_up":
+            raise StudyError(f"Solver jobs keep failing. The last one said:\n{event.get('tail', '')}")
+
+    def _state(self, status: Mapping[str, Any], elapsed: float) -> dict[str, Any]:
+        path = self._directory.path
+        trainer, validation = last_record(path / "metrics.jsonl"), last_record(path / "validation.jsonl")
+        return {"intake": status, "trainer": trainer, "validation": validation, "elapsed": elapsed}

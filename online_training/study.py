@@ -1,0 +1,199 @@
+"""A study: one case, one surrogate, trained online while the simulations run."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from headrace.solvers import Case
+from headrace.solvers.blocks import check_split
+from headrace.solvers.case_file import CaseReference
+from headrace.surrogates import Problem, Surrogate, load_surrogate
+
+from .design import draw_design
+from .ledger import Ledger, RecordWriter
+from .ray_session import ray_session
+from .run_directory import RunDirectory, StudyError, StudyRecord
+from .settings import StudySettings
+
+Progress = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResult:
+    """How a study ended.
+
+    status : "finished", or "stopped" where it can be resumed.
+    validation : errors on the held-out simulations: nrmse, vrmse, max_error; empty where nothing was held out.
+    """
+
+    run_dir: Path
+    status: str
+    validation: dict[str, float] = field(default_factory=dict)
+
+
+class Study:
+    """Trains a surrogate of a case online: MPI solver jobs stream, Ray trains, a validated model is left in run_dir.
+
+    Parameters
+    ----------
+    case : a `Case` that stands as a module variable in a file, or a `CaseReference` to it.
+    surrogate : with its architecture only; its weights are built for the case.
+    run_dir : where everything goes; see docs/run_directory.md.
+    settings : fields of `StudySettings`.
+
+    Raises
+    ------
+    ValueError : a setting, the case or the architecture does not fit; nothing was started.
+    StudyError : the run directory is not usable.
+    """
+
+    def __init__(
+        self, case: Case | CaseReference, surrogate: Surrogate, *, run_dir: str | Path, **settings: Any
+    ) -> None:
+        self.case = case if isinstance(case, CaseReference) else _reference(case)
+        self.surrogate = surrogate
+        self.settings = StudySettings(**settings)
+        self.directory = RunDirectory(run_dir)
+
+    @classmethod
+    def open(cls, run_dir: str | Path) -> Study:
+        """Return the study of an existing run directory.
+
+        Raises
+        ------
+        StudyError : there is none, or it is damaged.
+        """
+        directory = RunDirectory(run_dir)
+        record = directory.read()
+        surrogate = load_surrogate(directory.model_initial)
+        return cls(record.case, surrogate, run_dir=run_dir, **record.settings.model_dump())
+
+    def run(self, *, resume: bool = False, progress: Progress | None = None) -> StudyResult:
+        """Run to the end, or until Ctrl-C or SIGTERM asks for an orderly stop.
+
+        resume : go on with the study in run_dir if there is one; safe to repeat, also after the end.
+        progress : called about once a second with what intake, trainer and validator last said.
+
+        Raises
+        ------
+        StudyError : the run directory belongs to another study, or solvers or trainer failed too often.
+        """
+        record = self._prepare(resume)
+        status = "finished" if Ledger(self.directory.ledger).finished else self._run_sessions(record, progress)
+        validation = self._validate() if status == "finished" else {}
+        return StudyResult(run_dir=self.directory.path, status=status, validation=validation)
+
+    def _prepare(self, resume: bool) -> StudyRecord:
+        case = self.case.load()
+        case.verify()
+        check_split(case.grid.shape, self.settings.ranks)
+        if resume and self.directory.exists:
+            record = self.directory.read()
+            self.directory.require_same(record, self.case, self.settings)
+            return replace(record, settings=self.settings)
+        if self.settings.batch_size % self.settings.workers:
+            raise ValueError(
+                f"Batch size {self.settings.batch_size} cannot be dealt to {self.settings.workers} workers evenly."
+            )
+        self.surrogate.setup(Problem.of(case), seed=self.settings.seed)
+        require_capacity(self.settings, case, self.surrogate.window)
+        return self.directory.create(self.case, self.surrogate, self.settings)
+
+    def _run_sessions(self, record: StudyRecord, progress: Progress | None) -> str:
+        from .session import IntakeLost, Session
+
+        for _ in range(self.settings.max_failures + 1):
+            number = Ledger(self.directory.ledger).next_session()
+            with RecordWriter(self.directory.ledger / f"study-{number}.log") as log:
+                log.append({"e": "session", "n": number})
+                if not Ledger(self.directory.ledger).planned:
+                    self._plan(record, log)
+                log.sync()
+                with ray_session(self.directory, num_cpus=self.settings.workers + 1):
+                    session = Session(self.directory, record, number)
+                    try:
+                        with _orderly_stop(session.request_stop):
+                            status = session.run(progress)
+                    except IntakeLost as error:
+                        log.append({"e": "stopped", "reason": f"intake lost: {error}"})
+                        continue
+                log.append({"e": "finished"} if status == "finished" else {"e": "stopped", "reason": "asked to stop"})
+                log.sync()
+                return status
+        raise StudyError(f"The intake died {self.settings.max_failures + 1} times; see {self.directory.logs}.")
+
+    def _plan(self, record: StudyRecord, log: RecordWriter) -> None:
+        """Draw all parameters and write them down: held-out simulations have the numbers after the others."""
+        case, settings = record.case.load(), self.settings
+        counts = ((settings.simulations, False), (settings.held_out, True))
+        number = 0
+        for count, held_out in counts:
+            points = draw_design(len(case.parameters), count, settings.seed, kind=settings.sampler, held_out=held_out)
+            for point in points:
+                values = dict(case.draw(point))
+                planned = {"e": "planned", "s": number, "held_out": held_out, "parameters": values}
+                log.append({**planned, "seed": settings.seed})
+                number += 1
+
+    def _validate(self) -> dict[str, float]:
+        from .validator import validate_run
+
+        return validate_run(self.directory.path)
+
+
+def require_capacity(settings: StudySettings, case: Case, window: int) -> None:
+    """Refuse settings that could never train or would deadlock, and say by how much they are short.
+
+    Raises
+    ------
+    ValueError : the window is longer than a trajectory, or the reservoir too small for jobs, window and batch.
+    """
+    from .reservoir import check_capacity
+
+    num_steps = case.num_snapshots + 1
+    if window > num_steps:
+        raise ValueError(f"The surrogate needs windows of {window} steps; a simulation has {num_steps} snapshots.")
+    step_bytes = 4 * len(case.fields) * math.prod(case.grid.shape)
+    check_capacity(settings.buffer_bytes // step_bytes, settings.jobs, window, settings.batch_size)
+
+
+def _reference(case: Case) -> CaseReference:
+    """Return where a case object stands: the module variable of a file that is this object."""
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if file is None:
+            continue
+        for name, value in list(vars(module).items()):
+            if value is case:
+                return CaseReference.of(file, name)
+    raise ValueError(
+        f"Case {case.name} is not a variable of a module with a file, so solver processes could not import it. "
+        "Put it into a .py file at module level, or pass CaseReference.of(path, name, shape=...)."
+    )
+
+
+@contextmanager
+def _orderly_stop(request_stop: Callable[[], None]) -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into an orderly stop; a second SIGINT interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        request_stop()
+
+    old = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
