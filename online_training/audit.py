@@ -91,8 +91,9 @@ def _read(ledger: Path) -> _Sides:
     sides = _Sides()
     for path in sorted(ledger.glob("*.log")):
         writer, *rest = path.stem.split("-")
-        # A trainer's file is trainer-SESSION-GENERATION-RANK; solver files carry the job's name and no number is needed.
-        epoch = tuple(int(part) for part in rest[:2]) if writer == "trainer" else (int(rest[0]) if rest[0].isdigit() else 0, 0)
+        # trainer-SESSION-GENERATION-RANK, intake-SESSION, study-SESSION; a solver's file carries its job's name.
+        numbers = rest[:2] if writer == "trainer" else rest[:1]
+        epoch = tuple(map(int, numbers)) if writer != "solver" else ()
         for record in read_records(path):
             _READERS[writer](sides, record, epoch)
     return sides

@@ -72,7 +72,7 @@ class StudyRecord:
         """Return the record that `to_toml` wrote into a folder."""
         data = tomllib.loads(text)
         if data["format"] > FORMAT:
-            raise StudyError(f"{folder} has format {data['format']}; this version reads up to {FORMAT}. Update headrace.")
+            raise StudyError(f"{folder} has format {data['format']}; this version reads up to {FORMAT}: update it.")
         case = CaseReference.from_dict({**data["case"], "file": str(folder / data["case"]["file"])})
         model = data["model"]
         return cls(
