@@ -99,7 +99,9 @@ def train(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Argument of the surrogate, e.g. modes=12; repeat for several."),
     ] = None,
-    run_dir: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Run directory. Default: runs/CASE-MODEL.")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Run directory. Default: runs/CASE-MODEL.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the study stopped; starts it where there is none yet.")
     ] = False,
