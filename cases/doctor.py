@@ -52,7 +52,8 @@ def examine(folder: Path) -> list[Finding]:
     """Return the findings on this machine; runs would be written below the folder."""
     checks: tuple[Callable[[], Finding], ...] = (
         check_mpi, check_ray, check_torch, check_shared_memory, check_memory, check_ports, check_open_files,
-        lambda: check_disk(folder), check_temporary_folder, check_proxies, check_token, check_threads, check_scheduler, check_compiler,
+        lambda: check_disk(folder), check_temporary_folder, check_proxies, check_token,
+        check_threads, check_scheduler, check_compiler,
     )  # fmt: skip
     with ThreadPoolExecutor(max_workers=len(checks)) as pool:
         return list(pool.map(lambda check: check(), checks))
