@@ -1,0 +1,840 @@
+"""The solver's side of the wire, in one file that needs only Python, numpy and pyzmq.
+
+Copy it beside any solver, or import it from an installed Headrace. docs/wire.md is the specification.
+
+    with connect(fields={"u": (256, 256)}, comm=comm) as stream:
+        nu = stream.parameters.nu
+        for step, time, block, where in my_time_loop(nu):
+            if stream.send(step=step, time=time, values=block, where=where) == STOP:
+                break
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import secrets
+import socket as network
+import stat
+import struct
+import sys
+import threading
+import time as clock
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import IntEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+import zmq
+
+HEADER_SIZE = 224
+MAX_BLOCK = 4 * 2**20
+MAX_FRAME = MAX_BLOCK + 64 * 1024
+MAX_NDIM = 4
+PAYLOAD_SIGNED = 1
+DEFAULT_LEASE = 60.0
+EXIT_LEASE_EXPIRED = 75
+COMPLETED, FAILED, STOPPED = 0, 1, 2
+DTYPES = {1: np.dtype("<f4"), 2: np.dtype("<f8"), 3: np.dtype("<i4"), 4: np.dtype("<i8"), 5: np.dtype("u1")}
+DTYPE_CODES = {dtype.name: code for code, dtype in DTYPES.items()}
+
+_LAYOUT = struct.Struct("<4sHHQQQQIHBBQdII12QQIIQ")
+_MAGIC = b"HDRC"
+_VERSION = 1
+_HELLO_PATIENCE = 2.0
+_ZERO_COPY_FROM = 64 * 1024
+
+
+class Kind(IntEnum):
+    """What a message is; the numbers are those of docs/wire.md."""
+
+    HELLO = 1
+    WELCOME = 2
+    REFUSED = 3
+    DECLARE = 4
+    DECLARED = 5
+    REQUEST = 6
+    ASSIGN = 7
+    FINISHED = 8
+    CREDIT = 9
+    BLOCK = 10
+    ACK = 11
+    END = 12
+    ENDED = 13
+    LEASE = 14
+    LEASED = 15
+    BYE = 16
+    DRAW = 20
+    BATCH = 21
+    RELEASE = 22
+    STATISTICS = 23
+    STATISTICS_ARE = 24
+
+
+class Word(IntEnum):
+    """What the study tells a running simulation."""
+
+    CONTINUE = 0
+    STOP = 1
+    SLOW = 2
+
+
+CONTINUE, STOP, SLOW = Word.CONTINUE, Word.STOP, Word.SLOW
+
+
+class WireError(ValueError):
+    """A message that must be dropped; its text is the reason under which it is counted."""
+
+
+class StreamLost(RuntimeError):
+    """The intake did not keep this simulation (it was restarted or cut off); it will be run again."""
+
+
+class StudyFinished(SystemExit):
+    """The study has no simulation left; uncaught, it ends the process in order, with code 0."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+
+class Header(NamedTuple):
+    """The fixed header of every message; shapes and offsets have as many entries as the field has axes."""
+
+    kind: int
+    study: int = 0
+    session: int = 0
+    sequence: int = 0
+    simulation: int = 0
+    attempt: int = 0
+    field: int = 0
+    dtype: int = 0
+    step: int = 0
+    time: float = 0.0
+    block: int = 0
+    num_blocks: int = 0
+    global_shape: tuple[int, ...] = ()
+    offset: tuple[int, ...] = ()
+    block_shape: tuple[int, ...] = ()
+    payload_length: int = 0
+    payload_crc32: int = 0
+    flags: int = 0
+    value: int = 0
+
+    def sign(self, token: bytes, payload: Any = b"") -> bytes:
+        """Return the 224 bytes of the header; the HMAC covers the payload where flag bit 0 is set."""
+        ndim = len(self.global_shape)
+        rest = (0,) * (MAX_NDIM - ndim)
+        packed = _LAYOUT.pack(
+            _MAGIC, _VERSION, self.kind, self.study, self.session, self.sequence, self.simulation, self.attempt,
+            self.field, self.dtype, ndim, self.step, self.time, self.block, self.num_blocks,
+            *self.global_shape, *rest, *self.offset, *rest, *self.block_shape, *rest,
+            self.payload_length, self.payload_crc32, self.flags, self.value,
+        )  # fmt: skip
+        return packed + _authenticate(token, packed, payload if self.flags & PAYLOAD_SIGNED else b"")
+
+    @classmethod
+    def verify(cls, frame: bytes, token: bytes, study: int, payload: Any = b"") -> Header:
+        """Read a header that the token's owner wrote for this study; anything else is a WireError.
+
+        Raises
+        ------
+        WireError : "size", "magic", "version", "hmac", "study", "ndim" or "length", in this order.
+        """
+        if len(frame) != HEADER_SIZE:
+            raise WireError("size")
+        (magic, version, kind, its_study, session, sequence, simulation, attempt, field, dtype, ndim, step, time,
+         block, num_blocks, *axes, length, crc, flags, value) = _LAYOUT.unpack_from(frame)  # fmt: skip
+        if magic != _MAGIC:
+            raise WireError("magic")
+        if version != _VERSION:
+            raise WireError("version")
+        expected = _authenticate(token, frame[:-32], payload if flags & PAYLOAD_SIGNED else b"")
+        if not hmac.compare_digest(expected, frame[-32:]):
+            raise WireError("hmac")
+        if its_study != study:
+            raise WireError("study")
+        if ndim > MAX_NDIM:
+            raise WireError("ndim")
+        if length != len(payload):
+            raise WireError("length")
+        return cls(
+            kind, its_study, session, sequence, simulation, attempt, field, dtype, step, time, block, num_blocks,
+            tuple(axes[:ndim]), tuple(axes[4 : 4 + ndim]), tuple(axes[8 : 8 + ndim]), length, crc, flags, value,
+        )  # fmt: skip
+
+
+def _authenticate(token: bytes, packed: bytes, payload: Any) -> bytes:
+    if not len(payload):
+        return hmac.digest(token, packed, "sha256")
+    code = hmac.new(token, packed, "sha256")
+    code.update(payload)
+    return code.digest()
+
+
+def read_token(path: str | Path) -> bytes:
+    """Return the run's 256-bit token from a file that nobody else can read.
+
+    Raises
+    ------
+    PermissionError : the file belongs to another user, or others may read it.
+    ValueError : its content is not 64 hexadecimal digits.
+    """
+    with open(path, encoding="ascii") as file:
+        status = os.fstat(file.fileno())
+        if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+            raise PermissionError(
+                f"Token file {path} has mode {stat.S_IMODE(status.st_mode):04o} and owner {status.st_uid}: only you"
+                f" (user {os.geteuid()}) may own and read it. Run chmod 600 on it, or make a new one if others saw it."
+            )
+        text = file.read(128).strip()
+    if len(text) != 64 or set(text) - set("0123456789abcdefABCDEF"):
+        raise ValueError(f"Token file {path} must hold 64 hexadecimal digits and nothing else.")
+    return bytes.fromhex(text)
+
+
+def pieces(shape: Sequence[int], itemsize: int) -> Iterator[tuple[slice, ...]]:
+    """Cut a C-contiguous block along its first axes into contiguous sub-blocks of at most 4 MiB."""
+    if not shape:
+        yield ()
+        return
+    row = itemsize * int(np.prod(shape[1:], dtype=np.int64))
+    if row > MAX_BLOCK:
+        for i in range(shape[0]):
+            for rest in pieces(shape[1:], itemsize):
+                yield (slice(i, i + 1), *rest)
+        return
+    whole = tuple(slice(0, n) for n in shape[1:])
+    rows = max(1, MAX_BLOCK // max(1, row))
+    for first in range(0, shape[0], rows):
+        yield (slice(first, min(first + rows, shape[0])), *whole)
+
+
+class Link:
+    """One authenticated peer of the intake: a DEALER socket and a thread that keeps its lease.
+
+    address : ZeroMQ addresses separated by commas, best first.
+    hello : role, job, rank, ranks and generation, as HELLO carries them.
+    lease : seconds without a word from the intake after which the process ends with code 75; None takes the intake's.
+
+    Not thread-safe. `lost` is None, or why the session is over; `join` begins a new one.
+    """
+
+    def __init__(self, address: str, token: bytes, study: int, *, hello: Mapping[str, Any], lease: float | None = None):
+        self._addresses = [part.strip() for part in address.split(",") if part.strip()]
+        if not self._addresses:
+            raise ValueError("The intake's address is empty; it looks like tcp://host:port.")
+        self._token, self._study, self._lease = token, study, lease
+        self._hello = {**hello, "pid": os.getpid(), "host": network.gethostname()}
+        self._context = zmq.Context(io_threads=1)
+        self._socket: zmq.Socket | None = None
+        self._monitor: zmq.Socket | None = None
+        self._poller = zmq.Poller()
+        self._sequence = 0
+        self._heard = 0
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.address = self._addresses[0]
+        self.session = 0
+        self.lost: str | None = "not connected yet"
+        self.lease = DEFAULT_LEASE if lease is None else lease
+        self.welcome: dict[str, Any] = {}
+
+    def join(self) -> dict[str, Any]:
+        """Say HELLO until an intake answers; return what its WELCOME says.
+
+        Raises
+        ------
+        ConnectionError : no intake answered for as long as the lease.
+        RuntimeError : the intake refused, with its reason.
+        """
+        deadline = clock.monotonic() + self.lease
+        while True:
+            for address in self._addresses:
+                if address.startswith("ipc://") and not os.path.exists(address[6:]):
+                    continue
+                if self._greet(address, min(deadline, clock.monotonic() + _HELLO_PATIENCE)):
+                    if self._thread is None:
+                        self._thread = threading.Thread(target=self._keep_lease, name="headrace-lease", daemon=True)
+                        self._thread.start()
+                    return self.welcome
+            if clock.monotonic() >= deadline:
+                raise ConnectionError(
+                    f"No intake answered at {', '.join(self._addresses)} within {self.lease:g} s. Is the study still"
+                    " running, and does this job carry its token (HEADRACE_TOKEN_FILE) and study (HEADRACE_STUDY)?"
+                )
+            clock.sleep(0.05)
+
+    def _open(self, address: str, *, watched: bool) -> zmq.Socket:
+        socket = self._context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.ROUTING_ID, b"H" + secrets.token_bytes(15))
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
+        socket.setsockopt(zmq.RECONNECT_IVL, 50)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        if watched:
+            self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        socket.connect(address)
+        return socket
+
+    def _shut(self, linger: int = 0) -> None:
+        if self._socket is not None:
+            self._poller = zmq.Poller()
+            self._socket.disable_monitor()
+            self._socket.close(linger)
+            self._socket = None
+
+    def _greet(self, address: str, deadline: float) -> bool:
+        self._shut()
+        self._socket = self._open(address, watched=True)
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
+        self.session, self._sequence, self._heard, self.lost = 0, 0, 0, None
+        nonce = secrets.token_hex(16)
+        self.send(Kind.HELLO, payload={**self._hello, "nonce": nonce})
+        while self.lost is None:
+            message = self.receive(deadline - clock.monotonic())
+            if message is None:
+                break
+            header, payload = message
+            if header.kind == Kind.WELCOME:
+                welcome = json.loads(payload)
+                if welcome.get("nonce") == nonce:
+                    self.address, self.welcome = address, welcome
+                    if self._lease is None:
+                        self.lease = float(welcome.get("lease", DEFAULT_LEASE))
+                    self.session = header.session
+                    return True
+        return False
+
+    def send(self, kind: Kind, payload: Mapping[str, Any] | bytes | None = None, **fields: Any) -> None:
+        """Send a message whose payload, if any, is authenticated; mappings travel as JSON."""
+        body = b"" if payload is None else payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+        if body:
+            fields.update(payload_length=len(body), payload_crc32=zlib.crc32(body), flags=PAYLOAD_SIGNED)
+        self.send_block(Header(kind, **fields), body)
+
+    def send_block(self, header: Header, payload: Any, *, track: bool = False) -> zmq.MessageTracker | None:
+        """Number, sign and send one message; with track, return what tells when the payload's memory is free again."""
+        self._sequence += 1
+        header = header._replace(study=self._study, session=self.session, sequence=self._sequence)
+        frame = header.sign(self._token, payload)
+        more = zmq.SNDMORE if header.payload_length else 0
+        while self.lost is None:
+            try:
+                self._socket.send(frame, zmq.NOBLOCK | more)
+            except zmq.Again:
+                self._poller.modify(self._socket, zmq.POLLOUT)
+                self.watch(1.0)
+                self._poller.modify(self._socket, zmq.POLLIN)
+                continue
+            if more:
+                copy = header.payload_length < _ZERO_COPY_FROM
+                tracker = self._socket.send(payload, copy=copy, track=track and not copy)
+                return tracker if track and not copy else None
+            return None
+        return None
+
+    def watch(self, timeout: float = 0.0) -> bool:
+        """Wait for the sockets; notice a broken connection; return whether a message can be received."""
+        events = dict(self._poller.poll(max(0, int(1000 * timeout + 0.999))))
+        if self._monitor in events:
+            # Messages in flight are gone with the connection and ZeroMQ does not say which: the session is over.
+            self._monitor.recv_multipart()
+            self.lost = f"the connection to the intake at {self.address} broke"
+        return bool(events.get(self._socket, 0) & zmq.POLLIN)
+
+    def receive(self, timeout: float) -> tuple[Header, bytes] | None:
+        """Return the intake's next message, or None after the timeout in seconds or when the session is lost.
+
+        Raises
+        ------
+        RuntimeError : the intake refused what this peer asked, with its reason.
+        """
+        deadline = clock.monotonic() + timeout
+        while self.lost is None:
+            if self.watch(deadline - clock.monotonic()):
+                message = self._accept(self._socket.recv_multipart())
+                if message is not None:
+                    return message
+            elif clock.monotonic() >= deadline:
+                return None
+        return None
+
+    def _accept(self, frames: list[bytes]) -> tuple[Header, bytes] | None:
+        message = self._open_message(frames)
+        if message is None:
+            return None
+        header, payload = message
+        if header.kind == Kind.REFUSED:
+            refusal = json.loads(payload)
+            if not refusal.get("rejoin"):
+                raise RuntimeError(f"The intake at {self.address} refused: {refusal.get('error')}")
+            if self.session:
+                self.lost = f"the intake at {self.address} says: {refusal.get('error')}"
+            return None
+        if header.kind != Kind.WELCOME and (header.session != self.session or header.sequence <= self._heard):
+            return None
+        self._heard = header.sequence
+        return header, payload
+
+    def _open_message(self, frames: list[bytes]) -> tuple[Header, bytes] | None:
+        payload = frames[1] if len(frames) == 2 else b""
+        try:
+            header = Header.verify(frames[0], self._token, self._study, payload)
+        except WireError:
+            return None
+        return (header, payload) if zlib.crc32(payload) == header.payload_crc32 else None
+
+    def _keep_lease(self) -> None:
+        socket, session, sequence, silent = None, 0, 0, 0.0
+        interval = min(1.0, self.lease / 4)
+        while not self._closing.is_set():
+            if session != self.session and self.session:
+                if socket is not None:
+                    socket.close(0)
+                session, sequence = self.session, 0
+                socket = self._open(self.address, watched=False)
+            began = clock.monotonic()
+            sequence += 1
+            header = Header(Kind.LEASE, study=self._study, session=session, sequence=sequence)
+            heard = False
+            try:
+                socket.send(header.sign(self._token), zmq.NOBLOCK)
+            except zmq.Again:
+                pass  # the queue is full because nobody listens; the silence below counts
+            while not self._closing.is_set() and clock.monotonic() < began + interval:
+                if socket.poll(int(100 * interval) + 1):
+                    heard |= self._open_message(socket.recv_multipart()) is not None
+                if heard:
+                    self._closing.wait(max(0.0, began + interval - clock.monotonic()))
+            # A process that was suspended, or held by a long call into C, must not blame the intake for that time.
+            silent = 0.0 if heard else silent + min(clock.monotonic() - began, 2 * interval)
+            if silent > self.lease and not self._closing.is_set():
+                self._expire()
+        if socket is not None:
+            socket.close(0)
+
+    def _expire(self) -> None:
+        who = f"rank {self._hello.get('rank')} of job {self._hello.get('job')}"
+        sys.stderr.write(
+            f"headrace: {who} heard nothing from the intake at {self.address} for {self.lease:g} s;"
+            f" the process ends with code {EXIT_LEASE_EXPIRED}.\n"
+        )
+        sys.stderr.flush()
+        os._exit(EXIT_LEASE_EXPIRED)
+
+    def close(self) -> None:
+        """Say BYE and free the sockets."""
+        if self._socket is not None and self.session and self.lost is None:
+            self.send(Kind.BYE)
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._shut(linger=1000)
+        self._context.term()
+
+
+class Parameters(dict):
+    """Values of the simulation's parameters by name, also as attributes: p["nu"] is p.nu."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"No parameter {name!r}; the study has {', '.join(self) or 'none'}.") from None
+
+
+class _SentLog:
+    """The solver's own record of what it sent: one checksummed line per sub-block, written before it is sent."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def write(self, records: list[str]) -> None:
+        data = b"".join(b"%08x %s\n" % (zlib.crc32(text), text) for text in (record.encode() for record in records))
+        try:
+            written = os.write(self._file, data)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}, while logging what was sent", str(self._path)) from None
+        if written != len(data):
+            raise OSError(f"{self._path}: only {written} of {len(data)} bytes could be written; is the disk full?")
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+class Stream:
+    """One simulation: its parameters, and the way of its snapshots to the study.
+
+    A context manager: leaving it ends the simulation, as failed where an exception passes through.
+    """
+
+    def __init__(self, connection: Connection, assigned: Header | None, payload: bytes, owner: bool = False) -> None:
+        content = json.loads(payload) if payload else {}
+        self._connection, self._owner = connection, owner
+        self.active = assigned is not None
+        self.parameters = Parameters(content.get("parameters", {}))
+        self.seed = int(content.get("seed", 0))
+        self.simulation = assigned.simulation if assigned else 0
+        self.attempt = assigned.attempt if assigned else 1
+        self.num_steps: int | None = assigned.value if assigned else None
+        self.blocked_seconds = 0.0
+        self.bytes_sent = 0
+        self.lost: str | None = None
+        self._credit = 0
+        self._words: dict[int, Word] = {}
+        self._word = CONTINUE
+        self._next = 0
+        self._ended = False
+        self._began = clock.monotonic()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self.end(failure=None if error is None else f"{kind.__name__}: {error}")
+            if self._owner and self.lost and error is None:
+                raise StreamLost(f"Simulation {self.simulation} was not kept: {self.lost}. It will be run again.")
+        finally:
+            if self._owner:
+                self._connection.close()
+
+    def send(
+        self,
+        *,
+        step: int,
+        time: float,
+        values: np.ndarray | Mapping[str, np.ndarray],
+        where: Sequence[slice] | None = None,
+    ) -> Word:
+        """Send this rank's block of one snapshot; return what the study said to the snapshot before. Collective.
+
+        Waits, in a socket poll, while the study has no room for the step. All ranks get the same word.
+        After STOP nothing more is sent.
+
+        Parameters
+        ----------
+        step : index of the snapshot: 0, 1, 2, ...
+        time : its time.
+        values : (fields, *block), or a block for each field's name; free to change once send has returned.
+        where : the block's place in the global grid, a slice for each axis; None: the whole field.
+
+        Raises
+        ------
+        ValueError : a step out of order, or a block that does not fit its field or its place.
+        """
+        if self._ended:
+            raise RuntimeError(f"Simulation {self.simulation} has ended; step {step} cannot be sent.")
+        if step != self._next or (self.num_steps is not None and step >= self.num_steps):
+            raise ValueError(
+                f"Step {step} cannot be sent now: the next step is {self._next}"
+                + (f", and the last one of this study is {self.num_steps - 1}." if self.num_steps else ".")
+            )
+        blocks = self._connection.blocks(values, where)
+        self._next += 1
+        if self._stopped_or_lost:
+            return self._word
+        self._wait(lambda: self._credit > step and (step == 0 or step - 1 in self._words), step)
+        if not self._stopped_or_lost:
+            self._transmit(step, time, blocks)
+        return self._word
+
+    @property
+    def _stopped_or_lost(self) -> bool:
+        # A rank whose session is lost computes on to the end and sends nothing: leaving the time loop alone
+        # would leave the other ranks waiting inside MPI.
+        return not self.active or self.lost is not None or self._word == STOP
+
+    def _wait(self, arrived: Callable[[], bool], step: int) -> None:
+        link = self._connection.link
+        began = clock.monotonic()
+        while not arrived():
+            if link.lost is not None:
+                self.lost = link.lost
+                break
+            message = link.receive(1.0)
+            if message is not None:
+                self._take(message[0])
+            if self._words.get(step - 1) == STOP:
+                break
+        self._word = self._words.get(step - 1, self._word)
+        self._words = {k: word for k, word in self._words.items() if k >= step - 1}
+        self.blocked_seconds += clock.monotonic() - began
+
+    def _take(self, header: Header) -> None:
+        if (header.simulation, header.attempt) != (self.simulation, self.attempt):
+            return
+        if header.kind == Kind.CREDIT:
+            self._credit = max(self._credit, header.value)
+        elif header.kind == Kind.ACK:
+            self._words[header.step] = Word(header.value)
+        elif header.kind == Kind.ENDED:
+            self._ended = True
+
+    def _transmit(self, step: int, time: float, blocks: list[_Block]) -> None:
+        connection, link = self._connection, self._connection.link
+        flags = PAYLOAD_SIGNED if link.welcome.get("strict") else 0
+        messages, records = [], []
+        for field, block in enumerate(blocks):
+            if not block.data.size:
+                continue
+            for piece in pieces(block.data.shape, block.data.itemsize):
+                data = block.data[piece]
+                payload = data.reshape(-1).view(np.uint8).data
+                crc = zlib.crc32(payload)
+                offset = tuple(o + cut.start for o, cut in zip(block.offset, piece, strict=True))
+                header = Header(
+                    Kind.BLOCK, simulation=self.simulation, attempt=self.attempt, field=field,
+                    dtype=connection.dtype_code, step=step, time=time,
+                    block=connection.rank, num_blocks=connection.ranks,
+                    global_shape=block.global_shape, offset=offset, block_shape=data.shape, payload_length=data.nbytes,
+                    payload_crc32=crc, flags=flags,
+                )  # fmt: skip
+                messages.append((header, payload, block.borrowed))
+                records.append(
+                    f'{{"e": "block", "s": {self.simulation}, "a": {self.attempt}, "f": {field}, "t": {step},'
+                    f' "o": {list(offset)}, "c": {crc}}}'
+                )
+        connection.log(records)
+        trackers = [link.send_block(header, payload, track=borrowed) for header, payload, borrowed in messages]
+        self.bytes_sent += sum(header.payload_length for header, _, _ in messages)
+        began = clock.monotonic()
+        for tracker in trackers:
+            # ZeroMQ reads the caller's own array; it must not change before the last byte has left.
+            while tracker is not None and link.lost is None and not tracker.done:
+                try:
+                    tracker.wait(1.0)
+                except zmq.NotDone:
+                    link.watch()
+        self.blocked_seconds += clock.monotonic() - began
+
+    def end(self, *, failure: str | None = None) -> None:
+        """End the simulation: as failed with a reason, else as stopped or completed; a second call does nothing.
+
+        Collective where it did not fail.
+        """
+        if self._ended or not self.active:
+            return
+        link, last = self._connection.link, self._next - 1
+        if failure is None and last >= 0 and not self._stopped_or_lost:
+            self._wait(lambda: last in self._words, last + 1)
+        self.lost = self.lost or link.lost
+        status = FAILED if failure is not None else STOPPED if self._word == STOP else COMPLETED
+        self._connection.log([f'{{"e": "end", "s": {self.simulation}, "a": {self.attempt}, "status": {status}}}'])
+        if self.lost is None:
+            report = {
+                "reason": (failure or "")[:2000],
+                "blocked": self.blocked_seconds,
+                "elapsed": clock.monotonic() - self._began,
+                "bytes": self.bytes_sent,
+            }
+            link.send(Kind.END, report, simulation=self.simulation, attempt=self.attempt, value=status)
+            # After a failure the other ranks may never come to their end: do not wait for them.
+            deadline = clock.monotonic() + 2.0
+            while not self._ended and link.lost is None and (failure is None or clock.monotonic() < deadline):
+                message = link.receive(0.5)
+                if message is not None:
+                    self._take(message[0])
+            self.lost = link.lost
+        self._ended = True
+
+
+class _Block(NamedTuple):
+    """One field's block, contiguous and in the wire's type; borrowed: the memory is the caller's."""
+
+    data: np.ndarray
+    offset: tuple[int, ...]
+    global_shape: tuple[int, ...]
+    borrowed: bool
+
+
+class Connection:
+    """A persistent solver job: `for stream in connection.simulations(): with stream: ...`.
+
+    fields : global shape of each field.
+    comm : the job's communicator (anything with rank and size, or Get_rank and Get_size); None: a single process.
+    dtype : of the values on the wire.
+    steps : number of snapshots the solver will send; checked against the study's where given.
+
+    Without HEADRACE_ADDRESS in the environment there is no study: one stream without parameters that sends nothing.
+    """
+
+    def __init__(
+        self,
+        fields: Mapping[str, Sequence[int]],
+        comm: Any = None,
+        *,
+        dtype: str = "float32",
+        steps: int | None = None,
+    ) -> None:
+        if dtype not in DTYPE_CODES:
+            raise ValueError(f"dtype {dtype!r} cannot be sent; allowed are {', '.join(DTYPE_CODES)}.")
+        self.fields = {name: tuple(int(n) for n in shape) for name, shape in fields.items()}
+        for name, shape in self.fields.items():
+            if not 1 <= len(shape) <= MAX_NDIM or min(shape) < 1:
+                raise ValueError(f"Field {name!r} has shape {shape}; it needs 1 to {MAX_NDIM} axes of positive length.")
+        self.rank, self.ranks = _place(comm)
+        self.dtype, self.dtype_code, self._steps = DTYPES[DTYPE_CODES[dtype]], DTYPE_CODES[dtype], steps
+        self._round = 0
+        self._sent: _SentLog | None = None
+        self.link: Link | None = None
+        if os.environ.get("HEADRACE_ADDRESS"):
+            self._begin(os.environ)
+
+    def _begin(self, environment: Mapping[str, str]) -> None:
+        missing = [name for name in ("HEADRACE_TOKEN_FILE", "HEADRACE_STUDY") if not environment.get(name)]
+        job = environment.get("HEADRACE_JOB") or (f"{network.gethostname()}-{os.getpid()}" if self.ranks == 1 else "")
+        if missing or not job:
+            raise RuntimeError(
+                f"HEADRACE_ADDRESS is set but {', '.join(missing or ['HEADRACE_JOB'])} is not. Start the solver through"
+                " its study, or unset HEADRACE_ADDRESS to run without one."
+            )
+        lease = environment.get("HEADRACE_LEASE")
+        self.link = Link(
+            environment["HEADRACE_ADDRESS"],
+            read_token(environment["HEADRACE_TOKEN_FILE"]),
+            int(environment["HEADRACE_STUDY"], 16),
+            hello={"role": "solver", "job": job, "rank": self.rank, "ranks": self.ranks, "generation": 0},
+            lease=float(lease) if lease else None,
+        )
+        if environment.get("HEADRACE_LOG_DIR"):
+            self._sent = _SentLog(Path(environment["HEADRACE_LOG_DIR"]) / f"solver-{job}-{self.rank}.log")
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def simulations(self) -> Iterator[Stream]:
+        """Yield one stream for each simulation that the study gives this job, until none is left. Collective.
+
+        A simulation that the intake did not keep (`stream.lost`) is given out again, to this job or to another.
+        """
+        if self.link is None:
+            yield Stream(self, None, b"")
+            return
+        while (stream := self.next()) is not None:
+            yield stream
+            stream.end()
+
+    def next(self, *, owner: bool = False) -> Stream | None:
+        """Ask for the next simulation; None where none is left. Collective.
+
+        Raises
+        ------
+        RuntimeError : the intake refused, e.g. because the study has other fields.
+        """
+        if self.link is None:
+            return Stream(self, None, b"", owner)
+        self._round += 1
+        while True:
+            if self.link.lost is not None:
+                self.link.join()
+                if self._ask(Kind.DECLARE, {Kind.DECLARED}, payload=self._declaration()) is None:
+                    continue
+            answer = self._ask(Kind.REQUEST, {Kind.ASSIGN, Kind.FINISHED}, value=self._round)
+            if answer is not None:
+                break
+        header, payload = answer
+        if header.kind == Kind.FINISHED:
+            return None
+        if self._steps is not None and self._steps != header.value:
+            raise ValueError(f"The solver will send {self._steps} steps but the study expects {header.value}.")
+        return Stream(self, header, payload, owner)
+
+    def _declaration(self) -> dict[str, Any]:
+        fields = [{"name": name, "shape": shape, "dtype": self.dtype.name} for name, shape in self.fields.items()]
+        return {"fields": fields}
+
+    def _ask(self, kind: Kind, answers: set[Kind], **content: Any) -> tuple[Header, bytes] | None:
+        self.link.send(kind, **content)
+        while self.link.lost is None:
+            message = self.link.receive(1.0)
+            if message is not None and message[0].kind in answers:
+                return message
+        return None
+
+    def blocks(self, values: np.ndarray | Mapping[str, np.ndarray], where: Sequence[slice] | None) -> list[_Block]:
+        """Check this rank's values against the declared fields and return them as the wire wants them."""
+        names = list(self.fields)
+        given = list(values) if isinstance(values, Mapping) else names[: len(values)]
+        if set(given) != set(names) or len(values) != len(names):
+            got = ", ".join(given) if isinstance(values, Mapping) else f"an array of shape {np.shape(values)}"
+            raise ValueError(f"values must hold one block for each of the fields {', '.join(names)}; got {got}.")
+        return [
+            self._block(name, values[name] if isinstance(values, Mapping) else values[i], where)
+            for i, name in enumerate(names)
+        ]
+
+    def _block(self, name: str, values: np.ndarray, where: Sequence[slice] | None) -> _Block:
+        shape = self.fields[name]
+        slices = tuple(slice(0, n) for n in shape) if where is None else tuple(where)
+        if len(slices) != len(shape):
+            raise ValueError(f"where has {len(slices)} slices but field {name!r} has {len(shape)} axes: {shape}.")
+        offset = tuple(cut.start or 0 for cut in slices)
+        stop = tuple(n if cut.stop is None else cut.stop for cut, n in zip(slices, shape, strict=True))
+        if any(cut.step not in (None, 1) for cut in slices) or any(
+            not 0 <= o <= e <= n for o, e, n in zip(offset, stop, shape, strict=True)
+        ):
+            raise ValueError(f"where {slices} does not lie in field {name!r} of shape {shape} with steps of one.")
+        original = np.asarray(values)
+        expected = tuple(e - o for o, e in zip(offset, stop, strict=True))
+        if original.shape != expected:
+            raise ValueError(f"The block of field {name!r} has shape {original.shape} but where says {expected}.")
+        data = np.ascontiguousarray(original, dtype=self.dtype)
+        return _Block(data, offset, shape, np.may_share_memory(data, original))
+
+    def log(self, records: list[str]) -> None:
+        """Append to this rank's log of what it sent, where HEADRACE_LOG_DIR asks for one."""
+        if self._sent is not None and records:
+            self._sent.write(records)
+
+    def close(self) -> None:
+        """Leave the study in order; a second call does nothing."""
+        if self.link is not None:
+            self.link.close()
+            self.link = None
+        if self._sent is not None:
+            self._sent.close()
+            self._sent = None
+
+
+def connect(
+    fields: Mapping[str, Sequence[int]], comm: Any = None, *, dtype: str = "float32", steps: int | None = None
+) -> Stream:
+    """Take one simulation from the study and return its stream, a context manager. Collective.
+
+    The arguments are those of `Connection`. Without HEADRACE_ADDRESS the stream has no parameters and sends nothing.
+
+    Raises
+    ------
+    ConnectionError : the study does not answer.
+    RuntimeError : it refuses, e.g. because it has other fields; both declarations are named.
+    StudyFinished : no simulation is left.
+    """
+    connection = Connection(fields, comm, dtype=dtype, steps=steps)
+    try:
+        stream = connection.next(owner=True)
+    except BaseException:
+        connection.close()
+        raise
+    if stream is None:
+        connection.close()
+        raise StudyFinished
+    return stream
+
+
+def _place(comm: Any) -> tuple[int, int]:
+    if comm is None:
+        return 0, 1
+    if hasattr(comm, "Get_rank"):
+        return int(comm.Get_rank()), int(comm.Get_size())
+    return int(comm.rank), int(comm.size)
