@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+RightHandSideFunction = Callable[[Any, float], Any]
+ImplicitSolve = Callable[[float, float, Any, float, Any], Any]
 
 
 class Scheme(ABC):
@@ -20,11 +24,155 @@ class Scheme(ABC):
     order: int
     """Observed order in the time step for smooth solutions."""
 
+    implicit: bool
+    """Whether a step solves equations, and is stable for any step in return."""
+
     @abstractmethod
-    def residual(self, old: Sequence[Any], new: Any, f: Callable[[Any, float], Any], t: float, dt: float) -> Any:
+    def residual(self, old: Sequence[Any], new: Any, f: RightHandSideFunction, t: float, dt: float) -> Any:
         """Return the defect of the discrete equation, in the units of du/dt.
 
         old : earlier states, oldest first, the last one at time t; each (fields, *batch, *grid).
         new : the state at t + dt.
         f : the right-hand side, f(u, t) -> same shape.
         """
+
+    @abstractmethod
+    def step(
+        self, old: Sequence[Any], f: RightHandSideFunction, t: float, dt: float, solve: ImplicitSolve | None = None
+    ) -> Any:
+        """Return the state at t + dt. Collective where f is.
+
+        solve : for implicit schemes, solve(sigma, beta, known, time, guess) returns u with
+            sigma·u - beta·f(u, time) + known = 0.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearMultistep(Scheme):
+    """An implicit linear multistep method with constant steps, as data.
+
+    Σ_j a_j u_{n+1-j} / dt = Σ_j b_j f(u_{n+1-j}, t_{n+1-j}),   j = 0 ... num_old
+
+    a, b : coefficients, newest first.
+    start : the scheme of the first steps, while fewer earlier states exist than needed. One step of order k
+        has a local error O(dt^(k+1)), so that a start of one order less keeps the order.
+    """
+
+    name: str
+    order: int
+    a: tuple[float, ...]
+    b: tuple[float, ...]
+    start: LinearMultistep | None = None
+    implicit: bool = True
+
+    @property
+    def num_old(self) -> int:  # type: ignore[override]
+        """Earlier states in the formula."""
+        return len(self.a) - 1
+
+    def _for(self, old: Sequence[Any]) -> tuple[LinearMultistep, Sequence[Any]]:
+        scheme = self
+        while scheme.num_old > len(old):
+            if scheme.start is None:
+                raise ValueError(f"{self.name} needs {self.num_old} earlier states, got {len(old)}.")
+            scheme = scheme.start
+        return scheme, old[len(old) - scheme.num_old :]
+
+    def _known(self, old: Sequence[Any], f: RightHandSideFunction, t: float, dt: float) -> Any:
+        """Return the part of the equation that does not depend on the new state."""
+        known = None
+        for j, (a, b) in enumerate(zip(self.a[1:], self.b[1:], strict=True)):
+            u = old[-1 - j]
+            term = u * (a / dt)
+            if b:
+                term = term - b * f(u, t - j * dt)
+            known = term if known is None else known + term
+        return known
+
+    def residual(self, old: Sequence[Any], new: Any, f: RightHandSideFunction, t: float, dt: float) -> Any:
+        """Return Σ a_j u_{n+1-j} / dt - Σ b_j f(u_{n+1-j}), with the starting scheme where `old` is short."""
+        scheme, old = self._for(old)
+        return new * (scheme.a[0] / dt) - scheme.b[0] * f(new, t + dt) + scheme._known(old, f, t, dt)
+
+    def step(
+        self, old: Sequence[Any], f: RightHandSideFunction, t: float, dt: float, solve: ImplicitSolve | None = None
+    ) -> Any:
+        """Return the solution of the implicit equation, starting from the linear extrapolation in time."""
+        if solve is None:
+            raise ValueError(f"{self.name} is implicit: step needs a solver for its equation.")
+        # Extrapolating across the first step would carry incompatible initial and wall data into the guess.
+        guess = 2 * old[-1] - old[-2] if len(old) > 2 else old[-1]
+        scheme, old = self._for(old)
+        return solve(scheme.a[0] / dt, scheme.b[0], scheme._known(old, f, t, dt), t + dt, guess)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungeKutta(Scheme):
+    """An explicit Runge-Kutta method as its Butcher tableau.
+
+    k_i = f(u + dt Σ_j matrix_ij k_j, t + nodes_i dt),   u_{n+1} = u_n + dt Σ_i weights_i k_i
+
+    stable_radius : |λ| dt up to which the method is stable for every λ with Re λ <= 0 that a diffusion-advection
+        operator has: the smaller of the extents of its stability region on the negative real and the imaginary
+        axis (for methods whose region does not reach along the imaginary axis, a value that damps).
+    """
+
+    name: str
+    order: int
+    nodes: tuple[float, ...]
+    matrix: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
+    stable_radius: float
+    num_old: int = 1
+    implicit: bool = False
+
+    def residual(self, old: Sequence[Any], new: Any, f: RightHandSideFunction, t: float, dt: float) -> Any:
+        """Return (u_{n+1} - step(u_n)) / dt."""
+        return (new - self.step(old, f, t, dt)) * (1 / dt)
+
+    def step(
+        self, old: Sequence[Any], f: RightHandSideFunction, t: float, dt: float, solve: ImplicitSolve | None = None
+    ) -> Any:
+        """Return u_n + dt Σ weights_i k_i."""
+        u = old[-1]
+        slopes: list[Any] = []
+        for node, row in zip(self.nodes, self.matrix, strict=True):
+            slopes.append(f(_advanced(u, dt, row, slopes), t + node * dt))
+        return _advanced(u, dt, self.weights, slopes)
+
+
+def _advanced(u: Any, dt: float, weights: Sequence[float], slopes: Sequence[Any]) -> Any:
+    for weight, k in zip(weights, slopes, strict=True):
+        if weight:
+            u = u + (dt * weight) * k
+    return u
+
+
+IMPLICIT_EULER = LinearMultistep(name="implicit Euler", order=1, a=(1.0, -1.0), b=(1.0, 0.0))
+"""u_{n+1} - u_n = dt f(u_{n+1}); L-stable."""
+
+CRANK_NICOLSON = LinearMultistep(name="Crank-Nicolson", order=2, a=(1.0, -1.0), b=(0.5, 0.5))
+"""u_{n+1} - u_n = dt/2 (f(u_{n+1}) + f(u_n)); A-stable, does not damp jumps (Crank and Nicolson 1947)."""
+
+BDF2 = LinearMultistep(name="BDF2", order=2, a=(1.5, -2.0, 0.5), b=(1.0, 0.0, 0.0), start=IMPLICIT_EULER)
+"""3/2 u_{n+1} - 2 u_n + 1/2 u_{n-1} = dt f(u_{n+1}); L-stable,
+starts with implicit Euler (Curtiss and Hirschfelder 1952)."""
+
+HEUN = RungeKutta(
+    name="Heun", order=2, nodes=(0.0, 1.0), matrix=((), (1.0,)), weights=(0.5, 0.5), stable_radius=1.0
+)  # fmt: skip
+"""The trapezoidal predictor-corrector (Heun 1900)."""
+
+SSPRK3 = RungeKutta(
+    name="SSPRK3", order=3, nodes=(0.0, 1.0, 0.5), matrix=((), (1.0,), (0.25, 0.25)),
+    weights=(1 / 6, 1 / 6, 2 / 3), stable_radius=1.7,
+)  # fmt: skip
+"""Strong-stability-preserving, three stages (Shu and Osher 1988, eq. 2.18)."""
+
+RK4 = RungeKutta(
+    name="RK4", order=4, nodes=(0.0, 0.5, 0.5, 1.0), matrix=((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),
+    weights=(1 / 6, 1 / 3, 1 / 3, 1 / 6), stable_radius=2.7,
+)  # fmt: skip
+"""The classical method (Kutta 1901)."""
+
+ALL_SCHEMES: tuple[LinearMultistep | RungeKutta, ...] = (IMPLICIT_EULER, CRANK_NICOLSON, BDF2, HEUN, SSPRK3, RK4)
