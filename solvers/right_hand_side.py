@@ -1,0 +1,115 @@
+"""A case's right-hand side as a function of plain arrays: f(u, t) on MPI blocks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .blocks import Blocks
+from .case import Case
+from .field import Field, GhostLayersExhausted
+from .ghosts import GhostLayers
+from .operators import Operators
+from .parameters import Parameters
+
+MOST_GHOST_LAYERS = 4
+
+
+def assembled(result: Any, fields: tuple[str, ...], owned: tuple[int, ...], out: np.ndarray) -> np.ndarray:
+    """Write what a right-hand side returned, without its ghost layers, into out : (fields, *owned).
+
+    Raises
+    ------
+    TypeError, ValueError : it is not one field with all components, nor one field or number per unknown.
+    """
+    ndim = len(owned)
+    expected = f"return one field per unknown {fields}, as a tuple, or an expression in u as a whole"
+    if isinstance(result, Field) and (result.components or len(fields) > 1):
+        if not result.components:
+            raise ValueError(f"The right-hand side returned a single field; {expected}.")
+        array = result.cropped(0).array
+        if len(array) != len(fields):
+            raise ValueError(f"The right-hand side returned {len(array)} fields; {expected}.")
+        out[...] = array
+        return out
+    parts = tuple(result) if isinstance(result, tuple | list) else (result,)
+    if len(parts) != len(fields):
+        raise ValueError(f"The right-hand side returned {len(parts)} fields; {expected}.")
+    for name, part, target in zip(fields, parts, out, strict=True):
+        if isinstance(part, Field):
+            array = part.cropped(0).array
+            if part.components:
+                if len(array) != 1:
+                    raise ValueError(f"The right-hand side returned all of u in the place of field {name}; {expected}.")
+                array = array[0]
+            if array.ndim > ndim:
+                raise ValueError(f"The right-hand side returned shape {array.shape} for field {name}; {expected}.")
+            target[...] = array
+        elif isinstance(part, int | float):
+            target[...] = part
+        else:
+            raise TypeError(f"The right-hand side returned {type(part).__name__} for field {name}; {expected}.")
+    return out
+
+
+class RightHandSide:
+    """f(u, t) of one simulation on this rank's block; every call is collective.
+
+    u and the result : (fields, *block) float64, owned points only.
+    """
+
+    def __init__(self, case: Case, parameters: Parameters, blocks: Blocks, halo: int) -> None:
+        self.case = case
+        self.parameters = parameters
+        self.blocks = blocks
+        self.calls = 0
+        self._ghosts = GhostLayers(case, blocks, halo)
+        self._field = Field(self._ghosts.buffer, halo, case.grid.ndim, components=True)
+        self._operators = Operators(case.grid.spacing, blocks.shape, self._ghosts.x, self._mean)
+        self._cells = math.prod(case.grid.shape)
+
+    def __call__(self, u: np.ndarray, t: float) -> np.ndarray:
+        """Return ∂u/∂t. Collective."""
+        self.calls += 1
+        self._ghosts.interior[...] = u
+        self._ghosts.fill(self.parameters, t)
+        result = self.case.rhs(self._field, self._operators, self.parameters, t)
+        return assembled(result, self.case.fields, self.blocks.shape, np.empty_like(self._ghosts.interior, order="C"))
+
+    def _mean(self, array: np.ndarray) -> np.ndarray:
+        axes = tuple(range(-self.case.grid.ndim, 0))
+        return self.blocks.sum(np.sum(array, axis=axes, keepdims=True)) / self._cells
+
+    def free(self) -> None:
+        """Give back what MPI holds."""
+        self._ghosts.free()
+
+
+def right_hand_side(case: Case, parameters: Parameters, blocks: Blocks, state: np.ndarray) -> RightHandSide:
+    """Return f with as many ghost layers as the case's operators need, found by calling it on a state. Collective.
+
+    Raises
+    ------
+    ValueError : more nested operators than ghost layers are possible.
+    """
+    for halo in range(1, MOST_GHOST_LAYERS + 1):
+        if min(split_sizes(blocks)) < halo:
+            break
+        f = RightHandSide(case, parameters, blocks, halo)
+        try:
+            f(state, 0.0)
+        except GhostLayersExhausted:
+            f.free()
+            continue
+        return f
+    raise ValueError(
+        f"Case {case.name}: its operators are nested deeper than {halo - 1} ghost layers reach "
+        f"(at most {MOST_GHOST_LAYERS}, and no more than the smallest block has points, {min(split_sizes(blocks))})."
+    )
+
+
+def split_sizes(blocks: Blocks) -> tuple[int, ...]:
+    """Return the points of the smallest block along each axis: the same on every rank."""
+    return tuple(n // d for n, d in zip(blocks.grid_shape, blocks.dims, strict=True))
