@@ -1,0 +1,225 @@
+"""Runs one simulation of a case, serial or on MPI ranks, and hands its snapshots to a sink."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .blocks import Blocks
+from .case import Case
+from .newton import DivergenceError, NewtonKrylov
+from .parameters import Parameters
+from .right_hand_side import RightHandSide, right_hand_side
+from .scheme import SSPRK3, Scheme
+from .sink import Sink, Snapshot
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+log = logging.getLogger(__name__)
+
+
+def simulate(
+    case: Case, parameters: Parameters, sink: Sink, *, comm: MPI.Comm | None = None,
+    study_seed: int = 0, simulation: int = 0,
+) -> None:  # fmt: skip
+    """Solve the case for one set of parameters and write every snapshot to the sink.
+
+    Collective over comm; None solves serially.
+
+    Implicit schemes take one step per snapshot unless the case says `steps_per_snapshot`. A case without a
+    scheme is solved by SSPRK3; explicit steps are the largest stable ones, estimated anew for every snapshot.
+
+    Parameters
+    ----------
+    study_seed, simulation : key of the random generator that `case.initial` receives, the same on all ranks.
+
+    Raises
+    ------
+    ValueError : the grid cannot be split over the ranks, or a function of the case breaks its contract.
+    DivergenceError : the solution left the finite numbers; every rank names the time, the field and the parameters.
+    """
+    keep_heap()
+    snapshots = _own_snapshots(case, parameters, comm) if case.solver else _snapshots(
+        case, parameters, comm, np.random.default_rng(np.random.SeedSequence([study_seed, simulation]))
+    )  # fmt: skip
+    sink.open(case, parameters, comm)
+    try:
+        for snapshot in snapshots:
+            if not sink.write(snapshot):
+                break
+    except DivergenceError as error:
+        message = f"Simulation {simulation} of case {case.name} diverged: {error}; {parameters}."
+        sink.close(failure=message)
+        raise DivergenceError(message) from error
+    except BaseException as error:
+        # One rank alone must not enter a collective call: with several ranks, ending the job is the caller's part.
+        if comm is None or comm.size == 1:
+            sink.close(failure=f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        snapshots.close()
+    sink.close()
+
+
+def initial_state(case: Case, parameters: Parameters, blocks: Blocks, rng: np.random.Generator) -> np.ndarray:
+    """Return this rank's block of the initial state, (fields, *block) float64.
+
+    `case.initial` is evaluated on the whole grid on every rank, so that random fields do not depend on the ranks.
+
+    Raises
+    ------
+    ValueError : it did not return one array per field that fits the grid.
+    """
+    axes = [case.grid.points(axis, periodic=periodic) for axis, periodic in enumerate(case.periodic)]
+    x = tuple(np.meshgrid(*axes, indexing="ij"))
+    given = case.initial(x, parameters, rng)
+    parts = list(given) if isinstance(given, tuple | list) else [given]
+    if len(parts) == 1 and np.ndim(parts[0]) == case.grid.ndim + 1:
+        parts = list(parts[0])
+    if len(parts) != len(case.fields):
+        raise ValueError(
+            f"Case {case.name}: initial returned {len(parts)} fields; return one array for each of {case.fields}."
+        )
+    state = np.empty((len(case.fields), *blocks.shape))
+    for name, part, target in zip(case.fields, parts, state, strict=True):
+        try:
+            whole = np.broadcast_to(np.asarray(part, dtype=np.float64), case.grid.shape)
+        except ValueError:
+            raise ValueError(
+                f"Case {case.name}: initial returned shape {np.shape(part)} for field {name}; "
+                f"the coordinates x[0], x[1], ... have the shape {case.grid.shape}, and so must every field."
+            ) from None
+        target[...] = whole[blocks.where]
+    return state
+
+
+def _snapshots(
+    case: Case, parameters: Parameters, comm: MPI.Comm | None, rng: np.random.Generator
+) -> Iterator[Snapshot]:
+    if case.stiff is not None:
+        raise ValueError(
+            f"Case {case.name} has a stiff part, but every scheme so far treats rhs as a whole. Leave `stiff` out "
+            "and use an implicit scheme, scheme=BDF2."
+        )
+    blocks = Blocks(case.grid.shape, case.periodic, comm)
+    u = initial_state(case, parameters, blocks, rng)
+    _require_finite(case, u, 0.0, blocks)
+    f = right_hand_side(case, parameters, blocks, u)
+    try:
+        yield Snapshot(step=0, time=0.0, values=u, where=blocks.where)
+        scheme = case.scheme or SSPRK3
+        steps = _implicit_steps(case, scheme, f, u) if scheme.implicit else _explicit_steps(case, scheme, f, u)
+        times = case.times
+        for index, u in enumerate(steps, start=1):
+            _require_finite(case, u, times[index], blocks)
+            yield Snapshot(step=index, time=float(times[index]), values=u, where=blocks.where)
+    finally:
+        f.free()
+        blocks.free()
+
+
+def _implicit_steps(case: Case, scheme: Scheme, f: RightHandSide, u: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the states at snapshots 1, 2, ... with constant implicit steps."""
+    newton = NewtonKrylov(case, f, f.blocks)
+    per_snapshot = case.steps_per_snapshot or 1
+    dt = case.duration / (case.num_snapshots * per_snapshot)
+    # One state more than the scheme needs: the guess is extrapolated from the last two after the start.
+    old = [u]
+    for n in range(case.num_snapshots * per_snapshot):
+        old = [*old, scheme.step(old, f, n * dt, dt, newton.solve)][-max(scheme.num_old, 3) :]
+        if (n + 1) % per_snapshot == 0:
+            yield old[-1]
+    log.debug(
+        "%s: %d rhs evaluations, %d Newton and %d Krylov iterations",
+        case.name, f.calls, newton.newton_iterations, newton.krylov_iterations,
+    )  # fmt: skip
+
+
+def _explicit_steps(case: Case, scheme: Scheme, f: RightHandSide, u: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the states at snapshots 1, 2, ... with equal explicit steps between two snapshots."""
+    interval = case.duration / case.num_snapshots
+    direction = None
+    for index in range(case.num_snapshots):
+        start = index * interval
+        count = case.steps_per_snapshot
+        if count is None:
+            radius, direction = spectral_radius(f, u, start, direction)
+            count = max(1, math.ceil(interval * radius / (0.9 * scheme.stable_radius)))
+        dt = interval / count
+        for n in range(count):
+            u = scheme.step([u], f, start + n * dt, dt)
+        yield u
+
+
+def spectral_radius(
+    f: RightHandSide, u: np.ndarray, t: float, direction: np.ndarray | None = None, *, iterations: int = 12
+) -> tuple[float, np.ndarray]:
+    """Return an estimate of the largest |eigenvalue| of ∂f/∂u by power iteration, and its direction. Collective.
+
+    direction : start of the iteration, from an earlier call; makes fewer iterations do.
+    """
+    blocks = f.blocks
+    norm_u = math.sqrt(blocks.dot(u, u))
+    if direction is None:
+        # Pseudo-random in the global index, so that the ranks do not change it.
+        index = np.ravel_multi_index(np.ix_(*(np.arange(s.start, s.stop) for s in blocks.where)), blocks.grid_shape)
+        direction = np.broadcast_to(np.sin(12.9898 * (index + 1.0) ** 1.5), u.shape).copy()
+        iterations *= 3
+    fu = f(u, t)
+    step = 1e-7 * max(norm_u, math.sqrt(math.prod(blocks.grid_shape)) * 1e-3)
+    v = direction / math.sqrt(blocks.dot(direction, direction))
+    growth = []
+    for _ in range(iterations):
+        w = (f(u + step * v, t) - fu) / step
+        norm = math.sqrt(blocks.dot(w, w))
+        if norm == 0.0 or not math.isfinite(norm):
+            break
+        growth.append(norm)
+        v = w / norm
+    if not growth:
+        return 0.0, direction
+    # Complex pairs make single factors oscillate; the power iteration approaches from below, hence the margin.
+    return 1.1 * max(growth[-4:]), v
+
+
+def _own_snapshots(case: Case, parameters: Parameters, comm: MPI.Comm | None) -> Iterator[Snapshot]:
+    """Yield the snapshots of a case that brings its own solver, checked."""
+    for snapshot in case.solver(case, parameters, comm):
+        _require_finite(case, snapshot.values, snapshot.time, None, comm)
+        yield snapshot
+
+
+def _require_finite(
+    case: Case, u: np.ndarray, t: float, blocks: Blocks | None, comm: MPI.Comm | None = None
+) -> None:
+    """Raise on every rank where a value of any rank is infinite or not a number. Collective."""
+    bad = np.array([float(np.count_nonzero(~np.isfinite(field))) for field in u])
+    if blocks is not None:
+        bad = blocks.sum(bad)
+    elif comm is not None and comm.size > 1:
+        bad = np.array(comm.allreduce(bad))
+    if bad.any():
+        field = int(np.argmax(bad))
+        raise DivergenceError(f"{int(bad[field])} values of field {case.fields[field]} are not finite at t = {t:.6g}")
+
+
+@lru_cache(maxsize=1)
+def keep_heap() -> None:
+    """Keep freed memory in the process: glibc would give it back after every step and fault it in again.
+
+    Temporaries of a stencil are as large as the block; with the default settings of malloc an explicit step on
+    512 x 512 points takes five times as long. Other C libraries have no mallopt, and nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
+    for option, value in ((mmap_threshold, 1 << 30), (trim_threshold, 1 << 30), (top_pad, 1 << 26)):
+        mallopt(option, value)
