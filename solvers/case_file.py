@@ -1,0 +1,125 @@
+"""How a case travels between processes: as a file, a name in it, and the hash of what was in it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .case import Case
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseReference:
+    """A case as (file, variable, hash), so that every process runs the same one.
+
+    file : the Python file, absolute; self-contained but for installed packages.
+    name : the module-level variable in it that holds the `Case`.
+    sha256 : of the file's bytes, 64 hexadecimal digits.
+    shape : grid shape in place of the one in the file; None keeps it.
+    """
+
+    file: Path
+    name: str = "case"
+    sha256: str
+    shape: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, path: str | Path, name: str = "case", *, shape: tuple[int, ...] | None = None) -> CaseReference:
+        """Return the reference to a case in a file as it is now.
+
+        Raises
+        ------
+        ValueError : there is no such file.
+        """
+        file = Path(path).resolve()
+        return cls(file=file, name=name, sha256=hashlib.sha256(_bytes_of(file)).hexdigest(), shape=shape)
+
+    def load(self) -> Case:
+        """Import the file under a name of its own and return its case.
+
+        Raises
+        ------
+        ValueError : the file changed since the reference was made, does not run, or has no such case.
+        """
+        source = self._checked_source()
+        module_name = f"headrace_case_{self.sha256[:16]}"
+        module = types.ModuleType(module_name)
+        module.__file__ = str(self.file)
+        # The bytes that were hashed are the ones that run: the file is not read twice, no cache is written beside it.
+        sys.modules[module_name] = module
+        try:
+            exec(compile(source, str(self.file), "exec"), module.__dict__)
+        except Exception as error:
+            del sys.modules[module_name]
+            raise ValueError(
+                f"Case file {self.file} does not run: {type(error).__name__}: {error}. A case is one "
+                "self-contained file; it may import installed packages only."
+            ) from error
+        case = getattr(module, self.name, None)
+        if not isinstance(case, Case):
+            found = [name for name, value in vars(module).items() if isinstance(value, Case)]
+            raise ValueError(
+                f"Case file {self.file} has no case named {self.name!r}; it has {', '.join(found) or 'none'}. "
+                'Write case = Case(...) at the top level of the file, not under `if __name__ == "__main__"`.'
+            )
+        return case if self.shape is None else case.resized(self.shape)
+
+    def copied_to(self, folder: str | Path) -> CaseReference:
+        """Copy the file into a folder as case.py, atomically, and return the reference to the copy.
+
+        Raises
+        ------
+        ValueError : the file changed since the reference was made.
+        """
+        source = self._checked_source()
+        target = Path(folder).resolve() / "case.py"
+        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=".case-")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(source)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        return replace(self, file=target)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data; `shape` is left out where the file's own grid is used."""
+        data: dict[str, Any] = {"file": str(self.file), "name": self.name, "sha256": self.sha256}
+        return data if self.shape is None else {**data, "shape": list(self.shape)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, folder: str | Path = ".") -> CaseReference:
+        """Return the reference that `to_dict` described; a relative file is looked up in folder."""
+        shape = data.get("shape")
+        return cls(
+            file=(Path(folder) / data["file"]).resolve(), name=data["name"], sha256=data["sha256"],
+            shape=None if shape is None else tuple(int(n) for n in shape),
+        )  # fmt: skip
+
+    def _checked_source(self) -> bytes:
+        source = _bytes_of(self.file)
+        found = hashlib.sha256(source).hexdigest()
+        if found != self.sha256:
+            raise ValueError(
+                f"Case file {self.file} has changed: its SHA-256 is {found[:16]}..., {self.sha256[:16]}... was "
+                "expected. Restore the file, or start a new run with the new one."
+            )
+        return source
+
+
+def _bytes_of(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"Case file {file} cannot be read: {error.strerror}.") from error
