@@ -1,0 +1,357 @@
+"""The training loop of one worker: draws windows from the stream, steps the optimiser, keeps the records."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from headrace.surrogates import Surrogate, WindowBatch, load_surrogate
+from headrace.surrogates.files import save_surrogate
+
+from .agreement import Workers
+from .checkpoint import (
+    Checkpoint,
+    TrainingState,
+    discard_newer,
+    folder_name,
+    latest_checkpoint,
+    optimizer_settings,
+    read_checkpoint,
+    restore_optimizer,
+    save_checkpoint,
+)
+from .ledger import RecordWriter
+from .metrics_log import MetricsLog
+
+if TYPE_CHECKING:
+    from .feed import Draw, Feed
+
+logger = logging.getLogger(__name__)
+
+WARM_UP = 0.02
+"""Fraction of all uses over which the learning rate rises: Adam's moments need some steps to mean anything."""
+
+_REPORT_SECONDS = 1.0
+_NAMED = 8  # simulations that an error message names
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """What one worker of a training must know; plain data.
+
+    run_dir : holds model-initial/ and receives checkpoints/, metrics, ledger file and model/.
+    address, token_file, study : of the intake's sockets.
+    session : number of the study's session; with generation and rank, the name of the ledger file.
+    generation : counts the starts of the trainer in this run directory; an older one is fenced off.
+    batch_size : windows of one batch over all workers.
+    learning_rate : peak of the schedule.
+    total_windows : uses of windows that the study plans; there the learning rate reaches zero.
+    checkpoint_every : seconds.
+    threads : of torch on the CPU; the solvers want the other cores.
+    seed : of whatever a loss draws at random.
+    """
+
+    run_dir: str
+    address: str
+    token_file: str
+    study: int
+    session: int
+    total_windows: int
+    generation: int = 1
+    rank: int = 0
+    num_ranks: int = 1
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    checkpoint_every: float = 20.0
+    device: str = "cpu"
+    threads: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.num_ranks:
+            raise ValueError(
+                f"Batch size {self.batch_size} cannot be dealt to {self.num_ranks} workers evenly; "
+                f"take {math.ceil(self.batch_size / self.num_ranks) * self.num_ranks}."
+            )
+        if self.total_windows < 1 or self.threads < 1:
+            raise ValueError(f"total_windows {self.total_windows} and threads {self.threads} must be positive.")
+
+
+def learning_rate_at(windows: float, *, total: int, peak: float) -> float:
+    """Return the learning rate after a number of uses: linear warm-up over 2 % of them, then a cosine to zero."""
+    position = windows / total
+    if position < WARM_UP:
+        return peak * position / WARM_UP
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (position - WARM_UP) / (1 - WARM_UP))))
+
+
+def train(settings: TrainerSettings, feed: Feed | None = None) -> dict[str, Any]:
+    """Train from the newest checkpoint, or from model-initial/, to the end of the stream. Collective over the workers.
+
+    Worker 0 writes metrics.jsonl, checkpoints/ and, at the end, model/. With several workers torch.distributed
+    must be set up.
+
+    feed : where windows come from; left out, the intake at the settings' address.
+
+    Returns
+    -------
+    {"batch", "windows", "loss" (mean of the last report), "generation", "seconds"}
+
+    Raises
+    ------
+    FloatingPointError : the loss is not finite; names batch and simulations.
+    ValueError : no checkpoint is sound, or it does not fit the model.
+    OSError : disk full, or the intake cannot be reached.
+    """
+    torch.set_num_threads(settings.threads)
+    feed = feed if feed is not None else _connect(settings)
+    try:
+        with _Records(settings) as records:
+            return _Training(settings, feed, records).run()
+    finally:
+        feed.close()
+
+
+def _connect(settings: TrainerSettings) -> Feed:
+    from .client import read_token
+    from .feed import Feed
+
+    return Feed(
+        settings.address, read_token(settings.token_file), settings.study, rank=settings.rank,
+        num_ranks=settings.num_ranks, generation=settings.generation, batch_size=settings.batch_size,
+    )  # fmt: skip
+
+
+class _Records:
+    """The files that a worker appends to: its ledger of first uses and, on worker 0, the metrics."""
+
+    def __init__(self, settings: TrainerSettings) -> None:
+        run_dir = Path(settings.run_dir)
+        name = f"trainer-{settings.session}-{settings.generation}-{settings.rank}.log"
+        self._ledger = RecordWriter(run_dir / "ledger" / name)
+        self._metrics = MetricsLog(run_dir, "metrics") if settings.rank == 0 else None
+
+    def first_uses(self, draw: Draw, batch: int) -> None:
+        """Record the windows that were never used before, with the checksum of each step as it was trained on."""
+        table = draw.table
+        rows = np.flatnonzero(table["first"])
+        for row in rows:
+            steps = draw.states[row]  # (window, fields, *grid)
+            self._ledger.append(
+                {
+                    "e": "used", "s": int(table["simulation"][row]), "t": int(table["start"][row]), "k": len(steps),
+                    "h": [zlib.crc32(step) for step in steps], "n": batch,
+                }
+            )  # fmt: skip
+        if len(rows):
+            # Before the release: once the intake may forget a window, the record must outlive this process.
+            self._ledger.flush()
+
+    def metrics(self, record: dict[str, Any]) -> None:
+        """Append to metrics.jsonl, on worker 0."""
+        if self._metrics is not None:
+            self._metrics.append(record)
+
+    def __enter__(self) -> _Records:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ledger.close()
+        if self._metrics is not None:
+            self._metrics.close()
+
+
+class _WindowLoss(torch.nn.Module):
+    """The loss as a forward pass, which is what DistributedDataParallel watches."""
+
+    def __init__(self, surrogate: Surrogate) -> None:
+        super().__init__()
+        self.surrogate = surrogate
+
+    def forward(self, states: torch.Tensor, times: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+        return self.surrogate.training_loss(WindowBatch(states=states, times=times, parameters=parameters))
+
+
+class _Training:
+    """Model, optimiser and position of one worker; `run` is the loop."""
+
+    def __init__(self, settings: TrainerSettings, feed: Feed, records: _Records) -> None:
+        self._settings, self._feed, self._records = settings, feed, records
+        self._run_dir = Path(settings.run_dir)
+        self._device = torch.device(settings.device)
+        self._workers = Workers(settings.rank, settings.num_ranks)
+        self._surrogate = load_surrogate(self._run_dir / "model-initial").to(self._device).train()
+        parameters = list(self._surrogate.parameters())
+        fused = self._device.type in ("cpu", "cuda") and all(p.is_floating_point() for p in parameters)
+        self._optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=fused)
+        self._batch = self._windows = 0
+        self._saved_batch = 0
+        self._loss = math.nan
+        self._restore()
+        self._loss_of = self._data_parallel(_WindowLoss(self._surrogate))
+        # Since the last report: per batch its number, simulations and losses (batch,), still on the device.
+        self._history: list[tuple[int, np.ndarray, torch.Tensor]] = []
+        self._reported = self._checkpointed = self._started = time.monotonic()
+        self._reported_windows, self._reported_starved = self._windows, feed.starved_seconds
+
+    def run(self) -> dict[str, Any]:
+        """Train until the stream ends."""
+        while True:
+            draw = self._feed.next()
+            now = time.monotonic() if self._settings.rank == 0 else math.inf
+            checkpoint = self._settings.rank == 0 and now - self._checkpointed >= self._settings.checkpoint_every
+            report = checkpoint or (self._settings.rank == 0 and now - self._reported >= _REPORT_SECONDS)
+            # The workers agree while the forward pass runs.
+            outcome = self._workers.agree(
+                0 if draw is None else len(draw.table), ended=draw is None, report=report, checkpoint=checkpoint
+            )
+            losses = None if draw is None else self._losses(draw)
+            agreed = outcome()
+            if agreed.ended:
+                break
+            self._update(losses, agreed.windows)
+            self._history.append((self._batch, draw.table["simulation"], losses.detach()))
+            self._records.first_uses(draw, self._batch)
+            self._feed.release(draw)
+            if agreed.report:
+                self._report()
+            if agreed.checkpoint:
+                self._save()
+        if agreed.ended != self._settings.num_ranks:
+            raise RuntimeError(f"The stream ended for {agreed.ended} of {self._settings.num_ranks} workers only.")
+        return self._finish()
+
+    def _losses(self, draw: Draw) -> torch.Tensor:
+        """Loss of each window of a draw, (batch,)."""
+        self._seed_generators()
+        arrays = (draw.states, draw.times, draw.parameters)
+        tensors = [torch.from_numpy(array).to(self._device, dtype=torch.float32, non_blocking=True) for array in arrays]
+        return self._loss_of(*tensors)
+
+    def _update(self, losses: torch.Tensor, windows: int) -> None:
+        """Step along the gradient of the mean loss over the windows of the whole batch."""
+        middle = self._windows + windows / 2
+        rate = learning_rate_at(middle, total=self._settings.total_windows, peak=self._settings.learning_rate)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad()
+        # Gradients are averaged over the workers, whose slices may differ in size at the end of a stream.
+        (losses.sum() * (self._settings.num_ranks / windows)).backward()
+        self._optimizer.step()
+        self._batch += 1
+        self._windows += windows
+
+    def _seed_generators(self) -> None:
+        """Key the random numbers of a batch by seed, batch and worker: a resumed training draws the same ones."""
+        key = f"{self._settings.seed} {self._batch} {self._settings.rank}"
+        seed = zlib.crc32(key.encode())
+        torch.default_generator.manual_seed(seed)
+        if self._device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def _report(self) -> None:
+        """Check the losses since the last report and write their mean. Collective.
+
+        The only place where a GPU is waited for, about once a second.
+        """
+        now, starved = time.monotonic(), self._feed.starved_seconds
+        losses = [values.double().cpu().numpy() for _, _, values in self._history]
+        bad = next((index for index, values in enumerate(losses) if not np.isfinite(values).all()), None)
+        row = np.full(4 + _NAMED, -1.0)
+        row[:3] = sum(values.sum() for values in losses), sum(map(len, losses)), starved - self._reported_starved
+        if bad is not None:
+            batch, simulations, _ = self._history[bad]
+            named = np.unique(simulations[~np.isfinite(losses[bad])])[:_NAMED]
+            row[:1], row[3], row[4 : 4 + len(named)] = 0, batch, named
+        table = self._workers.gather(row)
+        self._require_finite(table[:, 3], table[:, 4:])
+        elapsed = max(now - self._reported, 1e-9)
+        self._loss = float(table[:, 0].sum() / max(table[:, 1].sum(), 1))
+        self._records.metrics(
+            {
+                "generation": self._settings.generation, "batch": self._batch, "windows": self._windows,
+                "total_windows": self._settings.total_windows, "loss": self._loss,
+                "learning_rate": self._optimizer.param_groups[0]["lr"],
+                "samples_per_second": (self._windows - self._reported_windows) / elapsed,
+                "starved": min(1.0, float(table[:, 2].mean()) / elapsed),
+            }
+        )  # fmt: skip
+        self._history.clear()
+        self._reported, self._reported_windows, self._reported_starved = now, self._windows, starved
+
+    def _require_finite(self, batches: np.ndarray, simulations: np.ndarray) -> None:
+        """batches (workers,): first bad batch of each, -1 where there is none; simulations (workers, names)."""
+        if (batches < 0).all():
+            return
+        first = batches[batches >= 0].min()
+        named = np.unique(simulations[batches == first])
+        raise FloatingPointError(
+            f"The loss of batch {int(first)} is not finite, on windows of the simulations "
+            f"{', '.join(str(int(s)) for s in named[named >= 0])}; the training stops. Batch {self._saved_batch} "
+            f"is the last checkpoint. Resume with a learning rate below {self._settings.learning_rate:g}, "
+            "or look at these simulations."
+        )
+
+    def _save(self) -> None:
+        """Write a checkpoint. Collective."""
+        state = TrainingState(
+            batch=self._batch, windows=self._windows, generation=self._settings.generation,
+            learning_rate=self._optimizer.param_groups[0]["lr"],
+            random={"seed": self._settings.seed, "counter": self._batch},
+            optimizer=optimizer_settings(self._optimizer),
+        )  # fmt: skip
+        folder = self._run_dir / "checkpoints"
+        self._workers.on_first(
+            lambda: save_checkpoint(folder, state, model=self._surrogate, optimizer=self._optimizer),
+            f"write the checkpoint of batch {self._batch}",
+        )
+        self._saved_batch, self._checkpointed = self._batch, time.monotonic()
+
+    def _finish(self) -> dict[str, Any]:
+        """Leave a last report, a last checkpoint and the model. Collective."""
+        if self._history:
+            self._report()
+        if self._batch > self._saved_batch:
+            self._save()
+        if self._batch:
+            self._workers.on_first(lambda: save_surrogate(self._surrogate, self._run_dir / "model"), "save the model")
+        return {
+            "batch": self._batch, "windows": self._windows, "loss": self._loss,
+            "generation": self._settings.generation, "seconds": time.monotonic() - self._started,
+        }  # fmt: skip
+
+    def _restore(self) -> None:
+        """Take up the newest sound checkpoint, which worker 0 chooses; else freeze the normaliser. Collective."""
+        folder = self._run_dir / "checkpoints"
+        checkpoint: Checkpoint | None = latest_checkpoint(folder) if self._settings.rank == 0 else None
+        batch = self._workers.from_first(checkpoint.state.batch if checkpoint else -1)
+        if batch < 0:
+            statistics = self._feed.statistics()
+            self._surrogate.set_statistics(statistics["mean"], statistics["std"])
+            return
+        if checkpoint is None:
+            checkpoint = read_checkpoint(folder / folder_name(batch))
+        else:
+            discard_newer(folder, batch)
+        self._surrogate.load_state_dict(checkpoint.model)
+        restore_optimizer(checkpoint, self._surrogate, self._optimizer)
+        self._batch = self._saved_batch = checkpoint.state.batch
+        self._windows = checkpoint.state.windows
+        logger.info("Training goes on from batch %d (%d windows used).", self._batch, self._windows)
+
+    def _data_parallel(self, loss: _WindowLoss) -> torch.nn.Module:
+        if self._settings.num_ranks == 1:
+            return loss
+        # Buffers are the frozen normaliser, equal everywhere; sending them with every batch would be for nothing.
+        devices = None if self._device.type == "cpu" else [self._device]
+        return torch.nn.parallel.DistributedDataParallel(
+            loss, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
