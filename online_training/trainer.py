@@ -1,0 +1,125 @@
+"""The trainer: Ray Train starts, watches and restarts the workers that run the training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from .training_loop import TrainerSettings
+
+logger = logging.getLogger(__name__)
+
+_CPU_PER_WORKER = 0.5  # for Ray's bookkeeping only: the study asks for at least as many as it starts workers
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def run_trainer(settings: TrainerSettings, workers: int, max_failures: int) -> dict[str, Any]:
+    """Train on a number of Ray Train workers until the stream ends, and return what `train` returns on worker 0.
+
+    Ray must be initialised. A worker that dies takes the others with it; all start again from the newest
+    checkpoint under the next generation. Samples, checkpoints and metrics do not pass through Ray.
+
+    settings : generation, rank and num_ranks are set here, per start and worker.
+    max_failures : restarts before giving up.
+
+    Raises
+    ------
+    RuntimeError : the workers failed too often, or in a way that a restart does not mend; holds their last words.
+    ValueError : the batch cannot be dealt to the workers.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    replace(settings, num_ranks=workers)  # refuses a batch that cannot be dealt, here and not in every worker
+    on_gpu = settings.device.startswith("cuda")
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config=asdict(settings),
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=on_gpu, resources_per_worker={"CPU": _CPU_PER_WORKER, "GPU": int(on_gpu)}
+        ),
+        run_config=RunConfig(
+            name="ray-train", storage_path=str(Path(settings.run_dir, "logs").absolute()),
+            failure_config=FailureConfig(max_failures=max_failures),
+            worker_runtime_env={"env_vars": _worker_environment(settings)},
+        ),
+    )  # fmt: skip
+    _quieten()
+    try:
+        outcome = trainer.fit().return_value
+    except TrainingFailedError as error:
+        raise RuntimeError(_last_words(error, max_failures)) from error
+    if "error" in outcome:
+        raise RuntimeError(outcome["error"])
+    return outcome
+
+
+def claim_generation(run_dir: str | Path) -> int:
+    """Return the next generation of the trainer in a run directory; no two callers ever get the same."""
+    folder = Path(run_dir) / "generations"
+    folder.mkdir(exist_ok=True)
+    generation = 1 + max((int(path.stem) for path in folder.iterdir()), default=0)
+    while True:
+        try:
+            os.close(os.open(folder / str(generation), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+            return generation
+        except FileExistsError:
+            generation += 1
+
+
+def _work(config: dict[str, Any]) -> dict[str, Any]:
+    """Run the training loop in a Ray Train worker; an error that would only come again ends the run at once."""
+    import ray.train
+    import torch
+
+    from .agreement import Workers
+    from .training_loop import train
+
+    context = ray.train.get_context()
+    settings = replace(TrainerSettings(**config), rank=context.get_world_rank(), num_ranks=context.get_world_size())
+    if settings.device == "cuda":
+        settings = replace(settings, device=str(ray.train.torch.get_device()))
+    workers = Workers(settings.rank, settings.num_ranks)
+    generation = workers.from_first(claim_generation(settings.run_dir) if settings.rank == 0 else 0)
+    final = Path(settings.run_dir, "generations", f"{generation}.error")
+    try:
+        return train(replace(settings, generation=generation))
+    except Exception as error:
+        if isinstance(error, FloatingPointError | ValueError) or getattr(error, "errno", None) in _FULL_DISK:
+            _leave(final, str(error))
+        if settings.num_ranks > 1:
+            # Wakes the workers that wait for this one; they find its reason beside the generation.
+            torch.distributed.destroy_process_group()
+        if final.exists():
+            return {"error": final.read_text(encoding="utf-8")}
+        raise
+
+
+def _leave(path: Path, text: str) -> None:
+    """Write a file unless another worker did."""
+    with contextlib.suppress(FileExistsError), open(path, "x", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _worker_environment(settings: TrainerSettings) -> dict[str, str]:
+    """Ray would set OMP_NUM_THREADS from its own idea of CPUs; the study decides, since solvers share the node."""
+    threads = str(settings.threads)
+    return {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+
+
+def _quieten() -> None:
+    """Keep Ray's own progress messages out of ours; its warnings and errors stay."""
+    for name in ("ray.train", "ray.tune", "ray.data"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _last_words(error: Exception, max_failures: int) -> str:
+    failures = getattr(error, "worker_failures", None) or {}
+    words = "; ".join(f"worker {rank}: {failure}" for rank, failure in sorted(failures.items())) or str(error)
+    return f"The trainer failed {max_failures + 1} times and was not started again. Its last words: {words}"
