@@ -107,13 +107,14 @@ def train(
     ] = False,
     plain: Plain = False,
     **given: Any,
-) -> None:
+) -> int:
     """Train a surrogate online from live MPI simulations, then validate it and write the report."""
     from .train_command import train_case
 
     chosen = {name: value for name, value in given.items() if value is not None}
-    train_case(case, model=model, architecture=architecture or [], run_dir=run_dir, resume=resume, plain=plain,
-               given=chosen)  # fmt: skip
+    return train_case(
+        case, model=model, architecture=architecture or [], run_dir=run_dir, resume=resume, plain=plain, given=chosen
+    )
 
 
 def evaluate(run: Run) -> None:
@@ -205,7 +206,10 @@ def _chosen_case(text: str | None, shape: str | None, own_case: CaseReference | 
 
 def _explain(error: Exception, *, debug: bool) -> int:
     """Write an error for a person, once, and return the exit code: 2 for a wrong input, 1 for a defect of ours."""
-    expected = isinstance(error, USER_ERRORS) or type(error).__name__ == "StudyError"
+    from headrace.online_training.ledger import LedgerDamage
+    from headrace.online_training.run_directory import StudyError
+
+    expected = isinstance(error, (*USER_ERRORS, StudyError, LedgerDamage))
     if debug or not expected:
         traceback.print_exception(error)
     if not expected:

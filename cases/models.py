@@ -1,0 +1,54 @@
+"""Surrogates by the name a person types, with arguments from the command line."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import TYPE_CHECKING, Any
+
+from .catalogue import unknown_name
+
+if TYPE_CHECKING:
+    from headrace.surrogates import Surrogate
+
+MODELS = {"mlp": "MLP", "fno": "FNO"}
+"""Name on the command line and class in `headrace.surrogates`."""
+
+
+def make_model(name: str, arguments: list[str]) -> Surrogate:
+    """Return a surrogate with arguments such as "modes=12" or "hidden=256,256".
+
+    Raises
+    ------
+    ValueError : unknown model or argument, or a value that the model refuses.
+    """
+    if name.lower() not in MODELS:
+        raise ValueError(unknown_name("model", name, list(MODELS)))
+    import headrace.surrogates
+
+    model = getattr(headrace.surrogates, MODELS[name.lower()])
+    defaults = {key: parameter.default for key, parameter in inspect.signature(model).parameters.items()}
+    known = list(defaults)
+    values = {}
+    for text in arguments:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not equals:
+            raise ValueError(f"--architecture {text!r} is not allowed: write NAME=VALUE, e.g. {known[0]}=...")
+        if key not in known:
+            raise ValueError(unknown_name(f"argument of {MODELS[name.lower()]} named", key, known))
+        single = _value(value)
+        values[key] = (single,) if isinstance(defaults[key], tuple) and not isinstance(single, tuple) else single
+    try:
+        return model(**values)
+    except TypeError as error:
+        raise ValueError(f"--architecture does not fit {MODELS[name.lower()]}: {error}") from error
+
+
+def _value(text: str) -> Any:
+    """Return a number, true or false, a tuple of those where commas part them, else the text itself."""
+    if "," in text:
+        return tuple(_value(part) for part in text.split(",") if part.strip())
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text.strip()

@@ -1,0 +1,78 @@
+"""`headrace status` and `headrace audit`: how far a study is, and whether its books balance."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from headrace.online_training.audit import audit
+
+from .run_data import RunData, latest_figures
+
+QUIET_SECONDS = 15.0
+"""A running study writes its status every second; after this long without a word nobody is running it."""
+
+
+def show_status(run_dir: Path) -> None:
+    """Print the state of a study from its logs.
+
+    Raises
+    ------
+    StudyError : there is no study in this folder.
+    """
+    data = RunData.read(run_dir)
+    figures = latest_figures(data.directory)
+    settings = data.record.settings
+    planned, steps = settings.simulations + settings.held_out, data.case.num_snapshots + 1
+    windows = f"{figures.windows:,}" + (f" of {figures.total_windows:,}" if figures.total_windows else "")
+    rows = [
+        ("study", f"{data.record.model} on {data.case.name}, {_condition(data)}"),
+        ("simulations", f"{figures.simulations_done} of {planned} complete, {settings.held_out} of them held out"),
+        ("steps", f"{figures.steps:,} of {planned * steps:,} accepted"),
+        ("training", f"{windows} windows used"),
+        ("loss", _number(figures.loss, "{:.4g}")),
+        ("validation nRMSE", _number(figures.validation_nrmse, "{:.4f}")),
+        ("samples/s", _number(figures.samples_per_second, "{:,.0f}")),
+        ("solvers blocked", _number(figures.blocked, "{:.0%}")),
+        ("trainer starved", _number(figures.starved, "{:.0%}")),
+        ("quarantined", str(figures.quarantined)),
+        ("lost and run again", str(figures.lost)),
+    ]
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in rows:
+        table.add_row(Text(name, style="dim"), value)
+    Console(highlight=False).print(table)
+
+
+def show_audit(run_dir: Path) -> int:
+    """Print the audit of a run and return the exit code: 1 where its books do not balance.
+
+    Raises
+    ------
+    StudyError, LedgerDamage : there is no study, or a log is damaged; names file and line.
+    """
+    found = audit(run_dir)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    for line in found.lines[:-1]:
+        console.print(line)
+    console.print(found.lines[-1], style="green" if found.ok else "bold red")
+    return 0 if found.ok else 1
+
+
+def _condition(data: RunData) -> str:
+    if data.ledger.finished:
+        return "finished"
+    age = time.time() - data.intake[-1]["time"] if data.intake else None
+    if age is None:
+        return "not started yet, or starting"
+    if age < QUIET_SECONDS:
+        return "running"
+    return f"not running, last heard of {age:.0f} s ago; `headrace train ... --resume` goes on with it"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "not known yet" if value is None else form.format(value)
