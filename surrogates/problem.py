@@ -18,6 +18,7 @@ class Problem:
     periodic : per axis.
     parameters : name -> (low, high); surrogates see them mapped to [-1, 1].
     duration, num_snapshots : snapshot k is at k·duration / num_snapshots, k = 0 included.
+    logarithmic : names of the parameters that are mapped by their logarithm.
     """
 
     case: str
@@ -28,14 +29,30 @@ class Problem:
     parameters: Mapping[str, tuple[float, float]]
     duration: float
     num_snapshots: int
+    logarithmic: tuple[str, ...] = ()
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of one trajectory, the initial state included."""
+        return self.num_snapshots + 1
+
+    @property
+    def interval(self) -> float:
+        """Time between two snapshots."""
+        return self.duration / self.num_snapshots
 
     @classmethod
     def of(cls, case: Any) -> Problem:
         """Return the problem of a `headrace.solvers.Case`."""
+        # Here and not above: a surrogate is loaded and used without the solvers.
+        from headrace.solvers.parameters import LogUniform
+
+        logarithmic = tuple(name for name, d in case.parameters.items() if isinstance(d, LogUniform))
         bounds = {name: (float(d.from_unit(0.0)), float(d.from_unit(1.0))) for name, d in case.parameters.items()}
         return cls(
             case=case.name, fields=case.fields, shape=case.grid.shape, extent=case.grid.extent,
             periodic=case.periodic, parameters=bounds, duration=case.duration, num_snapshots=case.num_snapshots,
+            logarithmic=logarithmic,
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
@@ -45,7 +62,7 @@ class Problem:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Problem:
         """Return the problem that `to_dict` described."""
-        tuples = {name: tuple(data[name]) for name in ("fields", "shape", "extent", "periodic")}
+        tuples = {name: tuple(data[name]) for name in ("fields", "shape", "extent", "periodic", "logarithmic")}
         bounds = {name: (float(low), float(high)) for name, (low, high) in data["parameters"].items()}
         return cls(**{**data, **tuples, "parameters": bounds})
 
@@ -62,3 +79,20 @@ class WindowBatch:
     states: torch.Tensor
     times: torch.Tensor
     parameters: torch.Tensor
+
+    def check(self, problem: Problem, window: int) -> None:
+        """Raise ValueError unless the shapes are those of a problem's windows; any grid of its dimension will do."""
+        batch, ndim = self.states.shape[0], len(problem.shape)
+        head = (batch, window, len(problem.fields))
+        if tuple(self.states.shape[:3]) != head or self.states.ndim != 3 + ndim:
+            raise ValueError(
+                f"States have shape {tuple(self.states.shape)}; case {problem.case} needs (batch, {window} steps, "
+                f"{len(problem.fields)} fields {', '.join(problem.fields)}, {ndim} grid axes)."
+            )
+        if tuple(self.times.shape) != (batch, window):
+            raise ValueError(f"Times have shape {tuple(self.times.shape)}; these states need {(batch, window)}.")
+        if tuple(self.parameters.shape) != (batch, len(problem.parameters)):
+            raise ValueError(
+                f"Parameters have shape {tuple(self.parameters.shape)}; case {problem.case} needs "
+                f"{(batch, len(problem.parameters))}: {', '.join(problem.parameters) or 'none'}."
+            )
