@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +42,18 @@ class Surrogate(torch.nn.Module, ABC):
 
     @abstractmethod
     def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Freeze the normaliser: mean and standard deviation of each field over the stream."""
+        """Freeze the normaliser: mean and standard deviation of each field over the stream.
+
+        The first call counts: weights belong to the statistics they were trained with. A later one
+        changes nothing and logs how far the stream has drifted.
+        """
 
     @abstractmethod
     def training_loss(self, batch: WindowBatch) -> torch.Tensor:
         """Return the loss of every window, shape (batch,), dimensionless; the trainer takes the mean."""
 
     @abstractmethod
-    def predict(
-        self, initial: torch.Tensor | None, parameters: torch.Tensor, times: torch.Tensor
-    ) -> torch.Tensor:
+    def predict(self, initial: torch.Tensor | None, parameters: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """Return the states at the given times, (batch, time, fields, *grid), without gradients.
 
         initial : (batch, history, fields, *grid), the states just before times[0]; None where history is 0.
@@ -59,8 +61,12 @@ class Surrogate(torch.nn.Module, ABC):
         times : (time,), snapshot times; consecutive ones for models that step.
         """
 
-    def save(self, folder: str | Path) -> None:
+    def forward(self, batch: WindowBatch) -> torch.Tensor:
+        """Return `training_loss(batch)`: what DistributedDataParallel and torch.compile call."""
+        return self.training_loss(batch)
+
+    def save(self, folder: str | Path, *, metrics: Mapping[str, float] | None = None) -> None:
         """Write config.json, model.safetensors and a model card; atomic, with checksums, no pickle."""
         from .files import save_surrogate
 
-        save_surrogate(self, folder)
+        save_surrogate(self, folder, metrics=metrics)
