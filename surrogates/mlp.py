@@ -1,0 +1,99 @@
+"""The direct surrogate: a fully connected network from parameters and time to the whole state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from .normaliser import Normaliser
+from .problem import Problem, WindowBatch
+from .request import parameter_rows, require_setup, time_points
+from .surrogate import Surrogate
+
+ACTIVATIONS: dict[str, type[torch.nn.Module]] = {
+    "relu": torch.nn.ReLU, "gelu": torch.nn.GELU, "silu": torch.nn.SiLU, "tanh": torch.nn.Tanh,
+}  # fmt: skip
+"""The nonlinearities that an architecture may name."""
+
+
+class MLP(Surrogate):
+    """(parameters, t) -> all fields on the whole grid, at any time: the direct surrogate of Meyer et al. (2023).
+
+    Each window is one step. The last layer holds nearly all weights: hidden[-1] x fields x points.
+
+    Parameters
+    ----------
+    hidden : widths of the hidden layers.
+    activation : one of `ACTIVATIONS`.
+    """
+
+    history = 0
+    window = 1
+
+    def __init__(self, *, hidden: Sequence[int] = (256, 256), activation: str = "silu") -> None:
+        super().__init__()
+        self.hidden = tuple(int(width) for width in hidden)
+        self.activation = activation
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"MLP hidden {self.hidden} must be one or more positive widths, e.g. (256, 256).")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"MLP activation {activation!r} is not one of {', '.join(ACTIVATIONS)}.")
+
+    def setup(self, problem: Problem, *, seed: int = 0) -> None:
+        """Build the weights: normal with variance 1 / inputs (2 / inputs for ReLU), biases 0."""
+        self.problem = problem
+        self.normaliser = Normaliser(problem)
+        generator = torch.Generator().manual_seed(seed)
+        points = math.prod(problem.shape)
+        widths = (len(problem.parameters) + 1, *self.hidden, len(problem.fields) * points)
+        layers: list[torch.nn.Module] = []
+        for inputs, outputs in pairwise(widths):
+            # skip_init leaves torch's global generator alone.
+            layer = torch.nn.utils.skip_init(torch.nn.Linear, inputs, outputs)
+            gain = 2.0 if self.activation == "relu" else 1.0
+            torch.nn.init.normal_(layer.weight, std=math.sqrt(gain / inputs), generator=generator)
+            torch.nn.init.zeros_(layer.bias)
+            layers += [layer, ACTIVATIONS[self.activation]()]
+        self.network = torch.nn.Sequential(*layers[:-1])
+
+    def architecture(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {"hidden": list(self.hidden), "activation": self.activation}
+
+    def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Freeze the normaliser."""
+        require_setup(self)
+        self.normaliser.freeze(mean, std)
+
+    def _states(self, parameters: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """Normalised states (rows, fields, *grid) from parameters (rows, parameters) and times (rows,)."""
+        scale = self.normaliser
+        inputs = torch.cat((scale.scale_parameters(parameters), 2 * scale.scale_times(times)[:, None] - 1), dim=1)
+        return self.network(inputs).reshape(len(inputs), len(self.problem.fields), *self.problem.shape)
+
+    def training_loss(self, batch: WindowBatch) -> torch.Tensor:
+        """Return the mean squared error of each window, in units of the fields' variances, shape (batch,)."""
+        problem = require_setup(self)
+        batch.check(problem, self.window)
+        if tuple(batch.states.shape[3:]) != problem.shape:
+            raise ValueError(
+                f"MLP of case {problem.case} is bound to the grid {problem.shape}; "
+                f"the states have {tuple(batch.states.shape[3:])}. Use FNO for several grids."
+            )
+        error = self._states(batch.parameters, batch.times[:, 0]) - self.normaliser.normalise(batch.states[:, 0])
+        return error.square().flatten(1).mean(1)
+
+    @torch.no_grad()
+    def predict(self, initial: torch.Tensor | None, parameters: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """Return the states at any times, (batch, time, fields, *grid); initial is not needed."""
+        problem = require_setup(self)
+        reference = self.network[0].weight
+        rows = parameter_rows(parameters, problem, reference)
+        times = time_points(times, reference)
+        batch, steps = len(rows), len(times)
+        states = self._states(rows.repeat_interleave(steps, dim=0), times.repeat(batch))
+        return self.normaliser.denormalise(states).reshape(batch, steps, *states.shape[1:])
