@@ -1,6 +1,9 @@
 """Neural surrogates: the models, their losses, files and metrics."""
 
+from .files import ALL_SURROGATES, load_surrogate
+from .fno import FNO
+from .mlp import MLP
 from .problem import Problem, WindowBatch
 from .surrogate import Surrogate
 
-__all__ = ["Problem", "Surrogate", "WindowBatch"]
+__all__ = ["MLP", "FNO", "ALL_SURROGATES", "load_surrogate", "Problem", "Surrogate", "WindowBatch"]
