@@ -1,0 +1,200 @@
+"""Solver jobs on this node: mpirun, started clean, watched, and stopped to the last rank."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import psutil
+
+from . import die_with_parent
+from .launcher import Job, Launcher
+
+# What an outer mpirun, scheduler or Ray leaves in the environment, and an inner mpirun would misread.
+_LEAKS = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "HYD", "MPI_LOCAL", "MPIEXEC_", "SLURM_", "PBS_", "LSB_", "RAY_")
+# Settings of a site or user, not leaks, unless this process is a rank itself.
+_SETTINGS = ("OMPI_MCA_", "PMIX_MCA_", "PRTE_MCA_", "HYDRA_")
+_RANK_MARKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
+_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+_TAG = "HEADRACE_JOB_TAG"  # marks every process of a job, so that each can be found again
+_KILL_SECONDS = 5.0
+
+
+def find_mpirun() -> Path:
+    """Return the mpirun beside this Python, else the first one on PATH.
+
+    Raises
+    ------
+    RuntimeError : there is none; says how to get one.
+    """
+    beside = Path(sys.executable).with_name("mpirun")
+    found = str(beside) if os.access(beside, os.X_OK) else shutil.which("mpirun")
+    if found is None:
+        raise RuntimeError(
+            f"No mpirun beside {sys.executable} or on PATH. Run pip install 'headrace[mpich]', or load the site's MPI."
+        )
+    return Path(found)
+
+
+def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without what an outer mpirun, scheduler or Ray left in it, and with one thread a rank."""
+    is_rank = any(mark in environment for mark in _RANK_MARKS)
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(_LEAKS) or (name.startswith(_SETTINGS) and not is_rank)
+    }
+    return {**kept, **_THREADS, "PYTHONUNBUFFERED": "1"}
+
+
+class LocalLauncher(Launcher):
+    """Runs each job under an mpirun of its own on this node; ranks share its cores with everything else.
+
+    Every job has its own session, so that Ctrl-C on a terminal does not reach it, and ends with the
+    thread that started it: mpirun and each rank are killed by the kernel when their parent dies.
+
+    Parameters
+    ----------
+    mpirun : which one; None finds it.
+    grace : seconds between SIGTERM and SIGKILL.
+
+    Raises
+    ------
+    RuntimeError : there is no mpirun.
+    """
+
+    def __init__(self, *, mpirun: str | Path | None = None, grace: float = 5.0) -> None:
+        self.mpirun = Path(mpirun) if mpirun is not None else find_mpirun()
+        self._grace = grace
+        self._flags = _flags_of(self.mpirun)
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._ended: dict[str, int] = {}
+        self._identity = uuid.uuid4().hex
+
+    def start(self, job: Job) -> None:
+        """Start a job and return at once."""
+        if job.name in self._running:
+            raise ValueError(f"Job {job.name} is running already; every job needs a name of its own.")
+        wrapper = [sys.executable, "-I", "-S", die_with_parent.__file__]
+        command = [*wrapper, str(self.mpirun), *self._flags, "-n", str(job.ranks), *wrapper, *job.command]
+        environment = {**clean_environment(os.environ), **job.environment, _TAG: self._tag(job.name)}
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(job.log, "ab") as log:
+            self._running[job.name] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                env=environment, start_new_session=True,
+            )  # fmt: skip
+
+    def pid(self, name: str) -> int:
+        """Return the process id of a running job's mpirun."""
+        return self._running[name].pid
+
+    def poll(self) -> dict[str, int]:
+        """Return the exit codes of the jobs that ended since the last call; 128 + n where signal n ended mpirun."""
+        for name, process in list(self._running.items()):
+            code = process.poll()
+            if code is not None:
+                del self._running[name]
+                _end(_processes_of(self._tag(name), process.pid), 0.0)  # ranks that outlived their mpirun
+                self._ended[name] = code if code >= 0 else 128 - code
+        ended, self._ended = self._ended, {}
+        return ended
+
+    def stop(self, name: str) -> None:
+        """End a job: SIGTERM, after a grace period SIGKILL, to all of its processes; unknown names are ignored.
+
+        Raises
+        ------
+        RuntimeError : a process cannot be killed.
+        """
+        self._stop([name])
+
+    def stop_all(self) -> None:
+        """End every job that this launcher started, together.
+
+        Raises
+        ------
+        RuntimeError : a process cannot be killed.
+        """
+        self._stop(list(self._running))
+
+    def _tag(self, name: str) -> str:
+        return f"{self._identity}-{name}"
+
+    def _stop(self, names: Iterable[str]) -> None:
+        stopped = {name: self._running.pop(name) for name in names if name in self._running}
+        members = {name: _processes_of(self._tag(name), process.pid) for name, process in stopped.items()}
+        _end([process for processes in members.values() for process in processes], self._grace)
+        for name, process in stopped.items():
+            code = process.wait(_KILL_SECONDS)
+            left = [member.pid for member in _processes_of(self._tag(name), process.pid)]
+            if left:
+                raise RuntimeError(f"Processes {left} of job {name} cannot be killed; look at them on this node.")
+            self._ended[name] = code if code >= 0 else 128 - code
+
+
+def _flags_of(mpirun: Path) -> list[str]:
+    """Return the flags with which this mpirun lets ranks share cores."""
+    try:
+        answer = subprocess.run(
+            [str(mpirun), "--version"], capture_output=True, text=True, timeout=30, check=True,
+            env=clean_environment(os.environ), stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError) as error:
+        raise RuntimeError(f"{mpirun} --version failed ({error}). Repair this MPI, or load another.") from error
+    if "Open MPI" not in answer.stdout + answer.stderr:
+        return []  # MPICH and its kin do not bind ranks, and yield the core while they wait
+    # Open MPI would bind the first ranks of all jobs to the same cores.
+    flags = ["--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]
+    return [*flags, "--allow-run-as-root"] if os.geteuid() == 0 else flags
+
+
+def _processes_of(tag: str, pid: int) -> list[psutil.Process]:
+    """Return the live processes of a job: descendants of its mpirun, and all that carry the job's tag.
+
+    Neither sessions nor parents alone would do: MPICH gives every rank a session, and a rank whose mpirun was
+    killed has another parent.
+    """
+    found = {}
+    try:
+        found.update({process.pid: process for process in psutil.Process(pid).children(recursive=True)})
+    except psutil.NoSuchProcess:
+        pass  # it has ended; the tag finds the rest
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(_TAG) == tag:
+                found[process.pid] = process
+        except (OSError, psutil.Error):
+            continue  # it ended while we looked, or belongs to somebody else
+    return [process for process in found.values() if _alive(process)]
+
+
+def _end(processes: list[psutil.Process], grace: float) -> None:
+    """Ask processes to end, and kill those that are alive after the grace period."""
+    for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, _KILL_SECONDS)):
+        if number == signal.SIGTERM and not grace:
+            continue
+        for process in processes:
+            try:
+                process.send_signal(number)
+            except psutil.NoSuchProcess:
+                pass
+        deadline = time.monotonic() + patience
+        while processes and time.monotonic() < deadline:
+            processes = [process for process in processes if _alive(process)]
+            time.sleep(0.02)
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
