@@ -215,5 +215,6 @@ def _explain(error: Exception, *, debug: bool) -> int:
     if not expected:
         typer.echo("This is a defect of headrace, not of your input; please report it with the lines above.", err=True)
         return 1
-    typer.secho(f"error: {error}", fg="red", err=True)
+    hint = " (--debug shows where)" if isinstance(error, TypeError) and not debug else ""
+    typer.secho(f"error: {error}{hint}", fg="red", err=True)
     return 2

@@ -149,18 +149,15 @@ def _snapshots(
 
 def curves(
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, logarithmic: bool = False,
-    percent: bool = False, band: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+    percent: bool = False,
 ) -> bytes:  # fmt: skip
     """Return named curves (x values, y values) as a PNG.
 
     percent : y values are fractions, shown as percentages.
-    band : x, lower and upper values of a shaded band behind the first curve.
     """
     with style():
         figure = Figure(figsize=(4.3, 2.5), layout="constrained")
         axis = figure.subplots()
-        if band is not None:
-            axis.fill_between(*band, color=COLOURS[0], alpha=0.18, linewidth=0)
         for (name, (xs, ys)), colour in zip(lines.items(), COLOURS, strict=False):
             marker = "o" if len(xs) < 40 else None
             axis.plot(xs, ys, color=colour, label=name, marker=marker, markersize=3)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
+from rich.padding import Padding
+from rich.text import Text
 
 from headrace.solvers.hdf5 import HDF5Sink
 from headrace.solvers.simulate import simulate
@@ -88,17 +89,15 @@ def parse_settings(settings: list[str], case: Case) -> dict[str, float]:
 
 def list_cases() -> None:
     """Print every built-in case with its equation, grid and parameters."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("case", "equation", "grid", "parameters", "about"):
-        table.add_column(heading, overflow="fold")
+    console = Console(highlight=False)
     for name in BUILT_IN:
         case = find_case(name).load()
-        function = case.rhs or case.solver
-        equation = (inspect.getdoc(function) or "").split("\n")[0] if function else ""
-        parameters = "\n".join(f"{key} {distribution}" for key, distribution in case.parameters.items())
-        grid = f"{'x'.join(map(str, case.grid.shape))}, {case.num_snapshots} steps"
-        table.add_row(name, equation, grid, parameters, case.description)
-    Console().print(table)
+        equation = (inspect.getdoc(case.rhs or case.solver) or "").split("\n")[0]
+        grid = f"{' x '.join(map(str, case.grid.shape))} points, {case.num_snapshots} steps to t = {case.duration:g}"
+        parameters = ", ".join(f"{key} {distribution}" for key, distribution in case.parameters.items())
+        console.print(Text(name, style="bold"))
+        for line in (equation, case.description, grid, parameters):
+            console.print(Padding(Text(line), (0, 0, 0, 4)))
 
 
 class WatchedSink(Sink):

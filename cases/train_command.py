@@ -13,8 +13,8 @@ from headrace.online_training.run_directory import RunDirectory
 from headrace.online_training.study import Study
 
 from .models import MODELS, make_model
-from .progress import StudyProgress
 from .study_flags import check_settings
+from .study_progress import StudyProgress
 
 if TYPE_CHECKING:
     from headrace.solvers.case_file import CaseReference
