@@ -30,8 +30,8 @@ class Launcher(ABC):
     """Starts MPI jobs on this node or through a scheduler. Not thread-safe."""
 
     @abstractmethod
-    def start(self, job: Job) -> None:
-        """Start a job and return at once.
+    def start(self, job: Job) -> int:
+        """Start a job and return at once, with its number: mpirun's process id, or the scheduler's job number.
 
         Raises
         ------

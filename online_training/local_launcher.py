@@ -79,8 +79,8 @@ class LocalLauncher(Launcher):
         self._ended: dict[str, int] = {}
         self._identity = uuid.uuid4().hex
 
-    def start(self, job: Job) -> None:
-        """Start a job and return at once."""
+    def start(self, job: Job) -> int:
+        """Start a job and return at once, with the process id of its mpirun."""
         if job.name in self._running:
             raise ValueError(f"Job {job.name} is running already; every job needs a name of its own.")
         wrapper = [sys.executable, "-I", "-S", die_with_parent.__file__]
@@ -88,14 +88,12 @@ class LocalLauncher(Launcher):
         environment = {**clean_environment(os.environ), **job.environment, _TAG: self._tag(job.name)}
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with open(job.log, "ab") as log:
-            self._running[job.name] = subprocess.Popen(
+            process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 env=environment, start_new_session=True,
             )  # fmt: skip
-
-    def pid(self, name: str) -> int:
-        """Return the process id of a running job's mpirun."""
-        return self._running[name].pid
+        self._running[job.name] = process
+        return process.pid
 
     def poll(self) -> dict[str, int]:
         """Return the exit codes of the jobs that ended since the last call; 128 + n where signal n ended mpirun."""

@@ -1,0 +1,396 @@
+"""Launcher and supervisor, with real mpirun processes: nothing is orphaned, whatever is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from headrace.online_training import local_launcher
+from headrace.online_training.launcher import Job, Launcher
+from headrace.online_training.local_launcher import LocalLauncher, clean_environment, find_mpirun
+from headrace.online_training.supervisor import Supervisor, SupervisorProcess, SupervisorSettings, tail_of
+
+RANK = str(Path(__file__).with_name("job_rank.py"))
+
+
+def wait_for(condition, what, seconds=15.0):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"Waited {seconds:g} s for {what}.")
+
+
+def ranks_in(path, count):
+    """Process ids of the ranks that wrote themselves down, once there are enough."""
+    wait_for(lambda: path.exists() and len(path.read_text().splitlines()) >= count, f"{count} ranks")
+    return [int(line.split()[0]) for line in path.read_text().splitlines()]
+
+
+def alive(pids):
+    found = []
+    for pid in pids:
+        try:
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                found.append(pid)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def gone(pids, seconds=10.0):
+    wait_for(lambda: not alive(pids), f"processes {pids} to end", seconds)
+
+
+@pytest.fixture
+def launcher():
+    launcher = LocalLauncher()
+    yield launcher
+    launcher.stop_all()
+
+
+def job(tmp_path, name, *arguments, ranks=2):
+    return Job(
+        name=name, command=[sys.executable, RANK, *map(str, arguments)], ranks=ranks,
+        environment={"HEADRACE_JOB": name}, log=tmp_path / "logs" / f"{name}.log",
+    )  # fmt: skip
+
+
+def ends(launcher, count=1):
+    collected = {}
+    wait_for(lambda: collected.update(launcher.poll()) or len(collected) >= count, f"{count} jobs to end")
+    return collected
+
+
+@pytest.mark.mpi
+def test_exit_codes_logs_and_environment(launcher, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("PMI_RANK", "3")  # as if this process were a rank itself
+    pid = launcher.start(job(tmp_path, "good", 0, 0, tmp_path / "good"))
+    assert psutil.pid_exists(pid)
+    launcher.start(job(tmp_path, "bad", 0, 3, tmp_path / "bad"))
+    assert ends(launcher, 2) == {"good": 0, "bad": 3}
+    assert launcher.poll() == {}
+    assert sorted((tmp_path / "logs" / "good.log").read_text().split("\n"))[1:] == [
+        "rank 0 of 2 is here", "rank 1 of 2 is here",
+    ]  # fmt: skip
+    lines = [line.split()[1:] for line in (tmp_path / "good").read_text().splitlines()]
+    assert sorted(lines) == [["0", "good", "1"], ["1", "good", "1"]]
+
+
+@pytest.mark.mpi
+def test_stop_leaves_no_process_and_spares_the_other_job(launcher, tmp_path):
+    for name in ("first", "second"):
+        launcher.start(job(tmp_path, name, 60, 0, tmp_path / name))
+    first, second = ranks_in(tmp_path / "first", 2), ranks_in(tmp_path / "second", 2)
+    launcher.stop("first")
+    assert alive(first) == [] and alive(second) == second
+    assert list(launcher.poll()) == ["first"]
+    launcher.stop("first")  # not there any more: nothing to do
+    launcher.stop_all()
+    assert alive(second) == []
+
+
+@pytest.mark.mpi
+def test_ranks_that_ignore_sigterm_are_killed(tmp_path):
+    launcher = LocalLauncher(grace=0.3)
+    stubborn = (
+        "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        f"open({str(tmp_path / 'pids')!r}, 'a').write(f'{{os.getpid()}}\\n'); time.sleep(60)"
+    )
+    launcher.start(
+        Job(name="a", command=[sys.executable, "-c", stubborn], ranks=2, environment={}, log=tmp_path / "log")
+    )
+    pids = ranks_in(tmp_path / "pids", 2)
+    launcher.stop("a")
+    assert alive(pids) == []
+
+
+@pytest.mark.mpi
+def test_killed_mpirun_takes_its_ranks_along(launcher, tmp_path):
+    mpirun = launcher.start(job(tmp_path, "a", 60, 0, tmp_path / "pids"))
+    ranks = ranks_in(tmp_path / "pids", 2)
+    os.kill(mpirun, signal.SIGKILL)
+    assert ends(launcher) == {"a": 128 + signal.SIGKILL}
+    gone(ranks)
+
+
+@pytest.mark.mpi
+def test_killed_rank_ends_the_job_with_a_failure(launcher, tmp_path):
+    launcher.start(job(tmp_path, "a", 60, 0, tmp_path / "pids"))
+    ranks = ranks_in(tmp_path / "pids", 2)
+    os.kill(ranks[1], signal.SIGKILL)
+    assert ends(launcher)["a"] != 0
+    gone(ranks)
+
+
+def test_a_command_that_does_not_exist_is_named_in_the_log(launcher, tmp_path):
+    launcher.start(Job(name="a", command=["no-such-solver"], ranks=1, environment={}, log=tmp_path / "log"))
+    assert ends(launcher)["a"] != 0
+    assert "Cannot run no-such-solver: No such file or directory" in (tmp_path / "log").read_text()
+
+
+def test_missing_mpirun_says_how_to_get_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(local_launcher.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"headrace\[mpich\].*site's MPI"):
+        find_mpirun()
+
+
+def test_environment_loses_leaks_and_keeps_settings():
+    site = {"HOME": "/home/a", "OMPI_MCA_btl": "tcp", "HYDRA_IFACE": "ib0", "OMP_NUM_THREADS": "64"}
+    leaks = {"SLURM_NTASKS": "4", "RAY_AUTH_TOKEN": "x", "PMIX_SERVER_URI": "a", "MPI_LOCALRANKID": "0", "HYDI_X": "1"}
+    kept = clean_environment({**site, **leaks})
+    assert not set(kept) & set(leaks)
+    assert {**kept, "OMP_NUM_THREADS": "64"}.items() >= site.items() and kept["OMP_NUM_THREADS"] == "1"
+    inside = clean_environment({**site, "PMI_RANK": "0"})
+    assert not {"OMPI_MCA_btl", "HYDRA_IFACE", "PMI_RANK"} & set(inside)
+
+
+# The supervisor's decisions, with a launcher and a clock of the test.
+
+
+class FakeLauncher(Launcher):
+    def __init__(self):
+        self.running, self.ended = [], {}
+
+    def start(self, job):
+        self.running.append(job.name)
+        return 1
+
+    def poll(self):
+        ended, self.ended = self.ended, {}
+        return ended
+
+    def finish(self, name, code):
+        self.running.remove(name)
+        self.ended[name] = code
+
+    def stop(self, name):
+        self.finish(name, 143)
+
+    def stop_all(self):
+        for name in list(self.running):
+            self.stop(name)
+
+
+class Bench:
+    """A supervisor under test: `now` is its clock, `events` what it reported."""
+
+    def __init__(self, tmp_path, max_failures=3):
+        self.now, self.events, self.launcher = 0.0, [], FakeLauncher()
+        settings = SupervisorSettings(
+            command=["solver"], ranks=2, environment={}, log_dir=str(tmp_path), session=4, max_failures=max_failures
+        )
+        self.supervisor = Supervisor(settings, self.launcher, self.events.append, clock=lambda: self.now)
+
+    def fail_once(self):
+        """Let the running job live a second and fail; return the pause before its replacement."""
+        self.now += 1.0
+        self.launcher.finish(self.launcher.running[0], 1)
+        self.supervisor.tick()
+        begin = self.now
+        while not self.launcher.running and self.now - begin < 100:
+            self.now += 0.1
+            self.supervisor.tick()
+        return self.now - begin
+
+
+def test_jobs_are_named_by_session_and_number_and_replaced_after_growing_pauses(tmp_path):
+    bench = Bench(tmp_path, max_failures=6)
+    bench.supervisor.set_jobs(1)
+    bench.supervisor.tick()
+    pauses = [bench.fail_once() for _ in range(5)]
+    assert pauses == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2], abs=0.11)
+    started = [event["job"] for event in bench.events if event["event"] == "started"]
+    assert started == [f"4-{n:04d}" for n in range(1, 7)]
+
+
+def test_gives_up_after_too_many_failures_in_a_row_and_says_so_once(tmp_path):
+    bench = Bench(tmp_path, max_failures=2)
+    bench.supervisor.set_jobs(1)
+    bench.supervisor.tick()
+    (tmp_path / "job-4-0003.log").write_text("Traceback\nit broke\n")
+    for _ in range(3):
+        bench.fail_once()
+    assert bench.launcher.running == []
+    assert bench.events[-1] == {"event": "gave_up", "failures": 3, "tail": "Traceback\nit broke"}
+    bench.supervisor.set_jobs(2)
+    bench.supervisor.tick()
+    assert bench.launcher.running == []
+
+
+@pytest.mark.parametrize("remedy", ["progress", "long life"])
+def test_progress_or_a_long_life_ends_the_row_of_failures(tmp_path, remedy):
+    bench = Bench(tmp_path, max_failures=1)
+    bench.supervisor.set_jobs(1)
+    bench.supervisor.tick()
+    for _ in range(5):
+        assert bench.fail_once() < 0.5
+        if remedy == "progress":
+            bench.supervisor.note_progress()
+        else:
+            bench.now += 31
+    assert all(event["event"] != "gave_up" for event in bench.events)
+
+
+def test_a_finished_job_is_not_replaced_but_a_failed_one_beside_it_is(tmp_path):
+    bench = Bench(tmp_path)
+    bench.supervisor.set_jobs(2)
+    bench.supervisor.tick()
+    bench.launcher.finish("4-0001", 0)
+    bench.launcher.finish("4-0002", 9)
+    for _ in range(10):
+        bench.now += 1
+        bench.supervisor.tick()
+    assert bench.launcher.running == ["4-0003"]
+
+
+def test_fewer_jobs_stops_the_newest_and_counts_no_failure(tmp_path):
+    bench = Bench(tmp_path, max_failures=0)
+    bench.supervisor.set_jobs(3)
+    bench.supervisor.tick()
+    bench.supervisor.set_jobs(1)
+    bench.supervisor.tick()
+    assert bench.launcher.running == ["4-0001"]
+    assert [(e["job"], e["stopped"]) for e in bench.events if e["event"] == "exited"] == [
+        ("4-0002", True), ("4-0003", True),
+    ]  # fmt: skip
+    assert all(event["event"] != "gave_up" for event in bench.events)
+
+
+def test_tail_is_the_end_of_the_log_and_bounded(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("\n".join(f"line {n}" for n in range(1000)))
+    assert tail_of(log).splitlines() == [f"line {n}" for n in range(980, 1000)]
+    log.write_text("x" * 100_000)
+    assert len(tail_of(log)) == 4096
+    assert tail_of(tmp_path / "none") == ""
+
+
+# The supervisor as a process.
+
+
+@pytest.fixture
+def process(tmp_path):
+    """Starts a supervisor for a command; whatever happens, it is stopped."""
+    started = []
+
+    def start(*arguments, **settings):
+        given = {"ranks": 2, "environment": {}, "log_dir": str(tmp_path / "logs"), "session": 1, **settings}
+        supervisor = SupervisorProcess(command=[sys.executable, RANK, *map(str, arguments)], **given)
+        supervisor.start()
+        started.append(supervisor)
+        return supervisor
+
+    yield start
+    for supervisor in started:
+        supervisor.stop()
+
+
+def collect(supervisor, condition, seconds=20.0):
+    """Events until one of them fulfils the condition."""
+    events = []
+    wait_for(lambda: events.extend(supervisor.events()) or any(map(condition, events)), "an event", seconds)
+    return events
+
+
+def event_is(kind):
+    return lambda event: event["event"] == kind
+
+
+@pytest.mark.mpi
+def test_a_killed_rank_is_reported_and_its_job_replaced(process, tmp_path):
+    supervisor = process(60, 0, tmp_path / "pids")
+    supervisor.set_jobs(1)
+    ranks = ranks_in(tmp_path / "pids", 2)
+    os.kill(ranks[0], signal.SIGKILL)
+    (exited,) = [e for e in collect(supervisor, event_is("exited")) if e["event"] == "exited"]
+    assert exited["job"] == "1-0001" and exited["code"] != 0 and not exited["stopped"]
+    assert "is here" in exited["tail"]
+    replaced = ranks_in(tmp_path / "pids", 4)[2:]
+    gone(ranks)
+    supervisor.stop()
+    assert alive(replaced) == []
+
+
+@pytest.mark.mpi
+def test_killing_the_supervisor_leaves_no_rank(process, tmp_path):
+    supervisor = process(60, 0, tmp_path / "pids")
+    supervisor.set_jobs(2)
+    ranks = ranks_in(tmp_path / "pids", 4)
+    family = [p.pid for p in psutil.Process(supervisor.pid).children(recursive=True)]
+    assert set(ranks) <= set(family)
+    os.kill(supervisor.pid, signal.SIGKILL)
+    gone([*family, *ranks])
+    assert "ended with code -9" in collect(supervisor, event_is("gave_up"))[-1]["tail"]
+
+
+@pytest.mark.mpi
+def test_death_of_the_driver_stops_everything(tmp_path):
+    driver = (
+        "import sys, time; from headrace.online_training.supervisor import SupervisorProcess\n"
+        f"s = SupervisorProcess(command=[sys.executable, {RANK!r}, '60', '0', {str(tmp_path / 'pids')!r}], ranks=2,\n"
+        f"    environment={{}}, log_dir={str(tmp_path)!r}, session=1)\n"
+        "s.start(); s.set_jobs(1); print(s.pid, flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", driver], stdout=subprocess.PIPE, text=True)
+    supervisor = int(process.stdout.readline())
+    ranks = ranks_in(tmp_path / "pids", 2)
+    process.kill()
+    process.wait()
+    gone([supervisor, *ranks])
+    assert (tmp_path / "supervisor-1.log").read_text() == ""
+
+
+@pytest.mark.mpi
+def test_jobs_that_keep_failing_are_given_up_with_their_last_words(process, tmp_path):
+    supervisor = process(0, 5, max_failures=1)
+    supervisor.set_jobs(1)
+    events = collect(supervisor, event_is("gave_up"))
+    assert [e["code"] for e in events if e["event"] == "exited"] == [5, 5]
+    assert "is here" in events[-1]["tail"] and events[-1]["failures"] == 2
+
+
+@pytest.mark.mpi
+def test_twenty_quick_jobs_start_and_end_once_each(process):
+    supervisor = process(0, 0, ranks=1)
+    events = []
+    for _ in range(4):
+        supervisor.set_jobs(5)
+        ended = 0
+        while ended < 5:
+            new = collect(supervisor, event_is("exited"))
+            ended += sum(event_is("exited")(e) for e in new)
+            events += new
+    names = [f"1-{n:04d}" for n in range(1, 21)]
+    assert sorted(e["job"] for e in events if e["event"] == "started") == names
+    assert sorted((e["job"], e["code"]) for e in events if e["event"] == "exited") == [(name, 0) for name in names]
+
+
+@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="needs a virtual environment to imitate")
+def test_a_supervisor_without_mpirun_gives_up_with_the_reason(process, monkeypatch, tmp_path):
+    environment = tmp_path / "environment"  # the same packages, no mpirun
+    (environment / "bin").mkdir(parents=True)
+    (environment / "bin" / "python").symlink_to(sys.executable)
+    (environment / "lib").symlink_to(Path(sys.prefix) / "lib")
+    (environment / "pyvenv.cfg").write_text((Path(sys.prefix) / "pyvenv.cfg").read_text())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("headrace.online_training.supervisor.sys.executable", str(environment / "bin" / "python"))
+    events = collect(process(0, 0), event_is("gave_up"))
+    assert "No mpirun" in events[0]["tail"] and "headrace[mpich]" in events[0]["tail"]
+
+
+def test_settings_of_the_process_are_on_disk_and_hold_no_secret(process, tmp_path):
+    supervisor = process(0, 0, session=3, environment={"HEADRACE_TOKEN_FILE": "secrets/token"})
+    supervisor.stop()
+    settings = json.loads((tmp_path / "logs" / "supervisor-3.json").read_text())
+    assert settings["session"] == 3 and settings["environment"] == {"HEADRACE_TOKEN_FILE": "secrets/token"}
