@@ -1,0 +1,241 @@
+"""Calls a case's functions on small states and names the mistake where one breaks its contract."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .blocks import Blocks, check_split
+from .boundary import Periodic, sides_of
+from .case import Case
+from .field import Field, GhostLayersExhausted
+from .ghosts import GhostLayers, coordinates, wall_value
+from .operators import Operators
+from .parameters import Parameters
+from .right_hand_side import MOST_GHOST_LAYERS, assembled
+from .simulate import initial_state
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+POINTS = 12
+"""Points along each axis of the grid that the right-hand side is tried on."""
+
+
+def verify(case: Case, comm: MPI.Comm | None = None) -> None:
+    """Check initial, boundary and rhs (or solver) of a case by calling them. Collective over comm.
+
+    Every rank checks everything by itself, on small states; then all ranks agree.
+
+    Raises
+    ------
+    ValueError, TypeError : the function, what it did, and what it should do; the same on every rank.
+    """
+    problem: Exception | None = None
+    try:
+        check_split(case.grid.shape, 1 if comm is None else comm.size)
+        _verify_here(case)
+    except (ValueError, TypeError) as error:
+        problem = error
+    if comm is not None and comm.size > 1:
+        others = comm.allgather(None if problem is None else (isinstance(problem, TypeError), str(problem)))
+        if problem is None:
+            found = next((other for other in others if other is not None), None)
+            problem = found and (TypeError if found[0] else ValueError)(found[1])
+    if problem is not None:
+        raise problem
+
+
+def _verify_here(case: Case) -> None:
+    p = case.accept({})
+    state = _initial(case, p)
+    if case.solver is not None:
+        _call(case, "solver", inspect.signature(case.solver).bind, case, p, None)
+        return
+    small = case.resized(tuple(min(n, POINTS) for n in case.grid.shape))
+    picks = [np.linspace(0, n - 1, m).astype(int) for n, m in zip(case.grid.shape, small.grid.shape, strict=True)]
+    state = _perturbed(state[np.ix_(range(len(case.fields)), *picks)])
+    _boundary(small, p)
+    for name in ("rhs", "stiff"):
+        if getattr(case, name) is not None:
+            _Trial(small, name, p).check(state)
+
+
+def _initial(case: Case, p: Parameters) -> np.ndarray:
+    blocks = Blocks(case.grid.shape, case.periodic, smallest=1)
+    results = []
+    for _ in range(2):
+        rng = np.random.default_rng(np.random.SeedSequence([0, 0]))
+        results.append(_call(case, "initial", initial_state, case, p, blocks, rng))
+    if not np.isfinite(results[0]).all():
+        raise ValueError(f"Case {case.name}: initial returned values that are not finite at {p}.")
+    if not np.array_equal(*results):
+        raise ValueError(
+            f"Case {case.name}: initial returned different states for the same parameters and the same generator. Draw "
+            "random numbers from the rng it receives, nowhere else: they must be the same on every rank."
+        )
+    return results[0]
+
+
+def _perturbed(state: np.ndarray) -> np.ndarray:
+    """Return the state with one per cent of noise, so that derivatives do not vanish by chance."""
+    noise = np.random.default_rng(0).uniform(-1, 1, state.shape)
+    scale = np.abs(state).max(axis=tuple(range(1, state.ndim)), keepdims=True)
+    return state + 0.01 * noise * np.where(scale > 0, scale, 1.0)
+
+
+def _boundary(case: Case, p: Parameters) -> None:
+    blocks = Blocks(case.grid.shape, case.periodic, smallest=1)
+    x = coordinates(case, blocks.where, 1)
+    for field, sides in sides_of(case.boundary, case.fields, case.grid).items():
+        for axis, pair in enumerate(sides):
+            for end, side in enumerate(pair):
+                if isinstance(side, Periodic):
+                    continue
+                name = f"boundary of field {field} at the {('lower', 'upper')[end]} end of axis {axis}"
+                position = case.grid.origin[axis] + end * case.grid.extent[axis]
+                value = _call(case, name, wall_value, side, x, axis=axis, position=position, p=p, t=0.0)
+                layer = tuple(1 if a == axis else n + 2 for a, n in enumerate(case.grid.shape))
+                try:
+                    np.broadcast_to(np.asarray(value, dtype=np.float64), layer)
+                except (ValueError, TypeError):
+                    raise ValueError(
+                        f"Case {case.name}: {name} returned {value!r}; return a number, or an expression in the "
+                        "coordinates x[0], x[1], ..., the parameters p and the time t."
+                    ) from None
+
+
+class _Trial:
+    """Evaluates one right-hand side on a small grid, as one block and as two."""
+
+    def __init__(self, case: Case, name: str, p: Parameters) -> None:
+        self._case, self._name, self._p = case, name, p
+        self._function: Callable[..., Any] = getattr(case, name)
+        self._blocks = Blocks(case.grid.shape, case.periodic, smallest=1)
+        self._means: list[Any] = []
+
+    def check(self, state: np.ndarray) -> None:
+        buffer, halo = self._filled(state)
+        whole = self._evaluate(buffer, halo, self._blocks.where, self._record_mean)
+        if not np.isfinite(whole).all():
+            raise ValueError(
+                f"{self._label} returned values that are not finite on the initial state with 1 % of noise, at "
+                f"{self._p}. Guard roots, logarithms and divisions, e.g. with np.maximum(u, 0.0)."
+            )
+        if not np.array_equal(self._evaluate(buffer, halo, self._blocks.where, self._record_mean), whole):
+            raise ValueError(f"{self._label} returned two different results for the same state: it must depend on its "
+                             "arguments alone, not on random numbers, counters or earlier calls.")  # fmt: skip
+        self._check_dtype(buffer, halo)
+        self._check_blocks(buffer, halo, whole)
+
+    @property
+    def _label(self) -> str:
+        return f"Case {self._case.name}: {self._name}"
+
+    def _filled(self, state: np.ndarray) -> tuple[np.ndarray, int]:
+        """Return the state with as many ghost layers as the function needs."""
+        for halo in range(1, MOST_GHOST_LAYERS + 1):
+            ghosts = GhostLayers(self._case, self._blocks, halo)
+            ghosts.interior[...] = state
+            ghosts.fill(self._p, 0.0)
+            try:
+                self._evaluate(ghosts.buffer, halo, self._blocks.where, self._record_mean)
+            except GhostLayersExhausted:
+                continue
+            return ghosts.buffer, halo
+        raise ValueError(
+            f"{self._label} nests more than {MOST_GHOST_LAYERS} derivatives, and each needs a ghost layer. Add an unknown "
+            "for an inner derivative, or use a compact operator such as d.laplacian."
+        )
+
+    def _evaluate(
+        self, buffer: np.ndarray, halo: int, where: Sequence[slice], mean: Callable[[Any], Any]
+    ) -> np.ndarray:
+        case = self._case
+        shape = tuple(s.stop - s.start for s in where)
+        u = buffer.copy()
+        # A write into u would change the state behind the solver's back, or the neighbour's ghost layers.
+        u.flags.writeable = False
+        x = tuple(Field(f.array.astype(buffer.dtype), halo, case.grid.ndim) for f in coordinates(case, where, halo))
+        d = Operators(case.grid.spacing, shape, x, mean)
+        self._mean_index = 0
+        field = Field(u, halo, case.grid.ndim, components=True)
+        result = _call(case, self._name, self._function, field, d, self._p, 0.0)
+        self._result = result
+        try:
+            return assembled(result, case.fields, shape, np.empty((len(case.fields), *shape)))
+        except GhostLayersExhausted:
+            raise
+        except (ValueError, TypeError) as error:
+            text = str(error).replace("The right-hand side", self._name)
+            raise type(error)(f"Case {case.name}: {text}") from error
+
+    def _record_mean(self, array: np.ndarray) -> np.ndarray:
+        axes = tuple(range(-self._case.grid.ndim, 0))
+        value = np.mean(array, axis=axes, keepdims=True)
+        self._means[self._mean_index :] = [value]
+        self._mean_index += 1
+        return value
+
+    def _replay_mean(self, array: np.ndarray) -> np.ndarray:
+        """Return the mean over all blocks, which this block alone does not know."""
+        self._mean_index += 1
+        return self._means[self._mean_index - 1]
+
+    def _check_dtype(self, buffer: np.ndarray, halo: int) -> None:
+        self._evaluate(buffer.astype(np.float32), halo, self._blocks.where, self._record_mean)
+        parts = self._result if isinstance(self._result, tuple | list) else (self._result,)
+        for part in parts:
+            if isinstance(part, Field) and part.array.dtype != np.float32:
+                raise TypeError(
+                    f"{self._label} turned a float32 state into {part.array.dtype}: losses are computed in the state's "
+                    "precision. Use Python numbers and parameters, and leave the conversion to the framework."
+                )
+        # The means of the float32 trial must not reach the comparison of the blocks.
+        self._evaluate(buffer, halo, self._blocks.where, self._record_mean)
+
+    def _check_blocks(self, buffer: np.ndarray, halo: int, whole: np.ndarray) -> None:
+        """Compare with two blocks along every axis, whose ghost layers hold what an exchange would bring."""
+        for axis, n in enumerate(self._case.grid.shape):
+            for part in (slice(0, n // 2), slice(n // 2, n)):
+                where = list(self._blocks.where)
+                where[axis] = part
+                index = [slice(None)] * buffer.ndim
+                index[1 + axis] = slice(part.start, part.stop + 2 * halo)
+                block = self._evaluate(buffer[tuple(index)], halo, where, self._replay_mean)
+                expected = whole[(slice(None), *where)]
+                error = np.abs(block - expected).max()
+                if error > 1e-10 * np.abs(whole).max():
+                    raise ValueError(
+                        f"{self._label} gives another result on two blocks than on one, off by {error:.3g} of "
+                        f"{np.abs(whole).max():.3g}: something in it looks at a whole array (a maximum, a mean, an "
+                        "array's shape). On MPI ranks it would see one block only; use d.mean and the operators of d."
+                    )
+
+
+def _call(case: Case, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a user's function; an exception inside becomes one that names the case, the function and the line."""
+    try:
+        return function(*args, **kwargs)
+    except GhostLayersExhausted:
+        raise
+    except Exception as error:
+        text = str(error)
+        if isinstance(error, ValueError) and "read-only" in text:
+            text = "it writes into u in place; compute a new field instead"
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        prefix = f"Case {case.name}: "
+        if text.startswith(prefix):
+            raise kind(text) from error
+        raise kind(f"{prefix}{name}{_line(error)} raised {type(error).__name__}: {text}") from error
+
+
+def _line(error: Exception) -> str:
+    """Return where in the user's code it happened."""
+    here = __file__.rsplit("verify", 1)[0]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(here)]
+    return f" (line {frames[-1].lineno}: {frames[-1].line})" if frames and frames[-1].line else ""
