@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
 
 from .blocks import Blocks
 from .case import Case
-from .field import Field, GhostLayersExhausted
-from .ghosts import GhostLayers
+from .field import Field, GhostLayersExhausted, uniform
+from .ghosts import GhostLayers, coordinates, padded
 from .operators import Operators
 from .parameters import Parameters
 
@@ -94,9 +95,9 @@ def right_hand_side(case: Case, parameters: Parameters, blocks: Blocks, state: n
     ------
     ValueError : more nested operators than ghost layers are possible.
     """
-    for halo in range(1, MOST_GHOST_LAYERS + 1):
-        if min(split_sizes(blocks)) < halo:
-            break
+    smallest = min(n // d for n, d in zip(blocks.grid_shape, blocks.dims, strict=True))
+    deepest = min(MOST_GHOST_LAYERS, smallest)
+    for halo in range(1, deepest + 1):
         f = RightHandSide(case, parameters, blocks, halo)
         try:
             f(state, 0.0)
@@ -105,11 +106,57 @@ def right_hand_side(case: Case, parameters: Parameters, blocks: Blocks, state: n
             continue
         return f
     raise ValueError(
-        f"Case {case.name}: its operators are nested deeper than {halo - 1} ghost layers reach "
-        f"(at most {MOST_GHOST_LAYERS}, and no more than the smallest block has points, {min(split_sizes(blocks))})."
+        f"Case {case.name}: its operators are nested deeper than {deepest} ghost layers reach. At most "
+        f"{MOST_GHOST_LAYERS} are possible, and no more than the smallest block has points along an axis, {smallest}."
     )
 
 
-def split_sizes(blocks: Blocks) -> tuple[int, ...]:
-    """Return the points of the smallest block along each axis: the same on every rank."""
-    return tuple(n // d for n, d in zip(blocks.grid_shape, blocks.dims, strict=True))
+class TensorRightHandSide:
+    """f(u, t) on torch tensors that hold the whole grid: the same case, the same stencils, gradients kept.
+
+    parameters : (batch, parameters) in the case's order; one row serves every batch size.
+    u and the result : (fields, batch, *grid), in u's precision and on its device.
+    """
+
+    def __init__(self, case: Case, parameters: Any) -> None:
+        self._case = case
+        self._ndim = case.grid.ndim
+        self._parameters = parameters
+        self._halo = 1
+
+    def __call__(self, u: Any, t: Any) -> Any:
+        """Return ∂u/∂t; t : a number, or (batch,)."""
+        while True:
+            try:
+                return self._evaluated(u, t)
+            except GhostLayersExhausted:
+                if self._halo == MOST_GHOST_LAYERS:
+                    raise ValueError(f"Case {self._case.name}: operators nested deeper than {self._halo}.") from None
+                self._halo += 1
+
+    def _evaluated(self, u: Any, t: Any) -> Any:
+        case, halo, ndim = self._case, self._halo, self._ndim
+        whole = tuple(slice(0, n) for n in case.grid.shape)
+        x = tuple(Field(u.new_tensor(f.array), halo, ndim) for f in coordinates(case, whole, halo))
+        columns = self._parameters.to(dtype=u.dtype, device=u.device).unbind(dim=1)
+        p = Parameters({name: self._uniform(c) for name, c in zip(case.parameters, columns, strict=True)})
+        time = self._uniform(t.to(dtype=u.dtype)) if getattr(t, "ndim", 0) else t
+        state = Field(padded(case, u, halo, x=x, p=p, t=time), halo, ndim, components=True)
+        d = Operators(case.grid.spacing, case.grid.shape, x, self._mean)
+        result = case.rhs(state, d, p, time)
+        several = isinstance(result, tuple | list) or len(case.fields) > 1
+        parts = list(result) if several else [result]
+        pieces = []
+        for part in parts:
+            array = part.cropped(0).array if isinstance(part, Field) else part
+            if isinstance(part, Field) and part.components:
+                array = array[0]
+            # A part that is constant in space or along the batch is broadcast; the sum keeps its gradient.
+            pieces.append(u.new_zeros(u.shape[1:]) + array)
+        return sys.modules["torch"].stack(pieces)
+
+    def _uniform(self, column: Any) -> Field:
+        return uniform(column.reshape(-1, *(1,) * self._ndim), self._ndim)
+
+    def _mean(self, array: Any) -> Any:
+        return array.mean(dim=tuple(range(-self._ndim, 0)), keepdim=True)
