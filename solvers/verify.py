@@ -148,7 +148,7 @@ class _Trial:
                 continue
             return ghosts.buffer, halo
         raise ValueError(
-            f"{self._label} nests more than {MOST_GHOST_LAYERS} derivatives, and each needs a ghost layer. Add an unknown "
+            f"{self._label} nests more than {MOST_GHOST_LAYERS} derivatives, each needs a ghost layer. Add an unknown "
             "for an inner derivative, or use a compact operator such as d.laplacian."
         )
 
