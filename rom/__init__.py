@@ -1,9 +1,12 @@
-"""Nonintrusive, distributed reduced-order models for structural mechanics; nothing is built yet.
+"""Nonintrusive, distributed reduced-order models for structural mechanics.
 
-What will stand here: readers of foreign meshes and results, an embedded finite-element
-solver, constitutive laws, distributed POD and empirical cubature, and the reduced online
-stage. The package uses numpy, scipy, mpi4py, h5py and meshio, and none of the other
-headrace folders.
+Here stand the data model (meshes, subdomains, readers, laws) and an embedded finite-element solver; docs/rom.md says
+how the pieces fit. The package uses numpy, scipy, mpi4py, h5py and meshio, and none of the other headrace folders.
 """
 
-__all__: list[str] = []
+from .law import ConstitutiveLaw, Table
+from .mesh import Mesh
+from .reader import Reader, TimeSeries
+from .subdomain import Subdomain, distribute
+
+__all__ = ["ConstitutiveLaw", "Mesh", "Reader", "Subdomain", "Table", "TimeSeries", "distribute"]
