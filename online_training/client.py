@@ -285,8 +285,9 @@ class Link:
         if self._socket is not None:
             self._poller = zmq.Poller()
             self._socket.disable_monitor()
+            self._monitor.close(0)
             self._socket.close(linger)
-            self._socket = None
+            self._socket = self._monitor = None
 
     def _greet(self, address: str, deadline: float) -> bool:
         self._shut()

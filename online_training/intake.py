@@ -1,0 +1,564 @@
+"""The intake: receives the stream, owns the reservoir, deals batches to the trainer. Pure Python, without Ray."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import socket as network
+import stat
+import tempfile
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zmq
+
+from .buffer import Buffer, Window
+from .client import MAX_FRAME, PAYLOAD_SIGNED, Header, Kind, WireError
+from .draws import Draws, batch_dtype
+from .held_out_writer import HeldOutResult, HeldOutWriter, WriteHeldOut
+from .layout import StreamLayout
+from .ledger import RecordWriter
+from .peers import Hello, Job, Peer, Peers, Refusal, read_json
+from .simulation_run import Assignment, SimulationRun
+from .simulation_table import ChecksumError, SimulationTable
+
+if TYPE_CHECKING:
+    from .slot_memory import SlotMemory
+
+logger = logging.getLogger(__name__)
+
+_BURST = 64
+_TICK_MILLISECONDS = 100
+_FLUSH_SECONDS = 0.2
+_KINDS = frozenset(Kind)
+Content = Mapping[str, Any] | bytes | None
+"""The payload of a message: a mapping travels as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntakeSettings:
+    """What an intake needs to know.
+
+    layout, buffer, memory : the stream, the policy of the reservoir and its memory, which the intake closes.
+    views : wanted number of uses of each window.
+    batch_size : windows of one batch over all workers.
+    study, session, token : identity of the study, number of this session of it, the run's 256-bit token.
+    interface, port : where to listen; port 0 takes a free one.
+    run_dir : its ledger/ takes intake-SESSION.log.
+    max_running : simulations at the same time.
+    lease : seconds of silence after which the other side ends; peers silent for three are forgotten.
+    strict : every payload byte is authenticated.
+    max_failures : attempts of one simulation before it goes into quarantine.
+    write_held_out : writes a finished held-out simulation; called in a thread of its own.
+    """
+
+    layout: StreamLayout
+    buffer: Buffer
+    memory: SlotMemory
+    views: float
+    batch_size: int
+    study: int
+    session: int
+    token: bytes
+    interface: str
+    port: int
+    run_dir: Path
+    max_running: int
+    lease: float = 60.0
+    strict: bool = False
+    max_failures: int = 3
+    write_held_out: WriteHeldOut | None = None
+
+
+class Intake:
+    """Runs the protocol of docs/wire.md in a thread; all public methods may be called from any thread.
+
+    What a SIGKILL loses of the ledger is at most 0.2 s of records of steps that no trainer has seen: records are
+    handed to the operating system before a batch that could contain their steps is answered. Those steps lie in
+    memory only, die with the process, and are run again.
+    """
+
+    def __init__(self, settings: IntakeSettings) -> None:
+        self._settings = settings
+        layout = settings.layout
+        self._lock = threading.RLock()
+        self._ledger = RecordWriter(Path(settings.run_dir) / "ledger" / f"intake-{settings.session}.log")
+        self._writer = None
+        if settings.write_held_out is not None:
+            self._writer = HeldOutWriter(settings.write_held_out, self._held_out_written)
+        self._draws = Draws(settings.buffer, self._tabulate, lambda: self._table.may_draw())
+        self._table = SimulationTable(
+            layout, settings.buffer, settings.memory.array,
+            ledger=self._ledger, limits=settings, drawn=lambda: self._draws.drawn, writer=self._writer,
+        )  # fmt: skip
+        self._peers = Peers(settings.session)
+        self._rejected: Counter[str] = Counter()
+        self._records = batch_dtype(layout.window, len(layout.parameters))
+        self._asking_statistics: set[int] = set()
+        self._messages = 0
+        self._error: str | None = None
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._wake_out, self._wake_in = network.socketpair()
+        self._wake_out.setblocking(False)
+        self._wake_in.setblocking(False)
+        self._flushed = self._swept = time.monotonic()
+        self._ipc_path: Path | None = None
+        self._addresses: list[str] = []
+        self._handlers: dict[int, Callable[[Peer, Header, Any], None]] = {
+            Kind.DECLARE: self._on_declare, Kind.REQUEST: self._on_request, Kind.BLOCK: self._on_block,
+            Kind.END: self._on_end, Kind.LEASE: self._on_lease, Kind.BYE: self._on_bye, Kind.DRAW: self._on_draw,
+            Kind.RELEASE: self._on_release, Kind.STATISTICS: self._on_statistics,
+        }  # fmt: skip
+
+    # -- public --------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Bind the sockets and begin to serve.
+
+        Raises
+        ------
+        RuntimeError : the port is taken, or the interface is not one of this machine.
+        """
+        self._context = zmq.Context(io_threads=1)
+        self._socket = self._context.socket(zmq.ROUTER)
+        for option, value in (
+            (zmq.MAXMSGSIZE, MAX_FRAME), (zmq.ROUTER_HANDOVER, 1), (zmq.LINGER, 500), (zmq.RCVHWM, 64),
+            (zmq.HANDSHAKE_IVL, 10000), (zmq.TCP_KEEPALIVE, 1),
+        ):  # fmt: skip
+            self._socket.setsockopt(option, value)
+        try:
+            self._bind()
+        except zmq.ZMQError as error:
+            self._context.destroy(0)
+            raise RuntimeError(self._bind_problem(error)) from error
+        self._thread = threading.Thread(target=self._run, name="headrace-intake", daemon=True)
+        self._thread.start()
+
+    def _bind(self) -> None:
+        interface, port = self._settings.interface, self._settings.port
+        self._socket.bind(f"tcp://{interface}:{port or '*'}")
+        port = int(self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
+        host = network.gethostname() if interface in ("*", "0.0.0.0") else interface
+        self._addresses = [f"tcp://{host}:{port}"]
+        folder = Path(tempfile.gettempdir()) / f"headrace-{os.geteuid()}-{self._settings.study:016x}"
+        path = folder / str(port)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        # A folder that somebody else made beforehand, or a path too long for a UNIX socket: tcp alone will do.
+        ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
+        if ours and len(str(path)) < 100:
+            self._socket.bind(f"ipc://{path}")
+            self._ipc_path = path
+            self._addresses.insert(0, f"ipc://{path}")
+
+    def _bind_problem(self, error: zmq.ZMQError) -> str:
+        interface, port = self._settings.interface, self._settings.port
+        if error.errno == errno.EADDRINUSE:
+            return f"Port {port} on {interface} is in use. Choose another port, or 0 for one that is free."
+        return f"The intake cannot listen on {interface}:{port}: {error.strerror}. Choose an interface of this machine."
+
+    @property
+    def addresses(self) -> str:
+        """ZeroMQ addresses separated by commas, best first; what HEADRACE_ADDRESS should say."""
+        return ",".join(self._addresses)
+
+    def plan(self, assignments: Iterable[Assignment]) -> None:
+        """Add simulations to run, in this order."""
+        with self._lock:
+            self._table.plan(assignments)
+        self._wake()
+
+    def all_planned(self) -> None:
+        """Say that `plan` will not be called again."""
+        with self._lock:
+            self._table.all_planned = True
+        self._wake()
+
+    def job_ended(self, job: str, code: int) -> list[int]:
+        """A job's processes are gone: return the simulations that will run again."""
+        with self._lock:
+            again = self._drop_job(job, f"job {job} ended with code {code}", notify=False)
+        self._wake()
+        return again
+
+    def request_stop(self) -> None:
+        """End early: running simulations get the word STOP, the stream of batches ends after the current one."""
+        with self._lock:
+            self._table.request_stop()
+            self._draws.stop()
+        self._wake()
+
+    def status(self) -> dict[str, Any]:
+        """Return counters and states as plain JSON-able data; `error` is None while the intake works."""
+        buffer = self._settings.buffer
+        with self._lock:
+            draws, table = self._draws, self._table
+            return {
+                **table.status(),
+                "messages": self._messages,
+                "rejected": dict(self._rejected),
+                "peers": len(self._peers),
+                "population": buffer.population,
+                "unseen": buffer.unseen,
+                "capacity": len(self._settings.memory.array),
+                "starts_used": draws.starts_used,
+                "draws": draws.drawn,
+                "unreleased": draws.unreleased,
+                "generation": draws.generation,
+                "views_achieved": draws.released / table.windows_accepted if table.windows_accepted else 0.0,
+                "throttled": table.throttled,
+                "stopping": table.stopping,
+                "ended": table.finished and (draws.ended or table.stopping),
+                "error": self._error,
+            }
+
+    def close(self) -> None:
+        """Stop serving, finish the ledger and free sockets and memory; a second call does nothing."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        self._wake()
+        if self._thread is not None:
+            self._thread.join()
+            self._socket.close()
+            self._context.term()
+        if self._writer is not None:
+            self._writer.close()
+        if self._ipc_path is not None:
+            self._ipc_path.unlink(missing_ok=True)
+        if self._error is None:
+            self._ledger.sync()
+        self._ledger.close()
+        self._settings.memory.close()
+        self._wake_in.close()
+        self._wake_out.close()
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        try:
+            self._wake_in.send(b"w")
+        except BlockingIOError:
+            pass  # it has been woken already
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._wake_out.fileno(), zmq.POLLIN)
+        try:
+            while not self._closing.is_set():
+                events = dict(poller.poll(_TICK_MILLISECONDS))
+                if self._wake_out.fileno() in events:
+                    self._wake_out.recv(4096)
+                with self._lock:
+                    self._receive_burst()
+                    self._advance()
+        except Exception as error:
+            logger.exception("The intake stopped.")
+            self._error = f"{type(error).__name__}: {error}"
+
+    def _receive_burst(self) -> None:
+        for _ in range(_BURST):
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            self._messages += 1
+            try:
+                self._take(frames)
+            except WireError as error:
+                self._rejected[str(error)] += 1
+
+    def _take(self, frames: list[zmq.Frame]) -> None:
+        if len(frames) not in (2, 3):
+            raise WireError("frames")
+        settings = self._settings
+        identity, payload = frames[0].bytes, frames[2].buffer if len(frames) == 3 else b""
+        header = Header.verify(frames[1].bytes, settings.token, settings.study, payload)
+        if header.kind not in _KINDS:
+            raise WireError("kind")
+        if header.kind == Kind.HELLO:
+            self._on_hello(identity, header, payload)
+            return
+        peer = self._peers.find(header.session)
+        if peer is None:
+            # It was authenticated: a rank of before a restart of the intake, or one that was forgotten.
+            self._post(identity, Kind.REFUSED, self._peers.describe("unknown session", rejoin=True))
+            raise WireError("session")
+        peer.check(header, identity)
+        if header.payload_length and header.kind != Kind.BLOCK and not header.flags & PAYLOAD_SIGNED:
+            raise WireError("unsigned")
+        handler = self._handlers.get(header.kind)
+        if handler is None or (header.kind >= Kind.DRAW and peer.hello.role != "trainer"):
+            raise WireError("kind")
+        handler(peer, header, payload)
+
+    def _post(self, identity: bytes, kind: Kind, payload: Content = None, **fields: Any) -> None:
+        body = b"" if payload is None else payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+        if body:
+            fields.update(payload_length=len(body), payload_crc32=zlib.crc32(body), flags=PAYLOAD_SIGNED)
+        frame = Header(kind, self._settings.study, **fields).sign(self._settings.token, body)
+        self._socket.send_multipart([identity, frame, body] if body else [identity, frame])
+
+    def _tell(self, peer: Peer, kind: Kind, payload: Content = None, **fields: Any) -> None:
+        peer.sent += 1
+        self._post(peer.identity, kind, payload, session=peer.session, sequence=peer.sent, **fields)
+
+    def _tell_job(self, run: SimulationRun, kind: Kind, **fields: Any) -> None:
+        job = self._peers.jobs.get(run.job or "")
+        for peer in list(job.peers.values()) if job else []:
+            self._tell(peer, kind, simulation=run.number, attempt=run.attempt, **fields)
+
+    def _advance(self) -> None:
+        """Do everything that has become possible: assignments, credits, batches; keep time."""
+        table, now = self._table, time.monotonic()
+        for job in list(self._peers.jobs.values()):
+            if job.ready and job.simulation is None:
+                self._assign(job)
+        for run in table.active:
+            if table.grant(run):
+                self._tell_job(run, Kind.CREDIT, value=run.granted)
+        table.settle()
+        self._answer_statistics()
+        self._answer_draws()
+        if now - self._flushed > _FLUSH_SECONDS:
+            self._ledger.flush()
+            self._flushed = now
+        if now - self._swept > min(1.0, self._settings.lease / 4):
+            self._swept = now
+            self._sweep(now)
+
+    # -- peers ---------------------------------------------------------------------------------------------------
+
+    def _on_hello(self, identity: bytes, header: Header, payload: Any) -> None:
+        if not header.flags & PAYLOAD_SIGNED:
+            raise WireError("unsigned")
+        hello = Hello.parse(bytes(payload))
+        self._peers.remember(hello.nonce)
+        try:
+            self._replace(hello)
+            peer = self._peers.add(hello, identity)
+        except Refusal as refusal:
+            self._rejected["refused"] += 1
+            self._post(identity, Kind.REFUSED, {"error": str(refusal)})
+            return
+        welcome: dict[str, Any] = {
+            "nonce": hello.nonce, "lease": self._settings.lease, "strict": self._settings.strict
+        }  # fmt: skip
+        if hello.role == "trainer":
+            welcome.update(self._geometry())
+        self._tell(peer, Kind.WELCOME, welcome)
+
+    def _replace(self, hello: Hello) -> None:
+        """Make room for a peer that comes again, and for a younger generation of the trainer."""
+        if hello.role == "trainer":
+            if hello.generation < self._draws.generation:
+                raise Refusal(f"Generation {self._draws.generation} of the trainer works already; this one is older.")
+            if hello.generation > self._draws.generation:
+                for trainer in list(self._peers.trainers.values()):
+                    self._peers.remove(trainer)
+                self._draws.begin_generation(hello.generation, hello.ranks)
+        before = self._peers.predecessor(hello)
+        if before is None:
+            return
+        job = self._peers.jobs.get(hello.job)
+        self._peers.remove(before)
+        if job is not None and job.simulation is not None:
+            self._drop_job(hello.job, f"rank {hello.rank} of job {hello.job} lost its connection", notify=True)
+
+    def _geometry(self) -> dict[str, Any]:
+        layout, memory = self._settings.layout, self._settings.memory
+        fields = [
+            {"name": name, "shape": layout.shape, "dtype": layout.dtype, "offset": i * layout.field_bytes}
+            for i, name in enumerate(layout.fields)
+        ]
+        return {
+            "path": str(memory.path), "num_slots": len(memory.array), "slot_bytes": layout.step_bytes,
+            "fields": fields, "window": layout.window, "parameters": layout.parameters, "num_steps": layout.num_steps,
+        }  # fmt: skip
+
+    def _drop_job(self, name: str, reason: str, *, notify: bool) -> list[int]:
+        """Forget a job and its ranks; return the simulations that run again."""
+        job = self._peers.jobs.get(name)
+        numbers = [run.number for run in self._table.active if run.job == name]
+        for peer in list(job.peers.values()) if job else []:
+            if notify:
+                self._post(peer.identity, Kind.REFUSED, self._peers.describe(reason, rejoin=True))
+            self._peers.remove(peer)
+        if job is not None:
+            job.simulation = None
+        return [number for number in numbers if self._table.lose(number, reason)]
+
+    def _on_bye(self, peer: Peer, header: Header, payload: Any) -> None:
+        job = self._peers.jobs.get(peer.hello.job)
+        self._peers.remove(peer)
+        if job is not None and not job.peers and job.simulation is not None:
+            self._drop_job(job.name, f"job {job.name} left before the end", notify=False)
+
+    def _sweep(self, now: float) -> None:
+        """Forget who is silent for three leases, and jobs whose ranks never came together."""
+        patience = 3 * self._settings.lease
+        for peer in self._peers:
+            if now - peer.last_heard > patience:
+                self._rejected["silent"] += 1
+                if peer.hello.role == "solver":
+                    self._drop_job(peer.hello.job, f"a rank of job {peer.hello.job} fell silent", notify=True)
+                else:
+                    self._peers.remove(peer)
+        for job in list(self._peers.jobs.values()):
+            if len(job.peers) < job.ranks and job.requests and now - job.since > patience:
+                error = f"Only {len(job.peers)} of {job.ranks} ranks of job {job.name} came within {patience:g} s."
+                for peer in list(job.peers.values()):
+                    self._tell(peer, Kind.REFUSED, {"error": error})
+                self._drop_job(job.name, error, notify=False)
+
+    def _on_lease(self, peer: Peer, header: Header, payload: Any) -> None:
+        peer.lease_sent += 1
+        self._post(peer.lease_identity, Kind.LEASED, session=peer.session, sequence=peer.lease_sent)
+
+    # -- solvers -------------------------------------------------------------------------------------------------
+
+    def _on_declare(self, peer: Peer, header: Header, payload: Any) -> None:
+        layout = self._settings.layout
+        declared = read_json(bytes(payload)).get("fields")
+        expected = [{"name": name, "shape": list(layout.shape), "dtype": layout.dtype} for name in layout.fields]
+        if declared != expected:
+            self._refuse(peer, "declare", f"the solver declares the fields {declared}, but the study has {expected}")
+            return
+        peer.declared = True
+        self._tell(peer, Kind.DECLARED)
+
+    def _refuse(self, peer: Peer, reason: str, error: str) -> None:
+        self._rejected[reason] += 1
+        self._tell(peer, Kind.REFUSED, {"error": error})
+
+    def _on_request(self, peer: Peer, header: Header, payload: Any) -> None:
+        job = self._peers.jobs[peer.hello.job]
+        if not peer.declared or job.simulation is not None:
+            raise WireError("request")
+        job.requests[peer.hello.rank] = header.value
+
+    def _assign(self, job: Job) -> None:
+        if self._table.exhausted:
+            job.requests.clear()
+            for peer in job.peers.values():
+                self._tell(peer, Kind.FINISHED)
+            return
+        run = self._table.admit(job.name)
+        if run is None:
+            return
+        job.requests.clear()
+        job.simulation = run.number
+        assignment = run.assignment
+        content = json.dumps({"parameters": dict(assignment.parameters), "seed": assignment.seed}).encode()
+        self._tell_job(run, Kind.ASSIGN, payload=content, value=self._settings.layout.num_steps)
+        self._tell_job(run, Kind.CREDIT, value=run.granted)
+
+    def _running(self, peer: Peer, header: Header) -> tuple[Job, SimulationRun]:
+        job = self._peers.jobs.get(peer.hello.job)
+        run = self._table.runs.get(header.simulation)
+        if job is None or run is None or job.simulation != run.number or header.attempt != run.attempt:
+            raise WireError("attempt")
+        return job, run
+
+    def _on_block(self, peer: Peer, header: Header, payload: Any) -> None:
+        _, run = self._running(peer, header)
+        if self._settings.strict and not header.flags & PAYLOAD_SIGNED:
+            raise WireError("strict")
+        if (header.block, header.num_blocks) != (peer.hello.rank, peer.hello.ranks):
+            raise WireError("rank")
+        try:
+            done = self._table.take_block(run, header, payload)
+        except ChecksumError:
+            # The sender cannot send it again: its memory may have changed. The whole attempt is run again.
+            reason = f"a block of step {header.step} from rank {header.block} was damaged on its way"
+            self._drop_job(peer.hello.job, reason, notify=True)
+            raise
+        except WireError as error:
+            text = f"a block of field {header.field} at step {header.step} is wrong: {error}; see docs/wire.md"
+            self._tell(peer, Kind.REFUSED, {"error": text})
+            raise
+        for step, word in done:
+            self._tell_job(run, Kind.ACK, step=step, value=int(word))
+
+    def _on_end(self, peer: Peer, header: Header, payload: Any) -> None:
+        job, run = self._running(peer, header)
+        report = read_json(bytes(payload))
+        seconds = [report.get(key, 0.0) for key in ("blocked", "elapsed")]
+        if header.value > 2 or not all(type(s) in (int, float) and 0 <= s < 1e12 for s in seconds):
+            raise WireError("json")
+        if self._table.end_rank(run, peer.hello.rank, job.ranks, header.value, report):
+            job.simulation = None
+            for other in job.peers.values():
+                self._tell(other, Kind.ENDED, simulation=run.number, attempt=run.attempt)
+
+    def _held_out_written(self, result: HeldOutResult) -> None:
+        with self._lock:
+            self._table.held_out_written(result)
+        self._wake()
+
+    # -- trainers ------------------------------------------------------------------------------------------------
+
+    def _on_draw(self, peer: Peer, header: Header, payload: Any) -> None:
+        batch = read_json(bytes(payload)).get("batch")
+        if type(batch) is not int or header.block != peer.hello.rank or peer.hello.generation != self._draws.generation:
+            raise WireError("draw")
+        self._draws.ask(header.value, header.block, header.num_blocks, batch, self._records.itemsize)
+
+    def _on_release(self, peer: Peer, header: Header, payload: Any) -> None:
+        if header.payload_length % 8:
+            raise WireError("length")
+        if peer.hello.generation != self._draws.generation:
+            raise WireError("generation")
+        self._draws.release(np.frombuffer(payload, "<u8"))
+
+    def _on_statistics(self, peer: Peer, header: Header, payload: Any) -> None:
+        self._asking_statistics.add(peer.session)
+
+    def _answer_statistics(self) -> None:
+        if not self._table.frozen:
+            return
+        for session in self._asking_statistics:
+            peer = self._peers.find(session)
+            if peer is not None:
+                self._tell(peer, Kind.STATISTICS_ARE, self._table.statistics.to_dict())
+        self._asking_statistics.clear()
+
+    def _answer_draws(self) -> None:
+        flushed = False
+        for worker, index, records in self._draws.answers():
+            peer = self._peers.trainers.get(worker)
+            if peer is None:
+                continue
+            if records is None:
+                self._tell(peer, Kind.BATCH, value=index)
+                continue
+            if not flushed:
+                self._ledger.flush()
+                flushed = True
+            workers = peer.hello.ranks
+            self._tell(peer, Kind.BATCH, records.tobytes(), value=index, block=worker, num_blocks=workers)
+
+    def _tabulate(self, windows: list[Window]) -> np.ndarray:
+        records = np.zeros(len(windows), self._records)
+        names = self._settings.layout.parameters
+        records["ticket"] = [window.ticket for window in windows]
+        records["simulation"] = [window.simulation for window in windows]
+        records["attempt"] = [window.attempt for window in windows]
+        records["start"] = [window.start for window in windows]
+        records["slots"] = [window.slots for window in windows]
+        records["times"] = self._table.slot_times[records["slots"]]
+        if names:
+            values = [self._table.runs[window.simulation].assignment.parameters for window in windows]
+            records["parameters"] = [[mapping[name] for name in names] for mapping in values]
+        return records

@@ -1,0 +1,108 @@
+"""What the intake knows about one simulation: its place in the plan, its running attempt, its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .assembly import Box, StepAssembly
+from .client import Word
+from .layout import StreamLayout
+
+QUEUED, RUNNING, WRITING, DONE, STOPPED, QUARANTINED = "queued", "running", "writing", "done", "stopped", "quarantined"
+TERMINAL = (DONE, STOPPED, QUARANTINED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """One simulation to run.
+
+    simulation : its number in the study.
+    parameters : value of each parameter by name.
+    seed : from which the solver draws its random initial state.
+    held_out : kept for validation; never enters the reservoir.
+    attempt : number of the next attempt, larger than that of every earlier one.
+    used : window starts that the trainer used before a resume; they are not offered again.
+    """
+
+    simulation: int
+    parameters: Mapping[str, float]
+    seed: int = 0
+    held_out: bool = False
+    attempt: int = 1
+    used: frozenset[int] = field(default_factory=frozenset)
+
+
+class SimulationRun:
+    """The state of one simulation; steps are accepted in order, so what was accepted is always a prefix.
+
+    granted : steps 0..granted-1 of this attempt may be sent.
+    received : steps 0..received-1 of this attempt are complete.
+    kept : steps 0..kept-1 were complete in this or an earlier attempt of this session.
+    dropping : nothing is stored any more (quarantine or stop); every step is acknowledged with `word`.
+    """
+
+    def __init__(self, assignment: Assignment, layout: StreamLayout) -> None:
+        self.assignment, self._layout = assignment, layout
+        self.number, self.attempt = assignment.simulation, assignment.attempt
+        self.status = QUEUED
+        self.reason: str | None = None
+        self.failures = 0
+        self.job: str | None = None
+        self.granted = self.received = self.kept = 0
+        self.dropping = False
+        self.word = Word.CONTINUE
+        self.slots: dict[int, int] = {}
+        self.assemblies: dict[int, StepAssembly] = {}
+        self.tiling: frozenset[Box] = frozenset()
+        self.ends: dict[int, int] = {}
+        self.times: list[float] = []
+        self.states: np.ndarray | None = None
+        self._needed = self._find_needed_steps()
+
+    def _find_needed_steps(self) -> np.ndarray:
+        needed = np.zeros(self._layout.num_steps, bool)
+        if self.assignment.held_out:
+            needed[:] = True
+            return needed
+        for start in range(self._layout.num_starts):
+            if start not in self.assignment.used:
+                needed[start : start + self._layout.window] = True
+        return needed
+
+    def stores(self, step: int) -> bool:
+        """Whether a step must be kept: not there yet, and part of a window that was not used."""
+        return not self.dropping and step >= self.kept and bool(self._needed[step])
+
+    def completes_window(self, step: int) -> bool:
+        """Whether a window that was not used before ends with this step."""
+        start = step - self._layout.window + 1
+        return start >= 0 and start not in self.assignment.used
+
+    def begin(self, job: str) -> None:
+        """Start an attempt in a job."""
+        self.status, self.job = RUNNING, job
+        self.granted = self.received = 0
+        self.ends.clear()
+        if self.assignment.held_out and self.states is None:
+            self.states = np.empty((self._layout.num_steps, *self._layout.step_shape), self._layout.dtype)
+
+    def abandon(self) -> list[int]:
+        """End the attempt without a result; return the slots that will not be filled."""
+        slots = list(self.slots.values())
+        self.slots.clear()
+        self.assemblies.clear()
+        self.status, self.job = QUEUED, None
+        self.attempt += 1
+        return slots
+
+    def drop_rest(self, word: Word) -> list[int]:
+        """Store nothing any more and answer every step with a word; return the slots that will not be filled."""
+        self.dropping, self.word = True, word
+        slots = list(self.slots.values())
+        self.slots.clear()
+        for assembly in self.assemblies.values():
+            assembly.target = None
+        return slots

@@ -1,0 +1,358 @@
+"""All simulations of a session: who waits, who runs, which steps may be sent, which have arrived."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from .assembly import StepAssembly, overlap
+from .buffer import Buffer
+from .client import DTYPE_CODES, FAILED, Header, WireError, Word
+from .held_out_writer import HeldOutResult, HeldOutWriter
+from .layout import StreamLayout
+from .ledger import RecordWriter
+from .running_statistics import RunningStatistics
+from .simulation_run import DONE, QUARANTINED, QUEUED, RUNNING, TERMINAL, WRITING, Assignment, SimulationRun
+from .simulation_run import STOPPED as RUN_STOPPED
+
+PIPELINE_DEPTH = 4
+_WAITING_WRITES = 2
+_DRIFT_EVERY = 16
+
+
+class ChecksumError(WireError):
+    """A block was damaged on its way."""
+
+
+class SimulationTable:
+    """Admits simulations, grants their steps, stores their blocks, and writes the intake's ledger. No sockets.
+
+    slots : (num_slots, fields, *grid), the reservoir's memory.
+    views : wanted uses of each window; steps are held back while the trainer is too far behind.
+    drawn : windows drawn so far.
+    """
+
+    def __init__(
+        self,
+        layout: StreamLayout,
+        buffer: Buffer,
+        slots: np.ndarray,
+        *,
+        ledger: RecordWriter,
+        limits: Any,
+        drawn: Callable[[], int],
+        writer: HeldOutWriter | None,
+    ) -> None:
+        self._layout, self._buffer, self._slots, self._ledger = layout, buffer, slots, ledger
+        self._limits, self._drawn, self._writer = limits, drawn, writer
+        self._dtype_code = DTYPE_CODES[layout.dtype]
+        self._itemsize = np.dtype(layout.dtype).itemsize
+        self._num_cells = math.prod(layout.step_shape)
+        self.runs: dict[int, SimulationRun] = {}
+        self._queue: deque[SimulationRun] = deque()
+        self._active: dict[int, SimulationRun] = {}
+        self.slot_times = np.zeros(len(slots))
+        self.all_planned = self.stopping = self.closed = self.frozen = False
+        self.statistics = RunningStatistics(len(layout.fields))
+        self._recent = RunningStatistics(len(layout.fields))
+        self.windows_accepted = 0
+        self.counts: Counter[str] = Counter(
+            {"steps_accepted": 0, "steps_dropped": 0, "bytes_received": 0, "duplicates": 0, "lost": 0, "short": 0}
+        )
+        self.blocked_seconds = self.solver_seconds = 0.0
+
+    def plan(self, assignments: Iterable[Assignment]) -> None:
+        """Add simulations to the end of the queue."""
+        for assignment in assignments:
+            if assignment.simulation in self.runs:
+                raise ValueError(f"Simulation {assignment.simulation} is planned already.")
+            missing = set(self._layout.parameters) - set(assignment.parameters)
+            if missing:
+                raise ValueError(f"Simulation {assignment.simulation} has no value of {', '.join(sorted(missing))}.")
+            if assignment.held_out and self._writer is None:
+                raise ValueError("Held-out simulations need write_held_out in the intake's settings.")
+            run = SimulationRun(assignment, self._layout)
+            if assignment.used and not assignment.held_out:
+                self._buffer.mark_used(run.number, assignment.used)
+            self.runs[run.number] = run
+            self._queue.append(run)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no simulation waits or runs and none will come."""
+        return (self.all_planned and not self._queue and not self._active) or (self.stopping and not self._active)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every simulation has come to its end, files included."""
+        return self.exhausted and all(run.status in TERMINAL or self.stopping for run in self.runs.values())
+
+    @property
+    def active(self) -> list[SimulationRun]:
+        """The simulations that jobs run now."""
+        return list(self._active.values())
+
+    @property
+    def throttled(self) -> bool:
+        """Whether the trainer must catch up before more windows are stored."""
+        unavoidable = self._limits.views * (self.windows_accepted - len(self._slots))
+        return unavoidable > self._drawn() + self._limits.batch_size
+
+    def may_draw(self) -> bool:
+        """Whether the windows may be used more often yet."""
+        return self.closed or self._drawn() < self._limits.views * self.windows_accepted
+
+    # -- admission and credits -----------------------------------------------------------------------------------
+
+    def admit(self, job: str) -> SimulationRun | None:
+        """Give a job its next simulation, if its smallest window of steps fits into the reservoir now."""
+        if not self._queue or self.stopping or len(self._active) >= self._limits.max_running:
+            return None
+        run = self._queue[0]
+        if run.assignment.held_out and self._writer.waiting >= _WAITING_WRITES:
+            return None
+        run.begin(job)
+        needed = 0 if run.assignment.held_out else max(1, self._layout.window - run.kept)
+        while run.granted < self._layout.num_steps and len(run.slots) < needed:
+            if not self._extend(run):
+                self._cancel(run.slots.values())
+                run.slots.clear()
+                run.granted, run.status, run.job = 0, QUEUED, None
+                return None
+        self._queue.popleft()
+        self._active[run.number] = run
+        self._ledger.append({"e": "assigned", "s": run.number, "a": run.attempt, "job": job})
+        return run
+
+    def grant(self, run: SimulationRun) -> bool:
+        """Grant further steps a little ahead of those received; say whether there are new ones."""
+        before = run.granted
+        limit = min(self._layout.num_steps, run.received + PIPELINE_DEPTH)
+        while run.granted < limit and self._extend(run):
+            pass
+        return run.granted > before
+
+    def _extend(self, run: SimulationRun) -> bool:
+        if run.stores(run.granted) and not run.assignment.held_out:
+            slot = None if self.throttled else self._buffer.reserve(run.number)
+            if slot is None:
+                return False
+            run.slots[run.granted] = slot
+        run.granted += 1
+        return True
+
+    def _cancel(self, slots: Iterable[int]) -> None:
+        for slot in slots:
+            self._buffer.cancel(slot)
+
+    # -- blocks --------------------------------------------------------------------------------------------------
+
+    def take_block(self, run: SimulationRun, header: Header, payload: Any) -> list[tuple[int, Word]]:
+        """Store one sub-block; return (step, word) of the steps that it completed.
+
+        Raises
+        ------
+        WireError : a block that does not belong here; ChecksumError: its content was damaged.
+        """
+        self._check(run, header)
+        if zlib.crc32(payload) != header.payload_crc32:
+            raise ChecksumError("checksum")
+        self.counts["bytes_received"] += header.payload_length
+        assembly = run.assemblies.get(header.step)
+        box = (header.field, header.offset, header.block_shape)
+        if header.step < run.received or (assembly is not None and box in assembly.boxes):
+            self.counts["duplicates"] += 1
+            return []
+        if assembly is None:
+            assembly = StepAssembly(self._target(run, header.step), self._num_cells, header.time)
+            run.assemblies[header.step] = assembly
+        values = np.frombuffer(payload, dtype=self._layout.dtype)
+        if not (math.isfinite(np.dot(values, values)) or np.isfinite(values).all()):
+            where = f"field {self._layout.fields[header.field]}, block at {list(header.offset)}"
+            self.quarantine(run, header.step, f"NaN or infinity in {where}, step {header.step}, time {header.time:g}")
+        assembly.place(box, values.reshape(header.block_shape), header.payload_crc32)
+        if assembly.target is not None:
+            self._ledger.append(
+                {"e": "block", "s": run.number, "a": run.attempt, "f": header.field, "t": header.step,
+                 "o": header.offset, "c": header.payload_crc32}
+            )  # fmt: skip
+        if header.value:
+            assembly.finished_ranks.add(header.block)
+        return self._progress(run, header, assembly)
+
+    def _check(self, run: SimulationRun, header: Header) -> None:
+        shape = self._layout.shape
+        if header.dtype != self._dtype_code:
+            raise WireError("dtype")
+        if header.field >= len(self._layout.fields) or header.global_shape != shape:
+            raise WireError("shape")
+        if any(n < 1 or o + n > full for o, n, full in zip(header.offset, header.block_shape, shape, strict=True)):
+            raise WireError("block")
+        if math.prod(header.block_shape) * self._itemsize != header.payload_length:
+            raise WireError("length")
+        if header.step >= run.granted:
+            raise WireError("credit")
+        if not math.isfinite(header.time):
+            raise WireError("time")
+
+    def _target(self, run: SimulationRun, step: int) -> np.ndarray | None:
+        if not run.stores(step):
+            return None
+        return run.states[step] if run.assignment.held_out else self._slots[run.slots[step]]
+
+    def _progress(self, run: SimulationRun, header: Header, assembly: StepAssembly) -> list[tuple[int, Word]]:
+        if assembly.missing <= 0 and assembly.boxes != run.tiling:
+            if overlap(assembly.boxes, self._layout.step_shape):
+                self.quarantine(run, header.step, f"the blocks of step {header.step} overlap")
+            run.tiling = frozenset(assembly.boxes)
+        elif assembly.missing > 0 and len(assembly.finished_ranks) == header.num_blocks:
+            left = f"{assembly.missing} of {self._num_cells} cells"
+            self.quarantine(run, header.step, f"the blocks of all ranks leave {left} of step {header.step} uncovered")
+            assembly.missing = 0
+        done = []
+        while (ready := run.assemblies.get(run.received)) is not None and ready.missing <= 0:
+            del run.assemblies[run.received]
+            self._accept(run, run.received, ready)
+            done.append((run.received, run.word))
+            run.received += 1
+            run.kept = max(run.kept, run.received)
+        return done
+
+    def _accept(self, run: SimulationRun, step: int, assembly: StepAssembly) -> None:
+        if assembly.target is None:
+            self.counts["steps_dropped"] += 1
+            return
+        self.counts["steps_accepted"] += 1
+        record = {"e": "step", "s": run.number, "a": run.attempt, "t": step, "h": assembly.crc32()}
+        self._ledger.append(record)
+        if run.assignment.held_out:
+            run.times.append(assembly.time)
+            return
+        slot = run.slots.pop(step)
+        self.slot_times[slot] = assembly.time
+        if not self.frozen:
+            self.statistics.add(assembly.target)
+        elif self.counts["steps_accepted"] % _DRIFT_EVERY == 0:
+            self._recent.add(assembly.target)
+        self._buffer.put(run.number, run.attempt, step, slot)
+        self.windows_accepted += run.completes_window(step)
+
+    # -- ends ----------------------------------------------------------------------------------------------------
+
+    def end_rank(self, run: SimulationRun, rank: int, num_ranks: int, status: int, report: dict[str, Any]) -> bool:
+        """Record the END of one rank; say whether it was the last one."""
+        if rank in run.ends:
+            return False
+        run.ends[rank] = status
+        self.blocked_seconds += float(report.get("blocked", 0.0))
+        self.solver_seconds += float(report.get("elapsed", 0.0))
+        if status == FAILED and run.status == RUNNING:
+            reason = str(report.get("reason", ""))[:2000] or "the solver failed without saying why"
+            self.quarantine(run, run.received, reason)
+        if len(run.ends) < num_ranks:
+            return False
+        worst = FAILED if FAILED in run.ends.values() else max(run.ends.values())
+        self._ledger.append({"e": "ended", "s": run.number, "a": run.attempt, "status": worst, "steps": run.received})
+        self._active.pop(run.number, None)
+        run.job = None
+        if run.status == RUNNING:
+            self._complete(run)
+        return True
+
+    def _complete(self, run: SimulationRun) -> None:
+        self._cancel(run.slots.values())
+        run.slots.clear()
+        run.assemblies.clear()
+        self.counts["short"] += run.received < self._layout.num_steps
+        if not run.assignment.held_out:
+            run.status = DONE
+            self._buffer.end(run.number)
+        elif run.times:
+            run.status = WRITING
+            states, run.states = run.states[: len(run.times)], None
+            self._writer.put(run.number, run.assignment.parameters, np.array(run.times), states)
+        else:
+            self.quarantine(run, 0, "it ended without a single step")
+
+    def held_out_written(self, result: HeldOutResult) -> None:
+        """Record that a held-out simulation lies in its file, or cannot."""
+        run = self.runs[result.simulation]
+        if result.error is None:
+            run.status = DONE
+        else:
+            self.quarantine(run, result.steps, result.error)
+
+    def quarantine(self, run: SimulationRun, step: int, reason: str) -> None:
+        """Keep the rest of a simulation out of the study; a job that runs it is told to stop."""
+        if run.status == QUARANTINED:
+            return
+        self._cancel(run.drop_rest(Word.STOP))
+        run.status, run.reason, run.states = QUARANTINED, reason, None
+        self._ledger.append({"e": "quarantined", "s": run.number, "a": run.attempt, "t": step, "reason": reason})
+        if not run.assignment.held_out:
+            self._buffer.end(run.number)
+
+    def lose(self, number: int, reason: str) -> bool:
+        """The attempt died with its job; say whether the simulation will run again."""
+        run = self._active.pop(number, None)
+        if run is None:
+            return False
+        self._ledger.append({"e": "lost", "s": run.number, "a": run.attempt, "reason": reason})
+        self.counts["lost"] += 1
+        run.job = None
+        if run.status != RUNNING:
+            return False
+        run.failures += 1
+        if run.failures >= max(1, self._limits.max_failures):
+            self.quarantine(run, run.received, f"{run.failures} attempts failed; the last one: {reason}")
+            return False
+        self._cancel(run.abandon())
+        self._queue.appendleft(run)
+        return True
+
+    def request_stop(self) -> None:
+        """End early: no simulation is given out, running ones stop at their next step."""
+        self.stopping = True
+        for run in self._active.values():
+            if run.status == RUNNING and run.received < self._layout.num_steps:
+                self._cancel(run.drop_rest(Word.STOP))
+                run.status = RUN_STOPPED
+                if not run.assignment.held_out:
+                    self._buffer.end(run.number)
+
+    def settle(self) -> None:
+        """Freeze the statistics at the watermark; close the buffer when what remains in it meets the views."""
+        if not self.closed and (self.exhausted or self.stopping):
+            remaining = self._limits.views * self.windows_accepted - self._buffer.population
+            if self.stopping or not self._buffer.ready or self._drawn() >= remaining:
+                self._buffer.close()
+                self.closed = True
+        if not self.frozen and (self.closed or (self._buffer.ready and self.statistics.count)):
+            self.frozen = True
+
+    def status(self) -> dict[str, Any]:
+        """Return the table's part of the intake's status."""
+        tally = Counter(run.status for run in self.runs.values())
+        names = (QUEUED, RUNNING, WRITING, DONE, RUN_STOPPED)
+        quarantined = [
+            {"simulation": run.number, "parameters": dict(run.assignment.parameters), "reason": run.reason}
+            for run in self.runs.values()
+            if run.status == QUARANTINED
+        ]
+        return {
+            **{name: tally[name] for name in names},
+            "planned": len(self.runs),
+            "quarantined": quarantined,
+            **self.counts,
+            "windows_accepted": self.windows_accepted,
+            "blocked_seconds": self.blocked_seconds,
+            "solver_seconds": self.solver_seconds,
+            "watermark_reached": self.frozen,
+            "statistics": self.statistics.to_dict(),
+            "drift": self._recent.drift_from(self.statistics),
+        }
