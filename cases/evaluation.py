@@ -54,9 +54,10 @@ class Evaluation:
         """Return how the surrogate compares with the baseline, for people; empty where there is none."""
         if self.baseline_errors is None:
             return ""
+        errors = self.baseline_errors
         return (
-            f"{self.baseline}: nRMSE {self.baseline_errors['nrmse']:.4f}, "
-            f"VRMSE {self.baseline_errors['vrmse']:.4f} on the same simulations"
+            f"For comparison, {self.baseline}: nRMSE {100 * errors['nrmse']:.2f} %, VRMSE {errors['vrmse']:.4f} "
+            "on the same simulations."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -159,7 +160,7 @@ def curves(
         figure = Figure(figsize=(4.3, 2.5), layout="constrained")
         axis = figure.subplots()
         for (name, (xs, ys)), colour in zip(lines.items(), COLOURS, strict=False):
-            marker = "o" if len(xs) < 40 else None
+            marker = "o" if len(xs) < 25 else None
             axis.plot(xs, ys, color=colour, label=name, marker=marker, markersize=3)
         _finish(axis, x, y, logarithmic=logarithmic, percent=percent)
         if len(lines) > 1:
@@ -172,6 +173,11 @@ def _finish(axis: Axes, x: str, y: str, *, logarithmic: bool, percent: bool) -> 
     axis.set_title(y, loc="left")
     if logarithmic:
         axis.set_yscale("log")
+        # Plain numbers; also between the decades where fewer than two of those are in sight.
+        low, high = axis.get_ylim()
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        few = math.floor(math.log10(high)) - math.ceil(math.log10(low)) < 1
+        axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if few and f"{value:e}"[0] in "235" else "")
     else:
         axis.set_ylim(bottom=0.0)
     if percent:

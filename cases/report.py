@@ -24,7 +24,7 @@ from . import pictures
 from .evaluation import Evaluation, evaluate_held_out, parameters_text
 from .run_data import RunData, figures_of
 
-MAX_ROWS = 60
+MAX_ROWS = 40
 """Rows of the simulations table; larger studies show the held-out ones, the troubled ones and the first others."""
 
 
@@ -119,13 +119,11 @@ def _notes(data: RunData) -> list[str]:
     notes = []
     if not data.ledger.finished:
         notes.append("This study has not finished: `headrace train ... --resume` goes on with it.")
-    last = data.intake[-1] if data.intake else {}
-    if last.get("quarantined"):
-        named = ", ".join(map(str, last["quarantined"]))
-        reason = "after values that are not finite, or repeated failures"
-        notes.append(f"In quarantine, and not trained on, {reason}: {named}.")
-    if last.get("lost"):
-        notes.append(f"{last['lost']} attempts were lost and run again.")
+    troubled = [one for one in data.ledger.simulations.values() if one.quarantine is not None]
+    notes += [f"Simulation {one.number} is in quarantine and was not trained on: {one.quarantine}" for one in troubled]
+    again = sum(one.attempts - 1 for one in data.ledger.simulations.values() if one.attempts > 1)
+    if again:
+        notes.append(f"{again} further attempt{'s' * (again > 1)} at simulations that were lost or had to run again.")
     return notes
 
 
@@ -160,13 +158,9 @@ def _sections(data: RunData, evaluation: Evaluation | None, folder: Path) -> lis
     training = [
         ("loss", "Training loss", pictures.curves, {"loss": data.column(data.metrics, "loss")},
          {"logarithmic": True}, "Training loss: mean squared error in units of the fields' variances."),
-        ("validation", "Validation error",  pictures.curves,
+        ("validation", "Validation error", pictures.curves,
          {"nRMSE": data.column(data.validation, "nrmse"), "VRMSE": data.column(data.validation, "vrmse")},
          {"logarithmic": True}, "Error on the held-out simulations known at the time, at every checkpoint."),
-        ("speed", "Samples per second", pictures.curves,
-         {"samples/s": data.column(data.metrics, "samples_per_second")}, {}, "Training windows used per second."),
-        ("rate", "Learning rate", pictures.curves, {"learning rate": data.column(data.metrics, "learning_rate")}, {},
-         "Learning rate of Adam."),
     ]  # fmt: skip
     stream = [
         ("buffer", "Windows in the reservoir", pictures.curves,
@@ -177,6 +171,8 @@ def _sections(data: RunData, evaluation: Evaluation | None, folder: Path) -> lis
          {"percent": True}, "Solvers are blocked by a full reservoir, the trainer is starved by an empty one."),
         ("steps", "Steps accepted", pictures.curves, {"steps": data.column(data.intake, "steps_accepted")}, {},
          "Time steps received from the solvers."),
+        ("speed", "Samples per second", pictures.curves,
+         {"samples/s": data.column(data.metrics, "samples_per_second")}, {}, "Training windows used per second."),
     ]  # fmt: skip
     sections = [("error-over-time", "Error over time", errors)]
     for identity, heading, rows in (("training", "Training", training), ("stream", "Stream", stream)):
@@ -248,7 +244,7 @@ def _tables(data: RunData) -> list[dict[str, Any]]:
     study = tomllib.loads((data.directory.path / "study.toml").read_text(encoding="utf-8"))
     settings = [(name.replace("_", " "), value) for name, value in study["settings"].items()]
     model = [("class", study["model"]["class"]), *_architecture(data)]
-    case = [("case", study["case"]["name"]), ("SHA-256 of its file", study["case"]["sha256"][:16] + "…")]
+    case = [("case", data.case.name), ("SHA-256 of its file", study["case"]["sha256"][:16] + "…")]
     hardware = [
         ("processor", _processor()),
         ("cores", os.cpu_count()),
