@@ -1,22 +1,37 @@
-"""The intake as a named, detached Ray actor: it outlives the trainers, and its node is Ray's to choose."""
+"""The intake of a run directory, as a named, detached Ray actor that outlives the trainers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
+
+from headrace.solvers import Case, Parameters, Snapshot
+from headrace.solvers.hdf5 import HDF5Sink
+
+from .client import read_token
+from .intake import Intake, IntakeSettings
+from .layout import StreamLayout
+from .ledger import Ledger
+from .metrics_log import last_record
+from .reservoir import Reservoir
+from .run_directory import RunDirectory
+from .session_plan import LEASE_SECONDS, SessionPlan
+from .slot_memory import SlotMemory
 
 NAMESPACE = "headrace"
 
 
 @ray.remote(num_cpus=0, max_restarts=0)
 class IntakeActor:
-    """Holds one `Intake`; the intake's loop runs in a thread of its own, so that calls never delay the stream."""
+    """Holds one `Intake`, whose loop runs in a thread of its own: calls of the actor never delay the stream."""
 
-    def __init__(self, plan: dict[str, Any]) -> None:
-        from .intake_setup import build_intake
-
-        self._intake = build_intake(plan)
+    def __init__(self, run_dir: str, session: int) -> None:
+        self._intake = build_intake(RunDirectory(run_dir), session)
 
     def start(self) -> str:
         """Bind the sockets and return the addresses, best first, separated by commas."""
@@ -38,3 +53,47 @@ class IntakeActor:
     def close(self) -> None:
         """Unlink the shared memory and close sockets and logs."""
         self._intake.close()
+
+
+def build_intake(directory: RunDirectory, session: int) -> Intake:
+    """Return the intake of a session: what is still to be run, from the ledger, and an empty reservoir.
+
+    Raises
+    ------
+    OSError : shared memory is full, or the ledger cannot be written.
+    """
+    record = directory.read()
+    settings, case = record.settings, record.case.load()
+    assignments = Ledger(directory.ledger).assignments()
+    trained = last_record(directory.path / "metrics.jsonl") or {}
+    plan = SessionPlan.of(record, case, assignments, uses_done=trained.get("windows", 0))
+    layout = StreamLayout(
+        fields=case.fields, shape=case.grid.shape, num_steps=len(case.times), window=record.window,
+        parameters=tuple(case.parameters),
+    )  # fmt: skip
+    memory = SlotMemory.create(f"{record.study:016x}", layout, plan.slots * layout.step_bytes)
+    buffer = Reservoir(len(memory.array), record.window, watermark=plan.watermark, seed=settings.seed + session)
+    intake = Intake(
+        IntakeSettings(
+            layout=layout, buffer=buffer, memory=memory, views=plan.views, batch_size=settings.batch_size,
+            study=record.study, session=session, token=read_token(directory.token_file),
+            interface=settings.interface, port=settings.port, run_dir=directory.path, max_running=settings.jobs,
+            lease=LEASE_SECONDS, strict=settings.strict, max_failures=settings.max_failures,
+            write_held_out=partial(write_held_out, directory.held_out, case),
+        )
+    )  # fmt: skip
+    intake.plan(assignments)
+    intake.all_planned()
+    return intake
+
+
+def write_held_out(
+    folder: Path, case: Case, simulation: int, parameters: Mapping[str, float], times: np.ndarray, states: np.ndarray
+) -> None:
+    """Write one held-out simulation, states (steps, fields, *grid), as a file of the solvers' own schema."""
+    sink = HDF5Sink(folder / f"sim-{simulation:06d}.h5")
+    sink.open(case, Parameters(parameters), None)
+    everywhere = tuple(slice(0, n) for n in case.grid.shape)
+    for step, (time, values) in enumerate(zip(times, states, strict=True)):
+        sink.write(Snapshot(step=step, time=float(time), values=values.astype(np.float64), where=everywhere))
+    sink.close()

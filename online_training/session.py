@@ -16,6 +16,7 @@ import ray
 from .intake_actor import NAMESPACE, IntakeActor
 from .metrics_log import MetricsLog, last_record
 from .run_directory import RunDirectory, StudyError, StudyRecord
+from .session_plan import LEASE_SECONDS
 from .supervisor import SupervisorProcess
 from .trainer import run_trainer
 from .training_loop import TrainerSettings
@@ -25,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[Mapping[str, Any]], None]
 
-LEASE_SECONDS = 60.0
 _TICK_SECONDS = 0.25
 _REPORT_SECONDS = 1.0
 
@@ -131,7 +131,7 @@ class Session:
 
     def _watch(self, intake: Any, supervisor: SupervisorProcess, trainer: threading.Thread, progress: Any) -> None:
         """Pass events between the parts until the trainer is done."""
-        stopping, started, reported = False, time.monotonic(), 0.0
+        stopping, started, reported, done = False, time.monotonic(), 0.0, 0
         with MetricsLog(self._directory.path, "intake") as intake_log:
             while trainer.is_alive():
                 trainer.join(_TICK_SECONDS)
@@ -145,6 +145,9 @@ class Session:
                     status = self._ask(intake.status)
                     if status.get("error"):
                         raise StudyError(f"The intake failed: {status['error']}")
+                    if status["done"] > done:
+                        done = status["done"]
+                        supervisor.note_progress()
                     intake_log.append({**status, "elapsed": reported - started})
                     if progress is not None:
                         progress(self._state(status, reported - started))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import sys
 import threading
@@ -161,7 +160,7 @@ def require_capacity(settings: StudySettings, case: Case, window: int) -> None:
     num_steps = case.num_snapshots + 1
     if window > num_steps:
         raise ValueError(f"The surrogate needs windows of {window} steps; a simulation has {num_steps} snapshots.")
-    step_bytes = 4 * len(case.fields) * math.prod(case.grid.shape)
+    step_bytes = 4 * len(case.fields) * case.grid.num_points
     check_capacity(settings.buffer_bytes // step_bytes, settings.jobs, window, settings.batch_size)
 
 

@@ -57,6 +57,11 @@ class Grid:
         return len(self.shape)
 
     @property
+    def num_points(self) -> int:
+        """Number of points in all."""
+        return math.prod(self.shape)
+
+    @property
     def spacing(self) -> tuple[float, ...]:
         """Distance h between neighbouring points along each axis."""
         return tuple(length / n for length, n in zip(self.extent, self.shape, strict=True))

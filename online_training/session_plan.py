@@ -1,0 +1,51 @@
+"""What a session has to do, in numbers: slots of the reservoir, watermark, uses of each window."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from headrace.solvers import Case
+
+if TYPE_CHECKING:
+    from .run_directory import StudyRecord
+    from .simulation_run import Assignment
+
+LEASE_SECONDS = 60.0
+"""Silence after which a solver rank gives up on its study, and the intake on a peer."""
+
+_MOST_VIEWS = 3.0
+"""A resumed session may use its windows this many times as often as planned, to make up for lost ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionPlan:
+    """Sizes of one session.
+
+    slots : steps that the reservoir holds; never more than the session can bring.
+    watermark : windows that must be there before training starts.
+    views : uses of each window. In a first session the study's; in a resumed one as many as bring the study
+        to the uses it planned, within a factor of three: what was in the lost reservoir cannot be used again.
+    """
+
+    slots: int
+    watermark: int
+    views: float
+
+    @classmethod
+    def of(cls, record: StudyRecord, case: Case, assignments: Sequence[Assignment], uses_done: int = 0) -> SessionPlan:
+        """Return the plan for what is left to be run, uses_done window uses being behind us."""
+        settings = record.settings
+        num_steps = len(case.times)
+        starts = max(num_steps - record.window + 1, 0)
+        training = [one for one in assignments if not one.held_out]
+        windows = sum(starts - len(one.used) for one in training)
+        step_bytes = 4 * len(case.fields) * case.grid.num_points
+        slots = max(1, min(settings.buffer_bytes // step_bytes, len(training) * num_steps))
+        left = record.total_uses(num_steps) - uses_done
+        views = settings.views if not windows else min(max(settings.views, left / windows), _MOST_VIEWS * settings.views)
+        # Steps that running simulations have begun are not windows yet, so the whole reservoir is never reached.
+        reachable = max(1, min(windows, slots - settings.jobs * record.window))
+        watermark = min(reachable, max(settings.batch_size, round(settings.watermark * min(windows, slots))))
+        return cls(slots=slots, watermark=watermark, views=views)
