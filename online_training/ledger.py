@@ -7,11 +7,17 @@ import os
 import threading
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .simulation_run import Assignment
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 _FLUSH_BYTES = 1 << 16
+_END_STATUS = {0: "completed", 1: "failed", 2: "stopped"}  # of the wire's END
 
 
 class LedgerDamage(Exception):
@@ -114,21 +120,25 @@ def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
 
     Raises
     ------
-    LedgerDamage : a line before the last is cut short or does not match its checksum.
+    LedgerDamage : a line does not match its checksum, and is not the torn end of the file.
     """
     with open(path, "rb") as file:
-        damaged = 0
-        for number, line in enumerate(file, start=1):
-            if damaged:
-                raise LedgerDamage(
-                    f"Ledger file {path}, line {damaged}: the record does not match its checksum and is not the "
-                    "last one, so the file was damaged after it was written. Restore it from a copy."
-                )
+        lines = enumerate(file, start=1)
+        for number, line in lines:
             record = _decoded(line)
             if record is None:
-                damaged = number
-            else:
-                yield record
+                if _torn(line) and next(lines, None) is None:
+                    return
+                raise LedgerDamage(
+                    f"Ledger file {path}, line {number}: the record does not match its checksum, so the file was "
+                    "damaged after it was written. Restore it from a copy."
+                )
+            yield record
+
+
+def _torn(line: bytes) -> bool:
+    """Whether a bad line can be an interrupted write: cut short, or with a page that never reached the disk."""
+    return not line.endswith(b"\n") or b"\0" in line
 
 
 def _decoded(line: bytes) -> dict[str, Any] | None:
@@ -140,3 +150,209 @@ def _decoded(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return record if isinstance(record, dict) else None
+
+
+@dataclass
+class Attempt:
+    """One attempt at a simulation.
+
+    status : "running", "completed", "failed", "stopped" or "lost".
+    steps : how many steps the intake accepted from it.
+    """
+
+    number: int
+    session: int
+    job: str = ""
+    status: str = "running"
+    steps: int = 0
+    reason: str = ""
+
+
+@dataclass
+class SimulationHistory:
+    """What became of one planned simulation, over all sessions.
+
+    log : its attempts by number.
+    accepted : steps that an intake accepted, in whatever attempt.
+    used : window starts that a trainer used.
+    window : steps of a window; 0 while none was used.
+    quarantine : why it will not be run again; None where it is not in quarantine.
+    """
+
+    number: int
+    held_out: bool
+    parameters: dict[str, float]
+    seed: int
+    log: dict[int, Attempt] = field(default_factory=dict)
+    accepted: set[int] = field(default_factory=set)
+    used: set[int] = field(default_factory=set)
+    window: int = 0
+    quarantine: str | None = None
+
+    @property
+    def attempts(self) -> int:
+        """Number of attempts so far."""
+        return len(self.log)
+
+    @property
+    def next_attempt(self) -> int:
+        """Number of the next attempt, larger than all before."""
+        return max(self.log, default=0) + 1
+
+    @property
+    def status(self) -> str:
+        """One of "planned", "quarantined", "completed", or the last attempt's status."""
+        if self.quarantine is not None:
+            return "quarantined"
+        if any(attempt.status == "completed" for attempt in self.log.values()):
+            return "completed"
+        return self.log[max(self.log)].status if self.log else "planned"
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it ran to its end and every window of it was used: nothing of it is needed any more."""
+        if self.status != "completed" or not self.window:
+            return False
+        return self.used.issuperset(range(max(self.accepted, default=-1) + 2 - self.window))
+
+
+class Ledger:
+    """All logs of a study, read together: a view of the moment at which it is first looked at.
+
+    folder : `ledger/` of the run directory.
+
+    Raises
+    ------
+    LedgerDamage : on first look, where a log is damaged elsewhere than at its torn end.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def next_session(self) -> int:
+        """Return a session number that no log carries yet."""
+        return max(self._log_names, default=0) + 1
+
+    @property
+    def planned(self) -> int:
+        """Number of planned simulations."""
+        return len(self.simulations)
+
+    @property
+    def finished(self) -> bool:
+        """Whether a session brought the study to its end."""
+        return "finished" in self.sessions.values()
+
+    @property
+    def simulations(self) -> dict[int, SimulationHistory]:
+        """The history of every planned simulation, by number."""
+        return self._read[0]
+
+    @property
+    def sessions(self) -> dict[int, str]:
+        """How each session ended: "finished", "stopped: why", or "open" where it runs or was killed."""
+        return self._read[1]
+
+    def assignments(self) -> list[Assignment]:
+        """Return what is still to be run, in the order of the plan, with the window starts that were used already.
+
+        What a reservoir held died with its session. So a simulation is run again, under a new attempt,
+        unless it is in quarantine, or all of its windows were used, or its file lies in held_out/.
+        """
+        from .simulation_run import Assignment
+
+        files = self.folder.parent / "held_out"
+        return [
+            Assignment(
+                simulation=one.number, parameters=one.parameters, seed=one.seed, held_out=one.held_out,
+                attempt=one.next_attempt, used=frozenset(one.used),
+            )
+            for one in self.simulations.values()
+            if one.quarantine is None
+            and not one.exhausted
+            and not (one.held_out and (files / f"sim-{one.number:06d}.h5").exists())
+        ]  # fmt: skip
+
+    @property
+    def _log_names(self) -> dict[int, list[Path]]:
+        """The files of the controller, intakes and trainers by session, in this order."""
+        found: dict[int, list[Path]] = {}
+        for writer in ("study", "intake", "trainer"):
+            for path in sorted(self.folder.glob(f"{writer}-*.log")):
+                session = path.stem.split("-")[1]
+                if session.isdigit():
+                    found.setdefault(int(session), []).append(path)
+        return found
+
+    @cached_property
+    def _read(self) -> tuple[dict[int, SimulationHistory], dict[int, str]]:
+        simulations: dict[int, SimulationHistory] = {}
+        sessions: dict[int, str] = {}
+        for session, paths in sorted(self._log_names.items()):
+            sessions[session] = "open"
+            for attempt in (attempt for one in simulations.values() for attempt in one.log.values()):
+                if attempt.status == "running":  # its session is over
+                    attempt.status = "lost"
+            for path in paths:
+                for record in read_records(path):
+                    _fold(record, session, simulations, sessions)
+        return dict(sorted(simulations.items())), sessions
+
+
+def _fold(
+    record: dict[str, Any], session: int, simulations: dict[int, SimulationHistory], sessions: dict[int, str]
+) -> None:
+    """Take one record into account; those of simulations that were never planned are the audit's business."""
+    event = record["e"]
+    if event == "planned":
+        simulations[record["s"]] = SimulationHistory(
+            number=record["s"], held_out=record["held_out"], parameters=record["parameters"], seed=record["seed"]
+        )
+    elif event == "finished":
+        sessions[session] = "finished"
+    elif event == "stopped":
+        sessions[session] = f"stopped: {record['reason']}"
+    elif record.get("s") in simulations and event in _FOLDS:
+        _FOLDS[event](simulations[record["s"]], record, session)
+
+
+def _attempt(one: SimulationHistory, record: dict[str, Any], session: int) -> Attempt:
+    return one.log.setdefault(record["a"], Attempt(number=record["a"], session=session))
+
+
+def _fold_assigned(one: SimulationHistory, record: dict[str, Any], session: int) -> None:
+    _attempt(one, record, session).job = record["job"]
+
+
+def _fold_step(one: SimulationHistory, record: dict[str, Any], session: int) -> None:
+    _attempt(one, record, session).steps += 1
+    one.accepted.add(record["t"])
+
+
+def _fold_ended(one: SimulationHistory, record: dict[str, Any], session: int) -> None:
+    _attempt(one, record, session).status = _END_STATUS.get(record["status"], str(record["status"]))
+
+
+def _fold_lost(one: SimulationHistory, record: dict[str, Any], session: int) -> None:
+    attempt = _attempt(one, record, session)
+    if attempt.status != "completed":
+        attempt.status, attempt.reason = "lost", record["reason"]
+
+
+def _fold_quarantined(one: SimulationHistory, record: dict[str, Any], session: int) -> None:
+    one.quarantine = record["reason"]
+    attempt = _attempt(one, record, session)
+    attempt.reason = record["reason"]
+    if attempt.status == "running":
+        attempt.status = "failed"
+
+
+def _fold_used(one: SimulationHistory, record: dict[str, Any], session: int) -> None:
+    one.used.add(record["t"])
+    one.window = record["k"]
+
+
+_FOLDS = {
+    "assigned": _fold_assigned, "step": _fold_step, "ended": _fold_ended, "lost": _fold_lost,
+    "quarantined": _fold_quarantined, "used": _fold_used,
+}  # fmt: skip
