@@ -44,7 +44,9 @@ class SessionPlan:
         step_bytes = 4 * len(case.fields) * case.grid.num_points
         slots = max(1, min(settings.buffer_bytes // step_bytes, len(training) * num_steps))
         left = record.total_uses(num_steps) - uses_done
-        views = settings.views if not windows else min(max(settings.views, left / windows), _MOST_VIEWS * settings.views)
+        views = settings.views
+        if windows:
+            views = min(max(views, left / windows), _MOST_VIEWS * views)
         # Steps that running simulations have begun are not windows yet, so the whole reservoir is never reached.
         reachable = max(1, min(windows, slots - settings.jobs * record.window))
         watermark = min(reachable, max(settings.batch_size, round(settings.watermark * min(windows, slots))))
