@@ -1,0 +1,216 @@
+"""An intake inside the test's process, with a buffer and a memory that a test can see through."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headrace.online_training.buffer import Buffer, StreamEnded, Window
+from headrace.online_training.client import Kind, Link
+from headrace.online_training.draws import batch_dtype
+from headrace.online_training.intake import Assignment, Intake, IntakeSettings
+from headrace.online_training.layout import StreamLayout
+
+STUDY = 0x0123456789ABCDEF
+TOKEN = bytes(range(32))
+MPI_PROGRAM = str(Path(__file__).with_name("mpi_stream.py"))
+
+
+class PlainMemory:
+    """Slots in ordinary memory."""
+
+    path = "/nowhere"
+
+    def __init__(self, layout: StreamLayout, num_slots: int) -> None:
+        self.array = np.full((num_slots, *layout.step_shape), np.nan, np.float32)
+
+    def close(self) -> None:
+        pass
+
+
+class FirstInFirstOut(Buffer):
+    """Each window once, in order of arrival; simple enough to be obviously right."""
+
+    capacity = property(lambda self: self._num_slots)
+    ready = True
+
+    def __init__(self, num_slots: int, window: int) -> None:
+        self._num_slots, self._window = num_slots, window
+        self._free = list(range(num_slots))
+        self._queue: list[Window] = []
+        self.slots: dict[tuple[int, int], int] = {}
+        self._needed_by: dict[tuple[int, int], int] = {}
+        self._drawn: dict[int, Window] = {}
+        self._used: dict[int, frozenset[int]] = {}
+        self._ticket = 0
+        self._closed = False
+
+    @property
+    def population(self) -> int:
+        return len(self._queue)
+
+    unseen = population
+
+    def mark_used(self, simulation: int, starts: frozenset[int]) -> None:
+        self._used[simulation] = starts
+
+    def reserve(self, simulation: int) -> int | None:
+        return self._free.pop() if self._free else None
+
+    def put(self, simulation: int, attempt: int, step: int, slot: int) -> None:
+        self.slots[simulation, step] = slot
+        self._needed_by[simulation, step] = self._window
+        start = step - self._window + 1
+        steps = range(start, step + 1)
+        if start in self._used.get(simulation, ()):
+            self._forget(simulation, [t for t in steps if (simulation, t) in self.slots])
+        elif start >= 0:
+            self._ticket += 1
+            slots = tuple(self.slots[simulation, t] for t in steps)
+            self._queue.append(Window(self._ticket, simulation, attempt, start, slots, True))
+
+    def _forget(self, simulation: int, steps: list[int]) -> None:
+        for step in steps:
+            first = min(step, self._window - 1) + 1  # the first steps belong to fewer windows
+            self._needed_by[simulation, step] -= 1
+            if self._needed_by[simulation, step] <= self._window - first:
+                self._free.append(self.slots.pop((simulation, step)))
+
+    def cancel(self, slot: int) -> None:
+        self._free.append(slot)
+
+    def end(self, simulation: int) -> None:
+        waiting = {(w.simulation, t) for w in (*self._queue, *self._drawn.values()) for t in self._steps(w)}
+        for key in [key for key in self.slots if key[0] == simulation and key not in waiting]:
+            self._free.append(self.slots.pop(key))
+
+    def _steps(self, window: Window) -> list[int]:
+        return list(range(window.start, window.start + self._window))
+
+    def sample(self, count: int) -> list[Window] | None:
+        if not self._queue and self._closed:
+            raise StreamEnded
+        if len(self._queue) < count and not self._closed:
+            return None
+        drawn, self._queue = self._queue[:count], self._queue[count:]
+        self._drawn.update({w.ticket: w for w in drawn})
+        return drawn
+
+    def release(self, tickets: list[int], *, used: bool = True) -> None:
+        for ticket in tickets:
+            window = self._drawn.pop(ticket)
+            if used:
+                self._forget(window.simulation, self._steps(window))
+            else:
+                self._queue.insert(0, window)
+
+    def close(self) -> None:
+        self._closed = True
+
+
+def make_layout(**changes: Any) -> StreamLayout:
+    return StreamLayout(**{
+        "fields": ("u",), "shape": (7, 5), "num_steps": 6, "window": 2, "parameters": ("nu",), **changes
+    })  # fmt: skip
+
+
+@contextmanager
+def running_intake(tmp_path: Path, layout: StreamLayout, *, slots: int = 64, session: int = 1, **changes: Any):
+    """An intake that serves; `environment` on it is what its solvers need."""
+    (tmp_path / "ledger").mkdir(exist_ok=True)
+    token_file = tmp_path / "token"
+    if not token_file.exists():
+        token_file.touch(0o600)
+        token_file.write_text(TOKEN.hex())
+    values = {
+        "layout": layout, "buffer": FirstInFirstOut(slots, layout.window), "memory": PlainMemory(layout, slots),
+        "views": 1.0, "batch_size": 4, "study": STUDY, "session": session, "token": TOKEN, "interface": "127.0.0.1",
+        "port": 0, "run_dir": tmp_path, "max_running": 4, **changes,
+    }  # fmt: skip
+    settings = IntakeSettings(**values)
+    intake = Intake(settings)
+    intake.start()
+    intake.settings = settings
+    intake.environment = {
+        "HEADRACE_ADDRESS": intake.addresses, "HEADRACE_TOKEN_FILE": str(token_file),
+        "HEADRACE_STUDY": f"{STUDY:016x}", "HEADRACE_JOB": "1-0001", "HEADRACE_LOG_DIR": str(tmp_path / "ledger"),
+    }  # fmt: skip
+    try:
+        yield intake
+    finally:
+        intake.close()
+
+
+def plan(intake: Intake, count: int, **changes: Any) -> None:
+    """Plan `count` simulations with parameter nu = 0.5, 1.5, ... and say that these are all."""
+    intake.plan([Assignment(simulation=i, parameters={"nu": i + 0.5}, seed=i, **changes) for i in range(count)])
+    intake.all_planned()
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+    """Wait for a condition and return its value."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.01)
+    return value
+
+
+def field_of(simulation: int, step: int, shape: tuple[int, ...], field: int = 0) -> np.ndarray:
+    """What the tests' solvers send: exact in float32 and different in every cell, step, field and simulation."""
+    cells = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
+    return cells + 1000.0 * step + 100000.0 * simulation + 0.5 * field
+
+
+class TrainerDouble:
+    """One trainer worker on the wire, without a reservoir mapped."""
+
+    def __init__(self, intake: Intake, *, rank: int = 0, ranks: int = 1, generation: int = 0) -> None:
+        hello = {"role": "trainer", "job": "trainer", "rank": rank, "ranks": ranks, "generation": generation}
+        self.link = Link(intake.addresses, TOKEN, STUDY, hello=hello, lease=30.0)
+        self.welcome = self.link.join()
+        self.rank, self.ranks = rank, ranks
+        self._records = batch_dtype(self.welcome["window"], len(self.welcome["parameters"]))
+
+    def ask(self, index: int, batch: int = 4) -> None:
+        self.link.send(Kind.DRAW, {"batch": batch}, value=index, block=self.rank, num_blocks=self.ranks)
+
+    def take(self, timeout: float = 5.0) -> np.ndarray | str | None:
+        """The next BATCH's records; None at the stream's end; "nothing" after the timeout."""
+        message = self.link.receive(timeout)
+        if message is None:
+            return "nothing"
+        header, payload = message
+        assert header.kind == Kind.BATCH
+        return np.frombuffer(payload, self._records) if header.num_blocks else None
+
+    def draw(self, index: int, batch: int = 4) -> np.ndarray | None:
+        self.ask(index, batch)
+        return self.take()
+
+    def release(self, records: np.ndarray) -> None:
+        self.link.send(Kind.RELEASE, np.ascontiguousarray(records["ticket"]).tobytes())
+
+    def drain(self, start: int = 0, batch: int = 4) -> list[np.ndarray]:
+        """Draw and release until the stream ends."""
+        batches = []
+        while (records := self.draw(start + len(batches), batch)) is not None:
+            assert not isinstance(records, str), "no batch came in time"
+            batches.append(records)
+            self.release(records)
+        return batches
+
+    def close(self) -> None:
+        self.link.close()
+
+
+def solver_environment(intake: Intake, **changes: str) -> dict[str, str]:
+    return {**os.environ, **intake.environment, **changes}
+
+
+PYTHON = sys.executable

@@ -1,0 +1,56 @@
+"""Test vectors of the wire: `python -m tests.online_training.wire_vectors` writes wire_vectors.json beside this file.
+
+Each vector has the token, the fields by their names in docs/wire.md, the payload and the signed header: a client
+in another language can check its own packing with them.
+"""
+
+import json
+import zlib
+from pathlib import Path
+
+from headrace.online_training.client import Header, Kind
+
+PATH = Path(__file__).with_name("wire_vectors.json")
+TOKEN = bytes((7 * i + 1) % 256 for i in range(32))
+STUDY = 0x0123456789ABCDEF
+
+
+def make_vectors() -> list[dict]:
+    """One header of each form: bare, JSON, a 1-D and a 4-D block, a table, strict mode, largest numbers."""
+    hello = b'{"role": "solver", "job": "1-0001", "rank": 2, "ranks": 4}'
+    cells = bytes(range(48))
+    largest = 2**64 - 1
+    cases = {
+        "request": (Header(Kind.REQUEST, STUDY, 2**32 + 1, 3, value=5), b""),
+        "hello": (Header(Kind.HELLO, STUDY, 0, 1, flags=1), hello),
+        "block of one axis": (
+            Header(Kind.BLOCK, STUDY, 2**32 + 1, 4, simulation=17, attempt=2, field=1, dtype=1, step=99, time=0.25,
+                   block=3, num_blocks=4, global_shape=(100,), offset=(76,), block_shape=(12,), value=1),
+            cells,
+        ),
+        "block of four axes, strict": (
+            Header(Kind.BLOCK, STUDY, 2**32 + 1, 5, simulation=17, attempt=1, field=0, dtype=2, step=0, time=-1.5e-3,
+                   block=0, num_blocks=1, global_shape=(2, 3, 4, 5), offset=(0, 1, 2, 3), block_shape=(1, 2, 3, 1),
+                   flags=1),
+            cells,
+        ),
+        "release": (Header(Kind.RELEASE, STUDY, 2**32 + 9, 12, flags=1), (77).to_bytes(8, "little")),
+        "acknowledgement with the largest numbers": (
+            Header(Kind.ACK, STUDY, largest, largest, simulation=largest, attempt=2**32 - 1, step=largest, value=1),
+            b"",
+        ),
+    }  # fmt: skip
+    vectors = []
+    for name, (header, payload) in cases.items():
+        header = header._replace(payload_length=len(payload), payload_crc32=zlib.crc32(payload) if payload else 0)
+        frame = header.sign(TOKEN, payload)
+        fields = {**header._asdict(), "kind": int(header.kind), "ndim": len(header.global_shape)}
+        vectors.append(
+            {"name": name, "token": TOKEN.hex(), "fields": fields, "payload": payload.hex(),
+             "header": frame.hex(), "hmac": frame[-32:].hex()}
+        )  # fmt: skip
+    return vectors
+
+
+if __name__ == "__main__":
+    PATH.write_text(json.dumps(make_vectors(), indent=1) + "\n")
