@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import logging
-import os
-import socket as network
-import stat
-import tempfile
 import threading
 import time
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zmq
 
 from .buffer import Buffer, Window
-from .client import MAX_FRAME, PAYLOAD_SIGNED, Header, Kind, WireError
+from .client import PAYLOAD_SIGNED, Header, Kind, WireError
 from .draws import Draws, batch_dtype
 from .held_out_writer import HeldOutResult, HeldOutWriter, WriteHeldOut
+from .intake_socket import Content, IntakeSocket
 from .layout import StreamLayout
 from .ledger import RecordWriter
-from .peers import Hello, Job, Peer, Peers, Refusal, read_json
+from .peers import Hello, Job, Peer, Peers, Refusal, read_json, rejoin
 from .simulation_run import Assignment, SimulationRun
 from .simulation_table import ChecksumError, SimulationTable
 
@@ -40,8 +33,10 @@ _BURST = 64
 _TICK_MILLISECONDS = 100
 _FLUSH_SECONDS = 0.2
 _KINDS = frozenset(Kind)
-Content = Mapping[str, Any] | bytes | None
-"""The payload of a message: a mapping travels as JSON."""
+_ROLES = {
+    **dict.fromkeys((Kind.DECLARE, Kind.REQUEST, Kind.BLOCK, Kind.END), "solver"),
+    **dict.fromkeys((Kind.DRAW, Kind.RELEASE, Kind.STATISTICS), "trainer"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +103,8 @@ class Intake:
         self._error: str | None = None
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
-        self._wake_out, self._wake_in = network.socketpair()
-        self._wake_out.setblocking(False)
-        self._wake_in.setblocking(False)
         self._flushed = self._swept = time.monotonic()
-        self._ipc_path: Path | None = None
-        self._addresses: list[str] = []
+        self._socket: IntakeSocket | None = None
         self._handlers: dict[int, Callable[[Peer, Header, Any], None]] = {
             Kind.DECLARE: self._on_declare, Kind.REQUEST: self._on_request, Kind.BLOCK: self._on_block,
             Kind.END: self._on_end, Kind.LEASE: self._on_lease, Kind.BYE: self._on_bye, Kind.DRAW: self._on_draw,
@@ -129,48 +120,15 @@ class Intake:
         ------
         RuntimeError : the port is taken, or the interface is not one of this machine.
         """
-        self._context = zmq.Context(io_threads=1)
-        self._socket = self._context.socket(zmq.ROUTER)
-        for option, value in (
-            (zmq.MAXMSGSIZE, MAX_FRAME), (zmq.ROUTER_HANDOVER, 1), (zmq.LINGER, 500), (zmq.RCVHWM, 64),
-            (zmq.HANDSHAKE_IVL, 10000), (zmq.TCP_KEEPALIVE, 1),
-        ):  # fmt: skip
-            self._socket.setsockopt(option, value)
-        try:
-            self._bind()
-        except zmq.ZMQError as error:
-            self._context.destroy(0)
-            raise RuntimeError(self._bind_problem(error)) from error
+        settings = self._settings
+        self._socket = IntakeSocket(settings.interface, settings.port, study=settings.study, token=settings.token)
         self._thread = threading.Thread(target=self._run, name="headrace-intake", daemon=True)
         self._thread.start()
-
-    def _bind(self) -> None:
-        interface, port = self._settings.interface, self._settings.port
-        self._socket.bind(f"tcp://{interface}:{port or '*'}")
-        port = int(self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
-        host = network.gethostname() if interface in ("*", "0.0.0.0") else interface
-        self._addresses = [f"tcp://{host}:{port}"]
-        folder = Path(tempfile.gettempdir()) / f"headrace-{os.geteuid()}-{self._settings.study:016x}"
-        path = folder / str(port)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        status = folder.lstat()
-        # A folder that somebody else made beforehand, or a path too long for a UNIX socket: tcp alone will do.
-        ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
-        if ours and len(str(path)) < 100:
-            self._socket.bind(f"ipc://{path}")
-            self._ipc_path = path
-            self._addresses.insert(0, f"ipc://{path}")
-
-    def _bind_problem(self, error: zmq.ZMQError) -> str:
-        interface, port = self._settings.interface, self._settings.port
-        if error.errno == errno.EADDRINUSE:
-            return f"Port {port} on {interface} is in use. Choose another port, or 0 for one that is free."
-        return f"The intake cannot listen on {interface}:{port}: {error.strerror}. Choose an interface of this machine."
 
     @property
     def addresses(self) -> str:
         """ZeroMQ addresses separated by commas, best first; what HEADRACE_ADDRESS should say."""
-        return ",".join(self._addresses)
+        return ",".join(self._socket.addresses) if self._socket is not None else ""
 
     def plan(self, assignments: Iterable[Assignment]) -> None:
         """Add simulations to run, in this order."""
@@ -231,35 +189,23 @@ class Intake:
         if self._thread is not None:
             self._thread.join()
             self._socket.close()
-            self._context.term()
         if self._writer is not None:
             self._writer.close()
-        if self._ipc_path is not None:
-            self._ipc_path.unlink(missing_ok=True)
         if self._error is None:
             self._ledger.sync()
         self._ledger.close()
         self._settings.memory.close()
-        self._wake_in.close()
-        self._wake_out.close()
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        try:
-            self._wake_in.send(b"w")
-        except BlockingIOError:
-            pass  # it has been woken already
+        if self._socket is not None:
+            self._socket.wake()
 
     def _run(self) -> None:
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._wake_out.fileno(), zmq.POLLIN)
         try:
             while not self._closing.is_set():
-                events = dict(poller.poll(_TICK_MILLISECONDS))
-                if self._wake_out.fileno() in events:
-                    self._wake_out.recv(4096)
+                self._socket.wait(_TICK_MILLISECONDS)
                 with self._lock:
                     self._receive_burst()
                     self._advance()
@@ -269,50 +215,36 @@ class Intake:
 
     def _receive_burst(self) -> None:
         for _ in range(_BURST):
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
+            frames = self._socket.receive()
+            if frames is None:
                 return
             self._messages += 1
             try:
-                self._take(frames)
+                self._take(*self._socket.verify(frames))
             except WireError as error:
                 self._rejected[str(error)] += 1
 
-    def _take(self, frames: list[zmq.Frame]) -> None:
-        if len(frames) not in (2, 3):
-            raise WireError("frames")
-        settings = self._settings
-        identity, payload = frames[0].bytes, frames[2].buffer if len(frames) == 3 else b""
-        header = Header.verify(frames[1].bytes, settings.token, settings.study, payload)
+    def _take(self, identity: bytes, header: Header, payload: Any) -> None:
         if header.kind not in _KINDS:
             raise WireError("kind")
         if header.kind == Kind.HELLO:
-            self._on_hello(identity, header, payload)
+            self._on_hello(identity, payload)
             return
         peer = self._peers.find(header.session)
         if peer is None:
             # It was authenticated: a rank of before a restart of the intake, or one that was forgotten.
-            self._post(identity, Kind.REFUSED, self._peers.describe("unknown session", rejoin=True))
+            self._socket.post(identity, Kind.REFUSED, rejoin("unknown session"))
             raise WireError("session")
         peer.check(header, identity)
-        if header.payload_length and header.kind != Kind.BLOCK and not header.flags & PAYLOAD_SIGNED:
-            raise WireError("unsigned")
         handler = self._handlers.get(header.kind)
-        if handler is None or (header.kind >= Kind.DRAW and peer.hello.role != "trainer"):
+        role = _ROLES.get(header.kind, peer.hello.role)
+        if handler is None or role != peer.hello.role:
             raise WireError("kind")
         handler(peer, header, payload)
 
-    def _post(self, identity: bytes, kind: Kind, payload: Content = None, **fields: Any) -> None:
-        body = b"" if payload is None else payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-        if body:
-            fields.update(payload_length=len(body), payload_crc32=zlib.crc32(body), flags=PAYLOAD_SIGNED)
-        frame = Header(kind, self._settings.study, **fields).sign(self._settings.token, body)
-        self._socket.send_multipart([identity, frame, body] if body else [identity, frame])
-
     def _tell(self, peer: Peer, kind: Kind, payload: Content = None, **fields: Any) -> None:
         peer.sent += 1
-        self._post(peer.identity, kind, payload, session=peer.session, sequence=peer.sent, **fields)
+        self._socket.post(peer.identity, kind, payload, session=peer.session, sequence=peer.sent, **fields)
 
     def _tell_job(self, run: SimulationRun, kind: Kind, **fields: Any) -> None:
         job = self._peers.jobs.get(run.job or "")
@@ -340,9 +272,7 @@ class Intake:
 
     # -- peers ---------------------------------------------------------------------------------------------------
 
-    def _on_hello(self, identity: bytes, header: Header, payload: Any) -> None:
-        if not header.flags & PAYLOAD_SIGNED:
-            raise WireError("unsigned")
+    def _on_hello(self, identity: bytes, payload: Any) -> None:
         hello = Hello.parse(bytes(payload))
         self._peers.remember(hello.nonce)
         try:
@@ -350,7 +280,7 @@ class Intake:
             peer = self._peers.add(hello, identity)
         except Refusal as refusal:
             self._rejected["refused"] += 1
-            self._post(identity, Kind.REFUSED, {"error": str(refusal)})
+            self._socket.post(identity, Kind.REFUSED, {"error": str(refusal)})
             return
         welcome: dict[str, Any] = {
             "nonce": hello.nonce, "lease": self._settings.lease, "strict": self._settings.strict
@@ -393,7 +323,7 @@ class Intake:
         numbers = [run.number for run in self._table.active if run.job == name]
         for peer in list(job.peers.values()) if job else []:
             if notify:
-                self._post(peer.identity, Kind.REFUSED, self._peers.describe(reason, rejoin=True))
+                self._socket.post(peer.identity, Kind.REFUSED, rejoin(reason))
             self._peers.remove(peer)
         if job is not None:
             job.simulation = None
@@ -424,7 +354,7 @@ class Intake:
 
     def _on_lease(self, peer: Peer, header: Header, payload: Any) -> None:
         peer.lease_sent += 1
-        self._post(peer.lease_identity, Kind.LEASED, session=peer.session, sequence=peer.lease_sent)
+        self._socket.post(peer.lease_identity, Kind.LEASED, session=peer.session, sequence=peer.lease_sent)
 
     # -- solvers -------------------------------------------------------------------------------------------------
 
@@ -460,7 +390,7 @@ class Intake:
         job.requests.clear()
         job.simulation = run.number
         assignment = run.assignment
-        content = json.dumps({"parameters": dict(assignment.parameters), "seed": assignment.seed}).encode()
+        content = {"parameters": dict(assignment.parameters), "seed": assignment.seed}
         self._tell_job(run, Kind.ASSIGN, payload=content, value=self._settings.layout.num_steps)
         self._tell_job(run, Kind.CREDIT, value=run.granted)
 

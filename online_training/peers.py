@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +48,11 @@ class Hello:
         if max(len(hello.job), len(hello.host), len(hello.nonce)) > 200 or hello.generation < 0:
             raise WireError("json")
         return hello
+
+
+def rejoin(reason: str) -> dict[str, Any]:
+    """Return the JSON of a REFUSED after which a client begins a new session."""
+    return {"error": reason, "rejoin": True}
 
 
 def read_json(payload: bytes) -> dict[str, Any]:
@@ -197,7 +201,3 @@ class Peers:
             job.requests.pop(peer.hello.rank, None)
             if not job.peers:
                 del self.jobs[job.name]
-
-    def describe(self, error: str, *, rejoin: bool = False) -> Mapping[str, Any]:
-        """Return REFUSED's JSON."""
-        return {"error": error, "rejoin": True} if rejoin else {"error": error}

@@ -1,0 +1,132 @@
+"""The intake's socket: bound to tcp on one interface and to ipc on the node; every message goes out signed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket as network
+import stat
+import tempfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from .client import MAX_FRAME, PAYLOAD_SIGNED, Header, Kind, WireError
+
+Content = Mapping[str, Any] | bytes | None
+"""The payload of a message: a mapping travels as JSON."""
+
+_MAX_UNIX_PATH = 100
+_QUEUED_MESSAGES = 64
+
+
+class IntakeSocket:
+    """A ROUTER socket for one study. Only the thread that serves may receive and post; any may wake it.
+
+    Raises
+    ------
+    RuntimeError : the port is taken, or the interface is not one of this machine.
+    """
+
+    def __init__(self, interface: str, port: int, *, study: int, token: bytes) -> None:
+        self._study, self._token = study, token
+        self._context = zmq.Context(io_threads=1)
+        self._router = self._context.socket(zmq.ROUTER)
+        # The queue of one peer bounds what it can make us hold; honest peers have a few steps in flight at most.
+        for option, value in (
+            (zmq.MAXMSGSIZE, MAX_FRAME), (zmq.RCVHWM, _QUEUED_MESSAGES), (zmq.ROUTER_HANDOVER, 1),
+            (zmq.LINGER, 500), (zmq.HANDSHAKE_IVL, 10000), (zmq.TCP_KEEPALIVE, 1),
+        ):  # fmt: skip
+            self._router.setsockopt(option, value)
+        self._ipc_path: Path | None = None
+        try:
+            self.addresses = self._bind(interface, port)
+        except zmq.ZMQError as error:
+            self._context.destroy(0)
+            if error.errno == errno.EADDRINUSE:
+                problem = f"Port {port} on {interface} is in use. Choose another port, or 0 for one that is free."
+            else:
+                problem = f"The intake cannot listen on {interface}:{port}: {error.strerror}. Name one of this machine."
+            raise RuntimeError(problem) from error
+        self._wake_out, self._wake_in = network.socketpair()
+        self._wake_out.setblocking(False)
+        self._wake_in.setblocking(False)
+        self._poller = zmq.Poller()
+        self._poller.register(self._router, zmq.POLLIN)
+        self._poller.register(self._wake_out.fileno(), zmq.POLLIN)
+
+    def _bind(self, interface: str, port: int) -> list[str]:
+        self._router.bind(f"tcp://{interface}:{port or '*'}")
+        port = int(self._router.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
+        host = network.gethostname() if interface in ("*", "0.0.0.0") else interface
+        addresses = [f"tcp://{host}:{port}"]
+        folder = Path(tempfile.gettempdir()) / f"headrace-{os.geteuid()}-{self._study:016x}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        # A folder that somebody else made beforehand, or a path too long for a UNIX socket: tcp alone will do.
+        ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
+        if ours and len(str(folder / str(port))) < _MAX_UNIX_PATH:
+            self._ipc_path = folder / str(port)
+            self._router.bind(f"ipc://{self._ipc_path}")
+            addresses.insert(0, f"ipc://{self._ipc_path}")
+        return addresses
+
+    def wake(self) -> None:
+        """Make `wait` return; may be called from any thread."""
+        try:
+            self._wake_in.send(b"w")
+        except OSError:
+            pass  # it has been woken already, or is being closed
+
+    def wait(self, milliseconds: int) -> None:
+        """Wait until a message is there, somebody wakes us, or the time is over."""
+        events = dict(self._poller.poll(milliseconds))
+        if self._wake_out.fileno() in events:
+            self._wake_out.recv(4096)
+
+    def receive(self) -> list[zmq.Frame] | None:
+        """Return the frames of the next message, None where there is none."""
+        try:
+            return self._router.recv_multipart(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+
+    def verify(self, frames: list[zmq.Frame]) -> tuple[bytes, Header, Any]:
+        """Return identity, header and payload of a message that the token's owner wrote.
+
+        Raises
+        ------
+        WireError : it is not one; the text is the reason.
+        """
+        if len(frames) not in (2, 3):
+            raise WireError("frames")
+        payload = frames[2].buffer if len(frames) == 3 else b""
+        header = Header.verify(frames[1].bytes, self._token, self._study, payload)
+        if header.payload_length and header.kind != Kind.BLOCK and not header.flags & PAYLOAD_SIGNED:
+            raise WireError("unsigned")
+        return frames[0].bytes, header, payload
+
+    def post(self, identity: bytes, kind: Kind, payload: Content = None, **fields: Any) -> None:
+        """Sign and send one message."""
+        body = b"" if payload is None else payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+        if body:
+            fields.update(payload_length=len(body), payload_crc32=zlib.crc32(body), flags=PAYLOAD_SIGNED)
+        frame = Header(kind, self._study, **fields).sign(self._token, body)
+        self._router.send_multipart([identity, frame, body] if body else [identity, frame])
+
+    def close(self) -> None:
+        """Send what is waiting, free the sockets and remove the ipc file."""
+        self._router.close()
+        self._context.term()
+        self._wake_in.close()
+        self._wake_out.close()
+        if self._ipc_path is not None:
+            self._ipc_path.unlink(missing_ok=True)
+            try:
+                self._ipc_path.parent.rmdir()
+            except OSError:
+                pass  # another intake of this study still has its file there
