@@ -40,8 +40,8 @@ def eigenpairs(n: int, low: str, high: str, spacing: float) -> tuple[np.ndarray,
 class DiffusionPreconditioner:
     """Approximates (sigma - beta J)^-1 where J is dominated by diffusion.
 
-    The coefficient needs no declaration: J applied to a checkerboard gives -4 k Σ 1/h² at every point,
-    because advection by central differences does not see a checkerboard.
+    The coefficient k needs no declaration: J applied to a checkerboard gives -4 k Σ 1/h² times the checkerboard
+    (less at Neumann walls), because advection by central differences does not see one.
     """
 
     def __init__(self, case: Case, blocks: Blocks) -> None:
@@ -54,17 +54,21 @@ class DiffusionPreconditioner:
             return
         grids = np.ix_(*(np.arange(s.start, s.stop) for s in blocks.where))
         self._checkerboard = (-1.0) ** (sum(grids) % 2)
-        self._transforms = []
+        self._transforms: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = []
+        self._responses: list[np.ndarray] = []
         sides = sides_of(case.boundary, case.fields, case.grid)
         for name in case.fields:
-            per_axis = []
+            per_axis, responses = [], []
             for axis in range(self._ndim):
                 low, high = (_kind(side) for side in sides[name][axis])
                 Q, values = eigenpairs(case.grid.shape[axis], low, high, case.grid.spacing[axis])
                 rows = blocks.where[axis]
+                alternating = (-1.0) ** np.arange(len(Q))
+                responses.append((alternating * (Q @ (values * (Q.T @ alternating))))[rows])
                 forward, backward = np.ascontiguousarray(Q.T[rows]), np.ascontiguousarray(Q[rows])
                 per_axis.append((forward, backward, values[rows]))
             self._transforms.append(per_axis)
+            self._responses.append(_outer_sum(responses))
         self._laplacians = [_outer_sum([v for _, _, v in per_axis]) for per_axis in self._transforms]
         self._inverse: list[np.ndarray | None] = [None] * self._fields
         self._scale: list[np.ndarray] = [np.ones(())] * self._fields
@@ -79,7 +83,7 @@ class DiffusionPreconditioner:
         for field in range(self._fields):
             probe[...] = 0
             probe[field] = self._checkerboard
-            k = jvp(probe)[field] * self._checkerboard * (-0.25 / self._sum_inverse_squares)
+            k = -jvp(probe)[field] * self._checkerboard / self._responses[field]
             low, high = -self._blocks.max(-k.min()), self._blocks.max(k.max())
             stiffness = beta * high * 4 * self._sum_inverse_squares
             if not np.isfinite(high) or stiffness < 0.5 * sigma:
