@@ -47,6 +47,13 @@ def everything(u, d, p, t):
     return p.nu * total + d.derivative(u, 0, order=2) * 0.01 + d.mean(u) - np.tanh(u) * p.r + t
 
 
+def arithmetic(u, d, p, t):
+    """Nested and mixed operators in pure arithmetic, which is the same in every bit on any block."""
+    k = 1 + np.where(u > 0.5, u, 0.5) ** 2
+    wind = (d.x[0] * (1 - d.x[-1]) + 0.2, -0.5, 0.3)[: len(d.x)]
+    return p.nu * (d.diffuse(k, u) + d.div(d.grad(u)) - d.advect(wind, u) - d.upwind(wind, u)) - u * u * u + t
+
+
 def everywhere(ndim: int) -> dict:
     """Walls of every kind, with values that depend on place, parameters and time."""
     moving = Dirichlet(lambda x, p, t: p.nu + t + 0.1 * np.sin(3 * x[-1]))
