@@ -6,11 +6,15 @@ import contextlib
 import errno
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .training_loop import TrainerSettings
+from .training_loop import TrainerSettings, connect
+
+if TYPE_CHECKING:
+    from .feed import Feed
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +22,13 @@ _CPU_PER_WORKER = 0.5  # for Ray's bookkeeping only: the study asks for at least
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-def run_trainer(settings: TrainerSettings, workers: int, max_failures: int) -> dict[str, Any]:
+def run_trainer(
+    settings: TrainerSettings,
+    workers: int,
+    max_failures: int,
+    *,
+    connect: Callable[[TrainerSettings], Feed] = connect,
+) -> dict[str, Any]:
     """Train on a number of Ray Train workers until the stream ends, and return what `train` returns on worker 0.
 
     Ray must be initialised. A worker that dies takes the others with it; all start again from the newest
@@ -26,6 +36,7 @@ def run_trainer(settings: TrainerSettings, workers: int, max_failures: int) -> d
 
     settings : generation, rank and num_ranks are set here, per start and worker.
     max_failures : restarts before giving up.
+    connect : makes the feed of each worker; a function of a module that the workers can import.
 
     Raises
     ------
@@ -39,7 +50,7 @@ def run_trainer(settings: TrainerSettings, workers: int, max_failures: int) -> d
     on_gpu = settings.device.startswith("cuda")
     trainer = TorchTrainer(
         _work,
-        train_loop_config=asdict(settings),
+        train_loop_config={"settings": asdict(settings), "connect": connect},
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=on_gpu, resources_per_worker={"CPU": _CPU_PER_WORKER, "GPU": int(on_gpu)}
@@ -82,14 +93,17 @@ def _work(config: dict[str, Any]) -> dict[str, Any]:
     from .training_loop import train
 
     context = ray.train.get_context()
-    settings = replace(TrainerSettings(**config), rank=context.get_world_rank(), num_ranks=context.get_world_size())
+    settings = replace(
+        TrainerSettings(**config["settings"]), rank=context.get_world_rank(), num_ranks=context.get_world_size()
+    )
     if settings.device == "cuda":
         settings = replace(settings, device=str(ray.train.torch.get_device()))
     workers = Workers(settings.rank, settings.num_ranks)
     generation = workers.from_first(claim_generation(settings.run_dir) if settings.rank == 0 else 0)
     final = Path(settings.run_dir, "generations", f"{generation}.error")
     try:
-        return train(replace(settings, generation=generation))
+        settings = replace(settings, generation=generation)
+        return train(settings, config["connect"](settings))
     except Exception as error:
         if isinstance(error, FloatingPointError | ValueError) or getattr(error, "errno", None) in _FULL_DISK:
             _leave(final, str(error))

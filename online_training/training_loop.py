@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,7 @@ def train(settings: TrainerSettings, feed: Feed | None = None) -> dict[str, Any]
     OSError : disk full, or the intake cannot be reached.
     """
     torch.set_num_threads(settings.threads)
-    feed = feed if feed is not None else _connect(settings)
+    feed = feed if feed is not None else connect(settings)
     try:
         with _Records(settings) as records:
             return _Training(settings, feed, records).run()
@@ -120,7 +121,8 @@ def train(settings: TrainerSettings, feed: Feed | None = None) -> dict[str, Any]
         feed.close()
 
 
-def _connect(settings: TrainerSettings) -> Feed:
+def connect(settings: TrainerSettings) -> Feed:
+    """Return the feed of one worker from the intake at the settings' address."""
     from .client import read_token
     from .feed import Feed
 
@@ -350,8 +352,11 @@ class _Training:
     def _data_parallel(self, loss: _WindowLoss) -> torch.nn.Module:
         if self._settings.num_ranks == 1:
             return loss
-        # Buffers are the frozen normaliser, equal everywhere; sending them with every batch would be for nothing.
         devices = None if self._device.type == "cpu" else [self._device]
-        return torch.nn.parallel.DistributedDataParallel(
-            loss, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        # Newer versions have another name for the switch and warn of this one, which older versions need.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return torch.nn.parallel.DistributedDataParallel(
+                # The only buffers are the frozen normaliser's, equal everywhere: no need to send them every batch.
+                loss, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+            )  # fmt: skip
