@@ -1,0 +1,669 @@
+"""The intake: real MPI ranks stream into it, nothing is lost or stored twice, and every fault has its answer."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headrace.online_training.client import STOP, Connection, Header, Kind, Link, StreamLost, connect
+from headrace.online_training.intake import Assignment
+from headrace.online_training.ledger import read_records
+from headrace.online_training.running_statistics import RunningStatistics
+from tests.mpi_run import mpirun, run_mpi
+from tests.online_training.intake_setup import (
+    MPI_PROGRAM,
+    STUDY,
+    TOKEN,
+    TrainerDouble,
+    field_of,
+    make_layout,
+    plan,
+    running_intake,
+    solver_environment,
+    wait_until,
+)
+
+
+def run_job(intake, ranks: int, *, job: str = "1-0001", **settings: object) -> list[dict]:
+    """Run mpi_stream.py and return what each rank reported."""
+    layout = intake.settings.layout
+    values = {"shape": layout.shape, "fields": layout.fields, "steps": layout.num_steps, **settings}
+    environment = {**intake.environment, "HEADRACE_JOB": job}
+    done = run_mpi(ranks, [MPI_PROGRAM, json.dumps(values)], timeout=60, env=environment)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def start_job(intake, ranks: int, *, job: str = "1-0001", **settings: object) -> subprocess.Popen:
+    layout = intake.settings.layout
+    values = {"shape": layout.shape, "fields": layout.fields, "steps": layout.num_steps, **settings}
+    version = subprocess.run([mpirun(), "--version"], capture_output=True, text=True, check=False).stdout
+    extra = ["--allow-run-as-root", "--oversubscribe"] if "Open MPI" in version else []
+    return subprocess.Popen(
+        [mpirun(), *extra, "-n", str(ranks), sys.executable, MPI_PROGRAM, json.dumps(values)],
+        env=solver_environment(intake, HEADRACE_JOB=job), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Makes intakes whose environment is this process's."""
+    stack = []
+
+    def make(layout=None, **changes):
+        context = running_intake(tmp_path, layout or make_layout(), **changes)
+        intake = context.__enter__()
+        stack.append(context)
+        for name, value in intake.environment.items():
+            monkeypatch.setenv(name, value)
+        return intake
+
+    yield make
+    for context in stack:
+        context.__exit__(None, None, None)
+
+
+def records_of(tmp_path: Path, event: str, session: int = 1) -> list[dict]:
+    records = read_records(tmp_path / "ledger" / f"intake-{session}.log")
+    return [record for record in records if record["e"] == event]
+
+
+def send_all(stream, shape: tuple[int, ...], steps: range) -> None:
+    for step in steps:
+        stream.send(step=step, time=0.1 * step, values=field_of(stream.simulation, step, shape)[None])
+
+
+# -- real ranks ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(("ranks", "cut"), [(4, [2, 2]), (4, [4, 1])])
+def test_blocks_of_unequal_size_and_two_fields_are_put_together(study, tmp_path: Path, ranks: int, cut: list) -> None:
+    layout = make_layout(fields=("u", "v"))
+    intake = study(layout)
+    plan(intake, 2)
+    reports = run_job(intake, ranks, cut=cut)
+    buffer, array = intake.settings.buffer, intake.settings.memory.array
+    for simulation in range(2):
+        for step in range(layout.num_steps):
+            for field in range(2):
+                expected = field_of(simulation, step, layout.shape, field).astype(np.float32)
+                assert np.array_equal(array[buffer.slots[simulation, step], field], expected)
+    status = intake.status()
+    assert status["bytes_received"] == sum(r["bytes"] for r in reports) == 2 * layout.num_steps * layout.step_bytes
+    assert status["done"] == 2 and status["rejected"] == {} and status["duplicates"] == 0
+    assert all(r["seen"] == [[0, 1, 0.5], [1, 1, 1.5]] for r in reports), "all ranks run the same simulations"
+    intake.close()
+    sent = {json.dumps(r) for p in (tmp_path / "ledger").glob("solver-*") for r in read_records(p) if r["e"] == "block"}
+    received = {json.dumps(r) for r in records_of(tmp_path, "block")}
+    assert sent == received and len(sent) == 2 * layout.num_steps * 2 * ranks
+
+
+@pytest.mark.mpi
+def test_the_word_stop_is_the_same_on_all_ranks(study) -> None:
+    intake = study(make_layout(num_steps=60), slots=80)
+    plan(intake, 5)
+    job = start_job(intake, 4, cut=[2, 2], pause=0.02)
+    wait_until(lambda: intake.status()["steps_accepted"] > 5)
+    intake.request_stop()
+    out, errors = job.communicate(timeout=20)
+    assert job.returncode == 0, errors
+    words = [json.loads(line)["words"] for line in out.splitlines()]
+    assert len(words) == 4 and all(w == words[0] for w in words)
+    assert len(words[0]) == 1 and words[0][0][-1] == STOP and len(words[0][0]) < 60
+    assert wait_until(lambda: intake.status()["ended"])
+
+
+@pytest.mark.mpi
+def test_a_killed_rank_costs_one_attempt(study, tmp_path: Path) -> None:
+    layout = make_layout()
+    intake = study(layout)
+    plan(intake, 2)
+    job = start_job(intake, 2, cut=[2, 1], crash=[1, 1, 3])
+    job.communicate(timeout=20)
+    assert job.returncode != 0
+    assert intake.job_ended("1-0001", job.returncode) == [1]
+    reports = run_job(intake, 2, cut=[2, 1], job="1-0002")
+    assert [r["seen"] for r in reports] == [[[1, 2, 1.5]]] * 2
+    status = intake.status()
+    assert status["done"] == 2 and status["lost"] == 1 and status["steps_accepted"] == 2 * layout.num_steps
+    intake.close()
+    steps = [(r["s"], r["t"]) for r in records_of(tmp_path, "step")]
+    assert sorted(steps) == [(s, t) for s in range(2) for t in range(layout.num_steps)], "each step once"
+    assert [(r["s"], r["a"]) for r in records_of(tmp_path, "lost")] == [(1, 1)]
+
+
+@pytest.mark.mpi
+def test_nan_puts_a_simulation_into_quarantine_and_the_job_goes_on(study, tmp_path: Path) -> None:
+    intake = study()
+    plan(intake, 3)
+    reports = run_job(intake, 2, cut=[1, 2], nan=[1, 2])
+    status = intake.status()
+    (entry,) = status["quarantined"]
+    assert entry["simulation"] == 1 and entry["parameters"] == {"nu": 1.5}
+    assert "NaN or infinity in field u, block at [0, 3], step 2" in entry["reason"]
+    assert status["done"] == 2
+    assert reports[0]["words"] == reports[1]["words"]
+    assert reports[0]["words"][1][-1] == STOP and len(reports[0]["words"][1]) == 4, "effective one step later"
+    assert not any(key[0] == 1 and key[1] >= 2 for key in intake.settings.buffer.slots), "the rest is not stored"
+    assert [(r["s"], r["t"]) for r in records_of(tmp_path, "quarantined")] == [(1, 2)]
+
+
+@pytest.mark.mpi
+def test_a_restarted_intake_is_joined_by_the_ranks_that_live(study, tmp_path: Path) -> None:
+    layout = make_layout(num_steps=30)
+    first = study(layout, slots=80)
+    plan(first, 1)
+    job = start_job(first, 2, cut=[2, 1], pause=0.02)
+    wait_until(lambda: first.status()["steps_accepted"] > 3)
+    port = int(first.addresses.rsplit(":", 1)[1])
+    first.close()
+    second = study(layout, slots=80, session=2, port=port)
+    second.plan([Assignment(simulation=0, parameters={"nu": 0.5}, attempt=2)])
+    second.all_planned()
+    out, errors = job.communicate(timeout=20)
+    assert job.returncode == 0, errors
+    reports = [json.loads(line) for line in out.splitlines()]
+    for report in reports:
+        assert report["seen"] == [[0, 1, 0.5], [0, 2, 0.5]] and report["lost"] == [True, False]
+    status = second.status()
+    assert status["done"] == 1 and status["steps_accepted"] == 30
+
+
+# -- one process -----------------------------------------------------------------------------------------------------
+
+
+def test_a_full_reservoir_blocks_the_solver_and_loses_nothing(study) -> None:
+    layout = make_layout(num_steps=20, window=1)
+    intake = study(layout, slots=5)
+    plan(intake, 2)
+    sent: list[int] = []
+
+    def solve() -> None:
+        with Connection({"u": layout.shape}) as connection:
+            for stream in connection.simulations():
+                with stream:
+                    for step in range(layout.num_steps):
+                        values = field_of(stream.simulation, step, layout.shape)[None]
+                        stream.send(step=step, time=0.1 * step, values=values)
+                        sent.append(step)
+
+    solver = threading.Thread(target=solve)
+    solver.start()
+    wait_until(lambda: intake.status()["population"] == 5)
+    time.sleep(0.2)
+    assert len(sent) == 5, "no credit beyond the reservoir's slots"
+    trainer = TrainerDouble(intake)
+    array, seen = intake.settings.memory.array, []
+    while (records := trainer.draw(len(seen) // 4)) is not None:
+        for record in records:
+            expected = field_of(record["simulation"], record["start"], layout.shape).astype(np.float32)
+            assert np.array_equal(array[record["slots"][0], 0], expected)
+            assert record["times"][0] == 0.1 * record["start"] and record["parameters"][0] == record["simulation"] + 0.5
+            seen.append((int(record["simulation"]), int(record["start"])))
+        trainer.release(records)
+    trainer.close()
+    solver.join()
+    assert sorted(seen) == [(s, t) for s in range(2) for t in range(20)]
+    status = intake.status()
+    assert status["blocked_seconds"] >= 0.2 and status["ended"] and status["starts_used"] == 40
+
+
+def test_admission_waits_until_the_smallest_window_fits(study) -> None:
+    intake = study(make_layout(window=3, num_steps=4), slots=5)
+    plan(intake, 2)
+    links = [solver_link(intake, f"1-000{i}") for i in range(2)]
+    first = request(links[0])
+    assert first.kind == Kind.ASSIGN
+    second = request(links[1], timeout=0.3)
+    assert second is None, "3 of 5 slots are the first one's"
+    links[0].send(Kind.END, {"reason": "no"}, simulation=0, attempt=1, value=1)
+    header, _ = links[1].receive(2.0)
+    assert (header.kind, header.simulation) == (Kind.ASSIGN, 1)
+    for link in links:
+        link.close()
+
+
+def solver_link(intake, job: str, rank: int = 0, ranks: int = 1) -> Link:
+    """A solver rank without the client's upper half: sends what the test wants."""
+    hello = {"role": "solver", "job": job, "rank": rank, "ranks": ranks, "generation": 0}
+    link = Link(intake.addresses, TOKEN, STUDY, hello=hello, lease=30.0)
+    link.join()
+    layout = intake.settings.layout
+    link.send(Kind.DECLARE, {"fields": [{"name": n, "shape": layout.shape, "dtype": "float32"} for n in layout.fields]})
+    header, _ = link.receive(2.0)
+    assert header.kind == Kind.DECLARED
+    return link
+
+
+def request(link: Link, round_: int = 1, timeout: float = 2.0) -> Header | None:
+    link.send(Kind.REQUEST, value=round_)
+    message = link.receive(timeout)
+    return message[0] if message else None
+
+
+def block(values: np.ndarray, offset: tuple[int, ...] = (0, 0), shape: tuple[int, ...] = (7, 5), **fields) -> tuple:
+    """Header and payload of one BLOCK."""
+    payload = np.ascontiguousarray(values, np.float32).tobytes()
+    header = Header(
+        Kind.BLOCK, simulation=fields.pop("simulation", 0), attempt=fields.pop("attempt", 1), dtype=1, num_blocks=1,
+        global_shape=shape, offset=offset, block_shape=values.shape, payload_length=len(payload),
+        payload_crc32=zlib.crc32(payload), **fields,
+    )  # fmt: skip
+    return header, payload
+
+
+def next_of(link: Link, kind: Kind, timeout: float = 2.0) -> Header | None:
+    while (message := link.receive(timeout)) is not None:
+        if message[0].kind == kind:
+            return message[0]
+    return None
+
+
+def test_a_sub_block_that_comes_twice_is_stored_once(study) -> None:
+    intake = study()
+    plan(intake, 1)
+    link = solver_link(intake, "1-0001")
+    request(link)
+    upper, lower = block(np.ones((3, 5))), block(np.full((4, 5), 2.0), (3, 0))
+    link.send_block(*upper)
+    link.send_block(*upper)
+    assert next_of(link, Kind.ACK, 0.2) is None, "half a step is no step"
+    link.send_block(*lower)
+    assert next_of(link, Kind.ACK).step == 0
+    link.send_block(*lower)
+    status = wait_until(lambda: (s := intake.status())["duplicates"] == 2 and s)
+    assert status["steps_accepted"] == 1
+    slot = intake.settings.memory.array[intake.settings.buffer.slots[0, 0], 0]
+    assert np.all(slot[:3] == 1) and np.all(slot[3:] == 2)
+    link.close()
+
+
+def test_messages_of_an_old_attempt_are_fenced(study) -> None:
+    intake = study()
+    plan(intake, 1)
+    old = solver_link(intake, "1-0001")
+    request(old)
+    assert intake.job_ended("1-0001", 1) == [0]
+    new = solver_link(intake, "1-0002")
+    assert request(new).attempt == 2
+    old.send_block(*block(np.full((7, 5), 9.0)))
+    new.send_block(*block(np.full((7, 5), 9.0), attempt=1))
+    rejected = wait_until(lambda: (r := intake.status()["rejected"]).get("attempt") and r)
+    assert rejected == {"session": 1, "attempt": 1}
+    assert intake.status()["steps_accepted"] == 0
+    assert next_of(old, Kind.ACK) is None and "unknown session" in old.lost
+    old.close()
+    new.close()
+
+
+def test_a_second_attempt_stores_only_what_is_missing(study, tmp_path: Path) -> None:
+    layout = make_layout()
+    intake = study(layout)
+    plan(intake, 1)
+    link = solver_link(intake, "1-0001")
+    request(link)
+    for step in range(3):
+        link.send_block(*block(field_of(0, step, (7, 5)), step=step))
+        assert next_of(link, Kind.ACK).step == step
+    link.send_block(*block(field_of(0, 3, (7, 5))[:3], step=3))
+    intake.job_ended("1-0001", -9)
+    link.close()
+    os.environ["HEADRACE_JOB"] = "1-0002"
+    with connect({"u": (7, 5)}) as stream:
+        send_all(stream, (7, 5), range(6))
+    status = intake.status()
+    assert status["steps_accepted"] == 6 and status["steps_dropped"] == 3 and status["done"] == 1
+    buffer, array = intake.settings.buffer, intake.settings.memory.array
+    for step in range(6):
+        assert np.array_equal(array[buffer.slots[0, step], 0], field_of(0, step, (7, 5)).astype(np.float32))
+    trainer = TrainerDouble(intake)
+    starts = [int(s) for records in trainer.drain() for s in records["start"]]
+    trainer.close()
+    assert starts == [0, 1, 2, 3, 4], "windows across the two attempts, each once"
+
+
+def test_a_resumed_simulation_offers_only_unused_windows(study, tmp_path: Path) -> None:
+    """Starts 0, 1 and 4 of 0..4 were used: steps 2 to 4 are stored again, the others are not."""
+    intake = study()
+    used = frozenset({0, 1, 4})
+    intake.plan([Assignment(simulation=0, parameters={"nu": 0.5}, attempt=3, used=used)])
+    intake.all_planned()
+    with connect({"u": (7, 5)}) as stream:
+        assert stream.attempt == 3
+        send_all(stream, (7, 5), range(6))
+    assert intake.status()["steps_accepted"] == 3 and intake.status()["windows_accepted"] == 2
+    trainer = TrainerDouble(intake)
+    starts = [int(s) for records in trainer.drain() for s in records["start"]]
+    trainer.close()
+    assert starts == [2, 3]
+    intake.close()
+    assert [r["t"] for r in records_of(tmp_path, "step")] == [2, 3, 4]
+
+
+def test_a_simulation_that_keeps_failing_goes_into_quarantine(study) -> None:
+    intake = study(max_failures=2)
+    plan(intake, 1)
+    for number, expected in ((1, [0]), (2, [])):
+        link = solver_link(intake, f"1-000{number}")
+        request(link)
+        assert intake.job_ended(f"1-000{number}", 139) == expected
+        link.close()
+    (entry,) = intake.status()["quarantined"]
+    assert entry["reason"] == "2 attempts failed; the last one: job 1-0002 ended with code 139"
+    assert intake.settings.buffer.reserve(0) is not None, "its slots are free again"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"offset": (1, 0)}, "block"),
+        ({"shape": (7, 6)}, "shape"),
+        ({"field": 1}, "shape"),
+        ({"step": 5}, "credit"),
+        ({"time": math.nan}, "time"),
+    ],
+)
+def test_a_block_that_does_not_belong_is_refused_by_name(study, changes: dict, reason: str) -> None:
+    intake = study()
+    plan(intake, 1)
+    link = solver_link(intake, "1-0001")
+    request(link)
+    link.send_block(*block(np.zeros((7, 5)), **changes))
+    with pytest.raises(RuntimeError, match=f"is wrong: {reason}"):
+        next_of(link, Kind.ACK)
+    assert intake.status()["rejected"] == {reason: 1} and intake.status()["error"] is None
+    link.close()
+
+
+def test_a_damaged_block_costs_the_attempt(study) -> None:
+    intake = study()
+    plan(intake, 1)
+    link = solver_link(intake, "1-0001")
+    request(link)
+    header, payload = block(np.zeros((7, 5)))
+    link.send_block(header, payload[:-1] + b"\1")
+    next_of(link, Kind.ACK, 1.0)
+    assert "was damaged on its way" in link.lost
+    status = intake.status()
+    assert status["rejected"] == {"checksum": 1} and status["lost"] == 1 and status["queued"] == 1
+    link.close()
+
+
+def test_strict_mode_takes_signed_payloads_only(study) -> None:
+    intake = study(strict=True)
+    plan(intake, 1)
+    link = solver_link(intake, "1-0001")
+    request(link)
+    link.send_block(*block(np.zeros((7, 5))))
+    wait_until(lambda: intake.status()["rejected"] == {"strict": 1})
+    intake.job_ended("1-0001", 1)
+    link.close()
+    os.environ["HEADRACE_JOB"] = "1-0002"
+    with connect({"u": (7, 5)}) as stream:
+        send_all(stream, (7, 5), range(6))
+    assert intake.status()["done"] == 1
+
+
+def test_blocks_that_leave_a_gap_or_overlap_are_named(study) -> None:
+    intake = study()
+    plan(intake, 2)
+    link = solver_link(intake, "1-0001")
+    request(link)
+    link.send_block(*block(np.zeros((6, 5)), value=1))
+    assert next_of(link, Kind.ACK).value == STOP
+    link.send(Kind.END, {"reason": ""}, simulation=0, attempt=1, value=2)
+    assert next_of(link, Kind.ENDED) is not None
+    link.send(Kind.REQUEST, value=2)
+    assert next_of(link, Kind.ASSIGN).simulation == 1
+    link.send_block(*block(np.zeros((4, 5)), simulation=1))
+    link.send_block(*block(np.zeros((4, 5)), (3, 0), simulation=1))
+    assert next_of(link, Kind.ACK).value == STOP
+    reasons = [entry["reason"] for entry in intake.status()["quarantined"]]
+    assert reasons == [
+        "the blocks of all ranks leave 5 of 35 cells of step 0 uncovered",
+        "the blocks of step 0 overlap",
+    ]
+    link.close()
+
+
+def test_held_out_simulations_are_written_and_not_trained_on(study) -> None:
+    written = {}
+
+    def write(simulation, parameters, times, states) -> None:
+        time.sleep(0.05)
+        written[simulation] = (dict(parameters), times, states)
+
+    intake = study(write_held_out=write)
+    plan(intake, 2, held_out=True)
+    with Connection({"u": (7, 5)}) as connection:
+        for stream in connection.simulations():
+            with stream:
+                send_all(stream, (7, 5), range(6))
+    assert wait_until(lambda: intake.status()["done"] == 2)
+    for simulation in range(2):
+        parameters, times, states = written[simulation]
+        assert parameters == {"nu": simulation + 0.5} and np.allclose(times, 0.1 * np.arange(6), atol=0)
+        assert np.array_equal(states[:, 0], [field_of(simulation, t, (7, 5)).astype(np.float32) for t in range(6)])
+    assert intake.status()["windows_accepted"] == 0
+
+
+def test_a_held_out_file_that_cannot_be_written_is_reported(study) -> None:
+    def write(*_) -> None:
+        raise OSError(28, "No space left on device", "held_out/sim-000000.h5")
+
+    intake = study(write_held_out=write)
+    plan(intake, 1, held_out=True)
+    with connect({"u": (7, 5)}) as stream:
+        send_all(stream, (7, 5), range(6))
+    (entry,) = wait_until(lambda: intake.status()["quarantined"])
+    assert "could not be written: [Errno 28] No space left on device: 'held_out/sim-000000.h5'" in entry["reason"]
+
+
+def test_a_short_simulation_is_done_with_the_windows_it_has(study) -> None:
+    intake = study()
+    plan(intake, 1)
+    with connect({"u": (7, 5)}) as stream:
+        send_all(stream, (7, 5), range(3))
+    status = intake.status()
+    assert status["done"] == 1 and status["short"] == 1 and status["windows_accepted"] == 2
+    trainer = TrainerDouble(intake)
+    assert [len(records) for records in trainer.drain()] == [2]
+    trainer.close()
+
+
+# -- trainers --------------------------------------------------------------------------------------------------------
+
+
+def fill(intake, count: int = 2) -> None:
+    """Let `count` simulations of six steps run to their end: five windows each."""
+    plan(intake, count)
+    with Connection({"u": (7, 5)}) as connection:
+        for stream in connection.simulations():
+            with stream:
+                send_all(stream, (7, 5), range(6))
+
+
+def test_all_workers_get_equal_slices_and_the_same_end(study) -> None:
+    """Ten windows in batches of 4 for 2 workers: the last batch of 2 is one each."""
+    intake = study()
+    fill(intake)
+    workers = [TrainerDouble(intake, rank=rank, ranks=2) for rank in range(2)]
+    counts, tickets = [], set()
+    for index in range(4):
+        for worker in workers:
+            worker.ask(index)
+        slices = [worker.take() for worker in workers]
+        if slices[0] is None:
+            assert slices[1] is None
+            break
+        counts.append([len(s) for s in slices])
+        for worker, records in zip(workers, slices, strict=True):
+            tickets |= set(records["ticket"].tolist())
+            worker.release(records)
+    assert counts == [[2, 2], [2, 2], [1, 1]] and len(tickets) == 10
+    for worker in workers:
+        worker.close()
+
+
+def test_an_odd_rest_is_padded_so_that_no_worker_is_left_alone(study) -> None:
+    intake = study()
+    fill(intake, 1)
+    workers = [TrainerDouble(intake, rank=rank, ranks=2) for rank in range(2)]
+    for index in (0, 1):
+        for worker in workers:
+            worker.ask(index)
+    slices = [worker.take() for _ in range(2) for worker in workers]
+    assert [len(s) for s in slices] == [2, 2, 1, 1]
+    last = slices[2:]
+    assert last[0]["ticket"] == last[1]["ticket"] and [int(s["first"][0]) for s in last] == [1, 0]
+    before = intake.status()["messages"]
+    workers[0].release(last[0])
+    wait_until(lambda: intake.status()["messages"] > before)
+    assert intake.status()["unreleased"] == 5, "a window stays in place until both have released it"
+    for worker, records in zip([*workers, *workers], slices, strict=True):
+        worker.release(records)
+    wait_until(lambda: intake.status()["unreleased"] == 0)
+    for worker in workers:
+        worker.close()
+
+
+def test_a_younger_generation_gets_what_the_older_one_did_not_use(study) -> None:
+    intake = study()
+    fill(intake)
+    old = TrainerDouble(intake)
+    used, taken = old.draw(0), old.draw(1)
+    old.release(used)
+    wait_until(lambda: intake.status()["unreleased"] == 4)
+    new = TrainerDouble(intake, generation=1)
+    old.release(taken)
+    batches = new.drain(start=1)
+    keys = [(int(r["simulation"]), int(r["start"])) for records in batches for r in records]
+    assert len(keys) == len(set(keys)) == 6
+    assert {(int(r["simulation"]), int(r["start"])) for r in taken} <= set(keys)
+    assert intake.status()["starts_used"] == 10
+    with pytest.raises(RuntimeError, match="Generation 1 of the trainer works already"):
+        TrainerDouble(intake)
+    for trainer in (old, new):
+        trainer.close()
+
+
+def test_a_trainer_that_is_too_fast_waits_for_new_windows(study) -> None:
+    """views = 1: a second draw of the same windows has to wait until the solver has sent more."""
+    layout = make_layout(window=1)
+    intake = study(layout)
+    plan(intake, 1)
+    trainer = TrainerDouble(intake)
+    with connect({"u": (7, 5)}) as stream:
+        send_all(stream, (7, 5), range(2))
+        trainer.ask(0, batch=2)
+        trainer.ask(1, batch=2)
+        assert len(trainer.take()) == 2
+        assert isinstance(trainer.take(0.2), str), "used as often as wanted"
+        send_all(stream, (7, 5), range(2, 6))
+        assert len(trainer.take()) == 2
+    trainer.close()
+
+
+def test_a_solver_that_is_too_fast_waits_for_the_trainer(study) -> None:
+    """views = 3 and 4 slots: the fifth window would push out one that was used less than three times."""
+    layout = make_layout(window=1, num_steps=20)
+    intake = study(layout, slots=4, views=3.0, batch_size=2)
+    table = intake._table
+    table.windows_accepted = 5
+    intake._draws.drawn = 0
+    assert table.throttled
+    intake._draws.drawn = 1
+    assert not table.throttled, "3 x (5 - 4) <= 1 + 2"
+
+
+def test_statistics_are_those_of_all_that_came_before_the_watermark(study) -> None:
+    intake = study()
+    intake.settings.buffer.ready = False
+    trainer = TrainerDouble(intake)
+    trainer.link.send(Kind.STATISTICS)
+    assert trainer.link.receive(0.2) is None
+    fill(intake)
+    header, payload = trainer.link.receive(2.0)
+    assert header.kind == Kind.STATISTICS_ARE
+    cells = np.stack([field_of(s, t, (7, 5)) for s in range(2) for t in range(6)])
+    found = json.loads(payload)
+    assert found["count"] == cells.size
+    assert np.allclose(found["mean"], cells.mean(), rtol=1e-12) and np.allclose(found["std"], cells.std(), rtol=1e-12)
+    trainer.close()
+
+
+def test_running_statistics_merge_like_one_pass_over_everything() -> None:
+    rng = np.random.default_rng(0)
+    steps = 1e4 + rng.normal(size=(20, 2, 6, 7)) * np.array([1.0, 5.0])[:, None, None]
+    running = RunningStatistics(2)
+    for step in steps.astype(np.float32):
+        running.add(step)
+    exact = steps.astype(np.float32).astype(np.float64)
+    assert np.allclose(running.mean, exact.mean(axis=(0, 2, 3)), rtol=1e-13)
+    assert np.allclose(running.std, exact.std(axis=(0, 2, 3)), rtol=1e-9)
+
+
+# -- faults ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_busy_port_is_named(study, tmp_path: Path) -> None:
+    intake = study()
+    port = int(intake.addresses.rsplit(":", 1)[1])
+    with (
+        pytest.raises(RuntimeError, match=f"Port {port} on 127.0.0.1 is in use. Choose another port, or 0"),
+        running_intake(tmp_path, make_layout(), session=2, port=port),
+    ):
+        pass
+
+
+def test_an_interface_of_another_machine_is_named(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RuntimeError, match=r"cannot listen on 192\.0\.2\.1:0"),
+        running_intake(tmp_path, make_layout(), interface="192.0.2.1"),
+    ):
+        pass
+
+
+def test_a_rank_that_falls_silent_is_forgotten_and_its_simulation_runs_again(study) -> None:
+    intake = study(lease=0.3)
+    plan(intake, 1)
+    program = "import time\nfrom headrace.online_training.client import connect\nconnect({'u': (7, 5)})\ntime.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", program], env=solver_environment(intake))
+    try:
+        wait_until(lambda: intake.status()["running"] == 1)
+        os.kill(process.pid, signal.SIGSTOP)
+        status = wait_until(lambda: (s := intake.status())["peers"] == 0 and s)
+        assert status["queued"] == 1 and status["lost"] == 1
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_lost_stream_is_computed_to_its_end_and_then_says_so(study) -> None:
+    """Leaving the time loop on one rank alone would leave the others waiting inside MPI."""
+    intake = study()
+    plan(intake, 1)
+    with pytest.raises(StreamLost, match="Simulation 0 was not kept"), connect({"u": (7, 5)}) as stream:
+        send_all(stream, (7, 5), range(2))
+        intake.close()
+        send_all(stream, (7, 5), range(2, 6))
+
+
+def test_a_full_disk_stops_the_intake_with_the_reason(study, monkeypatch: pytest.MonkeyPatch) -> None:
+    intake = study()
+
+    def flush() -> None:
+        raise OSError(28, "No space left on device", "ledger/intake-1.log")
+
+    monkeypatch.setattr(intake._ledger, "flush", flush)
+    assert "No space left on device: 'ledger/intake-1.log'" in wait_until(lambda: intake.status()["error"])
