@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import socket
@@ -26,7 +27,11 @@ GB = 10**9
 SUBPROCESS_SECONDS = 60
 MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "bold red")}
 
-_HELLO = "from mpi4py import MPI; print('ranks', MPI.COMM_WORLD.size, MPI.Get_library_version().split(chr(10))[0])"
+_HELLO = (
+    "import sys; from mpi4py import MPI; world = MPI.COMM_WORLD; ranks = world.allreduce(1); "
+    "library = ' '.join(MPI.Get_library_version().split(chr(10))[0].split()); "
+    "world.rank or sys.stdout.write(f'ranks {ranks} {library}' + chr(10))"
+)
 _RAY = "import json, ray; from ray.train.torch import TorchTrainer; print(json.dumps(ray.__version__))"
 _TORCH = (
     "import json, torch; gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]; "
@@ -89,17 +94,16 @@ def check_mpi() -> Finding:
     version = _output([mpirun, "--version"])[1]
     open_mpi = ["--oversubscribe", *["--allow-run-as-root"] * (os.geteuid() == 0)] if "Open MPI" in version else []
     code, text = _output([mpirun, *open_mpi, "-n", "2", sys.executable, "-c", _HELLO])
-    said = [line for line in text.splitlines() if line.startswith("ranks ")]
-    if code or len(said) != 2:
+    said = re.search(r"ranks (\d+) (.*)", text)
+    if code or said is None:
         last = text.strip().splitlines()[-1:] or ["no output"]
         return Finding(subject="MPI", level="fail", text=f"{mpirun} cannot run two ranks: {last[0]}", advice=get_one)
-    ranks, library = said[0].split()[1], " ".join(said[0].split()[2:])
-    if ranks != "2":
+    if said[1] != "2":
         return Finding(
-            subject="MPI", level="fail", text=f"{mpirun} starts ranks that do not see each other; mpi4py has {library}",
+            subject="MPI", level="fail", text=f"{mpirun} starts ranks that do not see each other; mpi4py has {said[2]}",
             advice="mpirun and mpi4py belong to different MPIs; use one for both: " + get_one,
         )  # fmt: skip
-    return Finding(subject="MPI", level="ok", text=f"{library}, two ranks said hello ({mpirun})")
+    return Finding(subject="MPI", level="ok", text=f"{said[2]}, two ranks said hello ({mpirun})")
 
 
 def check_ray() -> Finding:

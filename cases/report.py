@@ -92,7 +92,7 @@ def render(data: RunData, evaluation: Evaluation | None, folder: Path) -> str:
 
 def _numbers(data: RunData, evaluation: Evaluation | None) -> list[dict[str, str]]:
     """Return the headline numbers that are known."""
-    last = figures_of({"intake": (data.intake or [None])[-1], "trainer": (data.metrics or [None])[-1]})
+    last = figures_of({"intake": (data.intake or [None])[-1]})
     _, speeds = data.column(data.metrics, "samples_per_second")
     times, _ = data.column(data.intake, "elapsed")
     numbers: list[tuple[str, str]] = []
@@ -101,8 +101,8 @@ def _numbers(data: RunData, evaluation: Evaluation | None) -> list[dict[str, str
         numbers += [(f"{100 * errors['nrmse']:.2f} %", f"nRMSE on {len(evaluation.files)} held-out simulations")]
         numbers += [(f"{errors['vrmse']:.4f}", "VRMSE (1 predicts the mean)")]
         numbers += [(f"{errors['max_error']:.3g}", f"largest error of {', '.join(data.case.fields)}")]
-    if last.simulations_done:
-        numbers.append((f"{last.simulations_done}", f"simulations, {last.steps:,} steps streamed"))
+    if data.simulations_completed:
+        numbers.append((f"{data.simulations_completed}", f"simulations, {data.steps_accepted:,} steps streamed"))
     if times:
         numbers.append((_duration(times[-1] - times[0]), "wall-clock time"))
     if speeds:

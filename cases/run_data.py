@@ -20,7 +20,7 @@ class Figures:
     """Where a study stands at one moment; None is "not known yet".
 
     elapsed : seconds since the session began.
-    simulations_done, steps : completed simulations and accepted steps, held-out ones included.
+    simulations_done, simulations_planned, steps : of this session, held-out simulations included.
     windows, total_windows : uses of training windows so far and in the end.
     blocked : part of the solvers' time spent waiting for the intake.
     starved : part of the trainer's time spent waiting for data.
@@ -29,6 +29,7 @@ class Figures:
 
     elapsed: float
     simulations_done: int
+    simulations_planned: int | None
     steps: int
     quarantined: int
     lost: int
@@ -48,6 +49,7 @@ def figures_of(state: Mapping[str, Any]) -> Figures:
     return Figures(
         elapsed=float(state.get("elapsed") or 0.0),
         simulations_done=int(intake.get("done", 0)),
+        simulations_planned=intake.get("planned"),
         steps=int(intake.get("steps_accepted", 0)),
         quarantined=len(intake.get("quarantined", ())),
         lost=int(intake.get("lost", 0)),
@@ -109,6 +111,16 @@ class RunData:
             metrics=read_metrics(path / "metrics.jsonl"), validation=read_metrics(path / "validation.jsonl"),
             intake=read_metrics(path / "intake.jsonl"), ledger=Ledger(directory.ledger),
         )  # fmt: skip
+
+    @property
+    def simulations_completed(self) -> int:
+        """Simulations that ran to their end, in whatever session."""
+        return sum(one.status == "completed" for one in self.ledger.simulations.values())
+
+    @property
+    def steps_accepted(self) -> int:
+        """Different steps that an intake accepted, in whatever session."""
+        return sum(len(one.accepted) for one in self.ledger.simulations.values())
 
     def column(self, records: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
         """Return (seconds since the run began, values) of the records that have a value of this name."""

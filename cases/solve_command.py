@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from headrace.solvers.blocks import check_split
 from headrace.solvers.hdf5 import HDF5Sink
 from headrace.solvers.simulate import simulate
 from headrace.solvers.sink import Sink, Snapshot
@@ -40,6 +41,7 @@ def solve_case(
 
     def prepare() -> tuple[Case, Parameters]:
         case = reference.load()
+        check_split(case.grid.shape, 1 if comm is None else comm.size)
         return case, case.accept(parse_settings(settings, case))
 
     case, parameters = together(comm, prepare)
@@ -50,7 +52,12 @@ def solve_case(
         sink: Sink = HDF5Sink(file)
         if comm is None or comm.rank == 0:
             sink = WatchedSink(sink, stack.enter_context(StepProgress(case.name, case.num_snapshots, plain=plain)))
-        simulate(case, parameters, sink, comm=comm, study_seed=seed)
+        try:
+            simulate(case, parameters, sink, comm=comm, study_seed=seed)
+        except Exception as error:
+            # Closing after a failure communicates nothing, and rank 0 removes the unfinished file.
+            sink.close(failure=str(error))
+            raise
     seconds = time.perf_counter() - start
     if comm is None or comm.rank == 0:
         ranks = 1 if comm is None else comm.size

@@ -60,18 +60,20 @@ class StudyProgress:
         """Show the state of a study, as `Study.run` reports it about once a second."""
         figures = figures_of(state)
         if not self._plain:
-            self._bars.update(self._simulated, completed=figures.simulations_done)
-            self._bars.update(self._steps, completed=figures.steps)
+            planned = figures.simulations_planned or self._simulations
+            self._bars.update(self._simulated, completed=figures.simulations_done, total=planned)
+            self._bars.update(self._steps, completed=figures.steps, total=planned * self._num_steps)
             self._bars.update(self._trained, completed=figures.windows, total=figures.total_windows)
             self._live.update(Group(self._bars.get_renderable(), _figures_table(figures)))
         elif figures.elapsed - self._said >= PLAIN_INTERVAL:
             self._said = figures.elapsed
-            self._console.print(f"{figures.elapsed:6.0f} s  " + plain_line(figures, self._simulations))
+            self._console.print(f"{figures.elapsed:6.0f} s  " + plain_line(figures))
 
 
-def plain_line(figures: Figures, simulations: int) -> str:
+def plain_line(figures: Figures) -> str:
     """Return the state of a study in one line for a batch log."""
-    parts = [f"simulations {figures.simulations_done}/{simulations}", f"steps {figures.steps}"]
+    windows = f"{figures.windows}" + (f"/{figures.total_windows}" if figures.total_windows else "")
+    parts = [f"simulations {figures.simulations_done}/{figures.simulations_planned or '?'}", f"windows {windows}"]
     return ", ".join([*parts, *(f"{name} {value}" for name, value in _shown(figures))])
 
 

@@ -20,7 +20,7 @@ from headrace.surrogates import MLP, Problem, WindowBatch
 
 
 def make_run(
-    folder: Path, case_text="heat2d", *, shape=(8, 8), simulations=6, held_out=3, epochs=20, model=None, finished=True
+    folder: Path, case_text="heat2d", *, shape=(8, 8), simulations=4, held_out=3, epochs=8, model=None, finished=True
 ):
     """Write the run directory and return its path; the numbers in it are what the simulations really gave."""
     reference = find_case(case_text, shape)

@@ -1,0 +1,229 @@
+"""The command line as a person meets it: help, flags, errors, and one simulation serial and on two ranks."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from headrace.cases.catalogue import BUILT_IN, find_case, parse_shape
+from headrace.cases.command_line import build_app
+from headrace.cases.models import make_model
+from headrace.cases.study_flags import check_settings, flag
+from headrace.online_training.settings import StudySettings
+from headrace.solvers.hdf5 import read_trajectory
+from tests.mpi_run import run_mpi
+
+MODULE = ["-m", "headrace.cases"]
+
+OWN_CASE = '''
+"""Advection of a bump."""
+import numpy as np
+from headrace.cases import run
+from headrace.solvers import Case, Grid, Periodic, Uniform
+
+def bump(x, p, rng):
+    return np.exp(-((x[0] - 0.5) ** 2) / 0.01)
+
+def decay(u, d, p, t):
+    """∂u/∂t = ν ∇²u."""
+    return p.nu * d.laplacian(u)
+
+case = Case(name="own", fields=("u",), grid=Grid(shape=(16, 16), extent=(1.0, 1.0)), boundary=Periodic(),
+            parameters={"nu": Uniform(1e-3, 1e-2)}, initial=bump, rhs=decay, duration=0.1, num_snapshots=4)
+if __name__ == "__main__":
+    run(case)
+'''
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(build_app(), list(arguments), env={"COLUMNS": "200", "TERM": "dumb"})
+
+
+def python(*arguments, cwd=None):
+    """Run a fresh interpreter, as a person would."""
+    environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=60, cwd=cwd, check=False, env=environment
+    )
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def test_help_lists_every_verb():
+    text = plain(invoke("--help").output)
+    for verb in ("doctor", "cases", "solve", "train", "evaluate", "report", "status", "audit"):
+        assert re.search(rf"\b{verb}\b", text), verb
+
+
+def test_train_has_a_flag_for_every_setting_with_its_description_and_default():
+    text = " ".join(plain(invoke("train", "--help").output).replace("│", " ").split())
+    for name, field in StudySettings.model_fields.items():
+        assert f"{flag(name)} " in text, name
+        assert field.description in text, name
+        default = "no" if field.default is False else str(field.default)
+        assert f"{field.description} Default: {default}." in text, name
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"simulations": 0}, "--simulations 0"),
+        ({"buffer": "much"}, "--buffer 'much'"),
+        ({"sampler": "dice"}, "--sampler 'dice'"),
+        ({"watermark": 1.5}, "--watermark 1.5"),
+        ({"port": 70000}, "--port 70000"),
+    ],
+)
+def test_a_setting_out_of_range_is_named_by_its_flag(given, named):
+    with pytest.raises(ValueError, match="is not allowed") as error:
+        check_settings(given)
+    assert str(error.value).startswith(named)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["solve", "hea2d"], ["hea2d", "Did you mean heat2d?"]),
+        (["solve", "nowhere.py"], ["nowhere.py", "no case file"]),
+        (["solve", "heat2d", "--set", "t00=300"], ["'t00'", "Did you mean t0?", "beta"]),
+        (["solve", "heat2d", "--set", "t0=3000"], ["t0 = 3000", "[100, 500]"]),
+        (["solve", "heat2d", "--set", "t0=warm"], ["'warm'", "not a number"]),
+        (["solve", "heat2d", "--set", "t0"], ["NAME=VALUE"]),
+        (["solve", "heat2d", "--shape", "8by8"], ["'8by8'", "32x32"]),
+        (["solve", "heat2d", "--output", "/no/such/folder/one.h5"], ["/no/such/folder"]),
+        (["train", "heat2d", "--model", "fnoo"], ["'fnoo'", "Did you mean fno?", "mlp"]),
+        (["train", "heat2d", "--architecture", "widht=3"], ["'widht'", "hidden"]),
+        (["train", "heat2d", "--simulations", "0"], ["--simulations 0", "greater than or equal to 1"]),
+        (["evaluate", "no/such/run"], ["no/such/run"]),
+        (["report", "no/such/run"], ["no/such/run"]),
+        (["status", "no/such/run"], ["no/such/run"]),
+        (["audit", "no/such/run"], ["no/such/run"]),
+    ],
+    ids=lambda value: " ".join(value[:4]) if value[0] in ("solve", "train") else None,
+)
+def test_wrong_input_is_one_line_on_stderr_and_exit_code_2(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    lines = plain(result.stderr).strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    for word in words:
+        assert word in lines[0]
+    assert list(tmp_path.iterdir()) == [], "something half-written was left"
+
+
+def test_debug_shows_the_traceback():
+    result = invoke("solve", "hea2d", "--debug")
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr and "find_case" in result.stderr
+
+
+def test_a_wrong_flag_is_refused():
+    result = invoke("solve", "heat2d", "--sede", "1")
+    assert result.exit_code == 2
+    assert "--sede" in plain(result.stderr)
+
+
+def test_cases_lists_every_built_in_case_with_its_equation():
+    text = invoke("cases").output
+    for name in BUILT_IN:
+        assert name in text
+    assert "∂T/∂t" in text and "beta in [0, 2]" in text
+
+
+def test_shapes_and_cases_are_found_by_name_and_by_path(tmp_path):
+    assert parse_shape("8x4x2") == (8, 4, 2)
+    assert find_case("heat2d", (8, 6)).load().grid.shape == (8, 6)
+    file = tmp_path / "own.py"
+    file.write_text(OWN_CASE)
+    assert find_case(str(file)).load().name == "own"
+    assert find_case(f"{file}:case").load().name == "own"
+    with pytest.raises(ValueError, match="no case named 'other'"):
+        find_case(f"{file}:other").load()
+
+
+def test_the_architecture_is_read_as_numbers_and_tuples():
+    model = make_model("mlp", ["hidden=16,8"])
+    assert list(model.architecture()["hidden"]) == [16, 8]
+    assert list(make_model("mlp", ["hidden=16"]).architecture()["hidden"]) == [16]
+    assert make_model("FNO", ["modes=3", "width=8"]).architecture()["modes"] in (3, [3], (3,))
+
+
+def test_two_ranks_write_what_one_writes(tmp_path):
+    arguments = [*MODULE, "solve", "heat2d", "--shape", "12x10", "--set", "t0=250", "--set", "beta=1.5"]
+    serial = python(*arguments, "--output", str(tmp_path / "one.h5"), "--plot", str(tmp_path / "one.png"))
+    assert serial.returncode == 0, serial.stderr
+    parallel = run_mpi(2, [*arguments, "--output", str(tmp_path / "two.h5")])
+    assert parallel.returncode == 0, parallel.stderr
+    assert parallel.stdout.count("wrote") == 1 and "2 ranks" in parallel.stdout
+    one, two = read_trajectory(tmp_path / "one.h5"), read_trajectory(tmp_path / "two.h5")
+    assert one.parameters == two.parameters and one.parameters["t0"] == 250
+    assert one.values.shape == (101, 1, 12, 10)
+    assert abs(one.values - two.values).max() < 1e-4
+    assert (tmp_path / "one.xdmf").exists()
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "arguments", "word"),
+    [(4, ["--shape", "3x3"], "cannot be split"), (2, ["--set", "t0=3"], "must lie in"), (2, ["--non"], "--non")],
+)
+def test_on_several_ranks_an_error_comes_once_and_ends_all(ranks, arguments, word, tmp_path):
+    done = run_mpi(ranks, [*MODULE, "solve", "heat2d", *arguments], cwd=tmp_path)
+    assert done.returncode == 2
+    assert (done.stdout + done.stderr).count(word) == 1, done.stderr
+    assert not list(tmp_path.glob("*.h5*"))
+
+
+def test_solving_loads_neither_torch_nor_ray(tmp_path):
+    program = (
+        "import sys; sys.argv = ['headrace', 'solve', 'heat2d', '--shape', '8x8', '--output', 'a.h5']\n"
+        "from headrace.cases.command_line import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "print({'torch', 'ray', 'matplotlib', 'pandas'} & set(sys.modules))"
+    )
+    done = python("-c", program, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert ast.literal_eval(done.stdout.splitlines()[-1].replace("set()", "[]")) == []
+
+
+def test_a_script_has_the_same_verbs_on_its_own_case(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(OWN_CASE)
+    done = python(str(file), "solve", "--set", "nu=0.005", "--output", "own.h5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert read_trajectory(tmp_path / "own.h5").parameters == {"nu": 0.005}
+    listed = plain(python(str(file), "solve", "--help").stdout)
+    assert "CASE.h5" in listed and "{CASE}" not in listed
+
+
+def test_a_case_that_is_no_variable_of_a_script_is_refused():
+    from headrace.cases import run
+
+    with pytest.raises(ValueError, match="module-level variable"):
+        run(find_case("heat2d").load(), ["solve"])
+
+
+def test_two_libraries_of_mpi_are_noticed(tmp_path):
+    """A launcher that started four ranks, of which each sees only itself, must not write four times the same file."""
+    environment = {**os.environ, "PMI_SIZE": "4", "OMPI_COMM_WORLD_SIZE": "4"}
+    code = (
+        "import sys, types\n"
+        "fake = types.SimpleNamespace(COMM_WORLD=types.SimpleNamespace(size=1, rank=0), "
+        "Get_library_version=lambda: 'Other MPI 1.0')\n"
+        "import mpi4py; mpi4py.MPI = fake; sys.modules['mpi4py.MPI'] = fake\n"
+        "from headrace.cases.command_line import main\n"
+        "main(['solve', 'heat2d', '--shape', '8x8'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True,
+                          timeout=60, check=False)  # fmt: skip
+    assert done.returncode == 2
+    assert "another MPI" in done.stderr and "Other MPI 1.0" in done.stderr
+    assert not list(Path(tmp_path).iterdir())

@@ -1,0 +1,169 @@
+"""The report of a run: complete, self-contained, escaped, and right."""
+
+import base64
+import html.parser
+import io
+import json
+import re
+
+import matplotlib.image
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from headrace.cases import pictures
+from headrace.cases.baseline import Superposition
+from headrace.cases.catalogue import find_case
+from headrace.cases.command_line import build_app
+from headrace.cases.evaluation import evaluate_held_out
+from headrace.cases.report import write_report
+from headrace.cases.run_data import RunData
+from headrace.solvers import MemorySink, Parameters
+from headrace.solvers.simulate import simulate
+from headrace.surrogates.metrics import nrmse
+from tests.cases.synthetic_run import make_run
+
+
+class Elements(html.parser.HTMLParser):
+    """Collects tags with their attributes, and the text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self.open = [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> does not close what is open"
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "heat")
+
+
+@pytest.fixture(scope="module")
+def report(run):
+    return Elements(write_report(run).read_text(encoding="utf-8"))
+
+
+def command(*arguments):
+    return CliRunner().invoke(build_app(), list(arguments), env={"COLUMNS": "160", "TERM": "dumb"})
+
+
+def test_every_section_is_there_and_every_tag_is_closed(report):
+    assert report.open == []
+    sections = {attributes.get("id") for tag, attributes in report.tags if tag == "section"}
+    assert sections == {
+        "headline", "held-out", "error-over-time", "training", "stream", "simulations", "settings",
+    }  # fmt: skip
+    for words in ("∂T/∂t", "nRMSE", "VRMSE", "superposition of 6 solves", "are blocked", "never seen", "SHA-256"):
+        assert words.lower() in report.text.lower(), words
+
+
+def test_nothing_is_fetched_from_elsewhere(report, run):
+    for tag, attributes in report.tags:
+        assert tag not in ("script", "link", "iframe"), tag
+        for name in ("src", "href"):
+            if name in attributes:
+                assert attributes[name].startswith("data:image/png;base64,"), attributes[name][:60]
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?://|url\(|@import", text)
+
+
+def test_every_picture_is_a_readable_png_with_a_description(report):
+    images = [attributes for tag, attributes in report.tags if tag == "img"]
+    assert len(images) >= 8
+    for attributes in images:
+        assert attributes["alt"]
+        data = base64.b64decode(attributes["src"].partition(",")[2], validate=True)
+        pixels = matplotlib.image.imread(io.BytesIO(data), format="png")
+        assert min(pixels.shape[:2]) > 100 and pixels[..., :3].std() > 0.01, "an empty picture"
+
+
+def test_the_headline_is_the_error_on_the_held_out_simulations(report, run):
+    """Computed here a second time from the files, with the metrics' own definition."""
+    evaluation = evaluate_held_out(RunData.read(run))
+    pairs = [evaluation.compare(number) for number in evaluation.files]
+    truth, predicted = np.stack([one.states for one, _ in pairs]), np.stack([prediction for _, prediction in pairs])
+    expected = float(nrmse(predicted, truth))
+    assert evaluation.errors["nrmse"] == pytest.approx(expected, rel=1e-6)
+    assert f"{100 * expected:.2f} %" in report.text
+    lines = command("evaluate", str(run)).output.splitlines()
+    assert lines[-2] == f"validation nRMSE {expected:.6f}"
+    assert lines[-1].startswith("validation VRMSE ")
+
+
+def test_what_comes_from_a_case_is_escaped(run, tmp_path):
+    copy = make_run(tmp_path / "run", epochs=1, simulations=2, held_out=0)
+    study = (copy / "study.toml").read_text()
+    (copy / "study.toml").write_text(study.replace('class = "MLP"', 'class = "<b>MLP & co</b>"'))
+    text = write_report(copy).read_text(encoding="utf-8")
+    assert "&lt;b&gt;MLP &amp; co&lt;/b&gt;" in text and "<b>MLP" not in text
+
+
+def test_a_run_that_has_only_begun_has_a_report_too(tmp_path):
+    """No model, no metrics, no held-out file: the report says so instead of failing."""
+    run = make_run(tmp_path / "run", epochs=1, simulations=2, held_out=1, finished=False)
+    for name in ("metrics.jsonl", "validation.jsonl", "intake.jsonl", "model/config.json", "held_out/sim-000002.h5"):
+        (run / name).unlink()
+    report = Elements(write_report(run).read_text(encoding="utf-8"))
+    assert "has not finished" in report.text and "No held-out simulation is complete yet" in report.text
+    status = command("status", str(run))
+    assert status.exit_code == 0 and "not started yet" in status.output
+    evaluate = command("evaluate", str(run))
+    assert evaluate.exit_code == 2 and "--resume" in evaluate.stderr
+
+
+def test_status_tells_what_the_logs_say(run):
+    text = command("status", str(run)).output
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert "finished" in text and "7 of 7 completed" in text and "707 of 707" in text
+    assert f"{last['windows']:,} of {last['total_windows']:,} windows used" in text
+
+
+def test_superposition_is_exact_for_constant_conductivity_and_not_otherwise():
+    case = find_case("heat2d", (8, 8)).load()
+    baseline = Superposition(case)
+    errors = {}
+    for beta in (0.0, 2.0):
+        values = {"t0": 150.0, "t_left": 480.0, "t_right": 120.0, "t_bottom": 350.0, "t_top": 210.0, "beta": beta}
+        sink = MemorySink()
+        simulate(case, Parameters(values), sink)
+        predicted = baseline.predict(None, [[values[name] for name in case.parameters]], sink.times)[0]
+        errors[beta] = float(np.abs(predicted.numpy() - sink.values).max())
+    assert errors[0.0] < 1e-2, errors  # K, on a range of 400 K; what the solver's tolerance leaves
+    assert errors[2.0] > 1.0, errors
+
+
+@pytest.mark.parametrize("shape", [(12,), (8, 6), (6, 5, 4)])
+def test_pictures_of_one_two_and_three_dimensions(shape):
+    times = np.linspace(0, 1, 11)
+    truth = np.random.default_rng(0).normal(size=(11, *shape))
+    png = pictures.comparison(truth, truth + 0.1, times, field="u", extent=(1.0,) * len(shape))
+    pixels = matplotlib.image.imread(io.BytesIO(png), format="png")
+    assert min(pixels.shape[:2]) > 150
+
+
+def test_frames_show_x_to_the_right_and_y_upwards():
+    """A state that is 1 for large x and 0 for small x is bright on the right."""
+    values = np.zeros((2, 8, 8))
+    values[:, 4:, :] = 1.0
+    pixels = matplotlib.image.imread(
+        io.BytesIO(pictures.frames({"u": values}, np.array([0.0, 1.0]), (1.0, 1.0))), format="png"
+    )
+    yellow = (pixels[..., 0] > 0.9) & (pixels[..., 1] > 0.8) & (pixels[..., 2] < 0.3)
+    dark = (pixels[..., 0] < 0.35) & (pixels[..., 1] < 0.1) & (pixels[..., 2] > 0.25)
+    # The colour bar stands on the far right, so the frame is the left part of the picture.
+    frame = slice(0, int(0.8 * pixels.shape[1]))
+    columns = [np.nonzero(mask[:, frame])[1] for mask in (yellow, dark)]
+    assert columns[0].size > 100 and columns[1].size > 100
+    assert columns[0].min() > columns[1].max() - 2
