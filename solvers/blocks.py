@@ -126,14 +126,16 @@ class Blocks:
         self.comm.Allreduce(values, result, op=MPI.SUM)
         return result
 
-    def max(self, value: float) -> float:
-        """Return the largest value over ranks; NaN counts as infinity. Collective."""
-        value = math.inf if math.isnan(value) else float(value)
+    def max(self, values: np.ndarray) -> np.ndarray:
+        """Return the largest values over ranks of a float64 array; NaN counts as infinity. Collective."""
+        values = np.where(np.isnan(values), math.inf, values)
         if self.size == 1:
-            return value
+            return values
         from mpi4py import MPI
 
-        return self.comm.allreduce(value, op=MPI.MAX)
+        result = np.empty_like(values)
+        self.comm.Allreduce(values, result, op=MPI.MAX)
+        return result
 
     def dot(self, a: np.ndarray, b: np.ndarray) -> float:
         """Return Σ a·b over all points of all ranks. Collective."""

@@ -21,6 +21,9 @@ from .right_hand_side import RightHandSide
 _DIFFERENCE = 1e-7
 """Relative step of the difference quotient, between the truncation of f and the rounding of float64."""
 
+_MOST_GAIN = 1e-4
+"""Reduction of the residual that one linear solve aims at."""
+
 
 class DivergenceError(RuntimeError):
     """The solution became infinite or not a number, or an implicit step found no solution; the same on every rank."""
@@ -43,6 +46,8 @@ class NewtonKrylov:
         self._preconditioner = DiffusionPreconditioner(case, blocks)
         points = len(case.fields) * math.prod(blocks.shape)
         self._gmres = Gmres(blocks, points, max_krylov)
+        self._stale, self._cost = True, math.inf
+        self._equation = (math.nan, math.nan)
         self.newton_iterations = 0
         self.krylov_iterations = 0
 
@@ -57,29 +62,30 @@ class NewtonKrylov:
         fu = self._f(u, t)
         F = sigma * u - beta * fu + known
         norm_F, norm_u = self._norms(F, u)
-        fresh = False
+        target = self._tolerance * sigma * max(norm_u, 1e-300)
         for _ in range(self._max_newton):
             if not math.isfinite(norm_F):
                 raise DivergenceError(f"the state is no longer finite at t = {t:.6g}")
-            if norm_F <= self._tolerance * sigma * max(norm_u, 1e-300):
+            if norm_F <= target:
                 return u
-            step = _DIFFERENCE * max(norm_u, 1e-30) * sigma
-            if not fresh:
+            if self._stale or self._equation != (sigma, beta):
                 self._refresh(u, fu, t, (sigma, beta, norm_u))
-                fresh = True
-            correction = self._correction(u, fu, F, t, (sigma, beta, step))
+            step = _DIFFERENCE * max(norm_u, 1e-30) * sigma
+            # As exact as the target asks for, but not beyond what one Newton step gains on a nonlinear equation.
+            relative = min(max(0.3 * target / norm_F, _MOST_GAIN), 0.1)
+            correction = self._correction(u, fu, F, t, (sigma, beta, step, relative))
             u, fu, F, (norm_F, norm_u) = self._damped(u, correction, t, (sigma, beta, known, norm_F))
             self.newton_iterations += 1
         raise DivergenceError(
             f"Newton's method did not converge at t = {t:.6g}: residual {norm_F:.3g} after {self._max_newton} "
-            f"iterations, {self._tolerance * sigma * norm_u:.3g} is needed; use more steps_per_snapshot"
+            f"iterations, {target:.3g} is needed; use more steps_per_snapshot"
         )
 
     def _correction(
-        self, u: np.ndarray, fu: np.ndarray, F: np.ndarray, t: float, equation: tuple[float, float, float]
+        self, u: np.ndarray, fu: np.ndarray, F: np.ndarray, t: float, equation: tuple[float, float, float, float]
     ) -> np.ndarray:
-        """Return the Newton correction -F'(u)^-1 F to a tolerance that quadratic convergence can use."""
-        sigma, beta, step = equation
+        """Return the Newton correction -F'(u)^-1 F, to a relative residual."""
+        sigma, beta, step, relative = equation
         shape = u.shape
 
         def apply(v: np.ndarray) -> np.ndarray:
@@ -88,12 +94,17 @@ class NewtonKrylov:
             product = sigma * z - (beta / step) * (self._f(u + step * z, t) - fu)
             return product.ravel()
 
-        x, iterations = self._gmres.solve(apply, -F.ravel(), 1e-3)
+        x, iterations = self._gmres.solve(apply, -F.ravel(), relative)
         self.krylov_iterations += iterations
+        # The coefficients drift: estimate them again when a decimal costs half as many iterations more as at first.
+        cost = iterations / -math.log10(relative)
+        self._cost = min(self._cost, cost)
+        self._stale = cost > 1.5 * self._cost
         return self._preconditioner(x.reshape(shape), sigma)
 
     def _refresh(self, u: np.ndarray, fu: np.ndarray, t: float, equation: tuple[float, float, float]) -> None:
         sigma, beta, norm_u = equation
+        self._equation, self._cost = (sigma, beta), math.inf
         step = _DIFFERENCE * max(norm_u, 1e-30) / math.sqrt(math.prod(self._blocks.grid_shape))
         self._preconditioner.refresh(lambda v: (self._f(u + step * v, t) - fu) / step, sigma, beta, u.shape)
 

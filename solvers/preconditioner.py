@@ -8,6 +8,7 @@ one line are gathered and each rank computes its own rows.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -37,6 +38,16 @@ def eigenpairs(n: int, low: str, high: str, spacing: float) -> tuple[np.ndarray,
     return Q, np.maximum(values, 0.0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Transform:
+    """Eigenvectors along one axis, Q (n, n): forward and backward are this block's rows of Q^T and Q."""
+
+    eigenvectors: np.ndarray
+    forward: np.ndarray
+    backward: np.ndarray
+    values: np.ndarray
+
+
 class DiffusionPreconditioner:
     """Approximates (sigma - beta J)^-1 where J is dominated by diffusion.
 
@@ -54,7 +65,9 @@ class DiffusionPreconditioner:
             return
         grids = np.ix_(*(np.arange(s.start, s.stop) for s in blocks.where))
         self._checkerboard = (-1.0) ** (sum(grids) % 2)
-        self._transforms: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = []
+        # Unsplit axes first; the last one is a split one where there is any.
+        self._order = sorted(range(self._ndim), key=lambda axis: blocks.dims[axis] > 1)
+        self._transforms: list[list[_Transform]] = []
         self._responses: list[np.ndarray] = []
         sides = sides_of(case.boundary, case.fields, case.grid)
         for name in case.fields:
@@ -65,11 +78,16 @@ class DiffusionPreconditioner:
                 rows = blocks.where[axis]
                 alternating = (-1.0) ** np.arange(len(Q))
                 responses.append((alternating * (Q @ (values * (Q.T @ alternating))))[rows])
-                forward, backward = np.ascontiguousarray(Q.T[rows]), np.ascontiguousarray(Q[rows])
-                per_axis.append((forward, backward, values[rows]))
+                per_axis.append(
+                    _Transform(eigenvectors=Q, forward=np.ascontiguousarray(Q.T[rows]), backward=Q[rows], values=values)
+                )
             self._transforms.append(per_axis)
             self._responses.append(_outer_sum(responses))
-        self._laplacians = [_outer_sum([v for _, _, v in per_axis]) for per_axis in self._transforms]
+        spectral = [slice(None) if axis == self._order[-1] else blocks.where[axis] for axis in range(self._ndim)]
+        self._laplacians = [
+            _outer_sum([transform.values[part] for transform, part in zip(per_axis, spectral, strict=True)])
+            for per_axis in self._transforms
+        ]
         self._inverse: list[np.ndarray | None] = [None] * self._fields
         self._scale: list[np.ndarray] = [np.ones(())] * self._fields
 
@@ -84,7 +102,8 @@ class DiffusionPreconditioner:
             probe[...] = 0
             probe[field] = self._checkerboard
             k = -jvp(probe)[field] * self._checkerboard / self._responses[field]
-            low, high = -self._blocks.max(-k.min()), self._blocks.max(k.max())
+            minus_low, high = self._blocks.max(np.array([-np.min(k), np.max(k)]))
+            low = -minus_low
             stiffness = beta * high * 4 * self._sum_inverse_squares
             if not np.isfinite(high) or stiffness < 0.5 * sigma:
                 self._inverse[field] = None
@@ -105,11 +124,16 @@ class DiffusionPreconditioner:
                 np.multiply(r[field], 1 / sigma, out=u[field])
                 continue
             v = r[field] * self._scale[field]
-            for axis, (forward, _, _) in enumerate(self._transforms[field]):
-                v = self._along(forward, v, axis)
+            transforms = self._transforms[field]
+            for axis in self._order[:-1]:
+                v = self._along(transforms[axis].forward, v, axis)
+            # On the last axis every rank transforms the whole line: one gather serves both directions.
+            last = self._order[-1]
+            v = self._along(transforms[last].eigenvectors.T, v, last)
             v *= inverse
-            for axis, (_, backward, _) in enumerate(self._transforms[field]):
-                v = self._along(backward, v, axis)
+            v = np.moveaxis(np.tensordot(transforms[last].backward, v, axes=(1, last)), 0, last)
+            for axis in self._order[:-1]:
+                v = self._along(transforms[axis].backward, v, axis)
             np.multiply(v, self._scale[field], out=u[field])
         return u
 

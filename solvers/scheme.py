@@ -97,11 +97,16 @@ class LinearMultistep(Scheme):
     def step(
         self, old: Sequence[Any], f: RightHandSideFunction, t: float, dt: float, solve: ImplicitSolve | None = None
     ) -> Any:
-        """Return the solution of the implicit equation, starting from the linear extrapolation in time."""
+        """Return the solution of the implicit equation, starting from an extrapolation in time."""
         if solve is None:
             raise ValueError(f"{self.name} is implicit: step needs a solver for its equation.")
-        # Extrapolating across the first step would carry incompatible initial and wall data into the guess.
-        guess = 2 * old[-1] - old[-2] if len(old) > 2 else old[-1]
+        # More old states than the formula needs make a better guess. The step from the initial state is left out:
+        # initial and wall data may be incompatible.
+        guess = old[-1]
+        if len(old) > 3:
+            guess = 3 * (old[-1] - old[-2]) + old[-3]
+        elif len(old) == 3:
+            guess = 2 * old[-1] - old[-2]
         scheme, old = self._for(old)
         return solve(scheme.a[0] / dt, scheme.b[0], scheme._known(old, f, t, dt), t + dt, guess)
 

@@ -130,10 +130,10 @@ def _implicit_steps(case: Case, scheme: Scheme, f: RightHandSide, u: np.ndarray)
     newton = NewtonKrylov(case, f, f.blocks)
     per_snapshot = case.steps_per_snapshot or 1
     dt = case.duration / (case.num_snapshots * per_snapshot)
-    # One state more than the scheme needs: the guess is extrapolated from the last two after the start.
+    # Four states, more than any scheme needs: the first guess is extrapolated from them.
     old = [u]
     for n in range(case.num_snapshots * per_snapshot):
-        old = [*old, scheme.step(old, f, n * dt, dt, newton.solve)][-max(scheme.num_old, 3) :]
+        old = [*old, scheme.step(old, f, n * dt, dt, newton.solve)][-max(scheme.num_old, 4) :]
         if (n + 1) % per_snapshot == 0:
             yield old[-1]
     log.debug(
