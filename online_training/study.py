@@ -113,8 +113,7 @@ class Study:
             number = Ledger(self.directory.ledger).next_session()
             with RecordWriter(self.directory.ledger / f"study-{number}.log") as log:
                 log.append({"e": "session", "n": number})
-                if not Ledger(self.directory.ledger).planned:
-                    self._plan(record, log)
+                self._plan(record, log)
                 log.sync()
                 with ray_session(self.directory, num_cpus=self.settings.workers + 1):
                     session = Session(self.directory, record, number)
@@ -130,17 +129,17 @@ class Study:
         raise StudyError(f"The intake died {self.settings.max_failures + 1} times; see {self.directory.logs}.")
 
     def _plan(self, record: StudyRecord, log: RecordWriter) -> None:
-        """Draw all parameters and write them down: held-out simulations have the numbers after the others."""
+        """Write down the parameters of all simulations that no earlier session wrote; held-out ones come last."""
         case, settings = record.case.load(), self.settings
-        counts = ((settings.simulations, False), (settings.held_out, True))
-        number = 0
-        for count, held_out in counts:
-            points = draw_design(len(case.parameters), count, settings.seed, kind=settings.sampler, held_out=held_out)
-            for point in points:
-                values = dict(case.draw(point))
-                planned = {"e": "planned", "s": number, "held_out": held_out, "parameters": values}
-                log.append({**planned, "seed": settings.seed})
-                number += 1
+        known = Ledger(self.directory.ledger).simulations
+        dims, training = len(case.parameters), settings.simulations
+        for held_out, first, count in ((False, 0, training), (True, training, settings.held_out)):
+            points = draw_design(dims, count, settings.seed, kind=settings.sampler, held_out=held_out)
+            for number, point in enumerate(points, first):
+                if number not in known:
+                    values = dict(case.draw(point))
+                    planned = {"e": "planned", "s": number, "held_out": held_out, "parameters": values}
+                    log.append({**planned, "seed": settings.seed})
 
     def _validate(self) -> dict[str, float]:
         from .validator import validate_run
