@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -15,7 +16,9 @@ class Window:
     """One draw: `window` consecutive steps of a simulation that lie in the slots named.
 
     ticket : names this draw until it is released.
-    first : no earlier draw of this window start was released.
+    attempt : of the simulation, when the window became complete.
+    first : the window was never used before. Of the draws of one window only one at a time is the first; when
+        it is given back unused, a later draw is.
     """
 
     ticket: int
@@ -27,11 +30,39 @@ class Window:
 
 
 class Buffer(ABC):
-    """Keeps track of slots, steps and window starts; holds no data and no sockets itself.
+    """Keeps track of slots, steps and window starts; holds no data and no sockets itself. Not thread-safe.
 
     The unit of sampling, of "seen" and of eviction is the window start: of a simulation with steps
-    0..n-1 the valid starts are 0..n-window. A slot is freed when no live start needs its step.
+    0..n-1 the valid starts are 0..n-window. A start lives until it is evicted or used up; a slot is freed when no
+    living start, complete or still to come, needs its step. Drawn windows keep their slots until they are released.
     """
+
+    @property
+    @abstractmethod
+    def capacity(self) -> int:
+        """Number of slots."""
+
+    @property
+    @abstractmethod
+    def population(self) -> int:
+        """Number of living starts whose window is complete."""
+
+    @property
+    @abstractmethod
+    def unseen(self) -> int:
+        """Of the population, how many were never used."""
+
+    @property
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether the watermark was reached, or never can be because the buffer is full or closed; stays true."""
+
+    @abstractmethod
+    def mark_used(self, simulation: int, starts: Iterable[int]) -> None:
+        """These starts were used before the simulation was run again: they are not offered and need no slots.
+
+        To be called before the simulation's first step.
+        """
 
     @abstractmethod
     def reserve(self, simulation: int) -> int | None:
@@ -39,7 +70,12 @@ class Buffer(ABC):
 
     @abstractmethod
     def put(self, simulation: int, attempt: int, step: int, slot: int) -> None:
-        """The step is complete in its slot; starts that it completes become available."""
+        """The step is complete in its slot; starts that it completes become available.
+
+        Raises
+        ------
+        ValueError : the slot is not reserved, or the step is here already or comes after the simulation's end.
+        """
 
     @abstractmethod
     def cancel(self, slot: int) -> None:
@@ -51,16 +87,21 @@ class Buffer(ABC):
 
     @abstractmethod
     def sample(self, count: int) -> list[Window] | None:
-        """Draw windows uniformly; None where the trainer must wait.
+        """Draw windows; None where the trainer must wait. Fewer than `count` only where no more can come for now.
 
         Raises
         ------
-        StreamEnded : the buffer is closed and drained.
+        StreamEnded : the buffer is closed and drained, and nothing that was drawn can come back.
         """
 
     @abstractmethod
-    def release(self, tickets: list[int], *, used: bool = True) -> None:
-        """The draws were used, or (used=False) given back unseen."""
+    def release(self, tickets: Iterable[int], *, used: bool = True) -> None:
+        """The draws were used, or (used=False) given back unseen.
+
+        Raises
+        ------
+        KeyError : a ticket is not out.
+        """
 
     @abstractmethod
     def close(self) -> None:

@@ -1,0 +1,76 @@
+"""First in, first out; and first in, random out: buffers that use every window once."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from .buffer import Window
+from .random_set import RandomSet
+from .slot_buffer import SlotBuffer, Start
+
+
+class FIFO(SlotBuffer):
+    """Draws windows in the order in which they became complete; each is used once."""
+
+    def __init__(self, capacity: int, window: int, watermark: int = 1, seed: int = 0) -> None:
+        super().__init__(capacity, window, watermark, seed)
+        self._queue: OrderedDict[Start, None] = OrderedDict()
+
+    def _offer(self, start: Start, *, again: bool) -> None:
+        self._queue[start] = None
+        if again:
+            self._queue.move_to_end(start, last=False)
+
+    def _withdraw(self, start: Start) -> None:
+        self._queue.pop(start, None)
+
+    def sample(self, count: int) -> list[Window] | None:
+        """Draw the oldest windows; None where the trainer must wait. Less than `count` only where no more can come.
+
+        Raises
+        ------
+        StreamEnded : the buffer is closed and drained, and nothing that was drawn can come back.
+        """
+        if not self.ready:
+            return None
+        here = len(self._queue)
+        if here < count and not self._may_fall_short():
+            return None
+        if not here:
+            self._require_more_to_come()
+            return None
+        return self._deal([self._queue.popitem(last=False)[0] for _ in range(min(count, here))], last=True)
+
+
+class FIRO(SlotBuffer):
+    """Draws uniformly at random while more windows than the watermark wait; each is used once (Meyer et al., SC23)."""
+
+    def __init__(self, capacity: int, window: int, watermark: int = 1, seed: int = 0) -> None:
+        super().__init__(capacity, window, watermark, seed)
+        self._offered: RandomSet[Start] = RandomSet(self._generator)
+
+    def _offer(self, start: Start, *, again: bool) -> None:
+        self._offered.add(start)
+
+    def _withdraw(self, start: Start) -> None:
+        self._offered.discard(start)
+
+    def sample(self, count: int) -> list[Window] | None:
+        """Draw windows uniformly; None where the trainer must wait. Less than `count` only where no more can come.
+
+        Raises
+        ------
+        StreamEnded : the buffer is closed and drained, and nothing that was drawn can come back.
+        """
+        if not self.ready:
+            return None
+        here = len(self._offered)
+        if here < max(count, self._watermark) and not self._may_fall_short():
+            return None
+        if not here:
+            self._require_more_to_come()
+            return None
+        starts = self._offered.sample(min(count, here))
+        for start in starts:
+            self._offered.discard(start)
+        return self._deal(starts, last=True)

@@ -1,0 +1,338 @@
+"""What all buffers share: slots counted by the window starts that need them, and draws counted by tickets."""
+
+from __future__ import annotations
+
+import random
+from abc import abstractmethod
+from collections.abc import Iterable
+
+from .buffer import Buffer, StreamEnded, Window
+from .random_set import RandomSet
+
+
+class Start:
+    """A living start whose window is complete.
+
+    seen : its first draw was used.
+    first_is_out : a draw that counts as its first is not released yet.
+    pins : draws that are not released yet.
+    used_up : it was used for the last time; it dies with its last pin.
+    """
+
+    __slots__ = ("attempt", "first_is_out", "index", "pins", "seen", "trajectory", "used_up")
+
+    def __init__(self, trajectory: _Trajectory, index: int) -> None:
+        self.trajectory, self.index, self.attempt = trajectory, index, trajectory.attempt
+        self.seen = self.first_is_out = self.used_up = False
+        self.pins = 0
+
+
+class _Trajectory:
+    """The steps and starts of one simulation.
+
+    slots : slot of each step that is here.
+    pending : for each start whose window is not complete, how many of its steps are here.
+    starts : the complete, living ones.
+    dead : starts that were evicted, used up, or used before a resume.
+    """
+
+    __slots__ = ("attempt", "dead", "pending", "simulation", "slots", "starts")
+
+    def __init__(self, simulation: int) -> None:
+        self.simulation, self.attempt = simulation, 0
+        self.slots: dict[int, int] = {}
+        self.pending: dict[int, int] = {}
+        self.starts: dict[int, Start] = {}
+        self.dead: set[int] = set()
+
+
+class _Ticket:
+    __slots__ = ("first", "last", "start")
+
+    def __init__(self, start: Start, *, first: bool, last: bool) -> None:
+        self.start, self.first, self.last = start, first, last
+
+
+class SlotBuffer(Buffer):
+    """Everything but the choice of what to draw.
+
+    Each slot counts the living starts that need its step, and among them those that hold it: starts still
+    to be completed, unseen or drawn. A slot that nobody holds can be reclaimed by evicting the seen starts that
+    need it. So `reserve` says None only where no eviction of seen starts would free a slot. A draw, a release, a put
+    and a reserve cost O(window), whatever the capacity.
+
+    With capacity >= max_running * window nothing can deadlock: a running simulation keeps at most window-1
+    steps for starts still to come, so that a full buffer has complete windows, which `sample` then hands out
+    whatever the watermark.
+
+    capacity : slots.
+    window : steps of one window.
+    watermark : windows that must be there before the first draw.
+    seed : of every random choice.
+    """
+
+    def __init__(self, capacity: int, window: int, watermark: int = 1, seed: int = 0) -> None:
+        if not 1 <= window <= capacity:
+            raise ValueError(f"{capacity} slots cannot hold a window of {window} steps; window must be 1..{capacity}.")
+        if watermark < 1:
+            raise ValueError(f"watermark is a positive number of windows; got {watermark}.")
+        self._window, self._watermark = window, watermark
+        self._generator = random.Random(seed)
+        self._free = list(range(capacity - 1, -1, -1))
+        self._owner: list[tuple[_Trajectory, int] | None] = [None] * capacity
+        self._needed = [0] * capacity
+        self._held = [0] * capacity
+        self._reclaimable: RandomSet[int] = RandomSet(self._generator)
+        self._next_victim: tuple[_Trajectory, int] | None = None
+        self._reserved: set[int] = set()
+        self._trajectories: dict[int, _Trajectory] = {}
+        self._ended: set[int] = set()
+        self._tickets: dict[int, _Ticket] = {}
+        self._last_ticket = 0
+        self._population = self._unseen = 0
+        self._refused = self._ready = self._closed = False
+
+    # -- what a kind of buffer decides -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def _offer(self, start: Start, *, again: bool) -> None:
+        """A start may be drawn from now on; again: it was taken before and came back."""
+
+    @abstractmethod
+    def _withdraw(self, start: Start) -> None:
+        """A start was evicted."""
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    @property
+    def capacity(self) -> int:
+        """Number of slots."""
+        return len(self._owner)
+
+    @property
+    def population(self) -> int:
+        """Number of living starts whose window is complete."""
+        return self._population
+
+    @property
+    def unseen(self) -> int:
+        """Of the population, how many were never used."""
+        return self._unseen
+
+    @property
+    def ready(self) -> bool:
+        """Whether the watermark was reached, or never can be because the buffer is full or closed; stays true."""
+        if not self._ready:
+            reached = self._population >= self._watermark or (self._stuck and self._population > 0)
+            self._ready = reached or self._closed
+        return self._ready
+
+    @property
+    def _stuck(self) -> bool:
+        """Whether a simulation waits for a slot and none is being filled."""
+        return self._refused and not self._reserved
+
+    # -- steps -----------------------------------------------------------------------------------------------------
+
+    def mark_used(self, simulation: int, starts: Iterable[int]) -> None:
+        """These starts were used before the simulation was run again: they are not offered and need no slots."""
+        self._trajectory(simulation).dead.update(starts)
+
+    def _trajectory(self, simulation: int) -> _Trajectory:
+        trajectory = self._trajectories.get(simulation)
+        if trajectory is None:
+            trajectory = self._trajectories[simulation] = _Trajectory(simulation)
+        return trajectory
+
+    def reserve(self, simulation: int) -> int | None:
+        """Return a slot for the simulation's next step, evicting seen starts if need be; None where it must wait."""
+        if not self._free and not self._reclaim():
+            self._refused = True
+            return None
+        slot = self._free.pop()
+        self._reserved.add(slot)
+        return slot
+
+    def cancel(self, slot: int) -> None:
+        """A reserved slot will not be filled."""
+        self._unreserve(slot)
+        self._free.append(slot)
+
+    def _unreserve(self, slot: int) -> None:
+        if slot not in self._reserved:
+            raise ValueError(f"Slot {slot} is not reserved.")
+        self._reserved.remove(slot)
+
+    def put(self, simulation: int, attempt: int, step: int, slot: int) -> None:
+        """The step is complete in its slot; starts that it completes become available."""
+        if simulation in self._ended:
+            raise ValueError(f"Step {step} of simulation {simulation} cannot be put: the simulation has ended.")
+        trajectory = self._trajectory(simulation)
+        if step in trajectory.slots:
+            raise ValueError(f"Step {step} of simulation {simulation} cannot be put: it is here already.")
+        self._unreserve(slot)
+        self._refused = False
+        trajectory.attempt = attempt
+        starts = [s for s in range(max(0, step - self._window + 1), step + 1) if s not in trajectory.dead]
+        if not starts:
+            self._free.append(slot)
+            return
+        trajectory.slots[step] = slot
+        self._owner[slot] = (trajectory, step)
+        self._needed[slot] = self._held[slot] = len(starts)
+        for index in starts:
+            here = trajectory.pending.get(index, 0) + 1
+            if here < self._window:
+                trajectory.pending[index] = here
+            else:
+                trajectory.pending.pop(index, None)
+                self._complete(trajectory, index)
+
+    def _complete(self, trajectory: _Trajectory, index: int) -> None:
+        start = trajectory.starts[index] = Start(trajectory, index)
+        self._population += 1
+        self._unseen += 1
+        self._offer(start, again=False)
+
+    def end(self, simulation: int) -> None:
+        """No more steps of this simulation will come; starts that can never complete are dropped."""
+        self._ended.add(simulation)
+        trajectory = self._trajectories.get(simulation)
+        if trajectory is None:
+            return
+        for index in trajectory.pending:
+            self._unhold(trajectory, index)
+            self._unneed(trajectory, index)
+        trajectory.pending.clear()
+        self._forget_if_empty(trajectory)
+
+    def _forget_if_empty(self, trajectory: _Trajectory) -> None:
+        if not trajectory.slots and trajectory.simulation in self._ended:
+            self._trajectories.pop(trajectory.simulation, None)
+
+    # -- counting who needs and who holds a slot -------------------------------------------------------------------
+
+    def _hold(self, trajectory: _Trajectory, index: int) -> None:
+        for step in range(index, index + self._window):
+            slot = trajectory.slots[step]
+            self._held[slot] += 1
+            self._reclaimable.discard(slot)
+
+    def _unhold(self, trajectory: _Trajectory, index: int) -> None:
+        for step in range(index, index + self._window):
+            slot = trajectory.slots.get(step)
+            if slot is not None:
+                self._held[slot] -= 1
+                if self._held[slot] == 0:
+                    self._reclaimable.add(slot)
+
+    def _unneed(self, trajectory: _Trajectory, index: int) -> None:
+        for step in range(index, index + self._window):
+            slot = trajectory.slots.get(step)
+            if slot is not None:
+                self._needed[slot] -= 1
+                if self._needed[slot] == 0:
+                    del trajectory.slots[step]
+                    self._owner[slot] = None
+                    self._reclaimable.discard(slot)
+                    self._free.append(slot)
+                    self._refused = False
+
+    def _kill(self, start: Start) -> None:
+        """Remove a complete start that holds nothing."""
+        trajectory = start.trajectory
+        del trajectory.starts[start.index]
+        trajectory.dead.add(start.index)
+        self._population -= 1
+        self._unneed(trajectory, start.index)
+        self._forget_if_empty(trajectory)
+
+    def _reclaim(self) -> bool:
+        """Evict the seen starts that need some slot; say whether there was one."""
+        if not self._reclaimable:
+            return False
+        slot = self._victim()
+        trajectory, step = self._owner[slot]
+        for index in range(max(0, step - self._window + 1), step + 1):
+            start = trajectory.starts.get(index)
+            if start is not None:
+                self._withdraw(start)
+                self._kill(start)
+        self._next_victim = (trajectory, step + 1)
+        return True
+
+    def _victim(self) -> int:
+        """Windows of one step are evicted at random.
+
+        Longer ones overlap: each gap in a trajectory costs window-1 starts that free no slot. So a trajectory that was
+        opened, at a random step, is consumed from there on before the next is opened; else the reservoir would be
+        full of gaps, or, were trajectories nibbled from their ends, short of early and late times.
+        """
+        if self._window > 1 and self._next_victim is not None:
+            trajectory, step = self._next_victim
+            slot = trajectory.slots.get(step)
+            if slot is None and trajectory.slots:
+                slot = trajectory.slots[min(trajectory.slots)]
+            if slot is not None and slot in self._reclaimable:
+                return slot
+        return self._reclaimable.choose()
+
+    # -- draws -----------------------------------------------------------------------------------------------------
+
+    def _deal(self, starts: list[Start], *, last: bool) -> list[Window]:
+        """Pin starts and make their windows; last: they were taken and die once used."""
+        windows = []
+        for start in starts:
+            trajectory, index = start.trajectory, start.index
+            first = not start.seen and not start.first_is_out
+            start.first_is_out |= first
+            if start.pins == 0 and start.seen:
+                self._hold(trajectory, index)
+            start.pins += 1
+            self._last_ticket += 1
+            self._tickets[self._last_ticket] = _Ticket(start, first=first, last=last)
+            slots = tuple(trajectory.slots[step] for step in range(index, index + self._window))
+            windows.append(Window(self._last_ticket, trajectory.simulation, start.attempt, index, slots, first))
+        return windows
+
+    def release(self, tickets: Iterable[int], *, used: bool = True) -> None:
+        """The draws were used, or (used=False) given back unseen."""
+        for number in tickets:
+            ticket = self._tickets.pop(number)
+            start = ticket.start
+            start.pins -= 1
+            if ticket.first:
+                start.first_is_out = False
+                if used:
+                    start.seen = True
+                    self._unseen -= 1
+            if ticket.last:
+                start.used_up = used
+                if not used:
+                    self._offer(start, again=True)
+            if start.pins == 0:
+                self._settle(start)
+
+    def _settle(self, start: Start) -> None:
+        """The last draw of a start was released: it dies, may be evicted, or waits for its first use."""
+        if start.used_up and not start.seen:
+            # Its last draw was used but its first one, which would be on record, was given back.
+            start.used_up = False
+            self._offer(start, again=True)
+        if start.seen:
+            self._unhold(start.trajectory, start.index)
+            if start.used_up:
+                self._kill(start)
+
+    def _may_fall_short(self) -> bool:
+        """Whether fewer windows than wanted may be dealt, since no more come before these are used."""
+        return self._closed or (self._stuck and not self._tickets)
+
+    def _require_more_to_come(self) -> None:
+        """Raise StreamEnded where a closed buffer has nothing to offer and no draw that could come back."""
+        if self._closed and not self._tickets:
+            raise StreamEnded
+
+    def close(self) -> None:
+        """No simulation will come any more: lift the watermark and drain."""
+        self._closed = True
