@@ -1,0 +1,173 @@
+"""The reservoir's memory: a private file in shared memory, mapped by the intake and by the trainers of its node."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import mmap
+import os
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import psutil
+
+from .layout import StreamLayout
+
+logger = logging.getLogger(__name__)
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+class SlotMemory:
+    """Slots of one step each in a file that is mapped into memory; made by `create` or `attach`.
+
+    array : (num_slots, fields, *grid); read-only where attached.
+    path : of the file, for other processes of this node.
+    """
+
+    def __init__(self, path: Path, mapping: mmap.mmap, layout: StreamLayout, *, owned_inode: int | None) -> None:
+        self.path = path
+        self.layout = layout
+        self._mapping = mapping
+        self._owned_inode = owned_inode
+        count = len(mapping) // layout.step_bytes
+        self.array = np.frombuffer(mapping, layout.dtype, count * layout.step_bytes // 4)
+        self.array = self.array.reshape(count, *layout.step_shape)
+
+    @classmethod
+    def create(
+        cls, name: str, layout: StreamLayout, num_bytes: int, *, folder: Path = SHARED_MEMORY,
+        fallback: Path | None = None,
+    ) -> SlotMemory:  # fmt: skip
+        """Make the file and take all of its memory now, so that a lack of it is an error here and not a SIGBUS later.
+
+        Parameters
+        ----------
+        name : one per study; what an earlier, killed session of the same name left behind is removed.
+        num_bytes : as many whole slots as fit are made.
+        fallback : used where `folder` does not exist or has no room; a disk makes it slower.
+
+        Raises
+        ------
+        ValueError : no slot fits into num_bytes.
+        OSError : there is no room, or the folder cannot be written.
+        """
+        num_slots = num_bytes // layout.step_bytes
+        if num_slots < 1:
+            raise ValueError(
+                f"A buffer of {num_bytes} bytes holds no step of {layout.step_bytes} bytes "
+                f"({len(layout.fields)} fields of {layout.shape}). Give it more."
+            )
+        size = num_slots * layout.step_bytes
+        try:
+            return cls._create(Path(folder) / f"headrace-{name}", layout, size)
+        except OSError as error:
+            if fallback is None:
+                raise
+            logger.warning("%s The reservoir goes to %s instead, which may be slower.", error.strerror, fallback)
+            return cls._create(Path(fallback) / f"headrace-{name}", layout, size)
+
+    @classmethod
+    def _create(cls, path: Path, layout: StreamLayout, size: int) -> SlotMemory:
+        _remove_stale(path)
+        _require_room(path.parent, size)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+            mapping = mmap.mmap(descriptor, size)
+            inode = os.fstat(descriptor).st_ino
+        except OSError as error:
+            path.unlink()
+            if error.errno == errno.ENOSPC:
+                raise _no_room(path.parent, size, f"{path.parent} is full") from error
+            raise
+        finally:
+            os.close(descriptor)
+        return cls(path, mapping, layout, owned_inode=inode)
+
+    @classmethod
+    def attach(cls, path: str | Path, layout: StreamLayout, num_slots: int) -> SlotMemory:
+        """Map the slots that another process of this node created, read-only.
+
+        Raises
+        ------
+        FileNotFoundError : there is no such file on this node.
+        ValueError : its size is not that of the slots.
+        """
+        path, size = Path(path), num_slots * layout.step_bytes
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                errno.ENOENT, "The intake's reservoir is not here: a trainer must run on the intake's node", str(path)
+            ) from error
+        try:
+            found = os.fstat(descriptor).st_size
+            if found != size:
+                raise ValueError(f"{path} has {found} bytes; {num_slots} slots of {layout.step_bytes} need {size}.")
+            mapping = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+        finally:
+            os.close(descriptor)
+        return cls(path, mapping, layout, owned_inode=None)
+
+    def close(self) -> None:
+        """Unmap, and remove the file if it was created here; a second call does nothing."""
+        if self._owned_inode is not None:
+            try:
+                # A newer session of the study may have put its own file in this place.
+                if self.path.stat().st_ino == self._owned_inode:
+                    self.path.unlink()
+            except FileNotFoundError:
+                pass  # somebody cleaned up already
+            self._owned_inode = None
+        self.array = self.array[:0].copy()
+        try:
+            self._mapping.close()
+        except BufferError:
+            pass  # somebody still holds a view: the mapping goes with the last one
+
+    def __enter__(self) -> SlotMemory:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return
+    except PermissionError as error:
+        raise PermissionError(
+            error.errno, "A file of this name belongs to another user, so the reservoir cannot be made", str(path)
+        ) from error
+    logger.info("Removed %s, left behind by an earlier session.", path)
+
+
+def _require_room(folder: Path, size: int) -> None:
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            errno.ENOENT, "There is no such folder for the reservoir; name one on a fast disk", str(folder)
+        )
+    status = os.statvfs(folder)
+    free = status.f_bavail * status.f_frsize
+    if free < size:
+        raise _no_room(folder, size, f"{folder} has only {_megabytes(free)} free")
+    available = psutil.virtual_memory().available
+    if folder == SHARED_MEMORY and available < size:
+        raise _no_room(folder, size, f"this machine has only {_megabytes(available)} of memory available")
+
+
+def _no_room(folder: Path, size: int, finding: str) -> OSError:
+    return OSError(
+        errno.ENOSPC,
+        f"The reservoir needs {_megabytes(size)} but {finding}. Take a smaller buffer, or enlarge {folder} "
+        "(containers: --shm-size).",
+        str(folder),
+    )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
