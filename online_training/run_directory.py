@@ -129,6 +129,11 @@ class RunDirectory:
             raise StudyError(f"Cannot make the run directory {self.path}: {error}. Check space and rights.") from error
         return record
 
+    def update(self, record: StudyRecord) -> StudyRecord:
+        """Write study.toml anew, for a resumed study whose free settings changed, and return the record."""
+        write_text(self.path / "study.toml", record.to_toml())
+        return record
+
     def read(self) -> StudyRecord:
         """Return the record of the study in this folder.
 

@@ -97,7 +97,7 @@ class Study:
         if resume and self.directory.exists:
             record = self.directory.read()
             self.directory.require_same(record, self.case, self.settings)
-            return replace(record, settings=self.settings)
+            return self.directory.update(replace(record, settings=self.settings))
         if self.settings.batch_size % self.settings.workers:
             raise ValueError(
                 f"Batch size {self.settings.batch_size} cannot be dealt to {self.settings.workers} workers evenly."
