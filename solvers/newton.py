@@ -62,15 +62,17 @@ class NewtonKrylov:
         fu = self._f(u, t)
         F = sigma * u - beta * fu + known
         norm_F, norm_u = self._norms(F, u)
-        target = self._tolerance * sigma * max(norm_u, 1e-300)
         for _ in range(self._max_newton):
             if not math.isfinite(norm_F):
                 raise DivergenceError(f"the state is no longer finite at t = {t:.6g}")
+            target = self._tolerance * sigma * norm_u
             if norm_F <= target:
                 return u
+            # A state of zero has no scale of its own; the correction that it needs has one.
+            scale = max(norm_u, norm_F / sigma)
             if self._stale or self._equation != (sigma, beta):
-                self._refresh(u, fu, t, (sigma, beta, norm_u))
-            step = _DIFFERENCE * max(norm_u, 1e-30) * sigma
+                self._refresh(u, fu, t, (sigma, beta, scale))
+            step = _DIFFERENCE * scale * sigma
             # As exact as the target asks for, but not beyond what one Newton step gains on a nonlinear equation.
             relative = min(max(0.3 * target / norm_F, _MOST_GAIN), 0.1)
             correction = self._correction(u, fu, F, t, (sigma, beta, step, relative))
@@ -103,9 +105,9 @@ class NewtonKrylov:
         return self._preconditioner(x.reshape(shape), sigma)
 
     def _refresh(self, u: np.ndarray, fu: np.ndarray, t: float, equation: tuple[float, float, float]) -> None:
-        sigma, beta, norm_u = equation
+        sigma, beta, scale = equation
         self._equation, self._cost = (sigma, beta), math.inf
-        step = _DIFFERENCE * max(norm_u, 1e-30) / math.sqrt(math.prod(self._blocks.grid_shape))
+        step = _DIFFERENCE * scale / math.sqrt(math.prod(self._blocks.grid_shape))
         self._preconditioner.refresh(lambda v: (self._f(u + step * v, t) - fu) / step, sigma, beta, u.shape)
 
     def _damped(
