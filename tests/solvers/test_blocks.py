@@ -62,4 +62,5 @@ def test_a_grid_that_cannot_be_split_is_named(shape, ranks, allowed):
 def test_one_block_owns_everything_and_reduces_to_itself():
     blocks = Blocks((5, 6), (True, False))
     assert blocks.shape == (5, 6) and blocks.neighbour(0, 1) == 0 and blocks.at_wall(1, -1)
-    assert blocks.dot(np.full(3, 2.0), np.ones(3)) == 6 and list(blocks.max(np.array([math.nan, 1.0]))) == [math.inf, 1.0]
+    assert blocks.dot(np.full(3, 2.0), np.ones(3)) == 6
+    assert list(blocks.max(np.array([math.nan, 1.0]))) == [math.inf, 1.0]
