@@ -54,7 +54,7 @@ class StudyProgress:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self._console.print(text)
+        self._console.print(text, soft_wrap=True)
 
     def show(self, state: Mapping[str, Any]) -> None:
         """Show the state of a study, as `Study.run` reports it about once a second."""
@@ -67,7 +67,7 @@ class StudyProgress:
             self._live.update(Group(self._bars.get_renderable(), _figures_table(figures)))
         elif figures.elapsed - self._said >= PLAIN_INTERVAL:
             self._said = figures.elapsed
-            self._console.print(f"{figures.elapsed:6.0f} s  " + plain_line(figures))
+            self.say(f"{figures.elapsed:6.0f} s  {plain_line(figures)}")
 
 
 def plain_line(figures: Figures) -> str:

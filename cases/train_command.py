@@ -48,7 +48,7 @@ def train_case(
     settings = check_settings(given)
     study = Study(reference, surrogate, run_dir=folder, **settings.model_dump())
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False)
     _log_warnings(console)
     with StudyProgress(case, settings, console, plain=plain) as progress:
         progress.say(
