@@ -1,0 +1,206 @@
+"""A trainer worker's side of the stream: draws batches ahead of need and gathers them from the mapped reservoir."""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from .client import Header, Kind, Link
+from .draws import batch_dtype
+from .layout import StreamLayout
+from .slot_memory import SlotMemory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """This worker's slice of one batch, in memory of its own.
+
+    states : (batch, window, fields, *grid), float32.
+    times : (batch, window), float64.
+    parameters : (batch, number of parameters), float64, in the order of the study's names.
+    table : (batch,) records with ticket, simulation, attempt, start and first (1: never used before).
+    """
+
+    states: np.ndarray
+    times: np.ndarray
+    parameters: np.ndarray
+    table: np.ndarray
+
+
+class _TrainerLink(Link):
+    """Where a solver's process ends with its lease, a trainer must be able to say why it stops."""
+
+    def _expire(self) -> None:
+        self.lost = f"the intake at {self.address} was silent for {self.lease:g} s"
+
+
+class Feed:
+    """Batches of windows from the intake, in the same order and number for all workers.
+
+    While the trainer works on one batch, the next `prefetch` are asked for and, as soon as the intake has answered,
+    gathered by a thread; the trainer itself never waits for a solver unless no batch is there. The worker holds no
+    more than prefetch + 1 batches. Not thread-safe.
+
+    An intake that is gone is not waited for: what it held went with it, and answers may have been lost on the way.
+    The trainer starts again, as a new generation, from its checkpoint; its HELLO then waits as long as the lease.
+
+    address : ZeroMQ addresses of the intake separated by commas, best first.
+    token : the run's 256 bits.
+    study : identity of the study.
+    rank, num_ranks : which of the trainer's workers this is.
+    generation : grows with each start of the trainer; the intake takes back what older ones left unused.
+    batch_size : windows of one batch over all workers.
+
+    Raises
+    ------
+    ConnectionError : no intake answers within the lease.
+    RuntimeError : the intake refuses this worker, e.g. because a younger generation works already.
+    FileNotFoundError : the intake's reservoir is on another node.
+    """
+
+    def __init__(
+        self, address: str, token: bytes, study: int, *, rank: int = 0, num_ranks: int = 1, generation: int = 0,
+        batch_size: int, prefetch: int = 2,
+    ) -> None:  # fmt: skip
+        if batch_size < num_ranks:
+            raise ValueError(f"A batch of {batch_size} windows cannot be dealt to {num_ranks} workers; enlarge it.")
+        if prefetch < 0:
+            raise ValueError(f"prefetch is a number of batches, 0 or more; got {prefetch}.")
+        self._rank, self._num_ranks, self._batch_size, self._prefetch = rank, num_ranks, batch_size, prefetch
+        hello = {"role": "trainer", "job": "trainer", "rank": rank, "ranks": num_ranks, "generation": generation}
+        self._link = _TrainerLink(address, token, study, hello=hello)
+        try:
+            welcome = self._link.join()
+            self.layout = _layout_of(welcome)
+            self._memory = SlotMemory.attach(welcome["path"], self.layout, welcome["num_slots"])
+        except BaseException:
+            self._link.close()
+            raise
+        self._records = batch_dtype(self.layout.window, len(self.layout.parameters))
+        self._gatherer = ThreadPoolExecutor(1, thread_name_prefix="headrace-gather")
+        self._gathered: dict[int, Future[Draw]] = {}
+        self._next = self._asked = 0
+        self._end: int | None = None
+        self._statistics: dict[str, Any] | None = None
+        self._closed = False
+        self.starved_seconds = 0.0
+        """Time that `next` has waited for a batch."""
+
+    def statistics(self) -> dict[str, Any]:
+        """Wait until the normaliser is frozen; return {"count", "mean", "std"}, lists in the order of the fields.
+
+        Raises
+        ------
+        ConnectionError : the intake is gone.
+        """
+        if self._statistics is None:
+            self._link.send(Kind.STATISTICS)
+        while self._statistics is None:
+            self._receive(1.0)
+        return self._statistics
+
+    def next(self) -> Draw | None:
+        """Return this worker's slice of the next batch; None where the stream has ended.
+
+        Raises
+        ------
+        ConnectionError : the intake is gone.
+        """
+        began = time.monotonic()
+        self._ask()
+        while self._next not in self._gathered and not self._ended:
+            self._receive(1.0)
+        draw = None if self._ended else self._gathered.pop(self._next).result()
+        self.starved_seconds += time.monotonic() - began
+        self._next += draw is not None
+        return draw
+
+    def release(self, draw: Draw) -> None:
+        """Say that a draw was used, so that its windows may be replaced."""
+        self._link.send(Kind.RELEASE, np.ascontiguousarray(draw.table["ticket"]).tobytes())
+        self._take_what_is_here()
+
+    def close(self) -> None:
+        """Leave the intake and unmap the reservoir; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._gatherer.shutdown(cancel_futures=True)
+        self._link.close()
+        self._memory.close()
+
+    def __enter__(self) -> Feed:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def _ended(self) -> bool:
+        return self._end is not None and self._next >= self._end
+
+    def _ask(self) -> None:
+        """See that the batch wanted now and `prefetch` more are on their way."""
+        while self._end is None and self._asked <= self._next + self._prefetch:
+            self._link.send(
+                Kind.DRAW, {"batch": self._batch_size},
+                value=self._asked, block=self._rank, num_blocks=self._num_ranks,
+            )  # fmt: skip
+            self._asked += 1
+        self._take_what_is_here()
+
+    def _take_what_is_here(self) -> None:
+        while self._receive(0.0):
+            pass
+
+    def _receive(self, timeout: float) -> bool:
+        """Take one message; say whether one came in time."""
+        message = self._link.receive(timeout)
+        if message is None:
+            if self._link.lost is not None:
+                raise ConnectionError(
+                    f"The stream broke: {self._link.lost}. The training can go on from its last checkpoint: start it "
+                    "again with --resume."
+                )
+            return False
+        header, payload = message
+        if header.kind == Kind.STATISTICS_ARE:
+            self._statistics = json.loads(payload)
+        elif header.kind == Kind.BATCH:
+            self._take_batch(header, payload)
+        return True
+
+    def _take_batch(self, header: Header, payload: bytes) -> None:
+        if header.num_blocks == 0:
+            self._end = header.value if self._end is None else min(self._end, header.value)
+            return
+        table = np.frombuffer(payload, self._records)
+        if len(table) and table["slots"].max() >= len(self._memory.array):
+            raise RuntimeError(f"Batch {header.value} names slot {table['slots'].max()}, which the reservoir has not.")
+        self._gathered[header.value] = self._gatherer.submit(self._gather, table)
+
+    def _gather(self, table: np.ndarray) -> Draw:
+        slots = self._memory.array  # (slots, fields, *grid)
+        states = np.empty((len(table), self.layout.window, *slots.shape[1:]), slots.dtype)
+        # Checked indices may be clipped, which spares numpy a copy through a buffer; the copy runs without the GIL.
+        np.take(slots, table["slots"], axis=0, out=states, mode="clip")
+        return Draw(
+            states=states,
+            times=np.ascontiguousarray(table["times"]),
+            parameters=np.ascontiguousarray(table["parameters"]),
+            table=table,
+        )
+
+
+def _layout_of(welcome: dict[str, Any]) -> StreamLayout:
+    fields = welcome["fields"]
+    return StreamLayout(
+        fields=tuple(field["name"] for field in fields), shape=tuple(fields[0]["shape"]), dtype=fields[0]["dtype"],
+        num_steps=welcome["num_steps"], window=welcome["window"], parameters=tuple(welcome["parameters"]),
+    )  # fmt: skip

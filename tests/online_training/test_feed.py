@@ -1,0 +1,222 @@
+"""The feed: a trainer's batches hold what the solver sent, in the same order for all workers, to the end."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headrace.online_training.client import Connection
+from headrace.online_training.feed import Feed
+from headrace.online_training.reservoir import Reservoir
+from headrace.online_training.slot_memory import SlotMemory
+from tests.online_training.intake_setup import (
+    STUDY,
+    TOKEN,
+    field_of,
+    make_layout,
+    plan,
+    running_intake,
+    wait_until,
+)
+
+
+@contextmanager
+def real_intake(tmp_path: Path, layout, *, slots: int = 64, watermark: int = 1, **changes):
+    """An intake with the reservoir and the shared memory of a real study."""
+    name = f"test-{tmp_path.name}"
+    memory = SlotMemory.create(name, layout, slots * layout.step_bytes)
+    buffer = Reservoir(slots, layout.window, watermark, seed=5)
+    with running_intake(tmp_path, layout, slots=slots, memory=memory, buffer=buffer, **changes) as intake:
+        yield intake
+
+
+@contextmanager
+def solver(monkeypatch: pytest.MonkeyPatch, intake):
+    """A solver in a thread of this process that runs simulations until none is left."""
+    for name, value in intake.environment.items():
+        monkeypatch.setenv(name, value)
+    layout = intake.settings.layout
+    errors = []
+
+    def work() -> None:
+        try:
+            with Connection({name: layout.shape for name in layout.fields}) as connection:
+                for stream in connection.simulations():
+                    with stream:
+                        for step in range(layout.num_steps):
+                            fields = range(len(layout.fields))
+                            values = [field_of(stream.simulation, step, layout.shape, f) for f in fields]
+                            stream.send(step=step, time=0.1 * step, values=np.stack(values))
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    yield thread
+    thread.join(10)
+    assert not thread.is_alive() and not errors, errors
+
+
+def open_feed(intake, **changes) -> Feed:
+    return Feed(intake.addresses, TOKEN, STUDY, **{"batch_size": 4, **changes})
+
+
+def expected_states(table: np.ndarray, layout) -> np.ndarray:
+    """What the states of these draws must be, (batch, window, fields, *grid)."""
+    states = np.empty((len(table), layout.window, *layout.step_shape), np.float32)
+    for i, row in enumerate(table):
+        for k, f in np.ndindex(layout.window, len(layout.fields)):
+            states[i, k, f] = field_of(int(row["simulation"]), int(row["start"]) + k, layout.shape, f)
+    return states
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_batches_hold_what_the_solver_sent_and_use_every_window(tmp_path, monkeypatch, prefetch: int) -> None:
+    layout = make_layout(fields=("u", "v"), num_steps=9, window=3)
+    with real_intake(tmp_path, layout, slots=16, watermark=4, views=3.0) as intake, solver(monkeypatch, intake):
+        plan(intake, 6)
+        first_uses, uses = [], 0
+        with open_feed(intake, prefetch=prefetch) as feed:
+            statistics = feed.statistics()
+            assert statistics["count"] > 0 and len(statistics["mean"]) == len(statistics["std"]) == 2
+            kept = []
+            while (draw := feed.next()) is not None:
+                table = draw.table
+                assert draw.states.shape == (len(table), 3, 2, 7, 5) and draw.states.dtype == np.float32
+                assert draw.states.flags.c_contiguous and draw.times.shape == (len(table), 3)
+                np.testing.assert_array_equal(draw.states, expected_states(table, layout))
+                np.testing.assert_allclose(draw.times, 0.1 * (table["start"][:, None] + np.arange(3)))
+                np.testing.assert_array_equal(draw.parameters, table["simulation"][:, None] + 0.5)
+                first_uses += [(int(r["simulation"]), int(r["start"])) for r in table if r["first"]]
+                uses += len(table)
+                kept.append((draw, draw.states.copy()))
+                feed.release(draw)
+            assert feed.next() is None  # and stays so
+            assert feed.starved_seconds >= 0
+        assert sorted(first_uses) == [(s, k) for s in range(6) for k in range(7)]
+        assert uses >= 3 * 6 * 7 - 4
+        # The reservoir went on under released draws; their memory is their own.
+        assert all(np.array_equal(draw.states, copy) for draw, copy in kept)
+        wait_until(lambda: intake.status()["unreleased"] == 0)
+        status = intake.status()
+        assert status["starts_used"] == 42 and status["ended"] and status["error"] is None
+
+
+def test_two_workers_get_slices_of_the_same_batches(tmp_path, monkeypatch) -> None:
+    layout = make_layout()
+    with real_intake(tmp_path, layout, views=2.0) as intake, solver(monkeypatch, intake):
+        plan(intake, 5)
+        seen: list[list[np.ndarray]] = [[], []]
+
+        def work(rank: int) -> None:
+            with open_feed(intake, rank=rank, num_ranks=2, batch_size=6) as feed:
+                while (draw := feed.next()) is not None:
+                    seen[rank].append(draw.table)
+                    feed.release(draw)
+
+        threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+    assert len(seen[0]) == len(seen[1]) >= 5 * 5 * 2 // 6
+    assert [len(table) for table in seen[0]] == [len(table) for table in seen[1]]
+    rows = [row for tables in seen for table in tables for row in table]
+    first = [(int(row["simulation"]), int(row["start"])) for row in rows if row["first"]]
+    assert sorted(first) == [(s, k) for s in range(5) for k in range(5)]
+
+
+def test_it_holds_no_more_batches_than_it_says(tmp_path, monkeypatch) -> None:
+    with real_intake(tmp_path, make_layout(), views=50.0) as intake, solver(monkeypatch, intake):
+        plan(intake, 2)
+        with open_feed(intake, prefetch=2) as feed:
+            draws = [feed.next()]
+            wait_until(lambda: intake.status()["unreleased"] == 3 * 4)
+            time.sleep(0.1)
+            assert intake.status()["unreleased"] == 3 * 4
+            feed.release(draws[0])
+            wait_until(lambda: intake.status()["unreleased"] == 2 * 4)
+
+
+def test_a_restarted_trainer_gets_what_the_last_one_did_not_use(tmp_path, monkeypatch) -> None:
+    layout = make_layout()
+    with real_intake(tmp_path, layout, views=1.0) as intake, solver(monkeypatch, intake):
+        plan(intake, 4)
+        used = []
+        with open_feed(intake, generation=0) as feed:
+            draw = feed.next()
+            used += [(int(r["simulation"]), int(r["start"])) for r in draw.table if r["first"]]
+            feed.release(draw)
+            assert feed.next() is not None  # never released, like the batches fetched ahead
+            wait_until(lambda: intake.status()["unreleased"] == 3 * 4 or intake.status()["draws"] >= 16)
+        with open_feed(intake, generation=1) as feed:
+            while (draw := feed.next()) is not None:
+                used += [(int(r["simulation"]), int(r["start"])) for r in draw.table if r["first"]]
+                feed.release(draw)
+        assert sorted(used) == [(s, k) for s in range(4) for k in range(5)]
+
+
+def test_an_older_generation_is_refused(tmp_path) -> None:
+    with real_intake(tmp_path, make_layout()) as intake:
+        with open_feed(intake, generation=3):
+            with pytest.raises(RuntimeError, match="Generation 3 of the trainer works already"):
+                open_feed(intake, generation=2)
+
+
+def test_a_stream_that_is_stopped_ends_for_the_trainer(tmp_path, monkeypatch) -> None:
+    with real_intake(tmp_path, make_layout(), views=1e6) as intake, solver(monkeypatch, intake):
+        plan(intake, 3)
+        with open_feed(intake) as feed:
+            feed.release(feed.next())
+            intake.request_stop()
+            for _ in range(10):
+                draw = feed.next()
+                if draw is None:
+                    break
+                feed.release(draw)
+            assert draw is None
+
+
+def test_an_intake_that_goes_away_is_an_error_that_says_what_to_do(tmp_path) -> None:
+    with real_intake(tmp_path, make_layout()) as intake:
+        feed = open_feed(intake)
+        closing = threading.Timer(0.2, intake.close)
+        closing.start()
+        with pytest.raises(ConnectionError, match="from its last checkpoint"):
+            feed.next()
+        closing.join()
+        feed.close()
+
+
+def test_a_silent_intake_is_an_error_in_the_trainer_and_not_the_end_of_its_process(tmp_path) -> None:
+    with real_intake(tmp_path, make_layout(), lease=0.5) as intake:
+        feed = open_feed(intake)
+        with intake._lock:  # as if the intake's process were suspended: it is connected but says nothing
+            with pytest.raises(ConnectionError, match=r"was silent for 0.5 s"):
+                feed.next()
+        feed.close()
+
+
+def test_a_reservoir_on_another_node_is_named(tmp_path) -> None:
+    with real_intake(tmp_path, make_layout()) as intake:
+        Path(intake.settings.memory.path).unlink()
+        with pytest.raises(FileNotFoundError, match="must run on the intake's node"):
+            open_feed(intake)
+
+
+def test_a_batch_smaller_than_the_workers_is_refused() -> None:
+    with pytest.raises(ValueError, match="cannot be dealt to 4 workers"):
+        Feed("tcp://127.0.0.1:1", TOKEN, STUDY, num_ranks=4, batch_size=3)
+
+
+def test_it_loads_neither_torch_nor_ray() -> None:
+    program = "import sys, json, headrace.online_training.feed; print(json.dumps(sorted(sys.modules)))"
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    loaded = {name.split(".")[0] for name in json.loads(output)}
+    assert "zmq" in loaded and not loaded & {"torch", "ray", "h5py", "scipy", "pandas", "mpi4py"}
