@@ -1,0 +1,124 @@
+"""verify() accepts what is right and names what is wrong: the function, what it did, what it should do."""
+
+import math
+from itertools import count
+
+import numpy as np
+import pytest
+
+from headrace.solvers import Dirichlet, Grid, Neumann, Periodic
+
+from .problems import arithmetic, everything, gray_scott, make_case, mixed_boundary, two_bumps
+
+calls = count()
+
+
+def wrong_dtype(u, d, p, t):
+    return type(u)(u.array.astype(np.float64), u.halo, u.ndim, u.components) * p.nu
+
+
+def torch_function(u, d, p, t):
+    torch = pytest.importorskip("torch")
+    return torch.sin(u)
+
+
+def in_place(u, d, p, t):
+    u.array[:, 1:-1] *= 0.5
+    return u
+
+
+def in_place_component(u, d, p, t):
+    u[0] = 0.0
+    return u
+
+
+def largest(u, d, p, t):
+    return u / float(np.max(u.array))
+
+
+def global_array(u, d, p, t):
+    return d.laplacian(u) * np.ones((20, 14))
+
+
+def branches(u, d, p, t):
+    return d.laplacian(u) if u > 0 else u
+
+
+def divides(u, d, p, t):
+    raise ZeroDivisionError("my own mistake")
+
+
+MISTAKES = {
+    "too many fields": ({"rhs": lambda u, d, p, t: (u[0], u[0])}, "rhs returned 2 fields"),
+    "too few fields": (
+        {"fields": ("a", "b"), "initial": two_bumps, "rhs": lambda u, d, p, t: u[0]}, "rhs returned a single field",
+    ),
+    "all of u for one": (
+        {"fields": ("a", "b"), "initial": two_bumps, "rhs": lambda u, d, p, t: (u, u[0])}, "in the place of field a",
+    ),
+    "nothing returned": ({"rhs": lambda u, d, p, t: None}, "returned NoneType for field u"),
+    "an array": ({"rhs": lambda u, d, p, t: np.ones((12, 12))}, "returned ndarray"),
+    "branching on values": ({"rhs": branches}, r"rhs \(line \d+: .*u > 0.*np.where"),
+    "indexing in space": ({"rhs": lambda u, d, p, t: u[0][1:] - u[0][:-1]}, "use the operators of d"),
+    "torch functions": ({"rhs": torch_function}, "np.sin"),
+    "math functions": ({"rhs": lambda u, d, p, t: math.sin(u)}, "np.sin, not math.sin"),
+    "in-place writes": ({"rhs": in_place}, "writes into u in place"),
+    "in-place assignment": ({"rhs": in_place_component}, "never written in place"),
+    "a reduction": ({"rhs": lambda u, d, p, t: u / np.max(u)}, "d.mean"),
+    "a hidden reduction": ({"rhs": largest}, "another result on two blocks than on one"),
+    "a global array": ({"rhs": global_array}, "has no ghost layers"),
+    "an unknown parameter": ({"rhs": lambda u, d, p, t: p.mu * u}, "no parameter 'mu'; it has nu, r"),
+    "an unknown operator": ({"rhs": lambda u, d, p, t: d.laplace(u)}, "d.laplacian"),
+    "a dtype change": ({"rhs": wrong_dtype}, "float32 state into float64"),
+    "an exception inside": ({"rhs": divides}, r"ZeroDivisionError: my own mistake"),
+    "a result that changes": ({"rhs": lambda u, d, p, t: u * next(calls)}, "two different results"),
+    "values that are not finite": ({"rhs": lambda u, d, p, t: np.log(u - 10)}, "not finite"),
+    "too many derivatives": (
+        {"rhs": lambda u, d, p, t: d.laplacian(d.laplacian(d.laplacian(d.laplacian(d.laplacian(u)))))}, "more than 4",
+    ),
+    "the wrong signature": ({"rhs": lambda u, d: u}, "takes 2 positional arguments"),
+    "an initial state of another shape": ({"initial": lambda x, p, rng: np.ones((3, 3))}, r"shape \(3, 3\)"),
+    "too few initial fields": ({"fields": ("a", "b"), "rhs": gray_scott}, "initial returned 1 fields"),
+    "an initial state with NaN": ({"initial": lambda x, p, rng: np.log(x[0] - 1)}, "not finite"),
+    "random numbers of its own": (
+        {"initial": lambda x, p, rng: np.random.default_rng().normal(size=x[0].shape)}, "random numbers from the rng",
+    ),
+    "a boundary value with a mistake": (
+        {"boundary": Dirichlet(lambda x, p, t: p.wall)}, "lower end of axis 0.* no parameter 'wall'",
+    ),
+    "a boundary value of another shape": ({"boundary": Neumann(lambda x, p, t: np.ones(5))}, "return a number"),
+    "a boundary value that branches": (
+        {"boundary": Dirichlet(lambda x, p, t: 1.0 if x[1] > 0.5 else 0.0)}, "end of axis .*np.where",
+    ),
+    "a solver with another signature": ({"rhs": None, "solver": lambda case: iter(())}, "too many positional"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.filterwarnings("error")
+def test_a_mistake_is_named(name):
+    changes, message = MISTAKES[name]
+    with pytest.raises((ValueError, TypeError), match=message) as caught:
+        make_case(**changes).verify()
+    assert str(caught.value).startswith("Case fisher: ")
+
+
+def test_the_cause_is_kept():
+    with pytest.raises(ValueError, match="my own mistake") as caught:
+        make_case(rhs=divides).verify()
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize("rhs", [everything, arithmetic], ids=lambda f: f.__name__)
+def test_what_is_right_passes_in_any_dimension_and_with_any_walls(ndim, rhs):
+    grid = Grid(shape=(40, 17, 9)[:ndim], extent=(1.0, 0.8, 0.7)[:ndim])
+    for boundary in (Periodic(), mixed_boundary(ndim)):
+        make_case(grid=grid, boundary=boundary, rhs=rhs).verify()
+
+
+def test_several_fields_pass_as_a_tuple_and_as_one_expression():
+    changes = {"fields": ("a", "b"), "initial": two_bumps}
+    make_case(**changes, rhs=gray_scott).verify()
+    make_case(**changes, rhs=lambda u, d, p, t: d.laplacian(u) - u[0] * u).verify()
+    make_case(**changes, rhs=lambda u, d, p, t: (0.0, d.mean(u[0]))).verify()
