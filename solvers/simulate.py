@@ -51,9 +51,11 @@ def simulate(
     )  # fmt: skip
     sink.open(case, parameters, comm)
     try:
-        for snapshot in snapshots:
-            if not sink.write(snapshot):
-                break
+        # A state that overflows is reported below; numpy's warnings would say it once per operator and rank.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            for snapshot in snapshots:
+                if not sink.write(snapshot):
+                    break
     except DivergenceError as error:
         message = f"Simulation {simulation} of case {case.name} diverged: {error}; {parameters}."
         sink.close(failure=message)
