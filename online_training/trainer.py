@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import logging
 import os
 from collections.abc import Callable
@@ -63,9 +64,10 @@ def run_trainer(
     )  # fmt: skip
     _quieten()
     try:
-        outcome = trainer.fit().return_value
+        trainer.fit()
     except TrainingFailedError as error:
         raise RuntimeError(_last_words(error, max_failures)) from error
+    outcome = _newest_outcome(settings.run_dir)
     if "error" in outcome:
         raise RuntimeError(outcome["error"])
     return outcome
@@ -84,7 +86,7 @@ def claim_generation(run_dir: str | Path) -> int:
             generation += 1
 
 
-def _work(config: dict[str, Any]) -> dict[str, Any]:
+def _work(config: dict[str, Any]) -> None:
     """Run the training loop in a Ray Train worker; an error that would only come again ends the run at once."""
     import ray.train
     import torch
@@ -100,25 +102,40 @@ def _work(config: dict[str, Any]) -> dict[str, Any]:
         settings = replace(settings, device=str(ray.train.torch.get_device()))
     workers = Workers(settings.rank, settings.num_ranks)
     generation = workers.from_first(claim_generation(settings.run_dir) if settings.rank == 0 else 0)
-    final = Path(settings.run_dir, "generations", f"{generation}.error")
+    outcome = Path(settings.run_dir, "generations", f"{generation}.json")
     try:
         settings = replace(settings, generation=generation)
-        return train(settings, config["connect"](settings))
+        summary = train(settings, config["connect"](settings))
+        if settings.rank == 0:
+            _leave(outcome, summary)
     except Exception as error:
         if isinstance(error, FloatingPointError | ValueError) or getattr(error, "errno", None) in _FULL_DISK:
-            _leave(final, str(error))
+            _leave(outcome, {"error": str(error)})
         if settings.num_ranks > 1:
             # Wakes the workers that wait for this one; they find its reason beside the generation.
             torch.distributed.destroy_process_group()
-        if final.exists():
-            return {"error": final.read_text(encoding="utf-8")}
-        raise
+        if not outcome.exists():
+            raise
 
 
-def _leave(path: Path, text: str) -> None:
-    """Write a file unless another worker did."""
-    with contextlib.suppress(FileExistsError), open(path, "x", encoding="utf-8") as file:
-        file.write(text)
+def _leave(path: Path, outcome: dict[str, Any]) -> None:
+    """Write how a generation ended; the first worker to say so is heard. (Ray before 2.55 returns nothing.)"""
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(outcome), encoding="utf-8")
+    with contextlib.suppress(FileExistsError):
+        os.link(temporary, path)
+    temporary.unlink()
+
+
+def _newest_outcome(run_dir: str) -> dict[str, Any]:
+    generations = Path(run_dir, "generations")
+    newest = max((int(path.stem) for path in generations.iterdir()), default=0)
+    try:
+        return json.loads((generations / f"{newest}.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RuntimeError(
+            f"Trainer generation {newest} was cut short before it could say how it ended. Resume the study."
+        ) from None
 
 
 def _worker_environment(settings: TrainerSettings) -> dict[str, str]:

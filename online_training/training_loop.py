@@ -337,7 +337,8 @@ class _Training:
         batch = self._workers.from_first(checkpoint.state.batch if checkpoint else -1)
         if batch < 0:
             statistics = self._feed.statistics()
-            self._surrogate.set_statistics(statistics["mean"], statistics["std"])
+            if statistics["count"]:  # else the study was stopped before anything came, and no batch will
+                self._surrogate.set_statistics(statistics["mean"], statistics["std"])
             return
         if checkpoint is None:
             checkpoint = read_checkpoint(folder / folder_name(batch))
