@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import socket
+import threading
 import zlib
 
 import numpy as np
@@ -11,13 +12,19 @@ import pytest
 import torch
 
 from headrace.online_training.checkpoint import checkpoint_folders, latest_checkpoint
+from headrace.online_training.client import STOP, Connection
+from headrace.online_training.intake import Assignment
+from headrace.online_training.layout import StreamLayout
 from headrace.online_training.ledger import read_records
 from headrace.online_training.metrics_log import last_record, read_metrics
+from headrace.online_training.reservoir import Reservoir
+from headrace.online_training.slot_memory import SlotMemory
 from headrace.online_training.trainer import claim_generation, run_trainer
 from headrace.online_training.training_loop import TrainerSettings, learning_rate_at, train
 from headrace.surrogates import MLP, load_surrogate
 
 from .fake_feed import (
+    POINTS,
     FakeFeed,
     connect_mortal,
     connect_poisoned,
@@ -26,6 +33,7 @@ from .fake_feed import (
     solution,
     train_as_worker,
 )
+from .intake_setup import STUDY, running_intake
 
 
 def test_learning_rate_rises_to_its_peak_and_falls_to_zero():
@@ -202,7 +210,7 @@ def test_several_workers_need_torch_distributed(tmp_path):
 
 def test_generations_are_claimed_once(tmp_path):
     assert [claim_generation(tmp_path) for _ in range(3)] == [1, 2, 3]
-    (tmp_path / "generations" / "3.error").write_text("diverged")
+    (tmp_path / "generations" / "3.json").write_text("{}")
     assert claim_generation(tmp_path) == 4
 
 
@@ -210,6 +218,64 @@ def test_settings_travel_as_plain_data():
     settings = settings_for("x", 10)
     assert TrainerSettings(**json.loads(json.dumps(vars(settings)))) == settings
     assert math.isfinite(settings.learning_rate)
+
+
+def solve_all(num_steps):
+    """A persistent job of one process: u(x, t) of the fake feed, for every simulation that the intake gives out."""
+    with Connection({"u": (POINTS,)}) as connection:
+        for stream in connection.simulations():
+            with stream:
+                for step in range(num_steps):
+                    t = step / 20
+                    word = stream.send(step=step, time=t, values=solution(stream.parameters.a, stream.parameters.b, t))
+                    if word == STOP:
+                        break
+
+
+@pytest.fixture
+def live(tmp_path, monkeypatch):
+    """A run with an intake whose reservoir holds half of what its 12 simulations of 21 steps will send."""
+    run = make_run(tmp_path / "run")
+    layout = StreamLayout(fields=("u",), shape=(POINTS,), num_steps=21, window=1, parameters=("a", "b"))
+    memory = SlotMemory.create("trainer-test", layout, 128 * layout.step_bytes, folder=tmp_path)
+    buffer = Reservoir(128, 1, watermark=32, seed=1)
+    with running_intake(run, layout, buffer=buffer, memory=memory, views=5.0, batch_size=16) as intake:
+        for name, value in intake.environment.items():
+            monkeypatch.setenv(name, value)
+        yield run, intake
+
+
+def live_settings(run, intake, **changes):
+    changes = {"learning_rate": 1e-2, "study": STUDY, "token_file": str(run / "token"), **changes}
+    return settings_for(run, 12 * 21 * 5 // 16, address=intake.addresses, **changes)
+
+
+def test_it_trains_from_a_live_stream_and_the_ledgers_agree(live):
+    run, intake = live
+    rng = np.random.default_rng(0)
+    intake.plan(
+        Assignment(simulation=n, parameters={"a": rng.uniform(0.5, 1.5), "b": rng.uniform(0, 1)}) for n in range(12)
+    )
+    intake.all_planned()
+    solver = threading.Thread(target=solve_all, args=(21,))
+    solver.start()
+    summary = train(live_settings(run, intake))
+    solver.join(10)
+    assert summary["windows"] >= 12 * 21 * 5 * 0.9
+    intake.close()
+
+    accepted = {(r["s"], r["t"]): r["h"] for r in read_records(run / "ledger" / "intake-1.log") if r["e"] == "step"}
+    used = [((r["s"], r["t"]), *r["h"]) for r in read_records(run / "ledger" / "trainer-1-1-0.log")]
+    assert len(accepted) == len(used) == 12 * 21
+    assert dict(used) == accepted  # every step once, with the bytes that the intake received
+    assert read_metrics(run / "metrics.jsonl")[-1]["loss"] < 0.5
+
+
+def test_a_stop_before_the_first_batch_ends_in_order(live):
+    run, intake = live
+    threading.Timer(0.3, intake.request_stop).start()
+    assert train(live_settings(run, intake))["batch"] == 0
+    assert not (run / "checkpoints").exists()
 
 
 @pytest.fixture(scope="module")
