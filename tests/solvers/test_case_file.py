@@ -1,0 +1,100 @@
+"""A case travels as a file: the same file is the same case, a changed one is refused."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from headrace.cases import heat2d
+from headrace.solvers.case_file import CaseReference
+
+SOURCE = '''
+from headrace.solvers import Case, Grid, Periodic
+
+def decay(u, d, p, t):
+    """∂u/∂t = -u."""
+    return -u
+
+mine = Case(name="decay", fields=("u",), grid=Grid(shape=(8,), extent=(1.0,)), boundary=Periodic(),
+            initial=lambda x, p, rng: 1.0, rhs=decay, duration=1.0, num_snapshots=2)
+if __name__ == "__main__":
+    raise SystemExit("a case file is imported, never run")
+'''
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "decay.py"
+    path.write_text(SOURCE)
+    return path
+
+
+def test_it_travels_as_plain_data_and_comes_back(file, tmp_path):
+    reference = CaseReference.of(file, "mine", shape=(16,))
+    again = CaseReference.from_dict(json.loads(json.dumps(reference.to_dict())))
+    assert again == reference
+    assert again.load().name == "decay" and again.load().grid.shape == (16,)
+    assert "shape" not in CaseReference.of(file, "mine").to_dict()
+    relative = {**reference.to_dict(), "file": "decay.py"}
+    assert CaseReference.from_dict(relative, folder=tmp_path) == reference
+
+
+def test_the_copy_is_the_same_case_and_nothing_else_is_left(file, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    copy = CaseReference.of(file, "mine").copied_to(folder)
+    assert copy.file == folder / "case.py" and [path.name for path in folder.iterdir()] == ["case.py"]
+    file.unlink()
+    case = copy.load()
+    assert case.name == "decay" and case.rhs.__module__.startswith("headrace_case_")
+    assert [path.name for path in folder.iterdir()] == ["case.py"]
+
+
+def test_a_built_in_case_is_a_case_file_too(tmp_path):
+    assert CaseReference.of(heat2d.__file__).copied_to(tmp_path).load().name == "heat2d"
+
+
+def test_a_changed_file_is_refused_with_both_hashes(file, tmp_path):
+    reference = CaseReference.of(file, "mine")
+    file.write_text(SOURCE + "\n# changed\n")
+    for action in (reference.load, lambda: reference.copied_to(tmp_path)):
+        with pytest.raises(ValueError, match=rf"has changed: .*{reference.sha256[:16]}"):
+            action()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["decay.py"]
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "message"),
+    [
+        (SOURCE, "case", "no case named 'case'; it has mine"),
+        ("case = 3", "case", "it has none"),
+        ("def broken(:", "case", "does not run: SyntaxError"),
+        ("import a_module_beside_it", "case", "ModuleNotFoundError.*self-contained"),
+    ],
+)
+def test_a_file_without_the_case_is_named(source, name, message, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(source)
+    with pytest.raises(ValueError, match=rf"{file}.*{message}"):
+        CaseReference.of(file, name).load()
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read: No such file"):
+        CaseReference.of(tmp_path / "none.py")
+
+
+def test_a_shape_that_does_not_fit_is_named(file):
+    with pytest.raises(ValueError, match="same number of axes"):
+        CaseReference.of(file, "mine", shape=(8, 8)).load()
+
+
+def test_solving_needs_neither_torch_nor_ray_nor_a_running_mpi():
+    script = (
+        "import sys, headrace.solvers, headrace.solvers.simulate, headrace.solvers.verify, headrace.solvers.case_file\n"
+        "import headrace.solvers.hdf5, headrace.cases.heat2d\n"
+        "print([m for m in ('torch', 'ray', 'mpi4py.MPI', 'scipy', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -1,0 +1,153 @@
+"""Files hold what the solver gave, on any number of ranks, and failures leave nothing half-written."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from xml.etree import ElementTree
+
+import h5py
+import numpy as np
+import pytest
+
+from headrace.cases.heat2d import case as heat
+from headrace.solvers import Grid
+from headrace.solvers.hdf5 import HDF5Sink, read_trajectory
+from headrace.solvers.newton import DivergenceError
+from headrace.solvers.simulate import simulate
+from tests.mpi_run import run_mpi
+
+from .problems import gray_scott, make_case, run, two_bumps
+
+SMALL = heat.resized((12, 10))
+
+
+def write(path, case=SMALL, parameters=None):
+    simulate(case, case.accept(parameters or {}), HDF5Sink(path))
+    return path
+
+
+@pytest.mark.parametrize("shape", [(11,), (7, 9), (5, 6, 4)])
+def test_what_was_solved_is_what_is_read(shape, tmp_path):
+    ndim = len(shape)
+    case = make_case(fields=("a", "b"), initial=two_bumps, rhs=gray_scott,
+                     grid=Grid(shape=shape, extent=(1.0, 0.7, 0.4)[:ndim], origin=(1.0, 2.0, 3.0)[:ndim]))  # fmt: skip
+    found = read_trajectory(write(tmp_path / "one.h5", case, {"nu": 0.02}))
+    expected = run(case, {"nu": 0.02})
+    np.testing.assert_array_equal(found.values, expected.values)
+    np.testing.assert_array_equal(found.times, case.times)
+    assert found.values.dtype == np.float64 and list(found.parameters.items()) == [("nu", 0.02), ("r", 3.0)]
+    assert (found.case, found.fields, found.shape, found.extent) == ("fisher", ("a", "b"), shape, case.grid.extent)
+    assert found.origin == case.grid.origin and found.periodic == (True,) * ndim and found.equation.startswith("∂a/∂t")
+    assert sorted(os.listdir(tmp_path)) == ["one.h5", "one.xdmf"]
+
+
+@pytest.mark.mpi
+def test_ranks_write_the_file_of_one(tmp_path):
+    script = (
+        "import sys; from mpi4py import MPI; from headrace.solvers.hdf5 import HDF5Sink\n"
+        "from headrace.solvers.simulate import simulate; from headrace.cases.heat2d import case\n"
+        "case = case.resized((11, 9)); p = case.accept({'t0': 150}); comm = MPI.COMM_WORLD\n"
+        "simulate(case, p, HDF5Sink(sys.argv[1]), comm=comm)\n"
+        "try: simulate(case, p, HDF5Sink('/nowhere/one.h5'), comm=comm)\n"
+        "except FileNotFoundError as error: assert comm.allreduce('make the folder' in str(error)) == comm.size\n"
+        "else: raise AssertionError('no error')\n"
+        "assert not {'torch', 'ray'} & set(sys.modules)\n"
+    )
+    done = run_mpi(3, ["-c", script, str(tmp_path / "ranks.h5")])
+    assert done.returncode == 0, done.stderr
+    serial = read_trajectory(write(tmp_path / "one.h5", heat.resized((11, 9)), {"t0": 150}))
+    found = read_trajectory(tmp_path / "ranks.h5")
+    np.testing.assert_allclose(found.values, serial.values, rtol=1e-9)
+    assert found.parameters == serial.parameters
+
+
+def test_the_companion_points_at_the_data_with_x_along_x(tmp_path):
+    """Every HDF5 address in the XDMF text exists, with as many numbers as it says; point (i, j) lies at (x_i, y_j)."""
+    write(tmp_path / "one.h5")
+    steps = ElementTree.parse(tmp_path / "one.xdmf").findall("./Domain/Grid/Grid")
+    assert len(steps) == 101 and float(steps[40].find("Time").get("Value")) == pytest.approx(heat.times[40])
+    assert steps[40].find("Topology").get("Dimensions") == "12 10"
+    with h5py.File(tmp_path / "one.h5") as file:
+        for item in steps[40].iter("DataItem"):
+            if item.get("Format") == "HDF":
+                name, address = item.text.split(":")
+                assert name == "one.h5" and " ".join(map(str, file[address].shape)) == item.get("Dimensions")
+        slab = steps[40].find("./Attribute/DataItem/DataItem[@Format='XML']").text.split()
+        assert slab == "40 0 0 1 1 1 1 12 10".split()
+        points = file["viewer/points"][...]
+        np.testing.assert_array_equal(points[:, 3, 0], file["grid/x"])
+        np.testing.assert_array_equal(points[5, :, 1], file["grid/y"])
+
+
+def test_a_failed_simulation_leaves_no_file_and_an_older_one_in_place(tmp_path):
+    path = write(tmp_path / "one.h5")
+    before = path.read_bytes()
+    blow_up = make_case(rhs=lambda u, d, p, t: 50 * u * u, duration=1.0, steps_per_snapshot=20)
+    for target, left in ((path, before), (tmp_path / "two.h5", None)):
+        with pytest.raises(DivergenceError):
+            write(target, blow_up)
+        assert (target.read_bytes() if target.exists() else None) == left
+    assert sorted(os.listdir(tmp_path)) == ["one.h5", "one.xdmf"]
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path):
+    """The limit on file size stands in for the full disk: the write fails in the middle of the run."""
+    script = (
+        "import resource, sys; from headrace.solvers.hdf5 import HDF5Sink\n"
+        "from headrace.solvers.simulate import simulate\n"
+        "from headrace.cases.heat2d import case; case = case.resized((20, 20))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "try: simulate(case, case.accept({}), HDF5Sink(sys.argv[1]))\n"
+        "except OSError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "one.h5")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert f"Cannot write {tmp_path}/one.h5: File too large; " in done.stdout and "was removed" in done.stdout
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_killed_solver_leaves_no_file_that_looks_complete(tmp_path):
+    script = (
+        "import sys, time; from headrace.solvers.hdf5 import HDF5Sink; from headrace.solvers.simulate import simulate\n"
+        "from headrace.cases.heat2d import case; case = case.resized((12, 10))\n"
+        "class Slow(HDF5Sink):\n"
+        "    def write(self, snapshot): time.sleep(0.05); return super().write(snapshot)\n"
+        "simulate(case, case.accept({}), Slow(sys.argv[1]))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "one.h5")])
+    part = tmp_path / "one.h5.part"
+    for _ in range(600):
+        if part.exists() and part.stat().st_size > 10_000:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=30)
+    assert os.listdir(tmp_path) == ["one.h5.part"]
+    assert read_trajectory(write(tmp_path / "one.h5")).values.shape == (101, 1, 12, 10)
+    assert sorted(os.listdir(tmp_path)) == ["one.h5", "one.xdmf"]
+
+
+def test_what_is_no_trajectory_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no file"):
+        read_trajectory(tmp_path / "none.h5")
+    (tmp_path / "text.h5").write_text("not HDF5")
+    with pytest.raises(OSError, match="not a readable trajectory"):
+        read_trajectory(tmp_path / "text.h5")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file.attrs["format"] = "something else"
+    with pytest.raises(OSError, match="format 'something else'"):
+        read_trajectory(tmp_path / "other.h5")
+
+
+def test_damaged_values_are_an_error_and_not_wrong_numbers(tmp_path):
+    path = write(tmp_path / "one.h5")
+    values = read_trajectory(path).values
+    content = bytearray(path.read_bytes())
+    place = content.index(values[50, 0].tobytes())
+    content[place + 100] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(OSError, match="not a readable trajectory"):
+        read_trajectory(path)
