@@ -40,7 +40,8 @@ class Case:
     scheme : the time scheme; None lets the solver choose.
     steps_per_snapshot : fixed number of time steps between two snapshots; None lets the scheme choose a stable one.
     stiff : linear part of rhs, same signature, to be treated implicitly.
-    solver : function (case, p, comm) -> iterator of `Snapshot`, in place of rhs, where the PDE needs its own.
+    solver : function (case, p, comm, rng) -> iterator of `Snapshot`, in place of rhs, where the PDE needs its own;
+        rng is what `initial` takes, the same on all ranks; its docstring is the equation.
     frame_velocity : function (u, d, p, t) -> velocity of the Lagrangian frame.
     description : one sentence for people; cost and source included.
 

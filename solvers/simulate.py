@@ -46,9 +46,8 @@ def simulate(
     DivergenceError : the solution left the finite numbers; every rank names the time, the field and the parameters.
     """
     keep_heap()
-    snapshots = _own_snapshots(case, parameters, comm) if case.solver else _snapshots(
-        case, parameters, comm, np.random.default_rng(np.random.SeedSequence([study_seed, simulation]))
-    )  # fmt: skip
+    rng = np.random.default_rng(np.random.SeedSequence([study_seed, simulation]))
+    snapshots = (_own_snapshots if case.solver else _snapshots)(case, parameters, comm, rng)
     sink.open(case, parameters, comm)
     try:
         # A state that overflows is reported below; numpy's warnings would say it once per operator and rank.
@@ -191,9 +190,11 @@ def spectral_radius(
     return 1.1 * max(growth[-4:]), v
 
 
-def _own_snapshots(case: Case, parameters: Parameters, comm: MPI.Comm | None) -> Iterator[Snapshot]:
+def _own_snapshots(
+    case: Case, parameters: Parameters, comm: MPI.Comm | None, rng: np.random.Generator
+) -> Iterator[Snapshot]:
     """Yield the snapshots of a case that brings its own solver, checked."""
-    for snapshot in case.solver(case, parameters, comm):
+    for snapshot in case.solver(case, parameters, comm, rng):
         _require_finite(case, snapshot.values, snapshot.time, None, comm)
         yield snapshot
 

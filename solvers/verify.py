@@ -55,7 +55,7 @@ def _verify_here(case: Case) -> None:
     p = case.accept({})
     state = _initial(case, p)
     if case.solver is not None:
-        _call(case, "solver", inspect.signature(case.solver).bind, case, p, None)
+        _call(case, "solver", inspect.signature(case.solver).bind, case, p, None, np.random.default_rng(0))
         return
     small = case.resized(tuple(min(n, POINTS) for n in case.grid.shape))
     picks = [np.linspace(0, n - 1, m).astype(int) for n, m in zip(case.grid.shape, small.grid.shape, strict=True)]

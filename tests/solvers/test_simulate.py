@@ -173,7 +173,7 @@ def test_divergence_names_time_field_and_parameters_and_is_not_written(scheme):
 
 
 def test_a_case_may_bring_its_own_solver():
-    def clock(case, p, comm):
+    def clock(case, p, comm, rng):
         for k, t in enumerate(case.times):
             values = np.full((1, *case.grid.shape), np.nan if p.nu > 0.09 and k == 2 else t)
             yield Snapshot(step=k, time=float(t), values=values, where=tuple(slice(0, n) for n in case.grid.shape))
