@@ -6,7 +6,9 @@ no ambiguity: an inverse real FFT of a spectrum whose zero column is not Hermiti
 is implementation-defined. Here the sines of the wave numbers 0 and n/2 are zero by construction, which equals an
 inverse transform that ignores the imaginary parts there.
 
-Letters: b batch, c channels, n points along an axis, k kept wave numbers along an axis, r the pair (real, imaginary).
+Channels come before the batch here: then pointwise layers, and every step below, are single matrix products.
+
+Letters: c channels, b batch, n points along an axis, k kept wave numbers along an axis, r the pair (real, imaginary).
 """
 
 from __future__ import annotations
@@ -46,39 +48,34 @@ class SpectralConv(torch.nn.Module):
         torch.nn.init.normal_(self.weight, std=math.sqrt(0.5 / inputs), generator=generator)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the filtered channels: (b, inputs, *grid) -> (b, outputs, *grid)."""
+        """Return the filtered channels: (inputs, b, *grid) -> (outputs, b, *grid)."""
         grid = tuple(x.shape[2:])
         check_modes(self.modes, grid)
-        spectrum = _mix(self._analyse(x, grid), self.weight)
-        return self._synthesise(spectrum, grid)
+        return self._synthesise(_mix(self._analyse(x, grid), self.weight), grid)
 
     def _analyse(self, x: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
-        """Truncated forward transform: (b, c, *grid) -> (b, c, 2, all modes)."""
-        b, c = x.shape[:2]
-        last = len(grid) - 1
-        y = x @ forward_matrix(
-            grid[last], self.modes[last], self.periods[last], x.dtype, x.device
-        )  # (b, c, .., n, 2 k)
-        y = y.unflatten(-1, (2, self.kept[last]))
-        for axis in range(last - 1, -1, -1):
-            matrix = analysis_matrix(grid[axis], self.modes[axis], self.periods[axis], x.dtype, x.device)
-            # (b, c, lead, n, r, k..) -> (b c lead, r n, k..)
-            y = y.reshape(-1, grid[axis], 2, math.prod(self.kept[axis + 1 :])).transpose(1, 2).flatten(1, 2)
-            y = (matrix @ y).unflatten(1, (2, self.kept[axis]))  # (b c lead, r, k, k..)
-        return y.reshape(b, c, 2, math.prod(self.kept))
+        """Truncated forward transform: (c, b, *grid) -> (c, b, k, .., k, r)."""
+        *others, (n, m, period) = zip(grid, self.modes, self.periods, strict=True)
+        y = (x @ forward_matrix(n, m, period, x.dtype, x.device)).unflatten(-1, (m, 2))
+        for axis, (n, m, period) in reversed(list(enumerate(others, start=2))):
+            matrix = analysis_matrix(n, m, period, x.dtype, x.device)
+            y = _contract(matrix, y, axis)
+        return y
 
     def _synthesise(self, spectrum: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
-        """Inverse transform on the grid: (b, c, 2, all modes) -> (b, c, *grid)."""
-        b, c = spectrum.shape[:2]
-        last = len(grid) - 1
-        y = spectrum.reshape(b * c, 2, -1)
-        for axis in range(last):
-            matrix = synthesis_matrix(grid[axis], self.modes[axis], self.periods[axis], y.dtype, y.device)
-            # (b c lead, r, k, k..) -> (b c lead, r k, k..) -> (b c lead n, r, k..)
-            y = y.reshape(-1, 2 * self.kept[axis], math.prod(self.kept[axis + 1 :]))
-            y = (matrix @ y).unflatten(1, (2, grid[axis])).transpose(1, 2).flatten(0, 1)
-        inverse = inverse_matrix(grid[last], self.modes[last], self.periods[last], y.dtype, y.device)
-        return (y.reshape(-1, 2 * self.kept[last]) @ inverse).reshape(b, c, *grid)
+        """Inverse transform onto the grid: (c, b, k, .., k, r) -> (c, b, *grid)."""
+        *others, (n, m, period) = zip(grid, self.modes, self.periods, strict=True)
+        y = spectrum.unflatten(2, self.kept)
+        for axis, (points, modes, length) in enumerate(others, start=2):
+            y = _contract(synthesis_matrix(points, modes, length, y.dtype, y.device), y, axis)
+        return y.flatten(-2) @ inverse_matrix(n, m, period, y.dtype, y.device)
+
+
+def _contract(matrix: torch.Tensor, y: torch.Tensor, axis: int) -> torch.Tensor:
+    """Multiply one complex axis, (.., n, .., r) -> (.., k, .., r), by a matrix (r k, r n)."""
+    front = y.movedim((-1, axis), (0, 1))  # (r, n, ..)
+    product = matrix @ front.reshape(matrix.shape[1], -1)
+    return product.reshape(2, -1, *front.shape[2:]).movedim((0, 1), (-1, axis))
 
 
 def check_modes(modes: Sequence[int], grid: Sequence[int]) -> None:
@@ -92,20 +89,18 @@ def check_modes(modes: Sequence[int], grid: Sequence[int]) -> None:
         raise ValueError(f"Modes {tuple(modes)} are for {len(modes)} axes; the grid {tuple(grid)} has {len(grid)}.")
     largest = [*(n // 2 for n in grid[:-1]), grid[-1] // 2 + 1]
     if any(not 1 <= m <= most for m, most in zip(modes, largest, strict=True)):
-        raise ValueError(
-            f"Modes {tuple(modes)} do not fit the grid {tuple(grid)}: each must be 1 to {tuple(largest)}."
-        )
+        raise ValueError(f"Modes {tuple(modes)} do not fit the grid {tuple(grid)}: each must be 1 to {tuple(largest)}.")
 
 
 def _mix(spectrum: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Multiply each mode's channels by its complex matrix: (b, i, 2, k), (k, i, 2, o) -> (b, o, 2, k)."""
-    b = len(spectrum)
+    """Multiply each mode's channels by its complex matrix: (i, b, k, .., r), (modes, i, 2, o) -> (o, b, modes, r)."""
+    b = spectrum.shape[1]
     # Real and imaginary channels are rows, real and imaginary weights columns: one product gives all four parts.
-    rows = spectrum.permute(3, 2, 0, 1).flatten(1, 2)  # (k, r b, i)
-    parts = torch.bmm(rows, weight.flatten(2)).unflatten(1, (2, b)).unflatten(3, (2, -1))  # (k, r, b, r, o)
+    rows = spectrum.flatten(2, -2).permute(2, 3, 1, 0).flatten(1, 2)  # (modes, r b, i)
+    parts = torch.bmm(rows, weight.flatten(2)).unflatten(1, (2, b)).unflatten(3, (2, -1))  # (modes, r, b, r, o)
     real = parts[:, 0, :, 0] - parts[:, 1, :, 1]
     imaginary = parts[:, 0, :, 1] + parts[:, 1, :, 0]
-    return torch.stack((real, imaginary)).permute(2, 3, 0, 1)
+    return torch.stack((real, imaginary)).permute(3, 2, 1, 0)
 
 
 def _angles(points: int, wave_numbers: range, period: float) -> torch.Tensor:
@@ -117,16 +112,16 @@ def _angles(points: int, wave_numbers: range, period: float) -> torch.Tensor:
 
 @lru_cache(maxsize=256)
 def forward_matrix(n: int, m: int, period: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return the transform of a real axis, (n, 2 m): x @ it = [Re X, Im X], X_k = Σ_j x_j e^(-iθ) / (period·n)."""
+    """Return the transform of a real axis, (n, k r): x @ it holds X_k = Σ_j x_j e^(-iθ) / (period·n)."""
     # A cached tensor that was made in inference mode could never take part in training.
     with torch.inference_mode(False):
         angles = _angles(n, range(m), period)
-        return (torch.cat((angles.cos(), -angles.sin()), 1) / (period * n)).to(device, dtype)
+        return (torch.stack((angles.cos(), -angles.sin()), 2).flatten(1) / (period * n)).to(device, dtype)
 
 
 @lru_cache(maxsize=256)
 def inverse_matrix(n: int, m: int, period: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return the inverse onto a real axis, (2 m, n): x_j = Σ_k c_k Re(X_k e^(iθ)).
+    """Return the inverse onto a real axis, (k r, n): x_j = Σ_k c_k Re(X_k e^(iθ)).
 
     c is 1 for the wave numbers 0 and n/2, which are their own conjugates, and 2 for all others.
     """
@@ -139,12 +134,12 @@ def inverse_matrix(n: int, m: int, period: float, dtype: torch.dtype, device: to
         sines = -c * angles.sin()
         # Zero but for rounding; exact here, so that these imaginary parts have no influence at all.
         sines[c[:, 0] == 1.0] = 0.0
-        return torch.cat((c * angles.cos(), sines)).to(device, dtype)
+        return torch.stack((c * angles.cos(), sines), 1).flatten(0, 1).to(device, dtype)
 
 
 @lru_cache(maxsize=256)
 def analysis_matrix(n: int, m: int, period: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return the forward transform of a complex axis as a real matrix, (2·2m, 2·n), parts as the outer blocks."""
+    """Return the forward transform of a complex axis as a real matrix, (r k, r n)."""
     with torch.inference_mode(False):
         angles = _angles(n, range(-m, m), period).T
         cos, sin = angles.cos(), angles.sin()
@@ -154,7 +149,7 @@ def analysis_matrix(n: int, m: int, period: float, dtype: torch.dtype, device: t
 
 @lru_cache(maxsize=256)
 def synthesis_matrix(n: int, m: int, period: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return the inverse transform onto a complex axis as a real matrix, (2·n, 2·2m)."""
+    """Return the inverse transform onto a complex axis as a real matrix, (r n, r k)."""
     with torch.inference_mode(False):
         angles = _angles(n, range(-m, m), period)
         cos, sin = angles.cos(), angles.sin()
