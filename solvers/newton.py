@@ -39,6 +39,7 @@ class NewtonKrylov:
         self, case: Case, f: RightHandSide, blocks: Blocks, *, tolerance: float = 1e-10,
         max_newton: int = 25, max_krylov: int = 200,
     ) -> None:  # fmt: skip
+        self._fields = case.fields
         self._f = f
         self._blocks = blocks
         self._tolerance = tolerance
@@ -64,7 +65,7 @@ class NewtonKrylov:
         norm_F, norm_u = self._norms(F, u)
         for _ in range(self._max_newton):
             if not math.isfinite(norm_F):
-                raise DivergenceError(f"the state is no longer finite at t = {t:.6g}")
+                raise DivergenceError(f"field {self._worst_field(F)} is no longer finite at t = {t:.6g}")
             target = self._tolerance * sigma * norm_u
             if norm_F <= target:
                 return u
@@ -79,8 +80,9 @@ class NewtonKrylov:
             u, fu, F, (norm_F, norm_u) = self._damped(u, correction, t, (sigma, beta, known, norm_F))
             self.newton_iterations += 1
         raise DivergenceError(
-            f"Newton's method did not converge at t = {t:.6g}: residual {norm_F:.3g} after {self._max_newton} "
-            f"iterations, {target:.3g} is needed; use more steps_per_snapshot"
+            f"Newton's method did not converge at t = {t:.6g}: residual {norm_F:.3g}, most of it in field "
+            f"{self._worst_field(F)}, after {self._max_newton} iterations; {target:.3g} is needed. More "
+            "steps_per_snapshot may help"
         )
 
     def _correction(
@@ -123,6 +125,10 @@ class NewtonKrylov:
             if norms[0] < norm_before:
                 break
         return trial, f_trial, F, norms
+
+    def _worst_field(self, F: np.ndarray) -> str:
+        squares = self._blocks.sum(np.array([np.vdot(part, part) for part in F]))
+        return self._fields[int(np.argmax(np.where(np.isfinite(squares), squares, np.inf)))]
 
     def _norms(self, F: np.ndarray, u: np.ndarray) -> tuple[float, float]:
         squares = self._blocks.sum(np.array([np.vdot(F, F), np.vdot(u, u)]))

@@ -113,6 +113,7 @@ def _snapshots(
     u = initial_state(case, parameters, blocks, rng)
     _require_finite(case, u, 0.0, blocks)
     f = right_hand_side(case, parameters, blocks, u)
+    failed_alone = False
     try:
         yield Snapshot(step=0, time=0.0, values=u, where=blocks.where)
         scheme = case.scheme or SSPRK3
@@ -121,9 +122,14 @@ def _snapshots(
         for index, u in enumerate(steps, start=1):
             _require_finite(case, u, times[index], blocks)
             yield Snapshot(step=index, time=float(times[index]), values=u, where=blocks.where)
+    except Exception as error:
+        failed_alone = not isinstance(error, DivergenceError)
+        raise
     finally:
-        f.free()
-        blocks.free()
+        # Freeing communicators is collective: a rank that fails alone must not wait here for the others.
+        if not failed_alone:
+            f.free()
+            blocks.free()
 
 
 def _implicit_steps(case: Case, scheme: Scheme, f: RightHandSide, u: np.ndarray) -> Iterator[np.ndarray]:
@@ -224,5 +230,8 @@ def keep_heap() -> None:
     if mallopt is None:
         return
     trim_threshold, top_pad, mmap_threshold = -1, -2, -3
-    for option, value in ((mmap_threshold, 1 << 30), (trim_threshold, 1 << 30), (top_pad, 1 << 26)):
-        mallopt(option, value)
+    mallopt(trim_threshold, 1 << 30)
+    mallopt(top_pad, 1 << 26)
+    # Some versions of glibc take no more than 32 MiB here, and say so by returning 0.
+    if mallopt(mmap_threshold, 1 << 30) != 1:
+        mallopt(mmap_threshold, 1 << 25)
