@@ -1,0 +1,259 @@
+"""Speed and agreement of the Fourier neural operator: our matrix-product form against the usual FFT form.
+
+    python benchmarks/fno.py [--quick] [--only layer|step] [--device cpu|cuda] [--threads N] [--resume]
+
+Parts: `layer`, one spectral layer forward; `step`, a training step (forward, backward, fused Adam) of the whole
+network. The rival is the published form (rfftn, complex products of the kept corners, irfftn, convolutions with kernel
+size 1), written below in plain PyTorch; both run alternately in the same process and the best time of each counts.
+Beside each layer stands its relative distance from the same layer in float64. One JSON line per figure, also in
+benchmarks/results/fno-DEVICE.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headrace.surrogates import FNO, Problem, WindowBatch
+from headrace.surrogates.spectral import SpectralConv
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One size of the network: batch, channels, grid and modes per axis."""
+
+    batch: int
+    width: int
+    grid: tuple[int, ...]
+    modes: int
+
+    def __str__(self) -> str:
+        return f"B{self.batch} C{self.width} {'x'.join(map(str, self.grid))} m{self.modes}"
+
+
+QUICK = [
+    Shape(20, 20, (64, 64), 8), Shape(20, 32, (64, 64), 12), Shape(8, 32, (61, 67), 12), Shape(64, 64, (1024,), 16),
+]  # fmt: skip
+    Shape(20, 20, (64, 64), 8),
+    Shape(20, 32, (64, 64), 12),
+    Shape(8, 32, (61, 67), 12),
+    Shape(64, 64, (1024,), 16),
+]
+FULL = [*QUICK, Shape(16, 64, (256, 256), 16), Shape(64, 64, (64, 64), 16), Shape(2, 16, (64, 64, 64), 8)]
+
+
+class FFTConv(torch.nn.Module):
+    """The spectral layer as published: (batch, channels, *grid), complex weights for each kept corner."""
+
+    def __init__(self, inputs: int, outputs: int, modes: int, ndim: int) -> None:
+        super().__init__()
+        self.modes, self.ndim = modes, ndim
+        corners = 2 ** (ndim - 1)
+        scale = math.sqrt(0.5 / inputs)
+        weight = scale * torch.randn(corners, inputs, outputs, *(modes,) * ndim, dtype=torch.complex64)
+        self.weight = torch.nn.Parameter(weight)
+
+    def corner(self, number: int) -> tuple[slice, ...]:
+        """Index of one kept corner of the spectrum."""
+        low, high = slice(None, self.modes), slice(-self.modes, None)
+        chosen = [high if number >> axis & 1 else low for axis in range(self.ndim - 1)]
+        return (slice(None), slice(None), *chosen, low)
+
+    def forward(self, x: torch.Tensor, *, strict: bool = False) -> torch.Tensor:
+        """Return the filtered channels; strict puts the imaginary parts that irfft must ignore to zero."""
+        grid, axes = x.shape[2:], tuple(range(2, x.ndim))
+        spectrum = torch.fft.rfftn(x, dim=axes, norm="forward")
+        out = spectrum.new_zeros(len(x), self.weight.shape[2], *spectrum.shape[2:])
+        for number, weight in enumerate(self.weight):
+            corner = self.corner(number)
+            out[corner] = torch.einsum("bi...,io...->bo...", spectrum[corner], weight)
+        if not strict:
+            return torch.fft.irfftn(out, s=grid, dim=axes, norm="forward")
+        if self.ndim > 1:
+            out = torch.fft.ifftn(out, dim=axes[:-1], norm="forward")
+        out[..., 0].imag.zero_()
+        return torch.fft.irfft(out, n=grid[-1], dim=-1, norm="forward")
+
+
+class FFTNetwork(torch.nn.Module):
+    """The whole published network, with the same sizes as ours."""
+
+    def __init__(self, inputs: int, shape: Shape) -> None:
+        super().__init__()
+        ndim, width = len(shape.grid), shape.width
+        self.lifting = torch.nn.Conv1d(inputs, width, 1)
+        self.spectral = torch.nn.ModuleList(FFTConv(width, width, shape.modes, ndim) for _ in range(4))
+        self.skips = torch.nn.ModuleList(torch.nn.Conv1d(width, width, 1) for _ in range(4))
+        self.hidden, self.output = torch.nn.Conv1d(width, 128, 1), torch.nn.Conv1d(128, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, inputs, *grid) -> (batch, 1, *grid)."""
+        grid = x.shape[2:]
+        x = self.lifting(x.flatten(2))
+        for number, (spectral, skip) in enumerate(zip(self.spectral, self.skips, strict=True)):
+            x = spectral(x.unflatten(2, grid)).flatten(2) + skip(x)
+            x = torch.nn.functional.gelu(x) if number < 3 else x
+        return self.output(torch.nn.functional.gelu(self.hidden(x))).unflatten(2, grid)
+
+
+def share_weights(ours: SpectralConv, rival: FFTConv) -> None:
+    """Give our layer the rival's weights."""
+    m, ndim = rival.modes, rival.ndim
+    inputs, outputs = rival.weight.shape[1:3]
+    ordered = torch.zeros(inputs, outputs, *ours.kept, dtype=torch.complex64)
+    for number, weight in enumerate(rival.weight.detach().cpu()):
+        # Ours orders the wave numbers -m .. m-1; the FFT's low corner is 0 .. m-1, its high one -m .. -1.
+        chosen = [slice(None, m) if number >> axis & 1 else slice(m, None) for axis in range(ndim - 1)]
+        ordered[(slice(None), slice(None), *chosen, slice(None))] = weight
+    parts = torch.view_as_real(ordered).flatten(2, -2)  # (i, o, modes, r)
+    ours.weight.data.copy_(parts.permute(2, 0, 3, 1))
+
+
+def best_times(functions: dict[str, Callable[[], Any]], device: torch.device, seconds: float) -> dict[str, float]:
+    """Run functions alternately for some seconds, at least three times each; return the best time of each in ms."""
+    best = dict.fromkeys(functions, math.inf)
+    for function in functions.values():
+        function()
+    start, rounds = time.perf_counter(), 0
+    while rounds < 3 or time.perf_counter() - start < seconds:
+        for name, function in functions.items():
+            synchronise(device)
+            before = time.perf_counter()
+            function()
+            synchronise(device)
+            best[name] = min(best[name], 1e3 * (time.perf_counter() - before))
+        rounds += 1
+    return best
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure_layer(shape: Shape, device: torch.device, seconds: float) -> Iterator[tuple[str, float, str, Any]]:
+    """Yield time, speed-up and agreement of one spectral layer forward."""
+    torch.manual_seed(0)
+    rival = FFTConv(shape.width, shape.width, shape.modes, len(shape.grid))
+    ndim = len(shape.grid)
+    ours = SpectralConv(shape.width, shape.width, modes=(shape.modes,) * ndim, periods=(1.0,) * ndim)
+    share_weights(ours, rival)
+    x = torch.randn(shape.batch, shape.width, *shape.grid)
+    exact = FFTConv(shape.width, shape.width, shape.modes, ndim)
+    exact.weight = torch.nn.Parameter(rival.weight.detach().to(torch.complex128))
+    sample = x[:2].double()
+    with torch.no_grad():
+        reference = exact(sample, strict=True)
+        ours, rival, x = ours.to(device), rival.to(device), x.to(device)
+        ours_x = x.transpose(0, 1).contiguous()
+
+        def distance(values: torch.Tensor) -> float:
+            return ((values.double().cpu() - reference).norm() / reference.norm()).item()
+
+        near = distance(ours(ours_x[:, :2].contiguous()).transpose(0, 1))
+        far = distance(rival(x[:2]))
+        times = best_times({"ours": lambda: ours(ours_x), "fft": lambda: rival(x)}, device, seconds)
+    yield f"layer {shape}: time", times["ours"], "ms", times["fft"]
+    yield f"layer {shape}: speed-up over FFT form", times["fft"] / times["ours"], "x", 1.0
+    yield f"layer {shape}: relative distance from float64", near, "1", far
+
+
+def measure_step(shape: Shape, device: torch.device, seconds: float) -> Iterator[tuple[str, float, str, Any]]:
+    """Yield time and speed-up of a whole training step."""
+    torch.manual_seed(0)
+    ndim = len(shape.grid)
+    problem = Problem(case="benchmark", fields=("u",), shape=shape.grid, extent=(1.0,) * ndim,
+                      periodic=(True,) * ndim, parameters={}, duration=1.0, num_snapshots=10)  # fmt: skip
+    ours = FNO(modes=shape.modes, width=shape.width, inputs=("position",))
+    ours.setup(problem)
+    ours.to(device)
+    rival = FFTNetwork(1 + 2 * ndim, shape).to(device)
+    states = torch.randn(shape.batch, 2, 1, *shape.grid, device=device)
+    none = torch.zeros(shape.batch, 0, device=device)
+    batch = WindowBatch(states=states, times=torch.zeros(shape.batch, 2, device=device), parameters=none)
+    channels = torch.randn(shape.batch, 1 + 2 * ndim, *shape.grid, device=device)
+
+    def step(network: torch.nn.Module, loss_of: Callable[[], torch.Tensor]) -> Callable[[], None]:
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=not has_complex(network))
+
+        def run() -> None:
+            optimizer.zero_grad()
+            loss_of().backward()
+            optimizer.step()
+
+        return run
+
+    times = best_times(
+        {
+            "ours": step(ours, lambda: ours.training_loss(batch).mean()),
+            "fft": step(rival, lambda: (rival(channels) - states[:, 1]).square().mean()),
+        },
+        device,
+        seconds,
+    )
+    yield f"step {shape}: time", times["ours"], "ms", times["fft"]
+    yield f"step {shape}: speed-up over FFT form", times["fft"] / times["ours"], "x", 1.0
+
+
+def has_complex(network: torch.nn.Module) -> bool:
+    """Whether Adam's fused form, which knows real weights only, is out of reach."""
+    return any(parameter.is_complex() for parameter in network.parameters())
+
+
+PARTS = {"layer": measure_layer, "step": measure_step}
+GOALS = {"distance": 1e-5, "speed-up": 1.0}
+
+
+def record(figure: tuple[str, float, str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Return the line of one figure."""
+    name, value, unit, baseline = figure
+    goal = next((goal for word, goal in GOALS.items() if word in name), None)
+    met = None if goal is None else bool(value <= goal if "distance" in name else value >= goal)
+    device = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
+    return {
+        "name": name, "value": value, "unit": unit, "goal": goal, "met": met, "baseline": baseline, "seeds": [0],
+        "cores": options.threads, "device": device, "precision": "fp32",
+        "setup": f"torch {torch.__version__}, eager, best of alternating runs, baseline: FFT form in plain PyTorch",
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure what is asked for and print one JSON line per figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer shapes and repetitions, under 55 s on 2 cores")
+    parser.add_argument("--only", choices=sorted(PARTS))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch on the CPU")
+    parser.add_argument("--resume", action="store_true", help="keep the figures of an earlier, unfinished call")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    device, path = torch.device(options.device), RESULTS / f"fno-{options.device}.json"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if options.resume and path.exists() else []
+    done = {line["name"] for line in lines}
+    for part, measure in PARTS.items():
+        for shape in QUICK if options.quick else FULL:
+            if options.only not in (None, part) or f"{part} {shape}: time" in done:
+                continue
+            for figure in measure(shape, device, 0.5 if options.quick else 5.0):
+                lines.append(record(figure, options))
+                print(json.dumps(lines[-1]), flush=True)
+            RESULTS.mkdir(exist_ok=True)
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+if __name__ == "__main__":
+    main()
