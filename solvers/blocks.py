@@ -77,6 +77,7 @@ class Blocks:
     periodic : per axis, whether the first and last block are neighbours.
     comm : the ranks; nothing else is communicated with.
     smallest : points that every block needs along every axis.
+    dims : number of blocks along each axis; None takes those with the least halo.
 
     Raises
     ------
@@ -84,13 +85,14 @@ class Blocks:
     """
 
     def __init__(
-        self, shape: Sequence[int], periodic: Sequence[bool], comm: MPI.Comm | None = None, *, smallest: int = 2
-    ) -> None:
+        self, shape: Sequence[int], periodic: Sequence[bool], comm: MPI.Comm | None = None, *, smallest: int = 2,
+        dims: Sequence[int] | None = None,
+    ) -> None:  # fmt: skip
         self.grid_shape = tuple(shape)
         self.periodic = tuple(periodic)
         self.comm = comm
         self.rank, self.size = (comm.rank, comm.size) if comm is not None else (0, 1)
-        self.dims = choose_dims(shape, self.size, smallest)
+        self.dims = choose_dims(shape, self.size, smallest) if dims is None else tuple(dims)
         self.coords = tuple(int(i) for i in np.unravel_index(self.rank, self.dims))
         self.where = self.place(self.rank)
         self.shape = tuple(s.stop - s.start for s in self.where)

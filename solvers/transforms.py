@@ -1,0 +1,235 @@
+"""Fourier, sine and cosine transforms of arrays that lie in slabs over MPI ranks.
+
+A slab is a block of the whole grid but for axis 0, which is dealt to the ranks. All axes but the first are
+transformed where they lie; one exchange of all ranks with all deals axis 1 in place of axis 0, and the first axis is
+transformed. Every line is transformed by one rank in one piece, so the bits do not depend on the number of ranks.
+
+Keep it so when multiplying a spectrum: by real or purely imaginary factors only. A product of two general complex
+numbers may round differently in the vectorised and in the scalar loops of numpy.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.fft
+
+from .blocks import Blocks, split
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+
+class Ends(enum.Enum):
+    """What happens at the two ends of an axis, and with it the transform that diagonalises ∂²/∂x² there.
+
+    With walls the points are cell centres, half a cell away from both walls.
+    """
+
+    PERIODIC = "Fourier"
+    NEUMANN = "cosine, DCT-II"
+    DIRICHLET = "sine, DST-II"
+    NEUMANN_DIRICHLET = "cosine, DCT-IV"
+    DIRICHLET_NEUMANN = "sine, DST-IV"
+
+    def wavenumbers(self, points: int) -> np.ndarray:
+        """Return the integer or half-integer wavenumbers k, shape (points,).
+
+        Modes are exp(2πi k x / L) on a periodic axis, cos or sin(π k x / L) between walls.
+        """
+        if self is Ends.PERIODIC:
+            return np.fft.fftfreq(points, 1 / points)
+        first = {Ends.NEUMANN: 0.0, Ends.DIRICHLET: 1.0}.get(self, 0.5)
+        return first + np.arange(points)
+
+    def second_difference(self, points: int, spacing: float) -> np.ndarray:
+        """Return the eigenvalues of (u_{i+1} - 2 u_i + u_{i-1}) / h² for all wavenumbers, shape (points,)."""
+        period = points if self is Ends.PERIODIC else 2 * points
+        return -((2 / spacing * np.sin(np.pi * self.wavenumbers(points) / period)) ** 2)
+
+
+_SINE_COSINE = {
+    Ends.NEUMANN: (scipy.fft.dct, scipy.fft.idct, 2),
+    Ends.DIRICHLET: (scipy.fft.dst, scipy.fft.idst, 2),
+    Ends.NEUMANN_DIRICHLET: (scipy.fft.dct, scipy.fft.idct, 4),
+    Ends.DIRICHLET_NEUMANN: (scipy.fft.dst, scipy.fft.idst, 4),
+}
+
+
+def slabs(shape: Sequence[int], periodic: Sequence[bool], comm: MPI.Comm | None = None) -> Blocks:
+    """Return the decomposition of a grid into slabs: axis 0 dealt to the ranks, the other axes whole.
+
+    Raises
+    ------
+    ValueError : there are more ranks than the first two axes have points for.
+    """
+    ranks = 1 if comm is None else comm.size
+    # The spectrum is dealt along axis 1, which a real Fourier transform may have halved.
+    most = max(1, min([shape[0] // 2, *(n // 2 + 1 for n in shape[1:2])]))
+    if ranks > most:
+        raise ValueError(
+            f"Grid shape {tuple(shape)} cannot be cut into slabs for {ranks} ranks: each needs 2 points along x. "
+            f"Use at most {most} ranks, or a larger grid."
+        )
+    return Blocks(shape, periodic, comm, dims=(ranks, *[1] * (len(shape) - 1)))
+
+
+class SlabTransform:
+    """Transforms real fields on slabs along every axis, and back.
+
+    On periodic axes the spectrum is complex and, on the last periodic axis, halved: index k = 0 ... n // 2.
+
+    Parameters
+    ----------
+    blocks : from `slabs`.
+    ends : per axis; decides the transform.
+    """
+
+    def __init__(self, blocks: Blocks, ends: Sequence[Ends]) -> None:
+        self.ends = tuple(ends)
+        self._shape = blocks.grid_shape
+        self._comm = blocks.comm
+        self._size = blocks.size
+        self._where = blocks.where
+        ndim = len(self._shape)
+        self.halved = max((axis for axis in range(ndim) if ends[axis] is Ends.PERIODIC), default=None)
+        """The axis whose spectrum is halved; None without periodic axes."""
+        modes = [n // 2 + 1 if axis == self.halved else n for axis, n in enumerate(self._shape)]
+        self._rows = [split(self._shape[0], self._size, rank) for rank in range(self._size)]
+        # One axis cannot be transposed: every rank then holds the whole spectrum.
+        self._columns = [split(modes[1], self._size, rank) if ndim > 1 else slice(0, 1) for rank in range(self._size)]
+        self.where = tuple(slice(0, m) for m in modes)
+        """Place of this rank's part of the spectrum, one slice per axis."""
+        if ndim > 1:
+            self.where = (self.where[0], self._columns[blocks.rank], *self.where[2:])
+        self.shape = tuple(s.stop - s.start for s in self.where)
+        """Shape of this rank's part of the spectrum."""
+
+    def wavenumbers(self) -> tuple[np.ndarray, ...]:
+        """Return the wavenumbers of this rank's modes, one open-mesh array per axis; see `Ends.wavenumbers`."""
+        lines = [ends.wavenumbers(n)[place] for ends, n, place in zip(self.ends, self._shape, self.where, strict=True)]
+        if self.halved is not None:
+            lines[self.halved] = np.abs(lines[self.halved])
+        return tuple(np.ix_(*lines))
+
+    def second_differences(self, spacing: Sequence[float]) -> np.ndarray:
+        """Return the eigenvalues of the compact Laplacian for this rank's modes, shape `shape`."""
+        lines = [
+            ends.second_difference(n, h)[place]
+            for ends, n, h, place in zip(self.ends, self._shape, spacing, self.where, strict=True)
+        ]
+        return sum(np.ix_(*lines)[1:], np.ix_(*lines)[0])
+
+    def forward(self, fields: np.ndarray) -> np.ndarray:
+        """Return the spectrum of real fields, (*lead, *slab) -> (*lead, *shape). Collective."""
+        ndim = len(self._shape)
+        if ndim == 1:
+            return self._along(self._gathered(fields), 0)
+        for axis in range(ndim - 1, 0, -1):
+            fields = self._along(fields, axis)
+        return self._along(self._to_columns(fields), 0)
+
+    def inverse(self, spectrum: np.ndarray) -> np.ndarray:
+        """Return the real fields of a spectrum, (*lead, *shape) -> (*lead, *slab); divides by n. Collective."""
+        ndim = len(self._shape)
+        fields = self._back(spectrum, 0)
+        if ndim == 1:
+            return fields[..., self._where[0]]
+        fields = self._to_rows(fields)
+        for axis in range(1, ndim):
+            fields = self._back(fields, axis)
+        return fields
+
+    def _along(self, a: np.ndarray, axis: int) -> np.ndarray:
+        ends, lane = self.ends[axis], axis - len(self._shape)
+        if axis == self.halved:
+            return scipy.fft.rfft(a, axis=lane)
+        if ends is Ends.PERIODIC:
+            return scipy.fft.fft(a, axis=lane, overwrite_x=True)
+        transform, _, kind = _SINE_COSINE[ends]
+        return transform(a, type=kind, axis=lane)
+
+    def _back(self, a: np.ndarray, axis: int) -> np.ndarray:
+        ends, lane = self.ends[axis], axis - len(self._shape)
+        if axis == self.halved:
+            return scipy.fft.irfft(a, n=self._shape[axis], axis=lane)
+        if ends is Ends.PERIODIC:
+            return scipy.fft.ifft(a, axis=lane)
+        _, transform, kind = _SINE_COSINE[ends]
+        return transform(a, type=kind, axis=lane)
+
+    def _gathered(self, fields: np.ndarray) -> np.ndarray:
+        """Return whole lines of a one-dimensional grid on every rank."""
+        if self._size == 1:
+            return fields
+        parts = self._comm.allgather(fields)
+        return np.concatenate(parts, axis=-1)
+
+    def _to_columns(self, a: np.ndarray) -> np.ndarray:
+        """Exchange (*lead, part of n0, m1, rest) for (*lead, n0, part of m1, rest)."""
+        if self._size == 1:
+            return a
+        lead, rest = a.shape[: a.ndim - len(self._shape)], a.shape[a.ndim - len(self._shape) + 2 :]
+        result = np.empty((*lead, self._shape[0], self.shape[1], *rest), dtype=a.dtype)
+        sent = [a.shape[-len(self._shape)] * _length(c) * _product(rest) for c in self._columns]
+        received = [_length(r) * self.shape[1] * _product(rest) for r in self._rows]
+        packed = np.empty(sum(sent), dtype=a.dtype)
+        starts = np.cumsum([0, *sent])
+        for index in np.ndindex(*lead):
+            for column, start, count in zip(self._columns, starts, sent, strict=False):
+                part = a[index][:, column]
+                packed[start : start + count].reshape(part.shape)[...] = part
+            # Rows come in the order of the ranks: what is received is the result, without a copy.
+            self._comm.Alltoallv([packed, sent], [result[index], received])
+        return result
+
+    def _to_rows(self, a: np.ndarray) -> np.ndarray:
+        """Undo `_to_columns`."""
+        if self._size == 1:
+            return a
+        ndim = len(self._shape)
+        lead, rest = a.shape[: a.ndim - ndim], a.shape[a.ndim - ndim + 2 :]
+        rows, columns = _length(self._where[0]), self._columns[-1].stop
+        result = np.empty((*lead, rows, columns, *rest), dtype=a.dtype)
+        sent = [_length(r) * self.shape[1] * _product(rest) for r in self._rows]
+        received = [rows * _length(c) * _product(rest) for c in self._columns]
+        packed = np.empty(sum(received), dtype=a.dtype)
+        starts = np.cumsum([0, *received])
+        a = np.ascontiguousarray(a)
+        for index in np.ndindex(*lead):
+            self._comm.Alltoallv([a[index], sent], [packed, received])
+            for column, start, count in zip(self._columns, starts, received, strict=False):
+                part = result[index][:, column]
+                part[...] = packed[start : start + count].reshape(part.shape)
+        return result
+
+
+def _length(place: slice) -> int:
+    return place.stop - place.start
+
+
+def _product(shape: Sequence[int]) -> int:
+    return int(np.prod(shape, dtype=int))
+
+
+class PoissonSolver:
+    """Solves the compact second-order difference equation ∇²u = f on slabs, directly.
+
+    Homogeneous conditions as `ends` says; where no axis fixes the constant, f is taken without its mean and
+    the mean of u is zero.
+    """
+
+    def __init__(self, blocks: Blocks, ends: Sequence[Ends], spacing: Sequence[float]) -> None:
+        self._transform = SlabTransform(blocks, ends)
+        eigenvalues = self._transform.second_differences(spacing)
+        constant = eigenvalues == 0
+        self._factor = np.where(constant, 0.0, 1 / np.where(constant, 1.0, eigenvalues))
+
+    def solve(self, f: np.ndarray) -> np.ndarray:
+        """Return u, (*lead, *slab). Collective."""
+        spectrum = self._transform.forward(f)
+        spectrum *= self._factor
+        return self._transform.inverse(spectrum)
