@@ -603,6 +603,9 @@ class Stream:
                     f'{{"e": "block", "s": {self.simulation}, "a": {self.attempt}, "f": {field}, "t": {step},'
                     f' "o": {list(offset)}, "c": {crc}}}'
                 )
+        if messages:
+            header, payload, borrowed = messages[-1]
+            messages[-1] = header._replace(value=1), payload, borrowed
         connection.log(records)
         trackers = [link.send_block(header, payload, track=borrowed) for header, payload, borrowed in messages]
         self.bytes_sent += sum(header.payload_length for header, _, _ in messages)

@@ -217,6 +217,16 @@ def test_the_sent_log_names_every_block(study, tmp_path: Path) -> None:
         assert record == {"e": "block", "s": 0, "a": 1, "f": 0, "t": step, "o": [0, 0], "c": crc}
 
 
+def test_blocks_that_do_not_cover_the_field_are_named_instead_of_waited_for(study) -> None:
+    plan(study, 1)
+    with connect({"u": (7, 5)}) as stream:
+        where = (slice(1, 7), slice(0, 5))
+        words = [stream.send(step=step, time=0.0, values=np.zeros((1, 6, 5)), where=where) for step in range(2)]
+    assert words == [CONTINUE, STOP]
+    (entry,) = study.status()["quarantined"]
+    assert entry["reason"] == "the blocks of all ranks leave 5 of 35 cells of step 0 uncovered"
+
+
 def test_nothing_is_sent_after_stop(study) -> None:
     plan(study, 1)
     with connect({"u": (7, 5)}) as stream:
