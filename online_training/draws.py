@@ -26,7 +26,6 @@ def batch_dtype(window: int, num_parameters: int) -> np.dtype:
 @dataclass
 class _Ticket:
     copies: int
-    start: tuple[int, int]
     first: bool
 
 
@@ -56,7 +55,6 @@ class Draws:
         self._asked: dict[int, dict[int, int]] = {}
         self._batches: dict[int, _Batch] = {}
         self._tickets: dict[int, _Ticket] = {}
-        self._first_drawn: set[tuple[int, int]] = set()
 
     @property
     def unreleased(self) -> int:
@@ -70,7 +68,7 @@ class Draws:
             self.drawn -= len(self._tickets)
         self.generation, self._num_workers = generation, num_workers
         self._next, self.ended = None, False
-        for held in (self._asked, self._batches, self._tickets, self._first_drawn):
+        for held in (self._asked, self._batches, self._tickets):
             held.clear()
 
     def ask(self, index: int, worker: int, num_workers: int, batch: int, record_bytes: int) -> None:
@@ -130,7 +128,8 @@ class Draws:
         if not windows:
             return False
         records = self._tabulate(windows)
-        self._note(windows, records)
+        self.drawn += len(windows)
+        self._tickets.update((window.ticket, _Ticket(1, window.first)) for window in windows)
         # All workers get slices of the same length, whatever is left at the end: a few windows are then used twice.
         share = -(-len(records) // self._num_workers)
         order = np.arange(share * self._num_workers) % len(records)
@@ -142,17 +141,6 @@ class Draws:
         self._batches[self._next] = _Batch(slices, set(range(self._num_workers)))
         self._next += 1
         return True
-
-    def _note(self, windows: list[Window], records: np.ndarray) -> None:
-        self.drawn += len(windows)
-        for window, record in zip(windows, records, strict=True):
-            start = (window.simulation, window.start)
-            # A window may be drawn again before its first use is released; only one draw is the first.
-            first = window.first and start not in self._first_drawn
-            if first:
-                self._first_drawn.add(start)
-            record["first"] = first
-            self._tickets[window.ticket] = _Ticket(1, start, first)
 
     def release(self, tickets: np.ndarray) -> None:
         """Windows were used; tickets that are unknown, e.g. released before, are ignored."""
@@ -166,8 +154,6 @@ class Draws:
                 done.append(number)
                 del self._tickets[number]
                 self.released += 1
-                if ticket.first:
-                    self.starts_used += 1
-                    self._first_drawn.discard(ticket.start)
+                self.starts_used += ticket.first
         if done:
             self._buffer.release(done, used=True)

@@ -168,7 +168,7 @@ class Intake:
                 "peers": len(self._peers),
                 "population": buffer.population,
                 "unseen": buffer.unseen,
-                "capacity": len(self._settings.memory.array),
+                "capacity": buffer.capacity,
                 "starts_used": draws.starts_used,
                 "draws": draws.drawn,
                 "unreleased": draws.unreleased,
@@ -486,6 +486,7 @@ class Intake:
         records["simulation"] = [window.simulation for window in windows]
         records["attempt"] = [window.attempt for window in windows]
         records["start"] = [window.start for window in windows]
+        records["first"] = [window.first for window in windows]
         records["slots"] = [window.slots for window in windows]
         records["times"] = self._table.slot_times[records["slots"]]
         if names:

@@ -100,8 +100,9 @@ class SimulationTable:
     @property
     def throttled(self) -> bool:
         """Whether the trainer must catch up before more windows are stored."""
-        unavoidable = self._limits.views * (self.windows_accepted - len(self._slots))
-        return unavoidable > self._drawn() + self._limits.batch_size
+        # Windows that are gone should have been used as often as wanted; a batch may be on its way.
+        gone = self.windows_accepted - self._buffer.population
+        return self._limits.views * gone > self._drawn() + self._limits.batch_size
 
     def may_draw(self) -> bool:
         """Whether the windows may be used more often yet."""
@@ -132,6 +133,8 @@ class SimulationTable:
     def grant(self, run: SimulationRun) -> bool:
         """Grant further steps a little ahead of those received; say whether there are new ones."""
         before = run.granted
+        if before - run.received > PIPELINE_DEPTH // 2:
+            return False
         limit = min(self._layout.num_steps, run.received + PIPELINE_DEPTH)
         while run.granted < limit and self._extend(run):
             pass
