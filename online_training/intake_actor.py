@@ -20,7 +20,7 @@ from .ledger import Ledger
 from .metrics_log import last_record
 from .reservoir import Reservoir
 from .run_directory import RunDirectory
-from .session_plan import LEASE_SECONDS, SessionPlan
+from .session_plan import LEASE_SECONDS, SessionPlan, interleaved
 from .slot_memory import SlotMemory
 
 NAMESPACE = "headrace"
@@ -82,7 +82,7 @@ def build_intake(directory: RunDirectory, session: int) -> Intake:
             write_held_out=partial(write_held_out, directory.held_out, case),
         )
     )  # fmt: skip
-    intake.plan(assignments)
+    intake.plan(interleaved(assignments))
     intake.all_planned()
     return intake
 

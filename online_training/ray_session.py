@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ _OBJECT_STORE_BYTES = 128 * 2**20  # samples never pass through Ray; its smalles
 @contextlib.contextmanager
 def ray_session(directory: RunDirectory, num_cpus: int) -> Iterator[None]:
     """Bring up a local Ray for the length of a block, or use the one this process is already connected to."""
-    _prepare_environment(directory)
+    prepare_environment(directory)
     import ray
 
     if ray.is_initialized():
@@ -40,14 +41,16 @@ def ray_session(directory: RunDirectory, num_cpus: int) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _prepare_environment(directory: RunDirectory) -> None:
-    """Set what Ray reads from the environment: a token per run, no statistics sent home, quick restarts."""
-    token = directory.secrets / "ray"
-    if not token.exists():
+def prepare_environment(directory: RunDirectory) -> None:
+    """Set what Ray reads from the environment when it is imported: a token per run, no statistics sent home.
+
+    In a process that imported Ray earlier its own default holds: a token in the user's home.
+    """
+    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        token = directory.secrets / "ray"
         write_secret(token, secrets.token_hex(32))
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
     defaults = {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_V2_ENABLED": "1",
         # The controller looks at its workers this often; the default of 2 s delays every restart.

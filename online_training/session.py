@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ from .intake_actor import NAMESPACE, IntakeActor
 from .metrics_log import MetricsLog, last_record
 from .run_directory import RunDirectory, StudyError, StudyRecord
 from .session_plan import LEASE_SECONDS
+from .settings import StudySettings
 from .supervisor import SupervisorProcess
 from .trainer import run_trainer
 from .training_loop import TrainerSettings
@@ -102,10 +104,11 @@ class Session:
             "HEADRACE_STUDY": f"{self._record.study:016x}",
             "HEADRACE_LOG_DIR": str(self._directory.ledger),
             "HEADRACE_LEASE": f"{LEASE_SECONDS:g}",
+            **_kind_to_neighbours(self._settings),
         }
         supervisor = SupervisorProcess(
             command=[sys.executable, "-m", "headrace.online_training.solver_job", str(reference)],
-            ranks=self._settings.ranks, environment=environment, log_dir=self._directory.logs,
+            ranks=self._settings.ranks, environment=environment, log_dir=str(self._directory.logs),
             session=self._number, max_failures=self._settings.max_failures,
         )  # fmt: skip
         stack.callback(supervisor.stop)
@@ -164,3 +167,14 @@ class Session:
         path = self._directory.path
         trainer, validation = last_record(path / "metrics.jsonl"), last_record(path / "validation.jsonl")
         return {"intake": status, "trainer": trainer, "validation": validation, "elapsed": elapsed}
+
+
+def _kind_to_neighbours(settings: StudySettings) -> dict[str, str]:
+    """Return what lets MPICH's ranks sleep while they wait, where there are more busy processes than cores.
+
+    Two ranks and a trainer on two cores: a waiting rank that polls keeps the other from running for whole time slices.
+    Seen there: 6.4 s a simulation of 100 implicit steps without this, 1.6 s with it.
+    """
+    busy = settings.jobs * settings.ranks + settings.workers
+    crowded = busy > len(os.sched_getaffinity(0)) and "MPIR_CVAR_ENABLE_HEAVY_YIELD" not in os.environ
+    return {"MPIR_CVAR_ENABLE_HEAVY_YIELD": "1"} if crowded else {}

@@ -19,6 +19,15 @@ _MOST_VIEWS = 3.0
 """A resumed session may use its windows this many times as often as planned, to make up for lost ones."""
 
 
+def interleaved(assignments: Sequence[Assignment]) -> list[Assignment]:
+    """Spread the held-out simulations evenly among the others, so that validation can begin early."""
+    training = [one for one in assignments if not one.held_out]
+    held_out = [one for one in assignments if one.held_out]
+    # The i-th of n simulations of a kind stands at (i + 1/2) / n of the whole; ties keep the training one first.
+    places = [((i + 0.5) / len(kind), one) for kind in (training, held_out) for i, one in enumerate(kind)]
+    return [one for _, one in sorted(places, key=lambda place: place[0])]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SessionPlan:
     """Sizes of one session.

@@ -18,7 +18,7 @@ from headrace.surrogates import Problem, Surrogate, load_surrogate
 
 from .design import draw_design
 from .ledger import Ledger, RecordWriter
-from .ray_session import ray_session
+from .ray_session import prepare_environment, ray_session
 from .run_directory import RunDirectory, StudyError, StudyRecord
 from .settings import StudySettings
 
@@ -107,7 +107,8 @@ class Study:
         return self.directory.create(self.case, self.surrogate, self.settings)
 
     def _run_sessions(self, record: StudyRecord, progress: Progress | None) -> str:
-        from .session import IntakeLost, Session
+        prepare_environment(self.directory)
+        from .session import IntakeLost, Session  # imports Ray, which reads its environment then
 
         for _ in range(self.settings.max_failures + 1):
             number = Ledger(self.directory.ledger).next_session()
