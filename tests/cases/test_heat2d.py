@@ -101,3 +101,21 @@ def test_the_case_verifies_and_refuses_what_is_out_of_range():
         case.accept({"t0": 600})
     with pytest.raises(ValueError, match="no parameter 'T0'"):
         case.accept({"T0": 300})
+
+
+def test_the_loss_on_tensors_vanishes_on_the_solvers_trajectory():
+    """Solver and loss share one discretisation: its residual, relative to u / dt, is at the solver's tolerance."""
+    torch = pytest.importorskip("torch")
+    from headrace.solvers.right_hand_side import TensorRightHandSide
+
+    small = case.resized((16, 16))
+    p = small.accept({**COLD, "t_top": 350, "beta": 1.5})
+    states = torch.from_numpy(solve(16, dict(p)))[:, None, None]
+    f = TensorRightHandSide(small, torch.tensor([list(p.values())], dtype=torch.float64))
+    dt = small.duration / small.num_snapshots
+    for k in (0, 1, 40):
+        old = list(states[max(0, k - 1) : k + 1])
+        residual = small.scheme.residual(old, states[k + 1], f, k * dt, dt) * dt / states[k + 1].abs().max()
+        assert residual.abs().max() < 1e-9, f"step {k}: {residual.abs().max():.3g}"
+    shifted = small.scheme.residual(list(states[39:41]), states[42], f, 40 * dt, dt) * dt / states[42].abs().max()
+    assert shifted.abs().max() > 1e-4
