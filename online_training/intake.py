@@ -7,25 +7,20 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from .buffer import Buffer, Window
 from .client import PAYLOAD_SIGNED, Header, Kind, WireError
 from .draws import Draws, batch_dtype
-from .held_out_writer import HeldOutResult, HeldOutWriter, WriteHeldOut
+from .held_out_writer import HeldOutResult, HeldOutWriter
+from .intake_settings import IntakeSettings
 from .intake_socket import Content, IntakeSocket
-from .layout import StreamLayout
 from .ledger import RecordWriter
 from .peers import Hello, Job, Peer, Peers, Refusal, read_json, rejoin
 from .simulation_run import Assignment, SimulationRun
 from .simulation_table import ChecksumError, SimulationTable
-
-if TYPE_CHECKING:
-    from .slot_memory import SlotMemory
 
 logger = logging.getLogger(__name__)
 
@@ -37,41 +32,6 @@ _ROLES = {
     **dict.fromkeys((Kind.DECLARE, Kind.REQUEST, Kind.BLOCK, Kind.END), "solver"),
     **dict.fromkeys((Kind.DRAW, Kind.RELEASE, Kind.STATISTICS), "trainer"),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class IntakeSettings:
-    """What an intake needs to know.
-
-    layout, buffer, memory : the stream, the policy of the reservoir and its memory, which the intake closes.
-    views : wanted number of uses of each window.
-    batch_size : windows of one batch over all workers.
-    study, session, token : identity of the study, number of this session of it, the run's 256-bit token.
-    interface, port : where to listen; port 0 takes a free one.
-    run_dir : its ledger/ takes intake-SESSION.log.
-    max_running : simulations at the same time.
-    lease : seconds of silence after which the other side ends; peers silent for three are forgotten.
-    strict : every payload byte is authenticated.
-    max_failures : attempts of one simulation before it goes into quarantine.
-    write_held_out : writes a finished held-out simulation; called in a thread of its own.
-    """
-
-    layout: StreamLayout
-    buffer: Buffer
-    memory: SlotMemory
-    views: float
-    batch_size: int
-    study: int
-    session: int
-    token: bytes
-    interface: str
-    port: int
-    run_dir: Path
-    max_running: int
-    lease: float = 60.0
-    strict: bool = False
-    max_failures: int = 3
-    write_held_out: WriteHeldOut | None = None
 
 
 class Intake:
@@ -90,14 +50,14 @@ class Intake:
         self._writer = None
         if settings.write_held_out is not None:
             self._writer = HeldOutWriter(settings.write_held_out, self._held_out_written)
-        self._draws = Draws(settings.buffer, self._tabulate, lambda: self._table.may_draw())
         self._table = SimulationTable(
             layout, settings.buffer, settings.memory.array,
             ledger=self._ledger, limits=settings, drawn=lambda: self._draws.drawn, writer=self._writer,
         )  # fmt: skip
+        self._draws = Draws(settings.buffer, self._table.tabulate, self._table.may_draw)
         self._peers = Peers(settings.session)
         self._rejected: Counter[str] = Counter()
-        self._records = batch_dtype(layout.window, len(layout.parameters))
+        self._record_bytes = batch_dtype(layout.window, len(layout.parameters)).itemsize
         self._asking_statistics: set[int] = set()
         self._messages = 0
         self._error: str | None = None
@@ -443,7 +403,7 @@ class Intake:
         batch = read_json(bytes(payload)).get("batch")
         if type(batch) is not int or header.block != peer.hello.rank or peer.hello.generation != self._draws.generation:
             raise WireError("draw")
-        self._draws.ask(header.value, header.block, header.num_blocks, batch, self._records.itemsize)
+        self._draws.ask(header.value, header.block, header.num_blocks, batch, self._record_bytes)
 
     def _on_release(self, peer: Peer, header: Header, payload: Any) -> None:
         if header.payload_length % 8:
@@ -478,18 +438,3 @@ class Intake:
                 flushed = True
             workers = peer.hello.ranks
             self._tell(peer, Kind.BATCH, records.tobytes(), value=index, block=worker, num_blocks=workers)
-
-    def _tabulate(self, windows: list[Window]) -> np.ndarray:
-        records = np.zeros(len(windows), self._records)
-        names = self._settings.layout.parameters
-        records["ticket"] = [window.ticket for window in windows]
-        records["simulation"] = [window.simulation for window in windows]
-        records["attempt"] = [window.attempt for window in windows]
-        records["start"] = [window.start for window in windows]
-        records["first"] = [window.first for window in windows]
-        records["slots"] = [window.slots for window in windows]
-        records["times"] = self._table.slot_times[records["slots"]]
-        if names:
-            values = [self._table.runs[window.simulation].assignment.parameters for window in windows]
-            records["parameters"] = [[mapping[name] for name in names] for mapping in values]
-        return records

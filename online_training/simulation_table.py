@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from .assembly import StepAssembly, overlap
-from .buffer import Buffer
+from .buffer import Buffer, Window
 from .client import DTYPE_CODES, FAILED, Header, WireError, Word
+from .draws import batch_dtype
 from .held_out_writer import HeldOutResult, HeldOutWriter
+from .intake_settings import IntakeSettings
 from .layout import StreamLayout
 from .ledger import RecordWriter
 from .running_statistics import RunningStatistics
@@ -33,7 +35,7 @@ class SimulationTable:
     """Admits simulations, grants their steps, stores their blocks, and writes the intake's ledger. No sockets.
 
     slots : (num_slots, fields, *grid), the reservoir's memory.
-    views : wanted uses of each window; steps are held back while the trainer is too far behind.
+    limits : views, batch_size, max_running and max_failures are read.
     drawn : windows drawn so far.
     """
 
@@ -44,7 +46,7 @@ class SimulationTable:
         slots: np.ndarray,
         *,
         ledger: RecordWriter,
-        limits: Any,
+        limits: IntakeSettings,
         drawn: Callable[[], int],
         writer: HeldOutWriter | None,
     ) -> None:
@@ -337,6 +339,18 @@ class SimulationTable:
                 self.closed = True
         if not self.frozen and (self.closed or (self._buffer.ready and self.statistics.count)):
             self.frozen = True
+
+    def tabulate(self, windows: list[Window]) -> np.ndarray:
+        """Return BATCH's records of drawn windows."""
+        names = self._layout.parameters
+        records = np.zeros(len(windows), batch_dtype(self._layout.window, len(names)))
+        for column in ("ticket", "simulation", "attempt", "start", "first", "slots"):
+            records[column] = [getattr(window, column) for window in windows]
+        records["times"] = self.slot_times[records["slots"]]
+        if names:
+            values = [self.runs[window.simulation].assignment.parameters for window in windows]
+            records["parameters"] = [[mapping[name] for name in names] for mapping in values]
+        return records
 
     def status(self) -> dict[str, Any]:
         """Return the table's part of the intake's status."""

@@ -1,0 +1,46 @@
+"""What an intake needs to know to serve one session of a study."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .buffer import Buffer
+from .held_out_writer import WriteHeldOut
+from .layout import StreamLayout
+from .slot_memory import SlotMemory
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntakeSettings:
+    """One session's stream, reservoir, identity, address and limits.
+
+    layout, buffer, memory : the stream, the policy of the reservoir and its memory, which the intake closes.
+    views : wanted number of uses of each window.
+    batch_size : windows of one batch over all workers.
+    study, session, token : identity of the study, number of this session of it, the run's 256-bit token.
+    interface, port : where to listen; port 0 takes a free one.
+    run_dir : its ledger/ takes intake-SESSION.log.
+    max_running : simulations at the same time.
+    lease : seconds of silence after which the other side ends; peers silent for three are forgotten.
+    strict : every payload byte is authenticated.
+    max_failures : attempts of one simulation before it goes into quarantine.
+    write_held_out : writes a finished held-out simulation; called in a thread of its own.
+    """
+
+    layout: StreamLayout
+    buffer: Buffer
+    memory: SlotMemory
+    views: float
+    batch_size: int
+    study: int
+    session: int
+    token: bytes
+    interface: str
+    port: int
+    run_dir: Path
+    max_running: int
+    lease: float = 60.0
+    strict: bool = False
+    max_failures: int = 3
+    write_held_out: WriteHeldOut | None = None
