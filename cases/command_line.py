@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 HELP = "Neural PDE surrogates trained online from live MPI solvers."
 
+INTERRUPTED = 130
+RESUME_HINT = "; where the study had begun, the same command with --resume goes on"
+
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory of a study.", show_default=False)]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live display.")]
 
@@ -171,6 +174,9 @@ def _as_verb(
             code = function(**flags)
         except (typer.Exit, typer.Abort):
             raise
+        except KeyboardInterrupt:
+            typer.secho(f"interrupted{RESUME_HINT if function is train else ''}", fg="red", err=True)
+            leave(INTERRUPTED)
         except Exception as error:
             leave(_explain(error, debug=debug), f"{type(error).__name__}: {error}")
         leave(code or 0)

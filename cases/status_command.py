@@ -66,12 +66,15 @@ def show_audit(run_dir: Path) -> int:
 def _condition(data: RunData) -> str:
     if data.ledger.finished:
         return "finished"
+    resume = "`headrace train ... --resume` goes on with it"
+    sessions = data.ledger.sessions
+    last = sessions[max(sessions)] if sessions else "open"
+    if last != "open":
+        return f"{last}; {resume}"
     age = time.time() - data.intake[-1]["time"] if data.intake else None
     if age is None:
         return "not started yet, or starting"
-    if age < QUIET_SECONDS:
-        return "running"
-    return f"not running, last heard of {age:.0f} s ago; `headrace train ... --resume` goes on with it"
+    return "running" if age < QUIET_SECONDS else f"not running, last heard of {age:.0f} s ago; {resume}"
 
 
 def _number(value: float | None, form: str) -> str:

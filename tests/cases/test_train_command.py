@@ -117,3 +117,13 @@ def test_progress_tells_what_is_known_on_a_terminal_and_in_a_log(terminal):
         assert words in text, (words, text)
     if not terminal:
         assert len(text.splitlines()) == 2, "one line for each state that came five seconds or more apart"
+
+
+def test_an_interrupt_before_the_study_listens_is_told(study, monkeypatch):
+    def interrupted(self, **_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "run", interrupted)
+    result = train("heat2d", "--run-dir", "run")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1].startswith("interrupted") and "--resume" in result.stderr
