@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import mmap
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -17,6 +19,9 @@ from .layout import StreamLayout
 logger = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
+_PREFIX = "headrace-"
+_SURELY_LOCKED = 60.0
+"""Seconds after which a file that nobody has locked is an orphan and not one that is being made."""
 
 
 class SlotMemory:
@@ -26,11 +31,12 @@ class SlotMemory:
     path : of the file, for other processes of this node.
     """
 
-    def __init__(self, path: Path, mapping: mmap.mmap, layout: StreamLayout, *, owned_inode: int | None) -> None:
+    def __init__(self, path: Path, mapping: mmap.mmap, layout: StreamLayout, *, lock: int | None) -> None:
         self.path = path
         self.layout = layout
         self._mapping = mapping
-        self._owned_inode = owned_inode
+        # The creator's descriptor: its lock ends with the process, however that ends.
+        self._lock = lock
         count = len(mapping) // layout.step_bytes
         self.array = np.frombuffer(mapping, layout.dtype, count * layout.step_bytes // 4)
         self.array = self.array.reshape(count, *layout.step_shape)
@@ -44,7 +50,8 @@ class SlotMemory:
 
         Parameters
         ----------
-        name : one per study; what an earlier, killed session of the same name left behind is removed.
+        name : one per study; what an earlier session of the same name left behind is removed, and so are the files
+            of other studies of this user whose intake was killed.
         num_bytes : as many whole slots as fit are made.
         fallback : used where `folder` does not exist or has no room; a disk makes it slower.
 
@@ -61,30 +68,30 @@ class SlotMemory:
             )
         size = num_slots * layout.step_bytes
         try:
-            return cls._create(Path(folder) / f"headrace-{name}", layout, size)
+            return cls._create(Path(folder) / f"{_PREFIX}{name}", layout, size)
         except OSError as error:
             if fallback is None:
                 raise
             logger.warning("%s The reservoir goes to %s instead, which may be slower.", error.strerror, fallback)
-            return cls._create(Path(fallback) / f"headrace-{name}", layout, size)
+            return cls._create(Path(fallback) / f"{_PREFIX}{name}", layout, size)
 
     @classmethod
     def _create(cls, path: Path, layout: StreamLayout, size: int) -> SlotMemory:
         _remove_stale(path)
+        _remove_orphans(path.parent)
         _require_room(path.parent, size)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.posix_fallocate(descriptor, 0, size)
             mapping = mmap.mmap(descriptor, size)
-            inode = os.fstat(descriptor).st_ino
         except OSError as error:
             path.unlink()
+            os.close(descriptor)
             if error.errno == errno.ENOSPC:
                 raise _no_room(path.parent, size, f"{path.parent} is full") from error
             raise
-        finally:
-            os.close(descriptor)
-        return cls(path, mapping, layout, owned_inode=inode)
+        return cls(path, mapping, layout, lock=descriptor)
 
     @classmethod
     def attach(cls, path: str | Path, layout: StreamLayout, num_slots: int) -> SlotMemory:
@@ -109,18 +116,19 @@ class SlotMemory:
             mapping = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
         finally:
             os.close(descriptor)
-        return cls(path, mapping, layout, owned_inode=None)
+        return cls(path, mapping, layout, lock=None)
 
     def close(self) -> None:
         """Unmap, and remove the file if it was created here; a second call does nothing."""
-        if self._owned_inode is not None:
+        if self._lock is not None:
             try:
                 # A newer session of the study may have put its own file in this place.
-                if self.path.stat().st_ino == self._owned_inode:
+                if self.path.stat().st_ino == os.fstat(self._lock).st_ino:
                     self.path.unlink()
             except FileNotFoundError:
                 pass  # somebody cleaned up already
-            self._owned_inode = None
+            os.close(self._lock)
+            self._lock = None
         self.array = self.array[:0].copy()
         try:
             self._mapping.close()
@@ -144,6 +152,26 @@ def _remove_stale(path: Path) -> None:
             error.errno, "A file of this name belongs to another user, so the reservoir cannot be made", str(path)
         ) from error
     logger.info("Removed %s, left behind by an earlier session.", path)
+
+
+def _remove_orphans(folder: Path) -> None:
+    """Remove this user's reservoirs whose intake was killed: no live process holds their lock."""
+    for path in folder.glob(f"{_PREFIX}*"):
+        try:
+            status = path.lstat()
+            if status.st_uid != os.geteuid() or time.time() - status.st_ctime < _SURELY_LOCKED:
+                continue
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue  # gone meanwhile, or not a file of ours
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+            logger.info("Removed %s, left behind by a killed intake.", path)
+        except BlockingIOError:
+            pass  # its intake is alive
+        finally:
+            os.close(descriptor)
 
 
 def _require_room(folder: Path, size: int) -> None:

@@ -56,6 +56,28 @@ def test_what_a_killed_session_left_is_replaced(name) -> None:
             assert new.path.exists(), "the older session removed the younger one's file"
 
 
+def test_files_of_killed_intakes_are_removed_and_those_of_living_ones_are_not(tmp_path, monkeypatch) -> None:
+    layout = json.dumps(LAYOUT.to_dict())
+    program = (
+        "import sys, json, os, signal\n"
+        "from headrace.online_training.layout import StreamLayout\n"
+        "from headrace.online_training.slot_memory import SlotMemory\n"
+        "from pathlib import Path\n"
+        "layout = StreamLayout.from_dict(json.loads(sys.argv[1]))\n"
+        "SlotMemory.create('killed', layout, 4 * layout.step_bytes, folder=Path(sys.argv[2]))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, layout, str(tmp_path)], check=False)
+    orphan = tmp_path / "headrace-killed"
+    assert orphan.exists()
+    with SlotMemory.create("alive", LAYOUT, 4 * LAYOUT.step_bytes, folder=tmp_path) as alive:
+        with SlotMemory.create("third", LAYOUT, 4 * LAYOUT.step_bytes, folder=tmp_path):
+            assert orphan.exists() and alive.path.exists()  # too young to be sure
+        monkeypatch.setattr(slot_memory, "_SURELY_LOCKED", 0.0)
+        with SlotMemory.create("third", LAYOUT, 4 * LAYOUT.step_bytes, folder=tmp_path):
+            assert not orphan.exists() and alive.path.exists()
+
+
 def test_views_that_are_still_held_do_not_hinder_the_end(name) -> None:
     memory = SlotMemory.create(name, LAYOUT, 4 * LAYOUT.step_bytes)
     view = memory.array[1]
