@@ -1,7 +1,8 @@
-"""GMRES on distributed vectors, matrix-free, with one global reduction per iteration.
+"""Preconditioned GMRES on distributed vectors, matrix-free, with one global reduction per iteration.
 
-Saad and Schultz 1986; classical Gram-Schmidt with all dot products fused into one reduction, repeated where
-cancellation would spoil orthogonality. H is the Hessenberg matrix, V the Krylov basis.
+Saad and Schultz 1986, preconditioned from the right in the form of Saad 1993; classical Gram-Schmidt with all dot
+products fused into one reduction, repeated where cancellation would spoil orthogonality. V is the Krylov basis, R the
+triangular factor.
 """
 
 from __future__ import annotations
@@ -21,12 +22,18 @@ class Gmres:
         self._blocks = blocks
         self._max_iterations = max_iterations
         self._basis = np.empty((0, points))
+        self._preconditioned = np.empty((0, points))
 
     def solve(
-        self, apply: Callable[[np.ndarray], np.ndarray], b: np.ndarray, relative: float
+        self,
+        apply: Callable[[np.ndarray], np.ndarray],
+        precondition: Callable[[np.ndarray], np.ndarray],
+        b: np.ndarray,
+        *,
+        norm_b: float,
+        relative: float,
     ) -> tuple[np.ndarray, int]:
         """Return x with ‖b - A x‖ <= relative·‖b‖, or the best found, and the iterations. Collective."""
-        norm_b = math.sqrt(self._blocks.dot(b, b))
         if norm_b == 0.0 or not math.isfinite(norm_b):
             return np.zeros_like(b), 0
         self._reserve(8)
@@ -36,7 +43,8 @@ class Gmres:
         g = [norm_b]
         for j in range(self._max_iterations):
             self._reserve(j + 2)
-            column, h_next = self._orthogonalise(apply(self._basis[j]), j + 1)
+            self._preconditioned[j] = precondition(self._basis[j])
+            column, h_next = self._orthogonalise(apply(self._preconditioned[j]), j + 1)
             for i, (c, s) in enumerate(rotations):
                 column[i], column[i + 1] = c * column[i] + s * column[i + 1], c * column[i + 1] - s * column[i]
             r = math.hypot(column[j], h_next)
@@ -75,10 +83,16 @@ class Gmres:
         for j, column in enumerate(columns):
             R[: j + 1, j] = column
         y = np.linalg.solve(R, np.array(g[:m])) if m else np.zeros(0)
-        return y @ self._basis[:m]
+        return y @ self._preconditioned[:m]
 
     def _reserve(self, vectors: int) -> None:
         if len(self._basis) < vectors:
-            grown = np.empty((min(2 * vectors, self._max_iterations + 1), self._basis.shape[1]))
-            grown[: len(self._basis)] = self._basis
-            self._basis = grown
+            size = min(2 * vectors, self._max_iterations + 1)
+            self._basis = _grown(self._basis, size)
+            self._preconditioned = _grown(self._preconditioned, size)
+
+
+def _grown(vectors: np.ndarray, size: int) -> np.ndarray:
+    grown = np.empty((size, vectors.shape[1]))
+    grown[: len(vectors)] = vectors
+    return grown

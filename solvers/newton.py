@@ -9,6 +9,7 @@ Products with the Jacobian are differences of f; the linear systems are solved b
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,6 +28,29 @@ _MOST_GAIN = 1e-4
 
 class DivergenceError(RuntimeError):
     """The solution became infinite or not a number, or an implicit step found no solution; the same on every rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Equation:
+    sigma: float
+    beta: float
+    known: np.ndarray
+    t: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Iterate:
+    """A state with f and F there; norms are Euclidean, over all points of all ranks."""
+
+    u: np.ndarray
+    fu: np.ndarray
+    F: np.ndarray
+    norm_F: float
+    norm_u: float
+
+    def scale(self, sigma: float) -> float:
+        """Return the size that steps are relative to: a state of zero has none of its own, its correction has one."""
+        return max(self.norm_u, self.norm_F / sigma)
 
 
 class NewtonKrylov:
@@ -48,7 +72,7 @@ class NewtonKrylov:
         points = len(case.fields) * math.prod(blocks.shape)
         self._gmres = Gmres(blocks, points, max_krylov)
         self._stale, self._cost = True, math.inf
-        self._equation = (math.nan, math.nan)
+        self._refreshed_for = (math.nan, math.nan)
         self.newton_iterations = 0
         self.krylov_iterations = 0
 
@@ -59,77 +83,67 @@ class NewtonKrylov:
         ------
         DivergenceError : no solution within the iterations allowed.
         """
-        u = guess
-        fu = self._f(u, t)
-        F = sigma * u - beta * fu + known
-        norm_F, norm_u = self._norms(F, u)
+        equation = _Equation(sigma=sigma, beta=beta, known=known, t=t)
+        now = self._at(equation, guess)
         for _ in range(self._max_newton):
-            if not math.isfinite(norm_F):
-                raise DivergenceError(f"field {self._worst_field(F)} is no longer finite at t = {t:.6g}")
-            target = self._tolerance * sigma * norm_u
-            if norm_F <= target:
-                return u
-            # A state of zero has no scale of its own; the correction that it needs has one.
-            scale = max(norm_u, norm_F / sigma)
-            if self._stale or self._equation != (sigma, beta):
-                self._refresh(u, fu, t, (sigma, beta, scale))
-            step = _DIFFERENCE * scale * sigma
+            if not math.isfinite(now.norm_F):
+                raise DivergenceError(f"field {self._worst_field(now.F)} is no longer finite at t = {t:.6g}")
+            target = self._tolerance * sigma * now.norm_u
+            if now.norm_F <= target:
+                return now.u
+            if self._stale or self._refreshed_for != (sigma, beta):
+                self._refresh(equation, now)
             # As exact as the target asks for, but not beyond what one Newton step gains on a nonlinear equation.
-            relative = min(max(0.3 * target / norm_F, _MOST_GAIN), 0.1)
-            correction = self._correction(u, fu, F, t, (sigma, beta, step, relative))
-            u, fu, F, (norm_F, norm_u) = self._damped(u, correction, t, (sigma, beta, known, norm_F))
+            relative = min(max(0.3 * target / now.norm_F, _MOST_GAIN), 0.1)
+            now = self._damped(equation, now, self._correction(equation, now, relative))
             self.newton_iterations += 1
         raise DivergenceError(
-            f"Newton's method did not converge at t = {t:.6g}: residual {norm_F:.3g}, most of it in field "
-            f"{self._worst_field(F)}, after {self._max_newton} iterations; {target:.3g} is needed. More "
+            f"Newton's method did not converge at t = {t:.6g}: residual {now.norm_F:.3g}, most of it in field "
+            f"{self._worst_field(now.F)}, after {self._max_newton} iterations; {target:.3g} is needed. More "
             "steps_per_snapshot may help"
         )
 
-    def _correction(
-        self, u: np.ndarray, fu: np.ndarray, F: np.ndarray, t: float, equation: tuple[float, float, float, float]
-    ) -> np.ndarray:
+    def _at(self, equation: _Equation, u: np.ndarray) -> _Iterate:
+        fu = self._f(u, equation.t)
+        F = equation.sigma * u - equation.beta * fu + equation.known
+        squares = self._blocks.sum(np.array([np.vdot(F, F), np.vdot(u, u)]))
+        return _Iterate(u=u, fu=fu, F=F, norm_F=math.sqrt(squares[0]), norm_u=math.sqrt(squares[1]))
+
+    def _correction(self, equation: _Equation, now: _Iterate, relative: float) -> np.ndarray:
         """Return the Newton correction -F'(u)^-1 F, to a relative residual."""
-        sigma, beta, step, relative = equation
-        shape = u.shape
+        sigma, shape = equation.sigma, now.u.shape
+        # Basis vectors have norm 1; preconditioned they are about 1 / sigma long.
+        step = _DIFFERENCE * now.scale(sigma) * sigma
 
-        def apply(v: np.ndarray) -> np.ndarray:
-            # v has norm 1; preconditioned vectors are about 1 / sigma long.
-            z = self._preconditioner(v.reshape(shape), sigma)
-            product = sigma * z - (beta / step) * (self._f(u + step * z, t) - fu)
-            return product.ravel()
+        def precondition(v: np.ndarray) -> np.ndarray:
+            return self._preconditioner(v.reshape(shape), sigma).ravel()
 
-        x, iterations = self._gmres.solve(apply, -F.ravel(), relative)
+        def apply(z: np.ndarray) -> np.ndarray:
+            z = z.reshape(shape)
+            return (sigma * z - (equation.beta / step) * (self._f(now.u + step * z, equation.t) - now.fu)).ravel()
+
+        x, iterations = self._gmres.solve(apply, precondition, -now.F.ravel(), norm_b=now.norm_F, relative=relative)
         self.krylov_iterations += iterations
         # The coefficients drift: estimate them again when a decimal costs half as many iterations more as at first.
         cost = iterations / -math.log10(relative)
         self._cost = min(self._cost, cost)
         self._stale = cost > 1.5 * self._cost
-        return self._preconditioner(x.reshape(shape), sigma)
+        return x.reshape(shape)
 
-    def _refresh(self, u: np.ndarray, fu: np.ndarray, t: float, equation: tuple[float, float, float]) -> None:
-        sigma, beta, scale = equation
-        self._equation, self._cost = (sigma, beta), math.inf
-        step = _DIFFERENCE * scale / math.sqrt(math.prod(self._blocks.grid_shape))
-        self._preconditioner.refresh(lambda v: (self._f(u + step * v, t) - fu) / step, sigma, beta, u.shape)
+    def _refresh(self, equation: _Equation, now: _Iterate) -> None:
+        sigma, beta, t = equation.sigma, equation.beta, equation.t
+        self._refreshed_for, self._cost = (sigma, beta), math.inf
+        step = _DIFFERENCE * now.scale(sigma) / math.sqrt(math.prod(self._blocks.grid_shape))
+        self._preconditioner.refresh(lambda v: (self._f(now.u + step * v, t) - now.fu) / step, sigma, beta, now.u.shape)
 
-    def _damped(
-        self, u: np.ndarray, correction: np.ndarray, t: float, equation: tuple[float, float, np.ndarray, float]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float]]:
-        """Return the state after the correction, halved until the residual does not grow, with f, F and norms there."""
-        sigma, beta, known, norm_before = equation
+    def _damped(self, equation: _Equation, now: _Iterate, correction: np.ndarray) -> _Iterate:
+        """Return the iterate after the correction, halved until the residual does not grow."""
         for halving in range(6):
-            trial = u + correction * 0.5**halving
-            f_trial = self._f(trial, t)
-            F = sigma * trial - beta * f_trial + known
-            norms = self._norms(F, trial)
-            if norms[0] < norm_before:
+            trial = self._at(equation, now.u + correction * 0.5**halving)
+            if trial.norm_F < now.norm_F:
                 break
-        return trial, f_trial, F, norms
+        return trial
 
     def _worst_field(self, F: np.ndarray) -> str:
         squares = self._blocks.sum(np.array([np.vdot(part, part) for part in F]))
         return self._fields[int(np.argmax(np.where(np.isfinite(squares), squares, np.inf)))]
-
-    def _norms(self, F: np.ndarray, u: np.ndarray) -> tuple[float, float]:
-        squares = self._blocks.sum(np.array([np.vdot(F, F), np.vdot(u, u)]))
-        return math.sqrt(squares[0]), math.sqrt(squares[1])

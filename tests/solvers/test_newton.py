@@ -26,13 +26,28 @@ def test_gmres_solves_a_nonsymmetric_system_in_as_many_iterations_as_it_has_dist
     basis = np.linalg.qr(rng.normal(size=(40, 40)))[0]
     A = basis @ np.diag(np.repeat([1.0, 2.0, -3.0, 10.0], 10)) @ basis.T
     b = rng.normal(size=40)
-    x, iterations = Gmres(Blocks((40,), (True,)), 40, 30).solve(lambda v: A @ v, b, 1e-10)
+    x, iterations = Gmres(Blocks((40,), (True,)), 40, 30).solve(
+        lambda v: A @ v, lambda v: v, b, norm_b=np.linalg.norm(b), relative=1e-10
+    )
     assert iterations == 4
     np.testing.assert_allclose(A @ x, b, atol=1e-9)
 
 
+def test_a_perfect_preconditioner_needs_one_iteration():
+    rng = np.random.default_rng(0)
+    A, b = rng.normal(size=(20, 20)) + 10 * np.eye(20), rng.normal(size=20)
+    inverse = np.linalg.inv(A)
+    x, iterations = Gmres(Blocks((20,), (True,)), 20, 10).solve(
+        lambda v: A @ v, lambda v: inverse @ v, b, norm_b=np.linalg.norm(b), relative=1e-10
+    )
+    assert iterations == 1
+    np.testing.assert_allclose(A @ x, b, atol=1e-12)
+
+
 def test_gmres_of_zero_is_zero():
-    x, iterations = Gmres(Blocks((4,), (True,)), 4, 5).solve(lambda v: 2 * v, np.zeros(4), 1e-3)
+    x, iterations = Gmres(Blocks((4,), (True,)), 4, 5).solve(
+        lambda v: 2 * v, lambda v: v, np.zeros(4), norm_b=0.0, relative=1e-3
+    )
     assert iterations == 0 and not x.any()
 
 
