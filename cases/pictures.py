@@ -159,9 +159,15 @@ def curves(
     with style():
         figure = Figure(figsize=(4.3, 2.5), layout="constrained")
         axis = figure.subplots()
+        axis.margins(x=0.02)
         for (name, (xs, ys)), colour in zip(lines.items(), COLOURS, strict=False):
             marker = "o" if len(xs) < 25 else None
             axis.plot(xs, ys, color=colour, label=name, marker=marker, markersize=3)
+        values = [value for xs, _ in lines.values() for value in xs]
+        if all(isinstance(value, int) for value in values):
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        elif min(values) >= 0:
+            axis.set_xlim(left=0.0)
         _finish(axis, x, y, logarithmic=logarithmic, percent=percent)
         if len(lines) > 1:
             axis.legend()
@@ -182,4 +188,3 @@ def _finish(axis: Axes, x: str, y: str, *, logarithmic: bool, percent: bool) -> 
         axis.set_ylim(bottom=0.0)
     if percent:
         axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-    axis.margins(x=0.01)

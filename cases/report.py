@@ -27,6 +27,9 @@ from .run_data import RunData, figures_of
 MAX_ROWS = 40
 """Rows of the simulations table; larger studies show the held-out ones, the troubled ones and the first others."""
 
+LARGE_DRIFT = 0.5
+"""In standard deviations of the field; the report names what moved further than this."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
@@ -124,7 +127,20 @@ def _notes(data: RunData) -> list[str]:
     again = sum(one.attempts - 1 for one in data.ledger.simulations.values() if one.attempts > 1)
     if again:
         notes.append(f"{again} further attempt{'s' * (again > 1)} at simulations that were lost or had to run again.")
-    return notes
+    return [*notes, *_drift(data)]
+
+
+def _drift(data: RunData) -> list[str]:
+    """Return a sentence for every field that moved away from what the normaliser was frozen at."""
+    drift = next((record["drift"] for record in reversed(data.intake) if record.get("drift")), None)
+    if drift is None:
+        return []
+    return [
+        f"{field} moved after the normaliser was frozen: its mean by {mean:+.2f} standard deviations, its standard "
+        f"deviation by a factor of {std:.2f}. A larger --watermark freezes it later."
+        for field, mean, std in zip(data.case.fields, drift["mean"], drift["std"], strict=True)
+        if abs(mean) > LARGE_DRIFT or not 1 / (1 + LARGE_DRIFT) < std < 1 + LARGE_DRIFT
+    ]
 
 
 def _comparisons(data: RunData, evaluation: Evaluation, folder: Path) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from headrace.cases.report import write_report
 from headrace.cases.run_data import RunData
 from headrace.solvers import MemorySink, Parameters
 from headrace.solvers.simulate import simulate
+from headrace.surrogates import FNO
 from headrace.surrogates.metrics import nrmse
 from tests.cases.synthetic_run import make_run
 
@@ -100,6 +101,17 @@ def test_the_headline_is_the_error_on_the_held_out_simulations(report, run):
     lines = command("evaluate", str(run)).output.splitlines()
     assert lines[-2] == f"validation nRMSE {expected:.6f}"
     assert lines[-1].startswith("validation VRMSE ")
+
+
+def test_a_surrogate_that_steps_is_compared_from_its_first_prediction_on(tmp_path):
+    model = FNO(modes=2, width=4, layers=1)
+    run = make_run(tmp_path / "run", model=model, epochs=1, simulations=1, held_out=1)
+    evaluation = evaluate_held_out(RunData.read(run))
+    one, predicted = evaluation.compare(1)
+    assert predicted.shape == one.states.shape == (101, 1, 8, 8)
+    assert (predicted[0] == one.states[0]).all() and (predicted[1] != one.states[1]).any()
+    assert len(evaluation.errors["steps"]["times"]) == 100
+    assert nrmse(predicted[None, 1:], one.states[None, 1:]) == pytest.approx(evaluation.errors["nrmse"], rel=1e-5)
 
 
 def test_what_comes_from_a_case_is_escaped(run, tmp_path):
