@@ -47,6 +47,8 @@ def run_trainer(
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    # Nothing of ours asks for what this actor finds out, and its start takes 3 s of a core.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     replace(settings, num_ranks=workers)  # refuses a batch that cannot be dealt, here and not in every worker
     on_gpu = settings.device.startswith("cuda")
     trainer = TorchTrainer(
