@@ -1,6 +1,6 @@
 """Heat conduction in a plate whose conductivity depends on temperature.
 
-Cost: about half a second per simulation at 64 x 64 on one core.
+Cost: about a quarter of a second per simulation at 64 x 64 on one core.
     mpirun -n 4 headrace solve heat2d --set t0=300 --output one.h5
 """
 
