@@ -1,7 +1,6 @@
 """An intake inside the test's process, with a buffer and a memory that a test can see through."""
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -211,6 +210,3 @@ class TrainerDouble:
 
 def solver_environment(intake: Intake, **changes: str) -> dict[str, str]:
     return {**os.environ, **intake.environment, **changes}
-
-
-PYTHON = sys.executable

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.online_training import client
-from headrace.online_training.client import Connection, Header, Kind, WireError
+from headrace.online_training.client import Connection, Header, Kind, Link, WireError
 from tests.online_training import wire_vectors
 from tests.online_training.intake_setup import STUDY, TOKEN, field_of, make_layout, plan, running_intake, wait_until
 
@@ -204,6 +204,38 @@ def simulate_one(intake, layout) -> None:
                     for step in range(layout.num_steps):
                         stream.send(step=step, time=step, values=field_of(0, step, layout.shape)[None])
     assert intake.status()["done"] == 1
+
+
+@pytest.mark.parametrize("role", ["solver", "trainer"])
+def test_authentic_nonsense_from_a_peer_never_stops_the_loop(tmp_path: Path, role: str) -> None:
+    """A program with the token and a session may be wrong in every field of every message."""
+    rng = np.random.default_rng(2)
+    numbers = [0, 1, 2, 5, 7, 2**31, 2**32 - 1]
+    bodies = [b"", b"{}", b"[1]", b'{"batch": -1}', b'{"batch": 9}', b'{"fields": 3}', b'{"elapsed": 1e999}',
+              b'{"reason": [], "blocked": "x"}', bytes(8), bytes(7), bytes(140), b"\xff" * 140]  # fmt: skip
+    layout = make_layout()
+    with running_intake(tmp_path, layout) as intake:
+        hello = {"role": role, "job": "odd", "rank": 0, "ranks": 1, "generation": 0}
+        link = Link(intake.addresses, TOKEN, STUDY, hello=hello, lease=30.0)
+        link.join()
+        for _ in range(500):
+            body = bodies[rng.integers(len(bodies))]
+            ndim = int(rng.integers(5))
+            axes = [tuple(int(n) for n in rng.choice(numbers, ndim)) for _ in range(3)]
+            pick = [int(n) for n in rng.choice(numbers, 8)]
+            kind = int(rng.choice([kind for kind in Kind if kind not in (Kind.HELLO, Kind.BYE)]))
+            header = Header(
+                kind, simulation=pick[0], attempt=pick[1], field=pick[2] % 2**16, dtype=pick[3] % 8, step=pick[4],
+                time=float(rng.choice([0.0, np.nan, np.inf])), block=pick[5], num_blocks=pick[6], value=pick[7],
+                global_shape=axes[0], offset=axes[1], block_shape=axes[2], payload_length=len(body),
+                payload_crc32=zlib.crc32(body), flags=int(rng.integers(2)),
+            )  # fmt: skip
+            link.send_block(header, body)
+        status = wait_until(lambda: (s := intake.status())["messages"] >= 500 and s)
+        assert status["error"] is None, status["error"]
+        assert sum(status["rejected"].values()) > 400
+        link.close()
+        simulate_one(intake, layout)
 
 
 @pytest.mark.parametrize(
