@@ -210,8 +210,8 @@ def test_readers_and_kill_9_never_see_a_torn_checkpoint(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     writer = subprocess.Popen([sys.executable, "-c", _WRITER, str(tmp_path)], env=environment)
     try:
-        seen, deadline = set(), time.monotonic() + 30
-        while len(seen) < 30 and time.monotonic() < deadline:
+        seen, deadline = set(), time.monotonic() + 60
+        while len(seen) < 15 and time.monotonic() < deadline:
             checkpoint = latest_checkpoint(tmp_path)
             if checkpoint is not None:
                 assert (checkpoint.model["weight"] == checkpoint.state.batch).all()
@@ -219,7 +219,7 @@ def test_readers_and_kill_9_never_see_a_torn_checkpoint(tmp_path):
     finally:
         writer.send_signal(signal.SIGKILL)
         writer.wait()
-    assert len(seen) >= 30
+    assert len(seen) >= 15
     last = latest_checkpoint(tmp_path)
     assert last.state.batch >= max(seen)
     assert (last.model["weight"] == last.state.batch).all()
