@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from headrace.solvers.case_file import CaseReference
 
-BUILT_IN = {"heat2d": "heat2d.py"}
+BUILT_IN = {
+    "heat2d": "heat2d.py",
+    "navier_stokes2d": "navier_stokes2d.py",
+    "kolmogorov": "kolmogorov.py",
+}
 """Name of each built-in case and its file beside this one; looking a case up imports no other."""
 
 

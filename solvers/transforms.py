@@ -169,50 +169,40 @@ class SlabTransform:
         return np.concatenate(parts, axis=-1)
 
     def _to_columns(self, a: np.ndarray) -> np.ndarray:
-        """Exchange (*lead, part of n0, m1, rest) for (*lead, n0, part of m1, rest)."""
+        """Exchange (*lead, part of n0, m1, *rest) for (*lead, n0, part of m1, *rest)."""
         if self._size == 1:
             return a
-        lead, rest = a.shape[: a.ndim - len(self._shape)], a.shape[a.ndim - len(self._shape) + 2 :]
+        lead, rest = self._lead_and_rest(a)
         result = np.empty((*lead, self._shape[0], self.shape[1], *rest), dtype=a.dtype)
-        sent = [a.shape[-len(self._shape)] * _length(c) * _product(rest) for c in self._columns]
-        received = [_length(r) * self.shape[1] * _product(rest) for r in self._rows]
-        packed = np.empty(sum(sent), dtype=a.dtype)
-        starts = np.cumsum([0, *sent])
-        for index in np.ndindex(*lead):
-            for column, start, count in zip(self._columns, starts, sent, strict=False):
-                part = a[index][:, column]
-                packed[start : start + count].reshape(part.shape)[...] = part
-            # Rows come in the order of the ranks: what is received is the result, without a copy.
-            self._comm.Alltoallv([packed, sent], [result[index], received])
+        lane = len(lead)
+        parts = [a[(*[slice(None)] * (lane + 1), column)] for column in self._columns]
+        self._exchange(parts, [result[(*[slice(None)] * lane, row)] for row in self._rows])
         return result
 
     def _to_rows(self, a: np.ndarray) -> np.ndarray:
         """Undo `_to_columns`."""
         if self._size == 1:
             return a
-        ndim = len(self._shape)
-        lead, rest = a.shape[: a.ndim - ndim], a.shape[a.ndim - ndim + 2 :]
-        rows, columns = _length(self._where[0]), self._columns[-1].stop
-        result = np.empty((*lead, rows, columns, *rest), dtype=a.dtype)
-        sent = [_length(r) * self.shape[1] * _product(rest) for r in self._rows]
-        received = [rows * _length(c) * _product(rest) for c in self._columns]
-        packed = np.empty(sum(received), dtype=a.dtype)
-        starts = np.cumsum([0, *received])
-        a = np.ascontiguousarray(a)
-        for index in np.ndindex(*lead):
-            self._comm.Alltoallv([a[index], sent], [packed, received])
-            for column, start, count in zip(self._columns, starts, received, strict=False):
-                part = result[index][:, column]
-                part[...] = packed[start : start + count].reshape(part.shape)
+        lead, rest = self._lead_and_rest(a)
+        rows, lane = self._where[0].stop - self._where[0].start, len(lead)
+        result = np.empty((*lead, rows, self._columns[-1].stop, *rest), dtype=a.dtype)
+        parts = [a[(*[slice(None)] * lane, row)] for row in self._rows]
+        self._exchange(parts, [result[(*[slice(None)] * (lane + 1), column)] for column in self._columns])
         return result
 
+    def _lead_and_rest(self, a: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        first = a.ndim - len(self._shape)
+        return a.shape[:first], a.shape[first + 2 :]
 
-def _length(place: slice) -> int:
-    return place.stop - place.start
-
-
-def _product(shape: Sequence[int]) -> int:
-    return int(np.prod(shape, dtype=int))
+    def _exchange(self, parts: list[np.ndarray], targets: list[np.ndarray]) -> None:
+        """Send parts[r] to rank r, and fill targets[r] with what rank r sent; all leading axes in one message."""
+        out = np.concatenate([part.ravel() for part in parts])
+        into = np.empty(sum(target.size for target in targets), dtype=out.dtype)
+        self._comm.Alltoallv([out, [part.size for part in parts]], [into, [target.size for target in targets]])
+        start = 0
+        for target in targets:
+            target[...] = into[start : start + target.size].reshape(target.shape)
+            start += target.size
 
 
 class PoissonSolver:

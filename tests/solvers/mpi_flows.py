@@ -1,0 +1,44 @@
+"""Run under mpirun: solves short flows on all ranks and writes the trajectories, gathered, to the file named."""
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+
+from headrace.cases.kolmogorov import case as kolmogorov
+from headrace.cases.navier_stokes2d import case as navier_stokes
+from headrace.cases.navier_stokes2d import recipe
+from headrace.solvers import Grid, MemorySink
+from headrace.solvers.simulate import simulate
+
+from .mpi_transforms import gathered
+
+
+def short(case, shape, duration, **changes):
+    """Return a case on a small grid for a short time, three snapshots."""
+    grid = Grid(shape=shape, extent=case.grid.extent)
+    return replace(case, grid=grid, duration=duration, num_snapshots=3, **changes)
+
+
+def cases():
+    """Name -> case, parameters."""
+    return {
+        "spectral, free step": (short(navier_stokes, (36, 25), 1.5), {"nu": 3e-4}),
+        "spectral, recipe": (short(recipe, (16, 20), 0.03, steps_per_snapshot=10), {}),
+        "spectral, drag": (short(kolmogorov, (24, 24), 0.5, steps_per_snapshot=4), {}),
+    }
+
+
+def solve(case, values, comm):
+    """Return the whole trajectory, (snapshots, fields, *grid)."""
+    sink = MemorySink()
+    simulate(case, case.accept(values), sink, comm=comm, study_seed=2, simulation=1)
+    return gathered(comm, sink.where, sink.values, case.grid.shape)
+
+
+if __name__ == "__main__":
+    from mpi4py import MPI
+
+    found = {name: solve(case, values, MPI.COMM_WORLD) for name, (case, values) in cases().items()}
+    if MPI.COMM_WORLD.rank == 0:
+        np.savez(sys.argv[1], **found)
