@@ -1,0 +1,372 @@
+"""Speed of the stream from MPI solvers into the reservoir, beside raw ZeroMQ and a plain copy of the same bytes.
+
+    python benchmarks/stream.py [--quick] [--only fields|messages] [--device cpu] [--resume]
+
+Parts: `fields`, fields of 64 KiB to 32 MiB from 1 and 2 ranks under mpirun; `messages`, blocks of at most 1 KiB. Ours
+is the whole path: client, authentication, checksums on both sides, credits and acknowledgements, finite check, ledgers
+of both sides, assembly in shared memory; solver and intake are processes of their own. Raw pyzmq is PUSH/PULL of the
+same pieces through the same transport into the same kind of memory and nothing else. "Checksums and copy alone" is what
+ours does to each byte outside ZeroMQ, timed in one process: checksum of the sender, checksum and finite check of the
+intake, copy into the slot. A rank sends a step when the step before is acknowledged, so that small fields measure the
+round trip. Medians over the repetitions. One JSON line per figure, also in benchmarks/results/stream-cpu.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zmq
+
+RESULTS = Path(__file__).parent / "results"
+STUDY, TOKEN = 0x5EED, bytes(range(32))
+PATIENCE = 120
+SLOT_BYTES = 256 * 2**20
+"""Of the reservoir, and of the memory that raw transfers and copies walk through: far more than any cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """One transfer: fields of (rows, columns) float32 in `steps` steps, cut along the rows over the ranks."""
+
+    part: str
+    fields: int
+    rows: int
+    columns: int
+    steps: int
+    ranks: int
+    transport: str
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of one step over all ranks."""
+        return 4 * self.fields * self.rows * self.columns
+
+    def __str__(self) -> str:
+        size = self.step_bytes // self.fields
+        text = f"{size // 2**20} MiB" if size >= 2**20 else f"{size // 2**10} KiB"
+        fields = "" if self.fields == 1 else f"{self.fields} x "
+        return f"{fields}{text}, {self.ranks} rank{'s' * (self.ranks > 1)}, {self.transport}"
+
+
+def shapes(quick: bool) -> Iterator[Shape]:
+    """Yield what is to be measured."""
+    for transport in ("tcp", "ipc"):
+        for ranks in (1, 2):
+            for rows, columns in ((128, 128), (512, 512), (1024, 1024), (4096, 2048)):
+                size = 4 * rows * columns
+                if quick and (transport, ranks) != ("tcp", 1) and size != 2**20:
+                    continue
+                total = (128 if quick else 1024) * 2**20
+                steps = min(max(4, total // size), 500 if quick else 4000)
+                yield Shape(part="fields", fields=1, rows=rows, columns=columns, steps=steps, ranks=ranks,
+                            transport=transport)  # fmt: skip
+    for ranks in (1, 2):
+        yield Shape(part="messages", fields=32, rows=16, columns=16, steps=150 if quick else 1000, ranks=ranks,
+                    transport="tcp")  # fmt: skip
+
+
+# -- the other processes -------------------------------------------------------------------------------------------
+
+
+def serve_intake(shape: Shape, folder: str, repetitions: int) -> None:
+    """Be the intake until stdin ends; print its address, at the end its status."""
+    from headrace.online_training.fifo import FIFO
+    from headrace.online_training.intake import Intake
+    from headrace.online_training.intake_settings import IntakeSettings
+    from headrace.online_training.layout import StreamLayout
+    from headrace.online_training.simulation_run import Assignment
+    from headrace.online_training.slot_memory import SlotMemory
+
+    class UsedAtOnce(FIFO):
+        """Half full, and the oldest step makes room for each new one, so that writing walks through all slots."""
+
+        def put(self, simulation: int, attempt: int, step: int, slot: int) -> None:
+            super().put(simulation, attempt, step, slot)
+            if self.population > self.capacity // 2:
+                self.release([window.ticket for window in self.sample(1)])
+
+    layout = StreamLayout(fields=tuple(f"f{i}" for i in range(shape.fields)), shape=(shape.rows, shape.columns),
+                          num_steps=shape.steps, window=1)  # fmt: skip
+    memory = SlotMemory.create(f"benchmark-{os.getpid()}", layout, SLOT_BYTES)
+    memory.array.fill(0)
+    (Path(folder) / "ledger").mkdir()
+    intake = Intake(
+        IntakeSettings(
+            layout=layout, buffer=UsedAtOnce(len(memory.array), 1), memory=memory, views=1e-9, batch_size=1,
+            study=STUDY, session=1, token=TOKEN, interface="127.0.0.1", port=0, run_dir=Path(folder), max_running=1,
+        )
+    )  # fmt: skip
+    intake.plan([Assignment(simulation=number, parameters={}) for number in range(repetitions + 1)])
+    intake.all_planned()
+    intake.start()
+    print(json.dumps(intake.addresses), flush=True)
+    sys.stdin.read()
+    print(json.dumps(intake.status()), flush=True)
+    intake.close()
+
+
+def rows_of(shape: Shape, rank: int) -> slice:
+    """Return the rows of one rank."""
+    return slice(rank * shape.rows // shape.ranks, (rank + 1) * shape.rows // shape.ranks)
+
+
+def block_of(shape: Shape, rank: int) -> np.ndarray:
+    """Return one rank's values, (fields, rows, columns)."""
+    rows = rows_of(shape, rank)
+    return np.random.default_rng(rank).random((shape.fields, rows.stop - rows.start, shape.columns), np.float32)
+
+
+def run_solver(shape: Shape) -> None:
+    """Be one rank of the solver; rank 0 prints the seconds of each simulation."""
+    from mpi4py import MPI
+
+    from headrace.online_training.client import Connection
+
+    comm = MPI.COMM_WORLD
+    values, where = block_of(shape, comm.rank), (rows_of(shape, comm.rank), slice(0, shape.columns))
+    fields = {f"f{i}": (shape.rows, shape.columns) for i in range(shape.fields)}
+    seconds = []
+    with Connection(fields, comm) as connection:
+        for stream in connection.simulations():
+            began = time.perf_counter()
+            with stream:
+                for step in range(shape.steps):
+                    stream.send(step=step, time=float(step), values=values, where=where)
+            seconds.append(time.perf_counter() - began)
+    if comm.rank == 0:
+        print(json.dumps(seconds[1:]), flush=True)
+
+
+def pieces_of(shape: Shape, rank: int) -> list[np.ndarray]:
+    """Return one rank's step as the wire cuts it."""
+    from headrace.online_training.client import pieces
+
+    return [field[cut] for field in block_of(shape, rank) for cut in pieces(field.shape, 4)]
+
+
+def receive_raw(shape: Shape, repetitions: int, address: str) -> None:
+    """Be the end of a raw transfer; print its address, then the seconds of each repetition."""
+    memory = np.zeros(SLOT_BYTES, np.uint8)
+    count = shape.steps * sum(len(pieces_of(shape, rank)) for rank in range(shape.ranks))
+    with zmq.Context() as context, context.socket(zmq.PULL) as pull, context.socket(zmq.PUB) as go:
+        pull.setsockopt(zmq.RCVHWM, 64)
+        pull.bind(address)
+        port = go.bind_to_random_port("tcp://127.0.0.1")
+        print(json.dumps([pull.getsockopt_string(zmq.LAST_ENDPOINT), f"tcp://127.0.0.1:{port}"]), flush=True)
+        for _ in range(shape.ranks):
+            pull.recv()
+        seconds = []
+        for _ in range(repetitions + 1):
+            began, place = time.perf_counter(), 0
+            go.send(b"go")
+            for _ in range(count):
+                frame = pull.recv(copy=False).buffer
+                size = len(frame)
+                place = place if place + size <= len(memory) else 0
+                memory[place : place + size] = frame
+                place += size
+            seconds.append(time.perf_counter() - began)
+        print(json.dumps(seconds[1:]), flush=True)
+
+
+def send_raw(shape: Shape, repetitions: int, addresses: list[str]) -> None:
+    """Be one rank of a raw transfer."""
+    from mpi4py import MPI
+
+    parts = [np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data for piece in
+             pieces_of(shape, MPI.COMM_WORLD.rank)]  # fmt: skip
+    with zmq.Context() as context, context.socket(zmq.PUSH) as push, context.socket(zmq.SUB) as go:
+        push.setsockopt(zmq.SNDHWM, 64)
+        push.connect(addresses[0])
+        go.connect(addresses[1])
+        go.subscribe(b"")
+        time.sleep(0.3)  # a subscription takes effect some time after its call
+        push.send(b"ready")
+        for _ in range(repetitions + 1):
+            go.recv()
+            for _ in range(shape.steps):
+                for part in parts:
+                    push.send(part, copy=len(part) < 65536)
+
+
+ROLES: dict[str, Callable[..., None]] = {
+    "intake": serve_intake, "solver": run_solver, "raw-receiver": receive_raw, "raw-sender": send_raw
+}  # fmt: skip
+
+
+def arguments(role: str, shape: Shape, *rest: Any) -> list[str]:
+    """Return the command line that plays a role."""
+    return [sys.executable, __file__, "--role", json.dumps([role, asdict(shape), *rest])]
+
+
+def mpirun(ranks: int) -> list[str]:
+    """Return the beginning of a command for MPI ranks."""
+    from headrace.online_training.local_launcher import find_mpirun
+
+    program = find_mpirun()
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    return [program, *(["--allow-run-as-root", "--oversubscribe"] if "Open MPI" in version else []), "-n", str(ranks)]
+
+
+# -- measurements --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def process(command: list[str]) -> Iterator[subprocess.Popen]:
+    """Run a process whose first line of output says that it is ready."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+        try:
+            yield running
+        finally:
+            if running.poll() is None:
+                running.kill()
+
+
+def run_ranks(shape: Shape, role: str, *rest: Any, **environment: str) -> str:
+    """Run the ranks of a role to their end and return their output."""
+    done = subprocess.run(
+        mpirun(shape.ranks) + arguments(role, shape, *rest), env={**os.environ, **environment},
+        capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"{role} of {shape} ended with code {done.returncode}:\n{done.stderr}")
+    return done.stdout
+
+
+def time_ours(shape: Shape, repetitions: int) -> float:
+    """Return the median seconds of a simulation."""
+    with tempfile.TemporaryDirectory() as folder, process(arguments("intake", shape, folder, repetitions)) as intake:
+        addresses = json.loads(intake.stdout.readline()).split(",")
+        token = Path(folder) / "token"
+        token.touch(0o600)
+        token.write_text(TOKEN.hex())
+        output = run_ranks(
+            shape, "solver", HEADRACE_TOKEN_FILE=str(token), HEADRACE_STUDY=f"{STUDY:016x}", HEADRACE_JOB="1-0001",
+            HEADRACE_ADDRESS=next(a for a in addresses if a.startswith(shape.transport)),
+            HEADRACE_LOG_DIR=str(Path(folder) / "ledger"),
+        )  # fmt: skip
+        status = json.loads(intake.communicate("", timeout=PATIENCE)[0])
+    wanted = (repetitions + 1) * shape.steps
+    if status["steps_accepted"] != wanted or status["rejected"] or status["error"]:
+        raise RuntimeError(f"{shape}: the intake took {status['steps_accepted']} of {wanted} steps: {status}")
+    return statistics.median(json.loads(output))
+
+
+def time_raw(shape: Shape, repetitions: int) -> float:
+    """Return the median seconds of the raw transfer of the same pieces."""
+    with tempfile.TemporaryDirectory() as folder:
+        address = f"ipc://{folder}/raw" if shape.transport == "ipc" else "tcp://127.0.0.1:*"
+        with process(arguments("raw-receiver", shape, repetitions, address)) as receiver:
+            run_ranks(shape, "raw-sender", repetitions, json.loads(receiver.stdout.readline()))
+            return statistics.median(json.loads(receiver.communicate("", timeout=PATIENCE)[0]))
+
+
+def time_in_place(shape: Shape, repetitions: int) -> tuple[float, float]:
+    """Return the median seconds of copying all steps in one process, plainly and with all that ours does to a byte."""
+    slots = np.zeros((max(2, SLOT_BYTES // shape.step_bytes), shape.step_bytes // 4), np.float32)
+    source = np.random.default_rng(0).random(shape.step_bytes // 4, np.float32)
+    cuts = np.array_split(np.arange(len(source)), max(1, math.ceil(shape.step_bytes / (4 * 2**20)), shape.fields))
+    parts = [slice(int(cut[0]), int(cut[-1]) + 1) for cut in cuts]
+
+    def plain() -> None:
+        for step in range(shape.steps):
+            slots[step % len(slots)] = source
+
+    def checked() -> None:
+        for step in range(shape.steps):
+            slot = slots[step % len(slots)]
+            for part in parts:
+                values = source[part]
+                zlib.crc32(values)  # the sender's
+                zlib.crc32(values)  # the intake's
+                math.isfinite(np.dot(values, values))
+                slot[part] = values
+
+    return tuple(_median_seconds(work, repetitions) for work in (plain, checked))
+
+
+def _median_seconds(work: Callable[[], None], repetitions: int) -> float:
+    work()
+    seconds = []
+    for _ in range(repetitions):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def measure(shape: Shape, repetitions: int) -> Iterator[dict[str, Any]]:
+    """Yield the figures of one shape."""
+    ours, raw = time_ours(shape, repetitions), time_raw(shape, repetitions)
+    if shape.part == "messages":
+        count = shape.ranks * shape.fields * shape.steps
+        yield figure(shape, "messages", count / ours, "1/s", count / raw, goal=20_000)
+        return
+    plain, checked = time_in_place(shape, repetitions)
+    megabytes = shape.steps * shape.step_bytes / 1e6
+    large = shape.step_bytes >= 2**20
+    yield figure(shape, "solver to reservoir", megabytes / ours, "MB/s", megabytes / raw,
+                 goal=1000 if large else None)  # fmt: skip
+    yield figure(shape, "fraction of raw pyzmq", raw / ours, "1", 1.0, goal=0.75 if large else None)
+    yield figure(shape, "plain copy", megabytes / plain, "MB/s", None)
+    yield figure(shape, "checksums and copy alone", megabytes / checked, "MB/s", megabytes / plain)
+
+
+def figure(
+    shape: Shape, name: str, value: float, unit: str, baseline: float | None, *, goal: float | None = None
+) -> dict[str, Any]:
+    """Return the line of one figure."""
+    return {
+        "name": f"{shape.part} {shape}: {name}", "value": value, "unit": unit, "goal": goal,
+        "met": None if goal is None else value >= goal, "baseline": baseline, "seeds": [0],
+        "cores": len(os.sched_getaffinity(0)), "device": platform.processor() or platform.machine(),
+        "precision": "fp32",
+        "setup": f"pyzmq {zmq.__version__}, libzmq {zmq.zmq_version()}, {shape.steps} steps, authentication on, "
+        "baseline: raw pyzmq PUSH/PULL of the same pieces (for checksums: plain copy)",
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure what is asked for and print one JSON line per figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer shapes and repetitions, under 55 s on 2 cores")
+    parser.add_argument("--only", choices=("fields", "messages"))
+    parser.add_argument("--device", choices=("cpu",), default="cpu")
+    parser.add_argument("--resume", action="store_true", help="keep the figures of an earlier, unfinished call")
+    parser.add_argument("--role", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.role:
+        role, shape, *rest = options.role
+        ROLES[role](Shape(**shape), *rest)
+        return
+    path = RESULTS / "stream-cpu.json"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if options.resume and path.exists() else []
+    done = {line["name"].rpartition(": ")[0] for line in lines}
+    for shape in shapes(options.quick):
+        if options.only not in (None, shape.part) or f"{shape.part} {shape}" in done:
+            continue
+        for line in measure(shape, 2 if options.quick else 5):
+            lines.append(line)
+            print(json.dumps(line), flush=True)
+        RESULTS.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+if __name__ == "__main__":
+    main()
