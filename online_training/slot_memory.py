@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
 _PREFIX = "headrace-"
+# Populated: page faults come here, once, and not in the middle of the stream.
+_SHARED = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
 _SURELY_LOCKED = 60.0
 """Seconds after which a file that nobody has locked is an orphan and not one that is being made."""
 
@@ -84,7 +86,7 @@ class SlotMemory:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.posix_fallocate(descriptor, 0, size)
-            mapping = mmap.mmap(descriptor, size)
+            mapping = mmap.mmap(descriptor, size, flags=_SHARED)
         except OSError as error:
             path.unlink()
             os.close(descriptor)
@@ -113,7 +115,7 @@ class SlotMemory:
             found = os.fstat(descriptor).st_size
             if found != size:
                 raise ValueError(f"{path} has {found} bytes; {num_slots} slots of {layout.step_bytes} need {size}.")
-            mapping = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+            mapping = mmap.mmap(descriptor, size, flags=_SHARED, prot=mmap.PROT_READ)
         finally:
             os.close(descriptor)
         return cls(path, mapping, layout, lock=None)
