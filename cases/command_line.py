@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .models import MODELS
 from .ranks import USER_ERRORS, launched_rank, leave
 from .study_flags import setting_parameters
 
@@ -97,7 +98,7 @@ def solve(
 def train(
     *,
     case: CaseReference,
-    model: Annotated[str, typer.Option(help="Surrogate: mlp or fno.")] = "mlp",
+    model: Annotated[str, typer.Option(help=f"Surrogate: {' or '.join(MODELS)}.")] = "mlp",
     architecture: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Argument of the surrogate, e.g. modes=12; repeat for several."),
