@@ -43,6 +43,24 @@ class Communicator(ABC):
         """Return whether the condition holds on at least one rank. Collective."""
         return bool(self.maximum(float(condition)))
 
+    def raise_together(self, error: Exception | None, kind: type[Exception]) -> None:
+        """Raise on every rank if any rank has an error: its own where it has one, else `kind` with the first's message.
+
+        Collective.
+
+        Raises
+        ------
+        Exception : as said.
+        """
+        if not self.any(error is not None):
+            return
+        text = np.frombuffer(("" if error is None else str(error)).encode(), dtype=np.uint8)
+        texts = [piece.tobytes().decode() for piece in self.gather(text)]
+        if error is not None:
+            raise error
+        rank = next(rank for rank, message in enumerate(texts) if message)
+        raise kind(f"On rank {rank}: {texts[rank]}")
+
     def offsets(self, length: int) -> np.ndarray:
         """Return where each rank's piece starts in the concatenation, shape (size + 1,). Collective."""
         lengths = np.concatenate(self.gather(np.array([length], dtype=np.int64)))

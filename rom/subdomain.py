@@ -8,7 +8,7 @@ the value (internal forces of the own elements). `assemble` turns split into con
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -112,6 +112,9 @@ def distribute(mesh: Mesh, comm: MPI.Comm | Communicator | None = None, parts: n
         )
     elements = np.flatnonzero(parts == ranks.rank)
     local, nodes = mesh.submesh(elements)
+    # An interface node may belong to a face or element set through an element that only a neighbour has.
+    named = {name: mesh.nodes(name) for name in (*mesh.element_sets, *mesh.face_sets, *mesh.node_sets)}
+    local = replace(local, node_sets={name: np.flatnonzero(np.isin(nodes, s)) for name, s in named.items()})
     here = np.zeros(mesh.num_nodes, dtype=bool)
     here[nodes] = True
     neighbours = {}
