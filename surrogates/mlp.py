@@ -31,8 +31,7 @@ class MLP(Surrogate):
     ----------
     hidden : widths of the hidden layers.
     activation : one of `ACTIVATIONS`.
-    log_time : whether the network sees log(1 + t / interval between snapshots) beside t. Transients from rough
-        initial data change within the first snapshots as much as in all later ones; t alone hides that.
+    log_time : whether the network sees the logarithm of time beside time (see `Normaliser.clock`).
     """
 
     history = 0
@@ -77,11 +76,8 @@ class MLP(Surrogate):
 
     def _states(self, parameters: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """Normalised states (rows, fields, *grid) from parameters (rows, parameters) and times (rows,)."""
-        clocks = [self.normaliser.scale_times(times)]
-        if self.log_time:
-            clocks.append(torch.log1p(times / self.problem.interval) / math.log1p(self.problem.num_snapshots))
-        clock = 2 * torch.stack(clocks, dim=1) - 1
-        inputs = torch.cat((self.normaliser.scale_parameters(parameters), clock), dim=1)
+        clock = self.normaliser.clock(times)
+        inputs = torch.cat((self.normaliser.scale_parameters(parameters), clock if self.log_time else clock[:, :1]), 1)
         return self.network(inputs).reshape(len(inputs), len(self.problem.fields), *self.problem.shape)
 
     def training_loss(self, batch: WindowBatch) -> torch.Tensor:

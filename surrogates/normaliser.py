@@ -17,7 +17,7 @@ _SMALLEST_VARIATION = 1e-6
 
 
 class Normaliser(torch.nn.Module):
-    """Maps fields to mean 0 and deviation 1, parameters to [-1, 1] and time to [0, 1].
+    """Maps fields to mean 0 and deviation 1, parameters and time to [-1, 1].
 
     The statistics of the fields come from the stream, once: weights are only valid together with the
     statistics that they were trained with, so both lie in the same file and the first ones stay.
@@ -28,7 +28,7 @@ class Normaliser(torch.nn.Module):
         super().__init__()
         count = len(problem.fields)
         self.fields = problem.fields
-        self.duration = problem.duration
+        self.duration, self.num_snapshots = problem.duration, problem.num_snapshots
         self.ndim = len(problem.shape)
         self.register_buffer("mean", torch.zeros(count))
         self.register_buffer("std", torch.ones(count))
@@ -100,6 +100,12 @@ class Normaliser(torch.nn.Module):
             parameters = torch.where(wanted, logarithms, parameters)
         return (parameters - self._centre) / self._half_range
 
-    def scale_times(self, times: torch.Tensor) -> torch.Tensor:
-        """Return times / duration."""
-        return times / self.duration
+    def clock(self, times: torch.Tensor) -> torch.Tensor:
+        """Return two views of time, each mapped from [0, duration] to [-1, 1]: (...) -> (..., 2).
+
+        They are t and log(1 + t / interval between snapshots). Transients from rough initial data change as
+        much within the first snapshots as in all later ones; t alone hides that.
+        """
+        linear = times / self.duration
+        logarithmic = torch.log1p(linear * self.num_snapshots) / math.log1p(self.num_snapshots)
+        return 2 * torch.stack((linear, logarithmic), dim=-1) - 1
