@@ -6,14 +6,12 @@ Cost: about a quarter of a second per simulation at 64 x 64 on one core.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from headrace.solvers import Case, Dirichlet, Grid, MemorySink, Parameters, Uniform
+from headrace.solvers import Case, Dirichlet, Grid, Uniform
 from headrace.solvers.scheme import BDF2
-from headrace.solvers.simulate import simulate
 
 K0 = 1.0
 """Conductivity at 100 K, in units of (plate width)² / time."""
@@ -31,28 +29,6 @@ def heat(u: Any, d: Any, p: Any, t: Any) -> Any:
 def uniform_plate(x: tuple[np.ndarray, ...], p: Any, rng: np.random.Generator) -> np.ndarray:
     """T = t0 everywhere; the walls jump to their own temperatures at t = 0."""
     return np.full(x[0].shape, p.t0)
-
-
-class Superposition:
-    """The prediction that is exact for beta = 0: the solution is then linear in the five temperatures.
-
-    Five solves with one temperature at 1 K and the others at 0 K are stored; every other solution of the linear
-    equation is their sum. Its error at beta > 0 is what any surrogate has to beat.
-    """
-
-    temperatures = ("t0", "t_left", "t_right", "t_bottom", "t_top")
-
-    def __init__(self, case: Case) -> None:
-        sink = MemorySink()
-        responses = []
-        for unit in self.temperatures:
-            simulate(case, Parameters({name: float(name == unit) for name in case.parameters}), sink)
-            responses.append(sink.values)
-        self._responses = np.stack(responses)
-
-    def predict(self, parameters: Mapping[str, float]) -> np.ndarray:
-        """Return the trajectory for given temperatures as if beta were 0, (snapshots, fields, *grid)."""
-        return np.tensordot([parameters[name] for name in self.temperatures], self._responses, axes=1)
 
 
 def _wall(name: str) -> Dirichlet:

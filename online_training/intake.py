@@ -350,6 +350,8 @@ class Intake:
         job.requests.clear()
         job.simulation = run.number
         assignment = run.assignment
+        # The attempt's number must outlive this process before a rank can use it: the next session takes a larger one.
+        self._ledger.flush()
         content = {"parameters": dict(assignment.parameters), "seed": assignment.seed}
         self._tell_job(run, Kind.ASSIGN, payload=content, value=self._settings.layout.num_steps)
         self._tell_job(run, Kind.CREDIT, value=run.granted)

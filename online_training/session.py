@@ -124,7 +124,7 @@ class Session:
                     run_dir=str(self._directory.path), address=address, token_file=str(self._directory.token_file),
                     study=self._record.study, session=self._number, batch_size=settings.batch_size,
                     learning_rate=settings.learning_rate, total_windows=self._record.total_uses(self._num_steps),
-                    checkpoint_every=settings.checkpoint_every,
+                    checkpoint_every=settings.checkpoint_every, seed=settings.seed,
                 ),
                 settings.workers,
                 settings.max_failures,
@@ -133,11 +133,11 @@ class Session:
             self._trainer_error = error
 
     def _watch(self, intake: Any, supervisor: SupervisorProcess, trainer: threading.Thread, progress: Any) -> None:
-        """Pass events between the parts until the trainer is done."""
-        stopping, started, reported, done = False, time.monotonic(), 0.0, 0
+        """Pass events between the parts until the trainer is done and the last held-out simulation is written."""
+        stopping, started, reported, done, streaming = False, time.monotonic(), 0.0, 0, True
         with MetricsLog(self._directory.path, "intake") as intake_log:
-            while trainer.is_alive():
-                trainer.join(_TICK_SECONDS)
+            while trainer.is_alive() or (streaming and not stopping and self._trainer_error is None):
+                time.sleep(_TICK_SECONDS)
                 if self._stop_requested.is_set() and not stopping:
                     stopping = True
                     self._ask(intake.request_stop)
@@ -148,6 +148,7 @@ class Session:
                     status = self._ask(intake.status)
                     if status.get("error"):
                         raise StudyError(f"The intake failed: {status['error']}")
+                    streaming = status["queued"] + status["running"] + status["writing"] > 0
                     if status["done"] > done:
                         done = status["done"]
                         supervisor.note_progress()

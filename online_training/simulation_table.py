@@ -90,6 +90,12 @@ class SimulationTable:
         return (self.all_planned and not self._queue and not self._active) or (self.stopping and not self._active)
 
     @property
+    def training_exhausted(self) -> bool:
+        """Whether no window will come any more; held-out simulations may still run."""
+        waiting = (run for run in (*self._queue, *self._active.values()) if not run.assignment.held_out)
+        return self.stopping or (self.all_planned and not any(waiting))
+
+    @property
     def finished(self) -> bool:
         """Whether every simulation has come to its end, files included."""
         return self.exhausted and all(run.status in TERMINAL or self.stopping for run in self.runs.values())
@@ -332,7 +338,7 @@ class SimulationTable:
 
     def settle(self) -> None:
         """Freeze the statistics at the watermark; close the buffer when what remains in it meets the views."""
-        if not self.closed and (self.exhausted or self.stopping):
+        if not self.closed and self.training_exhausted:
             remaining = self._limits.views * self.windows_accepted - self._buffer.population
             if self.stopping or not self._buffer.ready or self._drawn() >= remaining:
                 self._buffer.close()

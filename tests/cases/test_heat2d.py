@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from headrace.cases.heat2d import Superposition, case
+from headrace.cases.heat2d import case
 from headrace.solvers import MemorySink, Neumann
 from headrace.solvers.scheme import IMPLICIT_EULER
 from headrace.solvers.simulate import simulate
@@ -84,15 +84,6 @@ def test_isolated_walls_keep_the_heat():
     values = solve(16, {"beta": 2.0}, boundary=Neumann(0.0), initial=warm)
     np.testing.assert_allclose(values.mean(axis=(1, 2)), values[0].mean(), rtol=1e-9)
     assert np.ptp(values[-1]) < 0.8 * np.ptp(values[0])
-
-
-def test_superposition_is_exact_without_nonlinearity_and_only_then():
-    small = case.resized((16, 16))
-    superposition = Superposition(small)
-    p = {"t0": 450, "t_left": 100, "t_right": 250, "t_bottom": 130, "t_top": 400}
-    for beta, lowest, highest in ((0.0, 0.0, 1e-6), (2.0, 10.0, 400.0)):
-        error = np.abs(superposition.predict(p)[:, 0] - solve(16, {**p, "beta": beta})).max()
-        assert lowest <= error <= highest, f"beta {beta}: {error} K"
 
 
 def test_the_case_verifies_and_refuses_what_is_out_of_range():

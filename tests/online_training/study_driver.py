@@ -1,0 +1,50 @@
+"""A study as a user's script starts it; the test beside it sends the signals.
+
+python study_driver.py RUN_DIR MODEL new|resume
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from headrace.online_training import Study
+from headrace.solvers import Case, Grid, Periodic, Uniform
+from headrace.surrogates import FNO, MLP
+
+SECONDS_PER_SIMULATION = 0.6
+
+
+def decay(u, d, p, t):
+    """∂u/∂t = ν ∇²u - u / 10."""
+    return p.nu * d.laplacian(u) - 0.1 * u
+
+
+def bump(x, p, rng):
+    """A bump at (x0, 1/2); where x0 > 0.66 the initial state is not a number."""
+    time.sleep(SECONDS_PER_SIMULATION)
+    value = np.nan if p.x0 > 0.66 else 1.0
+    return value * np.exp(-((x[0] - p.x0) ** 2 + (x[1] - 0.5) ** 2) / 0.05)
+
+
+case = Case(
+    name="slow_decay",
+    fields=("u",),
+    grid=Grid(shape=(16, 16), extent=(1.0, 1.0)),
+    boundary=Periodic(),
+    parameters={"nu": Uniform(0.01, 0.05), "x0": Uniform(0.3, 0.7)},
+    initial=bump,
+    rhs=decay,
+    duration=1.0,
+    num_snapshots=20,
+)
+MODELS = {"mlp": MLP, "fno": lambda: FNO(modes=4, width=8, layers=2)}
+SETTINGS = {"simulations": 30, "held_out": 3, "ranks": 2, "batch_size": 8, "views": 4.0, "checkpoint_every": 0.5}
+
+if __name__ == "__main__":
+    run_dir, model, how = sys.argv[1:]
+    study = Study(case, MODELS[model](), run_dir=Path(run_dir), **SETTINGS)
+    result = study.run(resume=how == "resume")
+    print("status", result.status)
+    print("validation", result.validation)

@@ -1,0 +1,213 @@
+"""Whole studies with real ranks and Ray, while processes of theirs are killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from headrace.online_training.audit import audit
+from headrace.online_training.ledger import Ledger, read_records
+from headrace.online_training.metrics_log import last_record, read_metrics
+from headrace.online_training.run_directory import StudyError
+from headrace.online_training.study import Study
+from headrace.solvers.case_file import CaseReference
+from headrace.surrogates import MLP, load_surrogate
+
+pytestmark = [pytest.mark.ray, pytest.mark.mpi, pytest.mark.timeout(400)]
+
+DRIVER = Path(__file__).with_name("study_driver.py")
+
+
+class Driver:
+    """A study in a process of its own."""
+
+    def __init__(self, run_dir: Path, model: str, how: str) -> None:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        self.run_dir = run_dir
+        self.output = open(run_dir.parent / f"driver-{time.monotonic_ns()}.log", "w+")
+        self.process = subprocess.Popen(
+            [sys.executable, str(DRIVER), str(run_dir), model, how],
+            stdout=self.output, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+        )  # fmt: skip
+
+    def wait_until(self, condition, seconds=120.0):
+        """Wait for a condition while the driver lives."""
+        deadline = time.monotonic() + seconds
+        while not (value := condition()):
+            assert self.process.poll() is None, f"the driver ended early:\n{self.text()}"
+            assert time.monotonic() < deadline, f"not in time; the driver said:\n{self.text()}"
+            time.sleep(0.05)
+        return value
+
+    def text(self) -> str:
+        self.output.flush()
+        return Path(self.output.name).read_text()
+
+    def finish(self, seconds=200.0) -> str:
+        self.process.wait(seconds)
+        return self.text()
+
+    def processes(self, word: str) -> list[psutil.Process]:
+        """Processes of this run, apart from the driver, with a word in their command line."""
+        return [process for process in left_over(self.run_dir, self.process.pid) if word in command_of(process)]
+
+    def kill(self, word: str) -> int:
+        """SIGKILL one process and return its id."""
+        victim = self.wait_until(lambda: self.processes(word))[0]
+        victim.kill()
+        return victim.pid
+
+
+def command_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def left_over(run_dir: Path, driver: int = -1) -> list[psutil.Process]:
+    """Processes that carry the run directory in their environment: everything that a study starts inherits it."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            named = any(str(run_dir) in value for value in process.environ().values())
+            if named and process.pid not in (driver, os.getpid()) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def steps_of(run_dir: Path) -> int:
+    record = last_record(run_dir / "intake.jsonl")
+    return record["steps_accepted"] if record else 0
+
+
+def batches_of(run_dir: Path) -> int:
+    record = last_record(run_dir / "metrics.jsonl")
+    return record["batch"] if record else 0
+
+
+def require_clean(run_dir: Path) -> dict[str, int]:
+    report = audit(run_dir)
+    assert report.ok, report.lines
+    counts = report.counts
+    accounted = counts["steps accepted"] + counts["steps of simulations in quarantine"]
+    assert counts["steps planned"] == accounted == 33 * 21
+    assert counts["double"] == 0
+    return counts
+
+
+def require_no_process(run_dir: Path, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while remaining := left_over(run_dir):
+        assert time.monotonic() < deadline, [command_of(process) for process in remaining]
+        time.sleep(0.2)
+
+
+def test_a_study_survives_the_death_of_a_rank_and_of_its_trainer(tmp_path):
+    run_dir = tmp_path / "run"
+    driver = Driver(run_dir, "mlp", "new")
+    driver.wait_until(lambda: steps_of(run_dir) > 10)
+    driver.kill("solver_job")
+    driver.wait_until(lambda: batches_of(run_dir) > 5 and list((run_dir / "checkpoints").iterdir()))
+    driver.kill("RayTrainWorker")
+    text = driver.finish()
+    assert driver.process.returncode == 0 and "status finished" in text, text
+
+    counts = require_clean(run_dir)
+    history = Ledger(run_dir / "ledger").simulations
+    assert max(one.attempts for one in history.values()) == 2, "the killed rank's simulation was run again"
+    bad = {number for number, one in history.items() if one.parameters["x0"] > 0.66}
+    assert bad and {n for n, one in history.items() if one.quarantine is not None} == bad, "and nothing else"
+    assert counts["steps of simulations in quarantine"] == 21 * len(bad)
+    assert {record["generation"] for record in read_metrics(run_dir / "metrics.jsonl")} >= {1, 2}
+    assert load_surrogate(run_dir).problem.case == "slow_decay"
+    require_no_process(run_dir)
+
+
+def test_a_killed_driver_and_ctrl_c_are_resumed(tmp_path):
+    run_dir = tmp_path / "run"
+    driver = Driver(run_dir, "fno", "new")
+    driver.wait_until(lambda: steps_of(run_dir) > 60)
+    driver.process.send_signal(signal.SIGKILL)
+    driver.process.wait()
+    require_no_process(run_dir)
+
+    driver = Driver(run_dir, "fno", "resume")
+    driver.wait_until(lambda: batches_of(run_dir) > 3)
+    driver.process.send_signal(signal.SIGINT)
+    assert "status stopped" in driver.finish()
+    assert driver.process.returncode == 0
+    stopped_at = batches_of(run_dir)
+    require_no_process(run_dir)
+
+    driver = Driver(run_dir, "fno", "resume")
+    text = driver.finish()
+    assert driver.process.returncode == 0 and "status finished" in text, text
+    assert batches_of(run_dir) > stopped_at, "training went on from the checkpoint"
+    counts = require_clean(run_dir)
+    assert counts["steps lost before use and run again"] > 0
+    require_no_process(run_dir)
+
+    again = Driver(run_dir, "fno", "resume").finish()
+    assert text.splitlines()[-1] == again.splitlines()[-1], "a finished study only repeats its result"
+
+
+def reference() -> CaseReference:
+    return CaseReference.of(DRIVER, "case")
+
+
+def test_a_run_directory_of_another_study_is_refused(tmp_path):
+    study = Study(reference(), MLP(), run_dir=tmp_path / "run", simulations=4, held_out=1)
+    study._prepare(resume=False)
+    with pytest.raises(StudyError, match="already holds a study"):
+        Study(reference(), MLP(), run_dir=tmp_path / "run")._prepare(resume=False)
+    with pytest.raises(StudyError, match="simulations = 4; it cannot go on with 5"):
+        Study(reference(), MLP(), run_dir=tmp_path / "run", simulations=5, held_out=1)._prepare(resume=True)
+    other = CaseReference.of(DRIVER.parents[2] / "cases" / "heat2d.py")
+    with pytest.raises(StudyError, match="another study: its case is 'case'"):
+        Study(other, MLP(), run_dir=tmp_path / "run", simulations=4, held_out=1)._prepare(resume=True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    with pytest.raises(StudyError, match="not empty and holds no study"):
+        Study(reference(), MLP(), run_dir=tmp_path / "full")._prepare(resume=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ranks": 100}, "cannot be split over 100 ranks"),
+        ({"buffer": "20KB", "batch_size": 32}, "14 too few"),
+        ({"batch_size": 7, "workers": 2}, "cannot be dealt"),
+        ({"buffer": "many"}, "is not a size"),
+        ({"views": -1}, "greater than 0"),
+        ({"simulation": 3}, "simulation"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_anything_starts(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        Study(reference(), MLP(), run_dir=tmp_path / "run", **settings)._prepare(resume=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_design_is_written_once_and_survives_a_cut(tmp_path):
+    study = Study(reference(), MLP(), run_dir=tmp_path / "run", simulations=4, held_out=2)
+    record = study._prepare(resume=False)
+    from headrace.online_training.ledger import RecordWriter
+
+    with RecordWriter(tmp_path / "run/ledger/study-1.log") as log:
+        study._plan(record, log)
+    first = list(read_records(tmp_path / "run/ledger/study-1.log"))
+    # The machine died after three records; the next session writes the others, with the same parameters.
+    lines = (tmp_path / "run/ledger/study-1.log").read_bytes().splitlines(keepends=True)
+    (tmp_path / "run/ledger/study-1.log").write_bytes(b"".join(lines[:3]))
+    with RecordWriter(tmp_path / "run/ledger/study-2.log") as log:
+        study._plan(record, log)
+    assert list(read_records(tmp_path / "run/ledger/study-2.log")) == first[3:]
+    assert [record["held_out"] for record in first] == [False] * 4 + [True] * 2
