@@ -7,9 +7,10 @@ import numpy as np
 
 from headrace.cases.kolmogorov import case as kolmogorov
 from headrace.cases.navier_stokes2d import case as navier_stokes
-from headrace.cases.navier_stokes2d import recipe
+from headrace.cases.navier_stokes2d import differences, recipe
 from headrace.solvers import Grid, MemorySink
 from headrace.solvers.simulate import simulate
+from headrace.solvers.vorticity import ADAMS_BASHFORTH_CRANK_NICOLSON
 
 from .mpi_transforms import gathered
 
@@ -25,6 +26,8 @@ def cases():
     return {
         "spectral, free step": (short(navier_stokes, (36, 25), 1.5), {"nu": 3e-4}),
         "spectral, recipe": (short(recipe, (16, 20), 0.03, steps_per_snapshot=10), {}),
+        "differences, midpoint": (short(differences, (18, 15), 0.6), {"nu": 3e-4}),
+        "differences, explicit": (short(differences, (16, 20), 1.5, scheme=ADAMS_BASHFORTH_CRANK_NICOLSON), {}),
         "spectral, drag": (short(kolmogorov, (24, 24), 0.5, steps_per_snapshot=4), {}),
     }
 
