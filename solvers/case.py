@@ -11,7 +11,7 @@ import numpy as np
 
 from .boundary import Boundary, Periodic, sides_of
 from .grid import Grid
-from .parameters import Distribution, Parameters
+from .parameters import Declared, Parameters, component_names, flattened
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -29,7 +29,8 @@ class Case:
     fields : names of the unknowns.
     grid : the grid they live on.
     boundary : one condition, or one per axis, or one per field (see `boundary.sides_of`).
-    parameters : name -> distribution; a simulation draws one value of each.
+    parameters : name -> distribution; a simulation draws one value of each. A `Vector` is kept as its components
+        name_0, name_1, ...; a `Seed` moves to `seeds`.
     initial : function (x, p, rng) -> one array per field, on the coordinates x[0], x[1], ...
     rhs : function (u, d, p, t) -> ∂u/∂t, written with the operators of d; its docstring is the equation.
     duration : end time.
@@ -44,6 +45,7 @@ class Case:
         rng is what `initial` takes, the same on all ranks; its docstring is the equation.
     frame_velocity : function (u, d, p, t) -> velocity of the Lagrangian frame.
     description : one sentence for people; cost and source included.
+    seeds : names of the `Seed` parameters; filled from `parameters`.
 
     Raises
     ------
@@ -57,7 +59,7 @@ class Case:
     duration: float
     num_snapshots: int
     boundary: Boundary = field(default_factory=Periodic)
-    parameters: Mapping[str, Distribution] = field(default_factory=dict)
+    parameters: Mapping[str, Declared] = field(default_factory=dict)
     rhs: Callable[..., Any] | None = None
     scheme: Scheme | None = None
     steps_per_snapshot: int | None = None
@@ -65,10 +67,16 @@ class Case:
     solver: Callable[..., Any] | None = None
     frame_velocity: Callable[..., Any] | None = None
     description: str = ""
+    seeds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fields", tuple(self.fields))
-        object.__setattr__(self, "parameters", dict(self.parameters))
+        try:
+            scalars, seeds = flattened(self.parameters)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"Case {self.name}: {error}") from None
+        object.__setattr__(self, "parameters", scalars)
+        object.__setattr__(self, "seeds", tuple(dict.fromkeys((*self.seeds, *seeds))))
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", self.name):
             raise ValueError(f"Case name {self.name!r} must start with a letter; letters, digits and _ may follow.")
         if not self.fields or len(set(self.fields)) != len(self.fields):
@@ -79,12 +87,6 @@ class Case:
             raise ValueError(f"Case {self.name}: duration {self.duration} must be positive.")
         if self.num_snapshots < 1:
             raise ValueError(f"Case {self.name}: num_snapshots {self.num_snapshots} must be at least 1.")
-        for name, distribution in self.parameters.items():
-            if not isinstance(distribution, Distribution):
-                raise TypeError(
-                    f"Case {self.name}: parameter {name} is {distribution!r}; "
-                    "use Uniform(low, high) or another Distribution."
-                )
         sides_of(self.boundary, self.fields, self.grid)
 
     @property
@@ -103,13 +105,19 @@ class Case:
         pairs = zip(self.parameters.items(), unit_point, strict=True)
         return Parameters({name: distribution.from_unit(float(q)) for (name, distribution), q in pairs})
 
-    def accept(self, values: Mapping[str, float]) -> Parameters:
+    def accept(self, values: Mapping[str, Any]) -> Parameters:
         """Return values as `Parameters` in the case's order; those left out take their median.
+
+        A vector is given by its components, name_0, name_1, ..., or as a sequence under its name.
 
         Raises
         ------
         ValueError : unknown name, or a value outside its distribution.
         """
+        values = dict(values)
+        for name in [name for name in values if name not in self.parameters and np.ndim(values[name]) == 1]:
+            parts = values.pop(name)
+            values |= dict(zip(component_names(name, len(parts)), parts, strict=True))
         unknown = sorted(set(values) - set(self.parameters))
         if unknown:
             known = ", ".join(f"{name} {distribution}" for name, distribution in self.parameters.items())

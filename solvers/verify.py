@@ -72,6 +72,12 @@ def _initial(case: Case, p: Parameters) -> np.ndarray:
     for _ in range(2):
         rng = np.random.default_rng(np.random.SeedSequence([0, 0]))
         results.append(_call(case, "initial", initial_state, case, p, blocks, rng))
+    untouched = np.random.default_rng(np.random.SeedSequence([0, 0]))
+    if case.seeds and rng.bit_generator.state == untouched.bit_generator.state:
+        raise ValueError(
+            f"Case {case.name} declares the seed {case.seeds[0]}, but initial draws nothing from its generator rng. "
+            "Use rng (rng.normal(...), gaussian_random_field(x[0].shape, rng)), or leave the Seed out."
+        )
     if not np.isfinite(results[0]).all():
         raise ValueError(f"Case {case.name}: initial returned values that are not finite at {p}.")
     if not np.array_equal(*results):
