@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.sparse as sp
 
+from .kinematics import Kinematics
 from .mesh import Mesh
 
 
@@ -39,26 +40,11 @@ class Pattern:
         size = self.num_nodes * w
         return sp.bsr_array((data.reshape(-1, w, w), self.indices, self.indptr), shape=(size, size))
 
-    def selection(self, rows: np.ndarray, columns: np.ndarray | None = None) -> Selection:
-        """Return the map from assembled matrices to their part at some dofs; columns default to rows."""
-        count = len(self.indices) * self.width**2
-        data = np.arange(count, dtype=float).reshape(-1, self.width, self.width)
-        size = self.num_nodes * self.width
-        numbered = sp.bsr_array((data, self.indices, self.indptr), shape=(size, size)).tocsr()
-        columns = rows if columns is None else columns
-        return Selection(numbered[rows][:, columns])
 
+def mass_matrix(kinematics: Kinematics) -> sp.csr_array:
+    """Return ∫ φ_i φ_j of the own elements, (num_nodes, num_nodes): the inner product of displacements, per direction.
 
-class Selection:
-    """Rows and columns of matrices of one pattern; cheap to take again when the values change."""
-
-    def __init__(self, numbered: sp.csr_array) -> None:
-        self.shape = numbered.shape
-        csc = numbered.tocsc()
-        csc.sort_indices()
-        self._columns = (csc.data.astype(np.int64), csc.indices, csc.indptr)
-
-    def take(self, matrix: sp.bsr_array, *, dtype: type = float) -> sp.csc_array:
-        """Return the part of the matrix in compressed columns."""
-        order, indices, indptr = self._columns
-        return sp.csc_array((matrix.data.ravel()[order].astype(dtype, copy=False), indices, indptr), shape=self.shape)
+    Split: summed over subdomains it is that of the whole mesh, so u·M v adds up over ranks without shared nodes
+    counting twice.
+    """
+    return Pattern(kinematics.mesh, width=1).assemble(kinematics.mass()).tocsr()

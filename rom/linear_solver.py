@@ -69,7 +69,7 @@ class LinearSolver:
             lambda u: self.subdomain.assemble(operator(u)),
             self._precondition,
             np.where(self.free, right, 0.0),
-            dot=self.subdomain.dot,
+            products=self.subdomain.products,
             tolerance=tolerance,
             max_iterations=limit,
         )

@@ -7,7 +7,7 @@ the value (internal forces of the own elements). `assemble` turns split into con
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -78,7 +78,13 @@ class Subdomain:
 
     def dot(self, a: np.ndarray, b: np.ndarray) -> float:
         """Return the Euclidean inner product of two consistent nodal fields over the whole mesh. Collective."""
-        return float(self.comm.sum(np.vdot(a[self.owned], b[self.owned])))
+        return float(self.products([a], b)[0])
+
+    def products(self, fields: Sequence[np.ndarray], b: np.ndarray) -> np.ndarray:
+        """Return the inner products of several consistent fields with one, by a single sum over ranks. Collective."""
+        b = b[self.owned] if self.neighbours else b
+        local = [np.vdot(a[self.owned] if self.neighbours else a, b) for a in fields]
+        return self.comm.sum(np.array(local))
 
     def norm(self, a: np.ndarray) -> float:
         """Return the Euclidean norm of a consistent nodal field over the whole mesh. Collective."""
