@@ -4,7 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -qq -c constraints.txt
 # The site's own MPI where there is one, otherwise MPICH as a wheel.
 MPI := $(if $(shell command -v mpirun),,,mpich)
 PACKAGING := pyproject.toml setup.cfg constraints.txt
@@ -18,7 +18,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 setup: $(VENV)/.all
 
 demo: $(VENV)/.demo
-	$(BIN)/headrace train heat2d --model mlp --shape 32x32 --simulations 100 --held-out 20 --run-dir $(RUN)
+	$(BIN)/headrace train heat2d --model mlp --shape 32x32 --simulations 100 --held-out 20 --learning-rate 3e-3 --run-dir $(RUN)
 
 test: $(VENV)/.all
 	$(BIN)/python -m pytest tests
@@ -37,11 +37,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: $(VENV)/bin/python $(PACKAGING)
-	@echo "Installing headrace and what the demo needs into $(VENV) ..."
+	@echo "Installing headrace and what the demo needs into $(VENV); a minute or two ..."
 	$(PIP) -e ".[train$(MPI)]"
 	@touch $@
 
 $(VENV)/.all: $(VENV)/.demo
-	@echo "Installing what the tests need into $(VENV) ..."
+	@echo "Installing what the tests need into $(VENV); a minute or two ..."
 	$(PIP) -e ".[train,test$(MPI)]"
 	@touch $@
