@@ -115,8 +115,9 @@ class EliminationTree:
             except np.linalg.LinAlgError:
                 node = front.dofs[first] // 3
                 raise ConvergenceError(
-                    f"The stiffness is not positive definite near local node {node}: the material softens, or the "
-                    "supports leave a rigid motion free. Add supports, or shorten the step."
+                    f"The stiffness is not positive definite near local node {node}: the material softens, the "
+                    "supports leave a rigid motion free, or reduced integration leaves an hourglass mode of a mesh "
+                    "one element wide. Add supports or elements, or shorten the step."
                 ) from None
             inverse = np.linalg.inv(triangle)
             F[last:, first:last] = F[last:, first:last] @ inverse.T

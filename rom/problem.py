@@ -95,4 +95,8 @@ class LocalProblem:
 
     def temperature(self, time: float) -> np.ndarray:
         """Return the temperature at the quadrature points, (num_local_points,)."""
-        return self.kinematics.interpolate(temperature_at(self.problem.temperature, self.subdomain, time))
+        return self.kinematics.interpolate(self.nodal_temperature(time))
+
+    def nodal_temperature(self, time: float) -> np.ndarray:
+        """Return the temperature of the local nodes, (num_local_nodes,)."""
+        return temperature_at(self.problem.temperature, self.subdomain, time)

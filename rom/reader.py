@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -48,7 +47,6 @@ class Reader(ABC):
         return None
 
 
-@dataclass(frozen=True, kw_only=True)
 class TimeSeries(Reader):
     """A reader of arrays in memory: the embedded solver's results, or a small file already loaded.
 
@@ -65,31 +63,43 @@ class TimeSeries(Reader):
     ValueError : shapes that do not fit the mesh, times that do not increase, numbers that are not finite.
     """
 
-    mesh: Mesh  # type: ignore[assignment]
-    times: np.ndarray  # type: ignore[assignment]
-    displacements: np.ndarray
-    temperatures: np.ndarray | None = None
-    point_fields: Mapping[str, np.ndarray] = field(default_factory=dict)
+    def __init__(
+        self,
+        *,
+        mesh: Mesh,
+        times: np.ndarray,
+        displacements: np.ndarray,
+        temperatures: np.ndarray | None = None,
+        point_fields: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        self._mesh, self._times = mesh, np.asarray(times, dtype=float)
+        self.displacements, self.temperatures = displacements, temperatures
+        self.point_fields = dict(point_fields or {})
+        if np.any(np.diff(self._times) <= 0):
+            raise ValueError(f"times must increase; they are {self._times}.")
+        self._check("displacements", displacements, (mesh.num_nodes, 3))
+        if temperatures is not None:
+            self._check("temperatures", temperatures, (mesh.num_nodes,))
+        for name, values in self.point_fields.items():
+            self._check(name, values, (mesh.num_points, *np.shape(values)[2:]))
 
-    def __post_init__(self) -> None:
-        expected = {"displacements": (len(self.times), self.mesh.num_nodes, 3)}
-        if self.temperatures is not None:
-            expected["temperatures"] = (len(self.times), self.mesh.num_nodes)
-        for name, shape in expected.items():
-            array = getattr(self, name)
-            if np.shape(array) != shape:
-                raise ValueError(f"{name} has shape {np.shape(array)}; mesh and times ask for {shape}.")
-            if not np.all(np.isfinite(array)):
-                bad = np.argwhere(~np.isfinite(array))[0]
-                raise ValueError(f"{name} is not finite at increment {bad[0]}, node {bad[1]}.")
-        if np.any(np.diff(self.times) <= 0):
-            raise ValueError(f"times must increase; they are {self.times}.")
-        for name, array in self.point_fields.items():
-            if np.shape(array)[:2] != (len(self.times), self.mesh.num_points):
-                raise ValueError(
-                    f"Point field {name} has shape {np.shape(array)}; its first two lengths must be "
-                    f"{(len(self.times), self.mesh.num_points)}."
-                )
+    def _check(self, name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
+        expected = (len(self._times), *shape)
+        if np.shape(values) != expected:
+            raise ValueError(f"{name} has shape {np.shape(values)}; mesh and times ask for {expected}.")
+        if not np.all(np.isfinite(values)):
+            bad = np.argwhere(~np.isfinite(values))[0]
+            raise ValueError(f"{name} is not finite at increment {bad[0]}, node or point {bad[1]}.")
+
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh."""
+        return self._mesh
+
+    @property
+    def times(self) -> np.ndarray:
+        """Times of all increments, (num_increments + 1,)."""
+        return self._times
 
     def displacement(self, increment: int) -> np.ndarray:
         """Return the displacement of all nodes, shape (num_nodes, 3)."""

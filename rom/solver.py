@@ -294,5 +294,6 @@ def solve(
         mesh=problem.mesh,
         times=np.array([increment.time for increment in increments]),
         displacements=np.stack([gather(increment.displacement) for increment in increments]),
+        temperatures=np.stack([gather(solver.local.nodal_temperature(increment.time)) for increment in increments]),
         point_fields={name: np.stack(values) for name, values in fields.items()},
     )
