@@ -45,6 +45,7 @@ class Case:
         rng is what `initial` takes, the same on all ranks; its docstring is the equation.
     frame_velocity : function (u, d, p, t) -> velocity of the Lagrangian frame.
     description : one sentence for people; cost and source included.
+    accuracy : order of the central operators of d: 2, 4, or "spectral" where every axis is periodic.
     seeds : names of the `Seed` parameters; filled from `parameters`.
 
     Raises
@@ -67,6 +68,7 @@ class Case:
     solver: Callable[..., Any] | None = None
     frame_velocity: Callable[..., Any] | None = None
     description: str = ""
+    accuracy: int | str = 2
     seeds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -88,6 +90,13 @@ class Case:
         if self.num_snapshots < 1:
             raise ValueError(f"Case {self.name}: num_snapshots {self.num_snapshots} must be at least 1.")
         sides_of(self.boundary, self.fields, self.grid)
+        if self.accuracy not in (2, 4, "spectral"):
+            raise ValueError(f"Case {self.name}: accuracy {self.accuracy!r} is not possible; use 2, 4 or 'spectral'.")
+        if self.accuracy == "spectral" and not all(self.periodic):
+            raise ValueError(f"Case {self.name}: accuracy 'spectral' needs periodic axes; between walls use 2 or 4.")
+        walls = [n for n, periodic in zip(self.grid.shape, self.periodic, strict=True) if not periodic]
+        if self.accuracy == 4 and walls and min(walls) < 4:
+            raise ValueError(f"Case {self.name}: accuracy 4 needs 4 points between walls; {self.grid.shape} has fewer.")
 
     @property
     def times(self) -> np.ndarray:

@@ -98,7 +98,7 @@ class Field:
         if kwargs or ufunc.nout != 1:
             refused = sorted(kwargs) or "second result"
             raise TypeError(f"np.{ufunc.__name__} of a field takes no {refused}; compute a new field.")
-        return _combine(_for_operands(ufunc, ufunc.__name__), *inputs)
+        return _combine(for_operands(ufunc, ufunc.__name__), *inputs)
 
     def __array_function__(self, function: Callable, types: Any, args: Any, kwargs: Any) -> Field:
         name = function.__name__
@@ -155,7 +155,7 @@ def _combine(operation: Callable, *operands: Any) -> Field:
     return Field(operation(*arrays), halo, fields[0].ndim, any(field.components for field in fields))
 
 
-def _for_operands(numpy_function: Callable, name: str) -> Callable:
+def for_operands(numpy_function: Callable, name: str) -> Callable:
     """Return the function that serves numpy arrays as they are and tensors by torch's function of the same name."""
 
     def apply(*arrays: Any) -> Any:

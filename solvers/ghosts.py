@@ -4,12 +4,16 @@ Walls lie half a cell outside the outermost points, so layer j = 1, 2, ... mirro
 
     Dirichlet   ghost_j = 2·g - owned_j
     Neumann     ghost_j = owned_j + (2j - 1)·h·g     (g is the derivative along the outward normal)
+
+With an accuracy of 4 it is the value there of the polynomial through four owned layers that has g on the wall.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -49,11 +53,40 @@ def wall_value(side: Side, x: tuple[Field, ...], *, axis: int, position: float, 
     return value.array if isinstance(value, Field) else value
 
 
-def ghost(side: Side, mirror: Any, value: Any, distance: float) -> Any:
-    """Return the ghost values of one layer; distance : between the layer and its mirror image."""
-    if isinstance(side, Dirichlet):
-        return 2 * value - mirror
-    return mirror + distance * value
+@dataclass(frozen=True, kw_only=True)
+class GhostFormula:
+    """ghost_j = wall·g + Σ weight_i·owned_i, layers counted from the wall."""
+
+    wall: float
+    owned: tuple[tuple[int, float], ...]
+
+    @classmethod
+    def of(cls, side: Side, j: int, spacing: float, accuracy: int | str) -> GhostFormula:
+        """Return the formula for ghost layer j = 1, 2, ... at a wall."""
+        if accuracy == 4:
+            return cls._fourth_order(isinstance(side, Dirichlet), j, spacing)
+        if isinstance(side, Dirichlet):
+            return cls(wall=2.0, owned=((j, -1.0),))
+        return cls(wall=(2 * j - 1) * spacing, owned=((j, 1.0),))
+
+    @classmethod
+    @lru_cache(maxsize=64)
+    def _fourth_order(cls, dirichlet: bool, j: int, spacing: float) -> GhostFormula:
+        # In units of the spacing, distances from the wall inwards; the outward derivative is minus the inward one.
+        powers = np.arange(5)
+        inside = np.arange(1, 5) - 0.5
+        on_wall = np.array([1.0, 0, 0, 0, 0]) if dirichlet else np.array([0, -1.0, 0, 0, 0])
+        conditions = np.vstack([on_wall, inside[:, None] ** powers])
+        weights = np.linalg.solve(conditions.T, (0.5 - j) ** powers)
+        scale = 1.0 if dirichlet else spacing
+        return cls(wall=float(weights[0]) * scale, owned=tuple(enumerate(map(float, weights[1:]), start=1)))
+
+    def apply(self, value: Any, layer: Callable[[int], Any]) -> Any:
+        """Return the ghost values; layer : i -> the i-th owned layer from the wall."""
+        total = self.wall * value
+        for i, weight in self.owned:
+            total = total + weight * layer(i)
+        return total
 
 
 def _layer(array: Any, *, axis: int, start: int) -> Any:
@@ -83,7 +116,7 @@ class GhostLayers:
         self._walls = [self._plan(case, blocks, halo, axis) for axis in range(len(shape))]
 
     def _plan(self, case: Case, blocks: Blocks, halo: int, axis: int) -> list[tuple[Side, float, list[tuple]]]:
-        """Return, for each condition on a wall of this block, its layers as (ghost, mirror, distance)."""
+        """Return, for each condition on a wall of this block, its layers as (ghost, formula, owned layers)."""
         plan = []
         sides = sides_of(case.boundary, case.fields, case.grid)
         n, h, position = blocks.shape[axis], case.grid.spacing[axis], _positions(case, axis)
@@ -92,13 +125,15 @@ class GhostLayers:
                 continue
             for fields, side in _groups([sides[name][axis][end] for name in case.fields]):
                 part = self.buffer[fields]
+                lane = axis - len(blocks.shape)
+                owned = {
+                    i: _layer(part, axis=lane, start=halo + i - 1 if end == 0 else halo + n - i)
+                    for i in range(1, min(n, max(halo, 4)) + 1)
+                }
                 layers = []
                 for j in range(1, halo + 1):
-                    here, there = (halo - j, halo + j - 1) if end == 0 else (halo + n + j - 1, halo + n - j)
-                    lane = axis - len(blocks.shape)
-                    layers.append(
-                        (_layer(part, axis=lane, start=here), _layer(part, axis=lane, start=there), (2 * j - 1) * h)
-                    )
+                    target = _layer(part, axis=lane, start=halo - j if end == 0 else halo + n + j - 1)
+                    layers.append((target, GhostFormula.of(side, j, h, case.accuracy), owned.__getitem__))
                 plan.append((side, position[end], layers))
         return plan
 
@@ -108,8 +143,8 @@ class GhostLayers:
             self._exchange.fill(axis)
             for side, position, layers in walls:
                 value = wall_value(side, self.x, axis=axis, position=position, p=p, t=t)
-                for target, mirror, distance in layers:
-                    target[...] = ghost(side, mirror, value, distance)
+                for target, formula, owned in layers:
+                    target[...] = formula.apply(value, owned)
 
     def free(self) -> None:
         """Give back what MPI holds."""
@@ -145,12 +180,14 @@ def padded(case: Case, array: Any, halo: int, *, x: tuple[Field, ...], p: Any, t
         else:
             for end, layers in ((0, below), (1, above)):
                 for j in range(halo, 0, -1) if end == 0 else range(1, halo + 1):
-                    mirror = _layer(array, axis=lane, start=j - 1 if end == 0 else n - j)
+                    starts = [i if end == 0 else n - 1 - i for i in range(min(n, max(halo, 4)))]
+                    owned = [_layer(array, axis=lane, start=start) for start in starts]
                     parts = []
                     for fields, side in _groups([sides[name][axis][end] for name in case.fields]):
                         value = wall_value(side, x, axis=axis, position=position[end], p=p, t=t)
                         value = _without_later_ghosts(value, axis=axis, ndim=ndim, halo=halo)
-                        parts.append(ghost(side, mirror[fields], value, (2 * j - 1) * h))
+                        formula = GhostFormula.of(side, j, h, case.accuracy)
+                        parts.append(formula.apply(value, lambda i, fields=fields, owned=owned: owned[i - 1][fields]))
                     layers.append(_joined(parts, 0))
         array = _joined([*below, array, *above], lane)
     return array

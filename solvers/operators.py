@@ -1,22 +1,27 @@
-"""The vocabulary `d` of a right-hand side: second-order differences on a block that carries ghost layers.
+"""The vocabulary `d` of a right-hand side: differences on a block that carries ghost layers.
 
-Every stencil is pure slicing, so one formula serves numpy blocks and torch tensors. An operator
-returns a field with one ghost layer less than its operand; boundary conditions are in the ghost layers,
-never in the operators.
+Stencils are pure slicing, so one formula serves numpy blocks and torch tensors. An operator returns a field with as
+many ghost layers less than its operand as its stencil reaches; boundary conditions are in the ghost layers, never in
+the operators. What looks at the whole grid (`mean`, `inverse_laplacian`, spectral derivatives) asks `WholeGrid`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
 
+from . import weno
+from .boundary import Boundary
 from .field import Field, GhostLayersExhausted, uniform
+from .stencils import central, diffusion, diffusion4, reach_of, window
+from .whole_grid import WholeGrid
 
-Index = tuple[Any, ...]
-VOCABULARY = ("x", "grad", "div", "laplacian", "diffuse", "advect", "upwind", "derivative", "mean")
+VOCABULARY = (
+    "x", "grad", "div", "curl", "laplacian", "diffuse", "advect", "upwind", "weno", "weno_div", "derivative",
+    "inverse_laplacian", "mean",
+)  # fmt: skip
 
 
 class Operators:
@@ -27,30 +32,36 @@ class Operators:
     spacing : distance of neighbouring points along each axis.
     shape : owned points of the block along each axis.
     x : coordinates, one field per axis with the ghost layers of the state.
-    grid_mean : mean over the whole grid of an array (*lead, *block), shape (*lead, 1, ..., 1); collective on ranks.
+    whole : what looks beyond the block.
+    accuracy : 2, 4 or "spectral", of the central operators; upwind and weno have an order of their own.
     """
 
     def __init__(
-        self, spacing: Sequence[float], shape: Sequence[int], x: tuple[Field, ...], grid_mean: Callable[[Any], Any]
-    ) -> None:
+        self, spacing: Sequence[float], shape: Sequence[int], x: tuple[Field, ...], whole: WholeGrid,
+        accuracy: int | str = 2,
+    ) -> None:  # fmt: skip
         self.x = x
         self._spacing = tuple(spacing)
         self._shape = tuple(shape)
         self._ndim = len(self._shape)
-        self._grid_mean = grid_mean
+        self._whole = whole
+        self._accuracy = accuracy
 
     def derivative(self, u: Field, axis: int, order: int = 1) -> Field:
-        """Return the central difference ∂u/∂x_axis (order 1) or ∂²u/∂x_axis² (order 2)."""
+        """Return ∂^order u / ∂x_axis^order, order 1 to 4, by a central difference or the spectrum."""
         self._check_axis(axis)
-        if order not in (1, 2):
-            raise ValueError(f"d.derivative(u, {axis}, order={order}): 1 or 2 is allowed; nest two calls for more.")
-        field = self._operand(u, "derivative")
-        a, h, n = field.array, self._spacing[axis], self._ndim
-        up, down = a[_shifted(n, axis, 1)], a[_shifted(n, axis, -1)]
-        if order == 1:
-            return self._result((up - down) * (0.5 / h), field)
-        centre = a[_shifted(n, axis, 0)]
-        return self._result(((up - centre) - (centre - down)) * (1 / h**2), field)
+        if isinstance(order, bool) or order not in (1, 2, 3, 4):
+            raise ValueError(f"d.derivative(u, {axis}, order={order}): 1, 2, 3 or 4 is allowed; nest calls for more.")
+        if self._accuracy == "spectral":
+            field = self._operand(u, "derivative", 0)
+            array = self._whole.derivative(field.array, axis, order, field.halo)
+            return Field(array, field.halo, self._ndim, field.components)
+        reach = reach_of(order, self._accuracy)
+        field = self._operand(u, "derivative", reach)
+        h, n = self._spacing[axis], self._ndim
+        return self._result(
+            central(field.array, n, axis, h, order=order, accuracy=self._accuracy, reach=reach), field, reach
+        )
 
     def grad(self, u: Field) -> tuple[Field, ...]:
         """Return ∇u by central differences, one field per axis."""
@@ -61,34 +72,57 @@ class Operators:
         parts = [self.derivative(part, axis) for axis, part in enumerate(self._vector(v, "div"))]
         return sum(parts[1:], parts[0])
 
+    def curl(self, v: Sequence[Field] | Field) -> Any:
+        """Return the curl by central differences.
+
+        In the plane ∂v_y/∂x - ∂v_x/∂y of a vector, and (∂ψ/∂y, -∂ψ/∂x) of a single field ψ; in space the vector ∇ x v.
+        """
+        if self._ndim == 1:
+            raise ValueError("d.curl needs a grid with 2 or 3 axes; this one has 1.")
+        if self._ndim == 2:
+            if isinstance(v, Field) and not v.components:
+                return self.derivative(v, 1), -self.derivative(v, 0)
+            a, b = self._vector(v, "curl")
+            return self.derivative(b, 0) - self.derivative(a, 1)
+        a, b, c = self._vector(v, "curl")
+        return (
+            self.derivative(c, 1) - self.derivative(b, 2),
+            self.derivative(a, 2) - self.derivative(c, 0),
+            self.derivative(b, 0) - self.derivative(a, 1),
+        )
+
     def laplacian(self, u: Field) -> Field:
         """Return ∇²u, the compact sum of second differences."""
-        field = self._operand(u, "laplacian")
-        a, n = field.array, self._ndim
-        centre = a[_shifted(n, 0, 0)]
-        total = None
-        for axis in range(n):
-            # Differences first: a constant field gives exactly zero.
-            second = (a[_shifted(n, axis, 1)] - centre) - (centre - a[_shifted(n, axis, -1)])
-            term = second * (1 / self._spacing[axis] ** 2)
-            total = term if total is None else total + term
-        return self._result(total, field)
+        parts = [self.derivative(u, axis, 2) for axis in range(self._ndim)]
+        return sum(parts[1:], parts[0])
+
+    def inverse_laplacian(self, f: Field, boundary: Boundary | None = None) -> Field:
+        """Return ψ with ∇²ψ = f, ∇² the discrete Laplacian of this accuracy. Collective.
+
+        boundary : of ψ, every value 0; None takes that of the first unknown, without its values. Where it leaves the
+            constant free, f is taken without its mean and the mean of ψ is 0.
+        """
+        field = self._operand(f, "inverse_laplacian", 0)
+        halo = field.halo
+        array = self._whole.inverse_laplacian(field.cropped(0).array, halo, boundary)
+        return Field(array, halo, self._ndim, field.components)
 
     def diffuse(self, k: Field | float, u: Field) -> Field:
-        """Return ∇·(k ∇u) in conservative compact form; k at a face is the mean of its two points."""
+        """Return ∇·(k ∇u) in conservative compact form; k at a face is interpolated from its points."""
         if not isinstance(k, Field) or k.halo is None:
             return k * self.laplacian(u)
-        k = self._operand(k, "diffuse")
-        field = self._operand(u, "diffuse")
+        if self._accuracy == "spectral":
+            return self.div([k * part for part in self.grad(u)])
+        reach, flux = (1, diffusion) if self._accuracy == 2 else (3, diffusion4)
+        k = self._operand(k, "diffuse", reach)
+        field = self._operand(u, "diffuse", reach)
         halo = min(k.halo, field.halo)
         k, field = k.cropped(halo), field.cropped(halo)
         total = None
         for axis in range(self._ndim):
-            high, low, right, left = _faces(self._ndim, axis)
-            flux = (k.array[high] + k.array[low]) * (field.array[high] - field.array[low])
-            term = (flux[right] - flux[left]) * (0.5 / self._spacing[axis] ** 2)
+            term = flux(k.array, field.array, self._ndim, axis, self._spacing[axis])
             total = term if total is None else total + term
-        return Field(total, halo - 1, self._ndim, k.components or field.components)
+        return Field(total, halo - reach, self._ndim, k.components or field.components)
 
     def advect(self, v: Sequence[Field | float] | Field, u: Field) -> Field:
         """Return v·∇u by central differences; v has one component per axis."""
@@ -97,36 +131,79 @@ class Operators:
 
     def upwind(self, v: Sequence[Field | float] | Field, u: Field) -> Field:
         """Return v·∇u by first-order differences taken from where v comes."""
-        field = self._operand(u, "upwind")
-        a, n, total = field.array, self._ndim, None
-        centre = a[_shifted(n, 0, 0)]
-        for axis, part in enumerate(self._vector(v, "upwind")):
+        field = self._operand(u, "upwind", 1)
+        a, n = field.array, self._ndim
+        centre = a[window(n, 1, 0, 0)]
+
+        def sides(axis: int) -> tuple[Any, Any]:
             scale = 1 / self._spacing[axis]
-            backward = self._result((centre - a[_shifted(n, axis, -1)]) * scale, field)
-            forward = self._result((a[_shifted(n, axis, 1)] - centre) * scale, field)
-            term = np.maximum(part, 0.0) * backward + np.minimum(part, 0.0) * forward
-            total = term if total is None else total + term
-        return total
+            return (centre - a[window(n, 1, axis, -1)]) * scale, (a[window(n, 1, axis, 1)] - centre) * scale
+
+        return self._from_upstream(self._vector(v, "upwind"), sides, field, 1)
+
+    def weno(self, v: Sequence[Field | float] | Field, u: Field) -> Field:
+        """Return v·∇u by fifth-order WENO differences taken from where v comes."""
+        field = self._operand(u, "weno", weno.REACH)
+
+        def sides(axis: int) -> tuple[Any, Any]:
+            return weno.biased(field.array, self._ndim, axis, self._spacing[axis])
+
+        return self._from_upstream(self._vector(v, "weno"), sides, field, weno.REACH)
+
+    def weno_div(self, flux: Sequence[Field] | Field, speed: Any, u: Field) -> Field:
+        """Return ∇·flux(u) by conservative fifth-order WENO: jumps in u travel at the right speed.
+
+        flux : one field per axis, computed from u point by point.
+        speed : bound of |∂flux/∂u|, field or number, one per axis or one for all.
+        """
+        fluxes = self._vector(flux, "weno_div")
+        speeds = list(speed) if isinstance(speed, tuple | list) else [speed] * self._ndim
+        if len(speeds) != self._ndim:
+            raise ValueError(f"d.weno_div takes one speed, or {self._ndim}, one per axis; got {len(speeds)}.")
+        parts = []
+        for axis, (f, s) in enumerate(zip(fluxes, speeds, strict=True)):
+            fields = [self._operand(one, "weno_div", weno.REACH) for one in (f, u)]
+            if isinstance(s, Field) and s.halo is not None:
+                fields.append(self._operand(s, "weno_div", weno.REACH))
+            halo = min(field.halo for field in fields)
+            arrays = [field.cropped(halo).array for field in fields]
+            bound = arrays[2] if len(arrays) == 3 else getattr(s, "array", s)
+            array = weno.flux_difference(
+                arrays[0], bound, arrays[1], self._ndim, axis, self._spacing[axis]
+            )
+            parts.append(Field(array, halo - weno.REACH, self._ndim, fields[0].components or fields[1].components))
+        return sum(parts[1:], parts[0])
 
     def mean(self, u: Field) -> Field:
         """Return the mean of u over the whole grid, the same in all of space. Collective."""
         if not isinstance(u, Field) or u.halo is None:
             return u
-        result = uniform(self._grid_mean(self._expanded(u.cropped(0)).array), self._ndim)
+        result = uniform(self._whole.mean(self._expanded(u.cropped(0)).array), self._ndim)
         result.components = u.components
         return result
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"d has no operator {name!r}; it has {', '.join('d.' + word for word in VOCABULARY)}.")
 
+    def _from_upstream(
+        self, v: Sequence[Any], sides: Callable[[int], tuple[Any, Any]], operand: Field, reach: int
+    ) -> Field:
+        """Return Σ v ∂u/∂x; sides : axis -> differences towards lower and higher points."""
+        total = None
+        for axis, part in enumerate(v):
+            backward, forward = (self._result(array, operand, reach) for array in sides(axis))
+            term = np.maximum(part, 0.0) * backward + np.minimum(part, 0.0) * forward
+            total = term if total is None else total + term
+        return total
+
     def _check_axis(self, axis: int) -> None:
         if isinstance(axis, bool) or not isinstance(axis, int) or not 0 <= axis < self._ndim:
             raise ValueError(f"Axis {axis!r} does not exist; the grid has axes 0 to {self._ndim - 1}.")
 
-    def _operand(self, u: Any, name: str) -> Field:
+    def _operand(self, u: Any, name: str, reach: int) -> Field:
         if not isinstance(u, Field) or u.halo is None:
             raise TypeError(f"d.{name} takes a field; {u!r} is the same in all of space, so its derivatives are 0.")
-        if u.halo < 1:
+        if u.halo < reach:
             raise GhostLayersExhausted(name)
         return self._expanded(u)
 
@@ -141,28 +218,11 @@ class Operators:
         return Field(wide, field.halo, self._ndim, field.components)
 
     def _vector(self, v: Any, name: str) -> list[Any]:
-        parts = list(v) if isinstance(v, Field | tuple | list) else [v]
+        parts = list(v) if isinstance(v, tuple | list) or (isinstance(v, Field) and v.components) else [v]
         if len(parts) != self._ndim:
             raise ValueError(f"d.{name} takes a vector with {self._ndim} components, one per axis; got {len(parts)}.")
         return parts
 
-    def _result(self, array: Any, operand: Field) -> Field:
-        return Field(array, operand.halo - 1, self._ndim, operand.components)
+    def _result(self, array: Any, operand: Field, reach: int) -> Field:
+        return Field(array, operand.halo - reach, self._ndim, operand.components)
 
-
-@cache
-def _shifted(ndim: int, axis: int, offset: int) -> Index:
-    """Index of the points one layer in from the edge, moved by offset along an axis."""
-    inner = [slice(1, -1)] * ndim
-    inner[axis] = {-1: slice(None, -2), 0: slice(1, -1), 1: slice(2, None)}[offset]
-    return (..., *inner)
-
-
-@cache
-def _faces(ndim: int, axis: int) -> tuple[Index, Index, Index, Index]:
-    """Indices of the points right and left of every face of an axis, and of the faces right and left of a point."""
-    high, low = [slice(1, -1)] * ndim, [slice(1, -1)] * ndim
-    high[axis], low[axis] = slice(1, None), slice(None, -1)
-    right, left = [slice(None)] * ndim, [slice(None)] * ndim
-    right[axis], left[axis] = slice(1, None), slice(None, -1)
-    return (..., *high), (..., *low), (..., *right), (..., *left)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from typing import Any
 
@@ -14,8 +13,9 @@ from .field import Field, GhostLayersExhausted, uniform
 from .ghosts import GhostLayers, coordinates, padded
 from .operators import Operators
 from .parameters import Parameters
+from .whole_grid import BlockGrid, TensorGrid
 
-MOST_GHOST_LAYERS = 4
+MOST_GHOST_LAYERS = 6
 
 
 def assembled(result: Any, fields: tuple[str, ...], owned: tuple[int, ...], out: np.ndarray) -> np.ndarray:
@@ -68,8 +68,8 @@ class RightHandSide:
         self.calls = 0
         self._ghosts = GhostLayers(case, blocks, halo)
         self._field = Field(self._ghosts.buffer, halo, case.grid.ndim, components=True)
-        self._operators = Operators(case.grid.spacing, blocks.shape, self._ghosts.x, self._mean)
-        self._cells = math.prod(case.grid.shape)
+        self._whole = BlockGrid(case, blocks)
+        self._operators = Operators(case.grid.spacing, blocks.shape, self._ghosts.x, self._whole, case.accuracy)
 
     def __call__(self, u: np.ndarray, t: float) -> np.ndarray:
         """Return ∂u/∂t. Collective."""
@@ -79,13 +79,10 @@ class RightHandSide:
         result = self.case.rhs(self._field, self._operators, self.parameters, t)
         return assembled(result, self.case.fields, self.blocks.shape, np.empty_like(self._ghosts.interior, order="C"))
 
-    def _mean(self, array: np.ndarray) -> np.ndarray:
-        axes = tuple(range(-self.case.grid.ndim, 0))
-        return self.blocks.sum(np.sum(array, axis=axes, keepdims=True)) / self._cells
-
     def free(self) -> None:
         """Give back what MPI holds."""
         self._ghosts.free()
+        self._whole.free()
 
 
 def right_hand_side(case: Case, parameters: Parameters, blocks: Blocks, state: np.ndarray) -> RightHandSide:
@@ -142,7 +139,7 @@ class TensorRightHandSide:
         p = Parameters({name: self._uniform(c) for name, c in zip(case.parameters, columns, strict=True)})
         time = self._uniform(t.to(dtype=u.dtype)) if getattr(t, "ndim", 0) else t
         state = Field(padded(case, u, halo, x=x, p=p, t=time), halo, ndim, components=True)
-        d = Operators(case.grid.spacing, case.grid.shape, x, self._mean)
+        d = Operators(case.grid.spacing, case.grid.shape, x, TensorGrid(case), case.accuracy)
         result = case.rhs(state, d, p, time)
         several = isinstance(result, tuple | list) or len(case.fields) > 1
         parts = list(result) if several else [result]
@@ -157,6 +154,3 @@ class TensorRightHandSide:
 
     def _uniform(self, column: Any) -> Field:
         return uniform(column.reshape(-1, *(1,) * self._ndim), self._ndim)
-
-    def _mean(self, array: Any) -> Any:
-        return array.mean(dim=tuple(range(-self._ndim, 0)), keepdim=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .blocks import Blocks, check_split
-from .boundary import Periodic, sides_of
+from .boundary import Boundary, Periodic, sides_of
 from .case import Case
 from .field import Field, GhostLayersExhausted
 from .ghosts import GhostLayers, coordinates, wall_value
@@ -18,6 +18,7 @@ from .operators import Operators
 from .parameters import Parameters
 from .right_hand_side import MOST_GHOST_LAYERS, assembled
 from .simulate import initial_state
+from .whole_grid import BlockGrid, WholeGrid
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -123,17 +124,17 @@ class _Trial:
         self._case, self._name, self._p = case, name, p
         self._function: Callable[..., Any] = getattr(case, name)
         self._blocks = Blocks(case.grid.shape, case.periodic, smallest=1)
-        self._means: list[Any] = []
+        self._whole = _Recorder(BlockGrid(case, self._blocks))
 
     def check(self, state: np.ndarray) -> None:
         buffer, halo = self._filled(state)
-        whole = self._evaluate(buffer, halo, self._blocks.where, self._record_mean)
+        whole = self._evaluate(buffer, halo, self._blocks.where, self._whole)
         if not np.isfinite(whole).all():
             raise ValueError(
                 f"{self._label} returned values that are not finite on the initial state with 1 % of noise, at "
                 f"{self._p}. Guard roots, logarithms and divisions, e.g. with np.maximum(u, 0.0)."
             )
-        if not np.array_equal(self._evaluate(buffer, halo, self._blocks.where, self._record_mean), whole):
+        if not np.array_equal(self._evaluate(buffer, halo, self._blocks.where, self._whole), whole):
             raise ValueError(f"{self._label} returned two different results for the same state: it must depend on its "
                              "arguments alone, not on random numbers, counters or earlier calls.")  # fmt: skip
         self._check_dtype(buffer, halo)
@@ -150,17 +151,17 @@ class _Trial:
             ghosts.interior[...] = state
             ghosts.fill(self._p, 0.0)
             try:
-                self._evaluate(ghosts.buffer, halo, self._blocks.where, self._record_mean)
+                self._evaluate(ghosts.buffer, halo, self._blocks.where, self._whole)
             except GhostLayersExhausted:
                 continue
             return ghosts.buffer, halo
         raise ValueError(
-            f"{self._label} nests more than {MOST_GHOST_LAYERS} derivatives, each needs a ghost layer. Add an unknown "
-            "for an inner derivative, or use a compact operator such as d.laplacian."
+            f"{self._label} nests operators that reach more than {MOST_GHOST_LAYERS} points away, each needs a ghost "
+            "layer. Add an unknown for an inner derivative, or use a compact operator such as d.laplacian."
         )
 
     def _evaluate(
-        self, buffer: np.ndarray, halo: int, where: Sequence[slice], mean: Callable[[Any], Any]
+        self, buffer: np.ndarray, halo: int, where: Sequence[slice], whole: WholeGrid
     ) -> np.ndarray:
         case = self._case
         shape = tuple(s.stop - s.start for s in where)
@@ -168,8 +169,8 @@ class _Trial:
         # A write into u would change the state behind the solver's back, or the neighbour's ghost layers.
         u.flags.writeable = False
         x = tuple(Field(f.array.astype(buffer.dtype), halo, case.grid.ndim) for f in coordinates(case, where, halo))
-        d = Operators(case.grid.spacing, shape, x, mean)
-        self._mean_index = 0
+        d = Operators(case.grid.spacing, shape, x, whole, case.accuracy)
+        self._whole.rewind()
         field = Field(u, halo, case.grid.ndim, components=True)
         result = _call(case, self._name, self._function, field, d, self._p, 0.0)
         self._result = result
@@ -181,20 +182,8 @@ class _Trial:
             text = str(error).replace("The right-hand side", self._name)
             raise type(error)(f"Case {case.name}: {text}") from error
 
-    def _record_mean(self, array: np.ndarray) -> np.ndarray:
-        axes = tuple(range(-self._case.grid.ndim, 0))
-        value = np.mean(array, axis=axes, keepdims=True)
-        self._means[self._mean_index :] = [value]
-        self._mean_index += 1
-        return value
-
-    def _replay_mean(self, array: np.ndarray) -> np.ndarray:
-        """Return the mean over all blocks, which this block alone does not know."""
-        self._mean_index += 1
-        return self._means[self._mean_index - 1]
-
     def _check_dtype(self, buffer: np.ndarray, halo: int) -> None:
-        self._evaluate(buffer.astype(np.float32), halo, self._blocks.where, self._record_mean)
+        self._evaluate(buffer.astype(np.float32), halo, self._blocks.where, self._whole)
         parts = self._result if isinstance(self._result, tuple | list) else (self._result,)
         for part in parts:
             if isinstance(part, Field) and part.array.dtype != np.float32:
@@ -202,8 +191,8 @@ class _Trial:
                     f"{self._label} turned a float32 state into {part.array.dtype}: losses are computed in the state's "
                     "precision. Use Python numbers and parameters, and leave the conversion to the framework."
                 )
-        # The means of the float32 trial must not reach the comparison of the blocks.
-        self._evaluate(buffer, halo, self._blocks.where, self._record_mean)
+        # What the float32 trial asked of the whole grid must not reach the comparison of the blocks.
+        self._evaluate(buffer, halo, self._blocks.where, self._whole)
 
     def _check_blocks(self, buffer: np.ndarray, halo: int, whole: np.ndarray) -> None:
         """Compare with two blocks along every axis, whose ghost layers hold what an exchange would bring."""
@@ -213,7 +202,7 @@ class _Trial:
                 where[axis] = part
                 index = [slice(None)] * buffer.ndim
                 index[1 + axis] = slice(part.start, part.stop + 2 * halo)
-                block = self._evaluate(buffer[tuple(index)], halo, where, self._replay_mean)
+                block = self._evaluate(buffer[tuple(index)], halo, where, _Replay(self._whole, where))
                 expected = whole[(slice(None), *where)]
                 error = np.abs(block - expected).max()
                 if error > 1e-10 * np.abs(whole).max():
@@ -222,6 +211,62 @@ class _Trial:
                         f"{np.abs(whole).max():.3g}: something in it looks at a whole array (a maximum, a mean, an "
                         "array's shape). On MPI ranks it would see one block only; use d.mean and the operators of d."
                     )
+
+
+class _Recorder(WholeGrid):
+    """Keeps what the right-hand side asked of the whole grid, in order."""
+
+    def __init__(self, whole: WholeGrid) -> None:
+        self._whole = whole
+        self.results: list[tuple[np.ndarray, int | None]] = []
+        self.position = 0
+
+    def rewind(self) -> None:
+        """Begin a new evaluation."""
+        self.position = 0
+
+    def mean(self, array: np.ndarray) -> np.ndarray:
+        """Return and keep the mean."""
+        return self._kept(self._whole.mean(array), None)
+
+    def derivative(self, array: np.ndarray, axis: int, order: int, halo: int) -> np.ndarray:
+        """Return and keep the derivative."""
+        return self._kept(self._whole.derivative(array, axis, order, halo), halo)
+
+    def inverse_laplacian(self, array: np.ndarray, halo: int, boundary: Boundary | None) -> np.ndarray:
+        """Return and keep the potential."""
+        return self._kept(self._whole.inverse_laplacian(array, halo, boundary).astype(array.dtype), halo)
+
+    def _kept(self, result: np.ndarray, halo: int | None) -> np.ndarray:
+        self.results[self.position :] = [(result, halo)]
+        self.position += 1
+        return result
+
+
+class _Replay(WholeGrid):
+    """Answers for one block with its part of what a recorder kept: the block alone does not know it."""
+
+    def __init__(self, recorder: _Recorder, where: Sequence[slice]) -> None:
+        self._recorder, self._where = recorder, where
+
+    def mean(self, array: np.ndarray) -> np.ndarray:
+        """Return the mean over all blocks."""
+        return self._part()
+
+    def derivative(self, array: np.ndarray, axis: int, order: int, halo: int) -> np.ndarray:
+        """Return the derivative on this block."""
+        return self._part()
+
+    def inverse_laplacian(self, array: np.ndarray, halo: int, boundary: Boundary | None) -> np.ndarray:
+        """Return the potential on this block."""
+        return self._part()
+
+    def _part(self) -> np.ndarray:
+        result, halo = self._recorder.results[self._recorder.position]
+        self._recorder.position += 1
+        if halo is None:
+            return result
+        return result[(..., *(slice(s.start, s.stop + 2 * halo) for s in self._where))]
 
 
 def _call(case: Case, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 from mpi4py import MPI
 
 from headrace.cases.heat2d import case as heat
-from headrace.solvers import Grid, MemorySink, Parameters, Periodic
+from headrace.solvers import Dirichlet, Grid, MemorySink, Neumann, Parameters, Periodic
 from headrace.solvers.blocks import Blocks, Exchange
 from headrace.solvers.newton import DivergenceError
 from headrace.solvers.scheme import RK4
@@ -24,6 +24,13 @@ def cases():
         for kind, boundary in (("walls", problems.mixed_boundary(ndim)), ("periodic", Periodic())):
             case = problems.make_case(grid=grid, boundary=boundary, **explicit)
             result[f"exact {kind} {ndim}"] = case, {"nu": 0.02}
+    for accuracy in (2, 4, "spectral"):
+        wide = {**explicit, "rhs": problems.transport, "accuracy": accuracy, "num_snapshots": 2}
+        result[f"exact nonlocal {accuracy}"] = problems.make_case(**wide), {"nu": 0.02}
+    walls = {"x": (Neumann(), Dirichlet()), "y": Dirichlet()}
+    result["exact nonlocal walls"] = problems.make_case(**{**wide, "accuracy": 2}, boundary=walls), {"nu": 0.02}
+    fine = {**explicit, "accuracy": 4, "boundary": problems.mixed_boundary(2), "rhs": problems.fisher}
+    result["exact walls of fourth order"] = problems.make_case(**fine), {"nu": 0.02}
     several = dict(fields=("a", "b"), initial=problems.two_bumps, rhs=problems.gray_scott)
     result["exact fields"] = problems.make_case(**several, steps_per_snapshot=6), {"nu": 0.01}
     result["close stable step"] = problems.make_case(rhs=problems.everything, duration=0.01), {"nu": 0.02}

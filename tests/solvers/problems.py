@@ -54,6 +54,12 @@ def arithmetic(u, d, p, t):
     return p.nu * (d.diffuse(k, u) + d.div(d.grad(u)) - d.advect(wind, u) - d.upwind(wind, u)) - u * u * u + t
 
 
+def transport(u, d, p, t):
+    """High-order and non-local operators at once: a vorticity equation with a flow of its own."""
+    wind = d.curl(d.inverse_laplacian(u[0]))
+    return p.nu * d.laplacian(u) - d.weno(wind, u[0]) - 0.1 * d.weno_div((u[0] * u[0], u[0]), 2.0, u[0])
+
+
 def everywhere(ndim: int) -> dict:
     """Walls of every kind, with values that depend on place, parameters and time."""
     moving = Dirichlet(lambda x, p, t: p.nu + t + 0.1 * np.sin(3 * x[-1]))

@@ -102,13 +102,14 @@ def test_the_mean_is_over_the_grid_for_every_field():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda u, d, p, t: d.curl(u), "d has no operator 'curl'; it has d.x, d.grad"),
-        (lambda u, d, p, t: d.inverse_laplacian(u), "no operator"),
+        (lambda u, d, p, t: d.hessian(u), "d has no operator 'hessian'; it has d.x, d.grad"),
+        (lambda u, d, p, t: d.inverse_laplacian(u, Dirichlet(0.0)), "periodic for u are so for its result"),
+        (lambda u, d, p, t: d.weno_div((u, u), (1.0, 1.0, 1.0), u), "one speed, or 2"),
         (lambda u, d, p, t: d.derivative(u, 2), "axes 0 to 1"),
-        (lambda u, d, p, t: d.derivative(u, 0, order=3), "1 or 2 is allowed"),
+        (lambda u, d, p, t: d.derivative(u, 0, order=5), "1, 2, 3 or 4 is allowed"),
         (lambda u, d, p, t: d.laplacian(p.nu), "takes a field"),
         (lambda u, d, p, t: d.advect((1.0,), u), "2 components"),
-        (lambda u, d, p, t: d.div(d.grad(d.div(d.grad(d.laplacian(u))))), "nested deeper than 4"),
+        (lambda u, d, p, t: d.weno((1.0, 0.0), d.weno((1.0, 0.0), d.laplacian(u))), "nested deeper than 6"),
     ],
 )
 def test_misuse_is_named(call, message):
