@@ -14,6 +14,9 @@ BUILT_IN = {
     "heat2d": "heat2d.py",
     "navier_stokes2d": "navier_stokes2d.py",
     "kolmogorov": "kolmogorov.py",
+    "cavity": "cavity.py",
+    "karman": "karman.py",
+    "taylor_green3d": "taylor_green3d.py",
 }
 """Name of each built-in case and its file beside this one; looking a case up imports no other."""
 

@@ -9,9 +9,11 @@ from headrace.cases.kolmogorov import case as kolmogorov
 from headrace.cases.navier_stokes2d import case as navier_stokes
 from headrace.cases.navier_stokes2d import differences, recipe
 from headrace.solvers import Grid, MemorySink
+from headrace.solvers.mac import MAC_MIDPOINT
 from headrace.solvers.simulate import simulate
 from headrace.solvers.vorticity import ADAMS_BASHFORTH_CRANK_NICOLSON
 
+from .mac_cases import driven_box, duct, street
 from .mpi_transforms import gathered
 
 
@@ -28,6 +30,9 @@ def cases():
         "spectral, recipe": (short(recipe, (16, 20), 0.03, steps_per_snapshot=10), {}),
         "differences, midpoint": (short(differences, (18, 15), 0.6), {"nu": 3e-4}),
         "differences, explicit": (short(differences, (16, 20), 1.5, scheme=ADAMS_BASHFORTH_CRANK_NICOLSON), {}),
+        "staggered, lid": (driven_box((13, 10)), {}),
+        "staggered, cylinder": (street((28, 12)), {}),
+        "staggered, duct": (duct((9, 8, 7), scheme=MAC_MIDPOINT, steps_per_snapshot=4), {}),
         "spectral, drag": (short(kolmogorov, (24, 24), 0.5, steps_per_snapshot=4), {}),
     }
 
