@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from headrace.surrogates import FNO, Problem, WindowBatch
+from headrace.surrogates import FNO, Problem, Stepping, WindowBatch
 from headrace.surrogates.spectral import SpectralConv
 
 RESULTS = Path(__file__).parent / "results"
@@ -116,7 +116,7 @@ def share_weights(ours: SpectralConv, rival: FFTConv) -> None:
         chosen = [slice(None, m) if number >> axis & 1 else slice(m, None) for axis in range(ndim - 1)]
         ordered[(slice(None), slice(None), *chosen, slice(None))] = weight
     parts = torch.view_as_real(ordered).flatten(2, -2)  # (i, o, modes, r)
-    ours.weight.data.copy_(parts.permute(2, 0, 3, 1))
+    ours.weight.matrices.data.copy_(parts.permute(2, 0, 3, 1))
 
 
 def best_times(functions: dict[str, Callable[[], Any]], device: torch.device, seconds: float) -> dict[str, float]:
@@ -175,7 +175,7 @@ def measure_step(shape: Shape, device: torch.device, seconds: float) -> Iterator
     ndim = len(shape.grid)
     problem = Problem(case="benchmark", fields=("u",), shape=shape.grid, extent=(1.0,) * ndim,
                       periodic=(True,) * ndim, parameters={}, duration=1.0, num_snapshots=10)  # fmt: skip
-    ours = FNO(modes=shape.modes, width=shape.width, inputs=("position",))
+    ours = FNO(modes=shape.modes, width=shape.width, stepping=Stepping(inputs=("position",)))
     ours.setup(problem)
     ours.to(device)
     rival = FFTNetwork(1 + 2 * ndim, shape).to(device)

@@ -28,6 +28,9 @@ def make_model(name: str, arguments: list[str]) -> Surrogate:
 
     model = getattr(headrace.surrogates, MODELS[name.lower()])
     defaults = {key: parameter.default for key, parameter in inspect.signature(model).parameters.items()}
+    # The training form of models that step is one argument in Python and flat here: unroll=3.
+    stepping = defaults.pop("stepping").to_dict() if "stepping" in defaults else {}
+    defaults |= {key: tuple(value) if isinstance(value, list) else value for key, value in stepping.items()}
     known = list(defaults)
     values = {}
     for text in arguments:
@@ -38,6 +41,8 @@ def make_model(name: str, arguments: list[str]) -> Surrogate:
             raise ValueError(unknown_name(f"argument of {MODELS[name.lower()]} named", key, known))
         single = _value(value)
         values[key] = (single,) if isinstance(defaults[key], tuple) and not isinstance(single, tuple) else single
+    if stepping:
+        values["stepping"] = stepping | {key: values.pop(key) for key in list(values) if key in stepping}
     try:
         return model(**values)
     except TypeError as error:

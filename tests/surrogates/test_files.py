@@ -12,7 +12,10 @@ from headrace.surrogates import FNO, MLP, Surrogate, load_surrogate
 from headrace.surrogates.files import ALL_SURROGATES, _digest, save_surrogate
 from tests.surrogates.problems import wave_problem, wave_states
 
-ARCHITECTURES = {"MLP": {"hidden": (8, 16), "activation": "tanh"}, "FNO": {"modes": (3, 4), "width": 4, "history": 2}}
+ARCHITECTURES = {
+    "MLP": {"hidden": (8, 16), "activation": "tanh"},
+    "FNO": {"modes": (3, 4), "width": 4, "stepping": {"history": 2}},
+}
 
 
 class Mine(MLP):

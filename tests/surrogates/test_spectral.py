@@ -30,7 +30,7 @@ def reference(x, conv):
     modes, grid = conv.modes, x.shape[2:]
     ndim = len(grid)
     axes = tuple(range(2, 2 + ndim))
-    weight = conv.weight.detach().double()
+    weight = conv.weight.matrices.detach().double()
     weight = torch.complex(weight[:, :, 0], weight[:, :, 1]).reshape(*conv.kept, x.shape[1], -1)
     index = [torch.arange(-m, m) % n for m, n in zip(modes[:-1], grid[:-1], strict=True)]
     corner = (slice(None), slice(None), *torch.meshgrid(*index, torch.arange(modes[-1]), indexing="ij"))
@@ -81,8 +81,8 @@ def test_imaginary_parts_at_wave_numbers_0_and_nyquist_have_no_influence():
 def test_gradients_equal_finite_differences():
     conv = layer(2, 2, (2, 3)).double()
     x = torch.randn(2, 2, 5, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, w: torch.func.functional_call(conv, {"weight": w}, (x,)),
-                                    (x, conv.weight))  # fmt: skip
+    assert torch.autograd.gradcheck(lambda x, w: torch.func.functional_call(conv, {"weight.matrices": w}, (x,)),
+                                    (x, conv.weight.matrices))  # fmt: skip
 
 
 @pytest.mark.parametrize(("grid", "modes", "shift"), [((16,), (5,), (3,)), ((13, 12), (4, 4), (5, 7))])
@@ -108,8 +108,8 @@ def test_gives_the_same_function_on_every_grid():
 
 def test_keeps_the_published_number_of_weights():
     # Li et al. (2021): 2 corners of m x m complex 20 x 20 matrices in 2-D, 4 of m x m x m in 3-D.
-    assert layer(20, 20, (8, 8)).weight.numel() == 2 * 2 * 8**2 * 20**2
-    assert layer(20, 20, (8, 8, 8)).weight.numel() == 2 * 4 * 8**3 * 20**2
+    assert layer(20, 20, (8, 8)).weight.matrices.numel() == 2 * 2 * 8**2 * 20**2
+    assert layer(20, 20, (8, 8, 8)).weight.matrices.numel() == 2 * 4 * 8**3 * 20**2
 
 
 @pytest.mark.parametrize(("grid", "modes"), [((16,), (10,)), ((8, 16), (5, 4)), ((8, 8), (4,)), ((8, 8), (0, 4))])
@@ -124,4 +124,29 @@ def test_training_works_after_a_first_use_in_inference_mode():
     with torch.inference_mode():
         conv(x)
     conv(x).sum().backward()
-    assert conv.weight.grad.abs().sum() > 0
+    assert conv.weight.matrices.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("grid", "modes"), [((17,), (9,)), ((12, 13), (3, 4)), ((8, 6, 10), (2, 3, 4))])
+def test_factorised_weights_equal_the_dense_ones_that_they_stand_for(grid, modes):
+    periods = (1.0,) * len(modes)
+    factorised = SpectralConv(3, 4, modes=modes, periods=periods, rank=5).double()
+    dense = SpectralConv(3, 4, modes=modes, periods=periods).double()
+    parts = factorised.weight
+    product = torch.ones(5, *(1,) * len(modes), dtype=torch.complex128)
+    for axis, factor in enumerate(parts.factors):
+        view = [5, *(-1 if other == axis else 1 for other in range(len(modes)))]
+        product = product * torch.complex(factor[0], factor[1]).reshape(view)
+    whole = torch.einsum("qi,qk,oq->kio", parts.encode + 0j, product.flatten(1), parts.decode + 0j)
+    dense.weight.matrices.data.copy_(torch.stack((whole.real, whole.imag), dim=2))
+    x = torch.randn(3, 2, *grid, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(factorised(x), dense(x), rtol=1e-10, atol=1e-12)
+    assert sum(p.numel() for p in factorised.parameters()) == 5 * (3 + 4 + 2 * sum(factorised.kept))
+
+
+def test_factorised_weights_start_at_the_size_of_dense_ones():
+    x = torch.randn(64, 4, 64, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    make = [SpectralConv(64, 64, modes=(16,), periods=(1.0,), rank=rank, generator=generator) for rank in (None, 64)]
+    dense, factorised = (conv(x).std().item() for conv in make)
+    assert 0.8 < factorised / dense < 1.25

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from headrace.surrogates import FNO, MLP, Problem, WindowBatch
+from headrace.surrogates import FNO, MLP, Problem, Stepping, WindowBatch
 from headrace.surrogates.files import ALL_SURROGATES
 from tests.surrogates.problems import wave_problem, wave_states, wave_windows
 
@@ -28,7 +28,7 @@ def made(cls, *, problem=None, seed=0, **changes):
 
 def with_random_output(surrogate):
     """Undo the start from persistence, so that the states matter."""
-    torch.nn.init.normal_(surrogate.output.weight, std=0.1, generator=torch.Generator().manual_seed(5))
+    torch.nn.init.normal_(surrogate.network.output.weight, std=0.1, generator=torch.Generator().manual_seed(5))
     return surrogate
 
 
@@ -166,7 +166,7 @@ def test_fno_has_the_published_number_of_weights(shape, count):
     # normalisation are never used in their forward pass; we do not have them.
     problem = Problem(case="ns", fields=("w",), shape=shape, extent=(1.0,) * len(shape),
                       periodic=(False,) * len(shape), parameters={}, duration=1.0, num_snapshots=20)  # fmt: skip
-    surrogate = FNO(modes=8, width=20, history=10, inputs=("position",))
+    surrogate = FNO(modes=8, width=20, stepping=Stepping(history=10, inputs=("position",)))
     surrogate.setup(problem)
     assert sum(parameter.numel() for parameter in surrogate.parameters()) + 4 * 2 * 20 == count
 
@@ -175,7 +175,7 @@ def test_fno_has_the_published_number_of_weights(shape, count):
 @pytest.mark.parametrize("history", [1, 2])
 def test_fno_starts_from_persistence_in_every_dimension(shape, history):
     problem = wave_problem(shape, periodic=(True, False, True)[: len(shape)])
-    surrogate = made(FNO, problem=problem, history=history)
+    surrogate = made(FNO, problem=problem, stepping=Stepping(history=history))
     batch = wave_windows(problem, surrogate.window)
     known, target = batch.states[:, :history], batch.states[:, history:]
     states = surrogate.predict(known, batch.parameters, batch.times[0, history:])
@@ -186,7 +186,7 @@ def test_fno_starts_from_persistence_in_every_dimension(shape, history):
 
 @pytest.mark.parametrize("target", ["delta", "direct"])
 def test_fno_rolls_out_in_training_as_it_predicts(target):
-    surrogate = with_random_output(made(FNO, history=2, unroll=3, target=target))
+    surrogate = with_random_output(made(FNO, stepping=Stepping(history=2, unroll=3, target=target)))
     problem = surrogate.problem
     parameters = torch.tensor([[1.5, 0.2], [2.5, 3.0]])
     times = torch.arange(5) * problem.interval
@@ -200,8 +200,43 @@ def test_fno_rolls_out_in_training_as_it_predicts(target):
     assert torch.allclose(torch.cat((first, second), 1), predicted[:, :2], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "extra",
+    [{"norm": "instance"}, {"norm": "layer"}, {"channel_mlp": 0.5}, {"rank": 4}, {"stepping": {"conditioning": "film"}},
+     {"norm": "layer", "channel_mlp": 1, "rank": 3, "stepping": {"conditioning": "film", "bundle": 2, "unroll": 2}}],
+)  # fmt: skip
+def test_fno_learns_with_each_of_its_extras_and_uses_all_weights(extra):
+    surrogate = with_random_output(made(FNO, **extra))
+    surrogate(wave_windows(surrogate.problem, surrogate.window)).mean().backward()
+    for name, parameter in surrogate.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+    first, last = trained(made(FNO, **extra), 120)
+    assert last < first / 2, f"the loss went from {first:.2e} to {last:.2e}"
+
+
+def test_film_starts_without_effect_and_then_modulates():
+    surrogate = with_random_output(made(FNO, stepping={"conditioning": "film"}))
+    batch = wave_windows(surrogate.problem, 1, batch=2)
+    at = torch.tensor([0.1])
+    before = surrogate.predict(batch.states, batch.parameters, at)
+    assert torch.equal(surrogate.predict(batch.states, batch.parameters + 0.5, at), before)
+    torch.nn.init.ones_(surrogate.network.layers[0].film.linear.weight)
+    assert not torch.allclose(surrogate.predict(batch.states, batch.parameters + 0.5, at), before)
+
+
+def test_norms_make_mean_zero_and_deviation_one():
+    from headrace.surrogates.fourier_network import Norm
+
+    noise = torch.randn(5, 4, 8, 9, generator=torch.Generator().manual_seed(0))
+    x = 3 + 2 * noise * torch.arange(1, 6).reshape(5, 1, 1, 1)
+    for kind, axes in (("instance", (2, 3)), ("layer", (0, 2, 3))):
+        y = Norm(5, kind)(x)
+        assert torch.allclose(y.mean(axes), torch.zeros(()), atol=1e-5)
+        assert torch.allclose(y.std(axes, correction=0), torch.ones(()), atol=1e-4)
+
+
 def test_fno_without_position_commutes_with_translations():
-    surrogate = with_random_output(made(FNO, inputs=("parameters", "time")))
+    surrogate = with_random_output(made(FNO, stepping=Stepping(inputs=("parameters", "time"))))
     batch = wave_windows(surrogate.problem, 1, batch=2)
     times = torch.tensor([0.1, 0.2])
     noisy = batch.states + torch.randn(batch.states.shape, generator=torch.Generator().manual_seed(0))
@@ -210,7 +245,7 @@ def test_fno_without_position_commutes_with_translations():
 
 
 def test_fno_agrees_with_itself_on_a_finer_grid():
-    surrogate = with_random_output(made(FNO, target="direct"))
+    surrogate = with_random_output(made(FNO, stepping=Stepping(target="direct")))
     parameters, times = torch.tensor([[1.5, 0.2]]), torch.tensor([0.1])
     coarse, fine = (
         surrogate.predict(wave_states(wave_problem(shape), parameters, torch.zeros(1)), parameters, times)
@@ -227,7 +262,7 @@ def test_fno_sees_each_input_that_it_is_given():
     states = surrogate.predict(batch.states, batch.parameters, at)
     assert not torch.allclose(surrogate.predict(batch.states, batch.parameters + 0.5, at), states)
     assert not torch.allclose(surrogate.predict(batch.states, batch.parameters, at + 0.5), states)
-    blind = with_random_output(made(FNO, inputs=()))
+    blind = with_random_output(made(FNO, stepping=Stepping(inputs=())))
     assert torch.equal(
         blind.predict(batch.states, batch.parameters + 0.5, at + 0.5),
         blind.predict(batch.states, batch.parameters, at),
@@ -238,8 +273,8 @@ def test_fno_sees_each_input_that_it_is_given():
     ("arguments", "words"),
     [
         ({"modes": 9}, r"do not fit the grid \(16, 12\)"), ({"modes": (3,)}, "1 axes"),
-        ({"history": 6, "unroll": 6}, "trajectories of case waves have 11"), ({"unroll": 0}, "unroll 0"),
-        ({"target": "next"}, "delta, direct"), ({"inputs": ("weather",)}, "weather"), ({"padding": -1}, "padding -1"),
+        ({"padding": -1}, "padding -1"), ({"width": 0}, "width 0"), ({"rank": 0}, "rank 0"),
+        ({"norm": "batch"}, "layer"), ({"channel_mlp": -0.5}, "channel_mlp -0.5"), ({"stepping": {"x": 1}}, "no x"),
     ],
 )  # fmt: skip
 def test_fno_names_what_does_not_fit(arguments, words):

@@ -1,0 +1,208 @@
+"""Surrogates that step: the last states -> the next ones, by any network, rolled out as far as asked."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .normaliser import Normaliser
+from .problem import Problem, WindowBatch
+from .request import known_states, parameter_rows, require_consecutive, require_setup, time_points
+from .stepping import Stepping
+from .surrogate import Surrogate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Channels:
+    """What a network is given and must give: (batch, inputs, *grid) -> (batch, outputs, *grid).
+
+    inputs : channels; the first `states` of them are the known states, oldest first.
+    outputs : channels, bundle x fields, all fields of the first wanted state first.
+    conditions : entries of the second argument of the network, (batch, conditions); 0 where it takes one argument.
+    """
+
+    inputs: int
+    states: int
+    outputs: int
+    conditions: int
+
+
+class Autoregressive(Surrogate):
+    """A surrogate that makes a trajectory step by step with a network of any kind.
+
+    A class of your own gives its arguments to `__init__` here and any network in `build`; training, roll-out,
+    normalisation and files are done:
+
+        class Plain(Autoregressive):
+            def __init__(self, *, width: int = 32, stepping: Stepping = ONE_STEP):
+                super().__init__(stepping, width=width)
+
+            def build(self, channels, problem):
+                first = torch.nn.Conv2d(channels.inputs, self.width, 3, padding=1)
+                return torch.nn.Sequential(first, torch.nn.GELU(), torch.nn.Conv2d(self.width, channels.outputs, 1))
+
+    Parameters
+    ----------
+    stepping : the training form; the dictionary of `Stepping.to_dict` will do too.
+    arguments : all other arguments of the class, plain data; they become attributes and go into config.json.
+    """
+
+    def __init__(self, stepping: Stepping | Mapping[str, Any], **arguments: Any) -> None:
+        super().__init__()
+        self.stepping = Stepping.of(stepping)
+        self._arguments = arguments
+        for name, value in arguments.items():
+            setattr(self, name, value)
+        self.history, self.window = self.stepping.history, self.stepping.window
+
+    @abstractmethod
+    def build(self, channels: Channels, problem: Problem) -> torch.nn.Module:
+        """Return the network. Torch's generator is seeded before and put back after.
+
+        Raises
+        ------
+        ValueError : the architecture does not fit, e.g. more modes than the grid has.
+        """
+
+    def setup(self, problem: Problem, *, seed: int = 0) -> None:
+        """Build the weights.
+
+        Raises
+        ------
+        ValueError : the network does not fit the problem, or a window is longer than a trajectory.
+        """
+        if self.window > problem.num_steps:
+            s = self.stepping
+            raise ValueError(
+                f"{type(self).__name__} with history {s.history}, bundle {s.bundle}, pushforward {s.pushforward} and "
+                f"unroll {s.unroll} needs windows of {self.window} steps; trajectories of case {problem.case} have "
+                f"{problem.num_steps}."
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            network = self.build(self.channels(problem), problem)
+        self.problem = problem
+        self.normaliser = Normaliser(problem)
+        self.network = network
+
+    def channels(self, problem: Problem) -> Channels:
+        """Return the channels of the network for a problem."""
+        s, fields = self.stepping, len(problem.fields)
+        sizes = {
+            "parameters": len(problem.parameters), "time": 1, "position": len(problem.shape) + sum(problem.periodic),
+        }  # fmt: skip
+        film = [name for name in s.inputs if name != "position"] if s.conditioning == "film" else []
+        states = s.history * fields
+        return Channels(
+            inputs=states + sum(sizes[name] for name in s.inputs if name not in film), states=states,
+            outputs=s.bundle * fields, conditions=sum(sizes[name] for name in film),
+        )  # fmt: skip
+
+    def architecture(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in self._arguments.items()}
+        return {**plain, "stepping": self.stepping.to_dict()}
+
+    def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Freeze the normaliser."""
+        require_setup(self)
+        self.normaliser.freeze(mean, std)
+
+    def training_loss(self, batch: WindowBatch) -> torch.Tensor:
+        """Return each window's mean squared error over the unrolled steps, in units of the fields' variances."""
+        problem = require_setup(self)
+        batch.check(problem, self.window)
+        s = self.stepping
+        states, times = self.normaliser.normalise(batch.states), batch.times
+        graded = self.window - s.unroll * s.bundle
+        # The trainer seeds torch's own generator for every batch, so that a resumed training draws the same.
+        draw = self.training and s.pushforward
+        free = int(torch.randint(s.pushforward + 1, ())) if draw else s.pushforward
+        first = graded - free * s.bundle
+        known = states[:, first - s.history : first]
+        if self.training and s.noise:
+            known = known + s.noise * torch.randn_like(known)
+        if free:
+            with torch.no_grad():
+                own = self._roll_out(known, batch.parameters, times[:, first:graded])
+            known = torch.cat((known, own), dim=1)[:, -s.history :]
+        steps = self._roll_out(known, batch.parameters, times[:, graded:])
+        return (steps - states[:, graded:]).square().flatten(1).mean(1)
+
+    @torch.no_grad()
+    def predict(self, initial: torch.Tensor | None, parameters: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """Return the states at consecutive snapshot times, (batch, time, fields, *grid), on the grid of initial.
+
+        initial : (batch, history, fields, *grid), the states just before times[0].
+        """
+        problem = require_setup(self)
+        like = self.normaliser.mean
+        known = known_states(initial, problem, self.history, like)
+        rows = parameter_rows(parameters, problem, like)
+        times = time_points(times, like)
+        require_consecutive(times, problem)
+        if len(rows) != len(known):
+            raise ValueError(f"Initial holds {len(known)} simulations, parameters {len(rows)}; they must agree.")
+        steps = self._roll_out(self.normaliser.normalise(known), rows, times.expand(len(rows), -1))
+        return self.normaliser.denormalise(steps)
+
+    def step(self, known: torch.Tensor, parameters: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        """Return the next states (batch, bundle, fields, *grid), in physical units, by one call of the network.
+
+        known : (batch, history, fields, *grid).
+        parameters : (batch, parameters).
+        time : (batch,), that of the first wanted state.
+        """
+        require_setup(self)
+        return self.normaliser.denormalise(self._bundle(self.normaliser.normalise(known), parameters, time))
+
+    def _roll_out(self, known: torch.Tensor, parameters: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """Normalised states at times (batch, steps) from normalised known ones, (batch, steps, fields, *grid)."""
+        count, bundle = times.shape[1], self.stepping.bundle
+        steps: list[torch.Tensor] = []
+        for first in range(0, count, bundle):
+            new = self._bundle(known, parameters, times[:, first])
+            steps.append(new)
+            known = torch.cat((known, new), dim=1)[:, -self.history :]
+        return torch.cat(steps, dim=1)[:, :count]
+
+    def _bundle(self, known: torch.Tensor, parameters: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        """One call of the network on normalised states: (batch, history, ..) -> (batch, bundle, ..)."""
+        s, grid = self.stepping, tuple(known.shape[3:])
+        # Not the logarithm of time too: it lowers the loss of one step, but roll-outs came out worse with it.
+        values = {"parameters": self.normaliser.scale_parameters(parameters),
+                  "time": self.normaliser.clock(time)[..., :1]}  # (batch, numbers) each  # fmt: skip
+        seen, condition = [known.flatten(1, 2)], []
+        for name in s.inputs:
+            if name == "position":
+                seen.append(_position(grid, self.problem.periodic, known).expand(len(known), *(-1,) * (1 + len(grid))))
+            elif s.conditioning == "film":
+                condition.append(values[name])
+            else:
+                seen.append(values[name][(..., *(None,) * len(grid))].expand(-1, -1, *grid))
+        x = torch.cat(seen, dim=1)
+        new = self.network(x, torch.cat(condition, dim=1)) if condition else self.network(x)
+        new = new.unflatten(1, (s.bundle, -1))
+        if s.target == "direct":
+            return new
+        if s.bundle > 1:
+            # Changes grow with the time they took; the last one of a bundle has weight 1.
+            share = torch.arange(1, s.bundle + 1, dtype=new.dtype, device=new.device) / s.bundle
+            new = new * share.reshape(-1, *(1,) * (1 + len(grid)))
+        return known[:, -1:] + new
+
+
+def _position(grid: tuple[int, ...], periodic: Sequence[bool], like: torch.Tensor) -> torch.Tensor:
+    """Position in the box as channels, (1, channels, *grid): a line from wall to wall, a circle if periodic."""
+    channels: list[torch.Tensor] = []
+    for axis, (n, closed) in enumerate(zip(grid, periodic, strict=True)):
+        x = (torch.arange(n, dtype=like.dtype, device=like.device) + (0.0 if closed else 0.5)) / n
+        view = [n if other == axis else 1 for other in range(len(grid))]
+        along = [torch.sin(2 * math.pi * x), torch.cos(2 * math.pi * x)] if closed else [2 * x - 1]
+        channels += [c.reshape(view).expand(grid) for c in along]
+    return torch.stack(channels)[None]

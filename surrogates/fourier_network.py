@@ -1,0 +1,131 @@
+"""The network of Fourier neural operators, in 1 to 3 dimensions and on any grid that resolves its modes.
+
+Inside, channels come before the batch, (channels, batch, *grid): then pointwise layers are single matrix products.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import gelu
+
+from .film import Film
+from .spectral import SpectralConv
+
+NORMS = ("none", "instance", "layer")
+PROJECTION = 128
+"""Channels of the pointwise layer before the output, as published."""
+
+
+class FourierNetwork(torch.nn.Module):
+    """(b, inputs, *grid) -> (b, outputs, *grid) by lifting, spectral layers with skips, projection (Li et al. 2021).
+
+    Parameters
+    ----------
+    inputs, outputs, width : channels at the ends and inside.
+    modes, periods : per axis, see `SpectralConv`.
+    layers : spectral layers.
+    conditions : entries of the second argument, which scales and shifts the channels of every layer; 0 for none.
+    norm : of the spectral branch: "none", "instance" (each channel of each sample over the grid) or "layer" (each
+        sample over channels and grid). Both forget the size of the states, which most equations need.
+    channel_mlp : after every layer, a pointwise network with channel_mlp·width hidden channels and a gated skip around
+        layer and network, as in Kossaifi et al. (2023); 0 for none.
+    rank : of the spectral weights, see `SpectralConv`.
+    lifting, projection : hidden channels of the first and the last pointwise network; lifting 0 is one linear map.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self, inputs: int, outputs: int, width: int, *, modes: Sequence[int], periods: Sequence[float], layers: int = 4,
+        conditions: int = 0, norm: str = "none", channel_mlp: float = 0.0, rank: int | None = None, lifting: int = 0,
+        projection: int = PROJECTION,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.lifting = PointwiseMLP(inputs, lifting, width) if lifting else Pointwise(inputs, width)
+        hidden = round(channel_mlp * width)
+        self.layers = torch.nn.ModuleList(
+            FourierLayer(width, modes=modes, periods=periods, conditions=conditions, norm=norm, hidden=hidden,
+                         rank=rank)
+            for _ in range(layers)
+        )  # fmt: skip
+        self.hidden = Pointwise(width, projection)
+        self.output = Pointwise(projection, outputs)
+
+    def forward(self, x: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the output channels, (b, outputs, *grid); condition (b, conditions)."""
+        x = self.lifting(x.transpose(0, 1))
+        for number, layer in enumerate(self.layers, start=1):
+            x = layer(x, condition, active=number < len(self.layers))
+        return self.output(gelu(self.hidden(x))).transpose(0, 1)
+
+
+class FourierLayer(torch.nn.Module):
+    """gelu(spectral(x) + W x + b), and after it the pointwise network with its gated skip, where there is one."""
+
+    def __init__(
+        self, width: int, *, modes: Sequence[int], periods: Sequence[float], conditions: int, norm: str, hidden: int,
+        rank: int | None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.spectral = SpectralConv(width, width, modes=modes, periods=periods, rank=rank)
+        self.skip = Pointwise(width, width)
+        self.norm = Norm(width, norm) if norm != "none" else torch.nn.Identity()
+        self.film = Film(conditions, width, axis=0)
+        self.channel_mlp = PointwiseMLP(width, hidden, width) if hidden else None
+        self.gate = torch.nn.Parameter(torch.ones(width)) if hidden else None
+
+    def forward(self, x: torch.Tensor, condition: torch.Tensor | None, *, active: bool) -> torch.Tensor:
+        """Return the next channels; the last layer is not active: it ends without its nonlinearity."""
+        y = self.film(self.norm(self.spectral(x)) + self.skip(x), condition)
+        y = gelu(y) if active else y
+        if self.channel_mlp is None:
+            return y
+        y = self.channel_mlp(y) + self.gate.reshape(-1, *(1,) * (x.ndim - 1)) * x
+        return gelu(y) if active else y
+
+
+class Norm(torch.nn.Module):
+    """Mean 0 and deviation 1 over the grid ("instance"), or over channels and grid ("layer"), then scale and shift."""
+
+    def __init__(self, width: int, kind: str) -> None:
+        super().__init__()
+        self.layer = kind == "layer"
+        self.weight = torch.nn.Parameter(torch.ones(width))
+        self.bias = torch.nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the normalised channels, (channels, batch, *grid)."""
+        axes = tuple(axis for axis in range(x.ndim) if axis != 1 and (self.layer or axis > 1))
+        variance, mean = torch.var_mean(x, dim=axes, correction=0, keepdim=True)
+        view = (-1, *(1,) * (x.ndim - 1))
+        return (x - mean) * torch.rsqrt(variance + 1e-5) * self.weight.reshape(view) + self.bias.reshape(view)
+
+
+class Pointwise(torch.nn.Module):
+    """A linear map of the channels at every point: (inputs, ...) -> (outputs, ...).
+
+    With channels first it is one matrix product, on a CPU 1.4 to 5 times as fast as a convolution with kernel size 1.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = torch.nn.Parameter(torch.zeros(outputs))
+        torch.nn.init.normal_(self.weight, std=math.sqrt(1 / inputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return weight · x + bias."""
+        return torch.addmm(self.bias[:, None], self.weight, x.flatten(1)).unflatten(1, x.shape[1:])
+
+
+class PointwiseMLP(torch.nn.Module):
+    """Two pointwise maps with a gelu between them: (inputs, ...) -> (outputs, ...)."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.first, self.second = Pointwise(inputs, hidden), Pointwise(hidden, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the mapped channels."""
+        return self.second(gelu(self.first(x)))

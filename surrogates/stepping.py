@@ -1,0 +1,82 @@
+"""How an autoregressive surrogate steps and is trained: what it sees, what it gives, how far it is rolled out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+TARGETS = ("delta", "direct")
+INPUTS = ("parameters", "time", "position")
+CONDITIONINGS = ("channels", "film")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepping:
+    """The training form of an autoregressive surrogate.
+
+    history : known states that the network sees.
+    bundle : states that one call of the network gives (temporal bundling, Brandstetter et al. 2022).
+    unroll : calls rolled out in training, all of them in the loss and in the gradient.
+    pushforward : calls before those, without loss and gradient, so that the network learns from states of its own
+        making (ibid.). Each training batch draws how many, 0 to this number; outside training all are made.
+    target : "delta", the network gives the change since the last known state, or "direct", it gives the state.
+    noise : deviation of normal noise on the known states in training, in deviations of the fields.
+    inputs : what the network sees beside the known states, of `INPUTS`: the parameters, the time of the first wanted
+        state, the position in the box (sine and cosine on periodic axes). Leave out what the equation lacks.
+    conditioning : how parameters and time enter: "channels", at every point as input channels, or "film", in every
+        layer as a scale and a shift of its channels (Perez et al. 2018); message passing puts them in its messages.
+    """
+
+    history: int = 1
+    bundle: int = 1
+    unroll: int = 1
+    pushforward: int = 0
+    target: str = "delta"
+    noise: float = 0.0
+    inputs: tuple[str, ...] = INPUTS
+    conditioning: str = "channels"
+
+    def __post_init__(self) -> None:
+        for name, least in {"history": 1, "bundle": 1, "unroll": 1, "pushforward": 0}.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"Stepping {name} {value!r} must be a whole number, at least {least}.")
+        if self.target not in TARGETS:
+            raise ValueError(f"Stepping target {self.target!r} is not one of {', '.join(TARGETS)}.")
+        if self.conditioning not in CONDITIONINGS:
+            raise ValueError(f"Stepping conditioning {self.conditioning!r} is not one of {', '.join(CONDITIONINGS)}.")
+        if isinstance(self.inputs, str) or not set(self.inputs) <= set(INPUTS):
+            raise ValueError(f"Stepping inputs {self.inputs!r} must be a selection of {INPUTS}.")
+        object.__setattr__(self, "inputs", tuple(self.inputs))
+        if not self.noise >= 0:
+            raise ValueError(f"Stepping noise {self.noise} must not be negative.")
+
+    @classmethod
+    def of(cls, value: Stepping | Mapping[str, Any]) -> Stepping:
+        """Return a stepping, also from the plain data of `to_dict`.
+
+        Raises
+        ------
+        ValueError : a name that no stepping has, or a value out of range.
+        """
+        if isinstance(value, cls):
+            return value
+        unknown = set(value) - {field.name for field in fields(cls)}
+        if unknown:
+            known = ", ".join(field.name for field in fields(cls))
+            raise ValueError(f"Stepping has no {', '.join(sorted(unknown))}; it has {known}.")
+        return cls(**value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for config.json."""
+        return {**asdict(self), "inputs": list(self.inputs)}
+
+    @property
+    def window(self) -> int:
+        """Consecutive steps of one training window."""
+        return self.history + self.bundle * (self.pushforward + self.unroll)
+
+
+ONE_STEP = Stepping()
+"""One known state, one step: what a model does when nothing else is said."""
