@@ -31,35 +31,36 @@ class Torus:
 
     blocks : from `slabs`, periodic.
     extent : lengths of the torus.
+    whole : whether spectra hold all modes along y, or only those that are `kept`.
     """
 
-    def __init__(self, blocks: Blocks, extent: tuple[float, float]) -> None:
-        self.transform = SlabTransform(blocks, (Ends.PERIODIC, Ends.PERIODIC))
+    def __init__(self, blocks: Blocks, extent: tuple[float, float], *, whole: bool) -> None:
+        modes = None if whole else math.ceil(blocks.grid_shape[1] / 3)
+        self.transform = SlabTransform(blocks, (Ends.PERIODIC, Ends.PERIODIC), modes)
         self._blocks = blocks
-        whole = self.transform.wavenumbers()
-        self.kx, self.ky = (2 * np.pi / length * k for length, k in zip(extent, whole, strict=True))
+        numbers = self.transform.wavenumbers()
+        self.kx, self.ky = (2 * np.pi / length * k for length, k in zip(extent, numbers, strict=True))
         self.squared = self.kx**2 + self.ky**2
         constant = self.squared == 0
         # All factors are real or purely imaginary: see transforms.
         inverse = np.where(constant, 0.0, 1 / np.where(constant, 1.0, self.squared))
         self._to_u, self._to_v = self.ky * inverse, -self.kx * inverse
-        (nx, ny), (ix, iy) = blocks.grid_shape, (np.abs(k) for k in whole)
+        (nx, ny), (ix, iy) = blocks.grid_shape, (np.abs(k) for k in numbers)
         self.kept = (3 * ix < nx) & (3 * iy < ny)
         """Where the lower two thirds of the wavenumbers lie: products of two such fields have no aliases there."""
         self._kept_of_products = np.where((ix <= 2 / 3 * (nx // 2)) & (iy <= 2 / 3 * (ny // 2)), 1.0, 0.0)
         self._of_uv = np.where(self.kept, self.kx**2 - self.ky**2, 0.0)
         self._of_difference = np.where(self.kept, self.kx * self.ky, 0.0)
         self._spacing = tuple(length / n for length, n in zip(extent, blocks.grid_shape, strict=True))
-        self._local_rate = 0.0
+        self._velocity: np.ndarray | None = None
 
     def velocity(self, w: np.ndarray) -> np.ndarray:
         """Return (u, v) in physical space, (2, *slab). Collective."""
         stack = np.empty((2, *w.shape), dtype=complex)
         np.multiply(1j * w, self._to_u, out=stack[0])
         np.multiply(1j * w, self._to_v, out=stack[1])
-        velocity = self.transform.inverse(stack)
-        self._note_rate(velocity)
-        return velocity
+        self._velocity = self.transform.inverse(stack)
+        return self._velocity
 
     def advection(self, w: np.ndarray) -> np.ndarray:
         """Return the spectrum of -u·∇ω without aliases, for w within `kept`. Collective.
@@ -84,17 +85,14 @@ class Torus:
         turned = 1j * w
         for target, factor in zip(stack, (self._to_u, self._to_v, self.kx, self.ky), strict=True):
             np.multiply(turned, factor, out=target)
-        u, v, wx, wy = self.transform.inverse(stack)
-        self._note_rate(np.stack((u, v)))
+        u, v, wx, wy = fields = self.transform.inverse(stack)
+        self._velocity = fields[:2]
         return self.transform.forward(-(u * wx + v * wy)) * self._kept_of_products
 
     def rate(self) -> float:
         """Return max(|u|/Δx + |v|/Δy) of the velocity last computed, over all ranks. Collective."""
-        return float(self._blocks.max(np.array([self._local_rate]))[0])
-
-    def _note_rate(self, velocity: np.ndarray) -> None:
-        (hx, hy), (u, v) = self._spacing, np.abs(velocity)
-        self._local_rate = float((u / hx + v / hy).max())
+        (hx, hy), (u, v) = self._spacing, np.abs(self._velocity)
+        return float(self._blocks.max(np.array([(u / hx + v / hy).max()]))[0])
 
 
 class Integrator(ABC):
@@ -102,6 +100,8 @@ class Integrator(ABC):
 
     courant: float
     order: int
+    whole: bool
+    """Whether it needs all modes of the state, or two thirds of them."""
 
     @abstractmethod
     def advection(self, torus: Torus, w: np.ndarray) -> np.ndarray:
@@ -126,6 +126,7 @@ class CrankNicolsonEuler(Integrator):
 
     courant = 0.05
     order = 1
+    whole = True
 
     def advection(self, torus: Torus, w: np.ndarray) -> np.ndarray:
         """Return -u·∇ω from products in physical space."""
@@ -145,6 +146,7 @@ class ExponentialRungeKutta4(Integrator):
 
     courant = 0.5
     order = 4
+    whole = False
 
     def advection(self, torus: Torus, w: np.ndarray) -> np.ndarray:
         """Return -u·∇ω from the products of the velocity."""
@@ -219,7 +221,7 @@ def solve_vorticity(
             f"{case.fields} on {case.grid.ndim} axes, periodic: {case.periodic}."
         )
     blocks = slabs(case.grid.shape, case.periodic, comm)
-    torus = Torus(blocks, case.grid.extent)
+    torus = Torus(blocks, case.grid.extent, whole=integrator.whole)
     state = initial_state(case, p, blocks, rng)
     yield Snapshot(step=0, time=0.0, values=state, where=blocks.where)
     source = np.zeros(torus.transform.shape, dtype=complex)

@@ -67,12 +67,13 @@ def slabs(shape: Sequence[int], periodic: Sequence[bool], comm: MPI.Comm | None 
     ValueError : there are more ranks than the first two axes have points for.
     """
     ranks = 1 if comm is None else comm.size
-    # The spectrum is dealt along axis 1, which a real Fourier transform may have halved.
-    most = max(1, min([shape[0] // 2, *(n // 2 + 1 for n in shape[1:2])]))
+    # The spectrum is dealt along axis 1, of which a real Fourier transform may keep a third: see `SlabTransform`.
+    third = len(shape) > 1 and periodic[1] and not any(periodic[2:])
+    most = max(1, min([shape[0] // 2, *(-(-n // 3) if third else n for n in shape[1:2])]))
     if ranks > most:
         raise ValueError(
-            f"Grid shape {tuple(shape)} cannot be cut into slabs for {ranks} ranks: each needs 2 points along x. "
-            f"Use at most {most} ranks, or a larger grid."
+            f"Grid shape {tuple(shape)} cannot be cut into slabs for {ranks} ranks: each needs 2 points along x"
+            f"{' and 3 along y' if third else ''}. Use at most {most} ranks, or a larger grid."
         )
     return Blocks(shape, periodic, comm, dims=(ranks, *[1] * (len(shape) - 1)))
 
@@ -86,9 +87,11 @@ class SlabTransform:
     ----------
     blocks : from `slabs`.
     ends : per axis; decides the transform.
+    modes : how many modes to keep of the halved axis, which must be the last one, k = 0 ... modes - 1; the others
+        are neither computed nor sent. None keeps all.
     """
 
-    def __init__(self, blocks: Blocks, ends: Sequence[Ends]) -> None:
+    def __init__(self, blocks: Blocks, ends: Sequence[Ends], modes: int | None = None) -> None:
         self.ends = tuple(ends)
         self._shape = blocks.grid_shape
         self._comm = blocks.comm
@@ -97,11 +100,16 @@ class SlabTransform:
         ndim = len(self._shape)
         self.halved = max((axis for axis in range(ndim) if ends[axis] is Ends.PERIODIC), default=None)
         """The axis whose spectrum is halved; None without periodic axes."""
-        modes = [n // 2 + 1 if axis == self.halved else n for axis, n in enumerate(self._shape)]
+        counts = [n // 2 + 1 if axis == self.halved else n for axis, n in enumerate(self._shape)]
+        self._kept = counts[-1]
+        if modes is not None:
+            if self.halved != ndim - 1 or not 0 < modes <= counts[-1]:
+                raise ValueError(f"modes = {modes}: from 1 to {counts[-1]}, and only where the last axis is periodic.")
+            self._kept = counts[-1] = modes
         self._rows = [split(self._shape[0], self._size, rank) for rank in range(self._size)]
         # One axis cannot be transposed: every rank then holds the whole spectrum.
-        self._columns = [split(modes[1], self._size, rank) if ndim > 1 else slice(0, 1) for rank in range(self._size)]
-        self.where = tuple(slice(0, m) for m in modes)
+        self._columns = [split(counts[1], self._size, rank) if ndim > 1 else slice(0, 1) for rank in range(self._size)]
+        self.where = tuple(slice(0, m) for m in counts)
         """Place of this rank's part of the spectrum, one slice per axis."""
         if ndim > 1:
             self.where = (self.where[0], self._columns[blocks.rank], *self.where[2:])
@@ -146,15 +154,17 @@ class SlabTransform:
     def _along(self, a: np.ndarray, axis: int) -> np.ndarray:
         ends, lane = self.ends[axis], axis - len(self._shape)
         if axis == self.halved:
-            return scipy.fft.rfft(a, axis=lane)
+            a = scipy.fft.rfft(a, axis=lane)
+            return a[..., : self._kept] if axis == len(self._shape) - 1 else a
         if ends is Ends.PERIODIC:
-            return scipy.fft.fft(a, axis=lane, overwrite_x=True)
+            return scipy.fft.fft(a, axis=lane, overwrite_x=a.flags.c_contiguous)
         transform, _, kind = _SINE_COSINE[ends]
         return transform(a, type=kind, axis=lane)
 
     def _back(self, a: np.ndarray, axis: int) -> np.ndarray:
         ends, lane = self.ends[axis], axis - len(self._shape)
         if axis == self.halved:
+            # Modes that are not kept are zero: irfft appends them.
             return scipy.fft.irfft(a, n=self._shape[axis], axis=lane)
         if ends is Ends.PERIODIC:
             return scipy.fft.ifft(a, axis=lane)

@@ -66,7 +66,7 @@ def test_a_rectangular_torus_has_its_own_wavenumbers():
 
 @pytest.fixture(scope="module")
 def spectrum():
-    torus = Torus(slabs((24, 30), (True, True)), (1.0, 1.3))
+    torus = Torus(slabs((24, 30), (True, True)), (1.0, 1.3), whole=True)
     w = torus.transform.forward(np.random.default_rng(1).normal(size=(24, 30)))
     return torus, np.where(torus.kept & (torus.squared > 0), w, 0)
 
@@ -75,6 +75,15 @@ def test_both_forms_of_advection_agree(spectrum):
     torus, w = spectrum
     expected = np.where(torus.kept, torus.advection_of_products(w), 0)
     np.testing.assert_allclose(torus.advection(w), expected, atol=1e-12 * np.abs(expected).max())
+
+
+def test_the_modes_that_are_not_kept_need_not_be_held(spectrum):
+    torus, w = spectrum
+    part = Torus(slabs((24, 30), (True, True)), (1.0, 1.3), whole=False)
+    assert part.transform.shape == (24, 10)
+    np.testing.assert_array_equal(part.velocity(w[:, :10]), torus.velocity(w))
+    np.testing.assert_allclose(part.advection(w[:, :10]), torus.advection(w)[:, :10], rtol=0, atol=1e-15)
+    assert not torus.advection(w)[:, 10:].any()
 
 
 def test_advection_conserves_vorticity_energy_and_enstrophy(spectrum):

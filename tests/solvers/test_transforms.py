@@ -83,6 +83,18 @@ def test_a_constant_right_hand_side_has_no_solution_and_is_left_out():
     np.testing.assert_array_equal(solver.solve(np.ones((6, 6))), np.zeros((6, 6)))
 
 
+def test_modes_that_are_not_kept_are_zero():
+    blocks = slabs((6, 12), (True, True))
+    u, part = fields((6, 12)), SlabTransform(blocks, (Ends.PERIODIC, Ends.PERIODIC), 4)
+    whole = SlabTransform(blocks, (Ends.PERIODIC, Ends.PERIODIC))
+    spectrum = whole.forward(u)
+    np.testing.assert_array_equal(part.forward(u), spectrum[..., :4])
+    spectrum[..., 4:] = 0
+    np.testing.assert_array_equal(part.inverse(part.forward(u)), whole.inverse(spectrum))
+    with pytest.raises(ValueError, match="modes = 8: from 1 to 7"):
+        SlabTransform(blocks, (Ends.PERIODIC, Ends.PERIODIC), 8)
+
+
 def test_too_many_ranks_are_named():
     class Comm:
         rank, size = 0, 9
