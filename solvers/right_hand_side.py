@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from .blocks import Blocks
 from .case import Case
+from .exponential import BlockSemilinear, TensorSemilinear
 from .field import Field, GhostLayersExhausted, uniform
 from .ghosts import GhostLayers, coordinates, padded
 from .operators import Operators
@@ -59,9 +61,18 @@ class RightHandSide:
     """f(u, t) of one simulation on this rank's block; every call is collective.
 
     u and the result : (fields, *block) float64, owned points only.
+
+    name : which function of the case, "rhs" or "stiff".
     """
 
-    def __init__(self, case: Case, parameters: Parameters, blocks: Blocks, halo: int) -> None:
+    stiff: RightHandSide
+    """The case's linear part, where it has one."""
+
+    def __init__(
+        self, case: Case, parameters: Parameters, blocks: Blocks, halo: int, *, name: str = "rhs"
+    ) -> None:  # fmt: skip
+        self._function = getattr(case, name)
+        self._semilinear: BlockSemilinear | None = None
         self.case = case
         self.parameters = parameters
         self.blocks = blocks
@@ -76,17 +87,29 @@ class RightHandSide:
         self.calls += 1
         self._ghosts.interior[...] = u
         self._ghosts.fill(self.parameters, t)
-        result = self.case.rhs(self._field, self._operators, self.parameters, t)
+        result = self._function(self._field, self._operators, self.parameters, t)
         return assembled(result, self.case.fields, self.blocks.shape, np.empty_like(self._ghosts.interior, order="C"))
+
+    def semilinear(self, u: np.ndarray) -> BlockSemilinear:
+        """Return the linear part in Fourier space; blocks are slabs. Collective."""
+        if self._semilinear is None:
+            self._semilinear = BlockSemilinear(self.stiff, self.blocks, len(self.case.fields))
+        return self._semilinear
 
     def free(self) -> None:
         """Give back what MPI holds."""
+        if hasattr(self, "stiff"):
+            self.stiff.free()
         self._ghosts.free()
         self._whole.free()
 
 
-def right_hand_side(case: Case, parameters: Parameters, blocks: Blocks, state: np.ndarray) -> RightHandSide:
+def right_hand_side(
+    case: Case, parameters: Parameters, blocks: Blocks, state: np.ndarray, *, name: str = "rhs"
+) -> RightHandSide:
     """Return f with as many ghost layers as the case's operators need, found by calling it on a state. Collective.
+
+    name : "rhs" gives the whole, with the linear part as `f.stiff` where the case has one; "stiff" that part.
 
     Raises
     ------
@@ -95,12 +118,14 @@ def right_hand_side(case: Case, parameters: Parameters, blocks: Blocks, state: n
     smallest = min(n // d for n, d in zip(blocks.grid_shape, blocks.dims, strict=True))
     deepest = min(MOST_GHOST_LAYERS, smallest)
     for halo in range(1, deepest + 1):
-        f = RightHandSide(case, parameters, blocks, halo)
+        f = RightHandSide(case, parameters, blocks, halo, name=name)
         try:
             f(state, 0.0)
         except GhostLayersExhausted:
             f.free()
             continue
+        if name == "rhs" and case.stiff is not None:
+            f.stiff = right_hand_side(case, parameters, blocks, state, name="stiff")
         return f
     raise ValueError(
         f"Case {case.name}: its operators are nested deeper than {deepest} ghost layers reach. At most "
@@ -115,11 +140,25 @@ class TensorRightHandSide:
     u and the result : (fields, batch, *grid), in u's precision and on its device.
     """
 
-    def __init__(self, case: Case, parameters: Any) -> None:
+    def __init__(self, case: Case, parameters: Any, *, name: str = "rhs") -> None:
         self._case = case
+        self._function = getattr(case, name)
+        self._semilinear: dict[Any, TensorSemilinear] = {}
         self._ndim = case.grid.ndim
         self._parameters = parameters
         self._halo = 1
+
+    @cached_property
+    def stiff(self) -> TensorRightHandSide:
+        """The case's linear part."""
+        return TensorRightHandSide(self._case, self._parameters, name="stiff")
+
+    def semilinear(self, u: Any) -> TensorSemilinear:
+        """Return the linear part in Fourier space, for tensors of the kind of u."""
+        kind = (u.dtype, u.device)
+        if kind not in self._semilinear:
+            self._semilinear[kind] = TensorSemilinear(self.stiff, u, len(self._parameters))
+        return self._semilinear[kind]
 
     def __call__(self, u: Any, t: Any) -> Any:
         """Return ∂u/∂t; t : a number, or (batch,)."""
@@ -140,7 +179,7 @@ class TensorRightHandSide:
         time = self._uniform(t.to(dtype=u.dtype)) if getattr(t, "ndim", 0) else t
         state = Field(padded(case, u, halo, x=x, p=p, t=time), halo, ndim, components=True)
         d = Operators(case.grid.spacing, case.grid.shape, x, TensorGrid(case), case.accuracy)
-        result = case.rhs(state, d, p, time)
+        result = self._function(state, d, p, time)
         several = isinstance(result, tuple | list) or len(case.fields) > 1
         parts = list(result) if several else [result]
         pieces = []

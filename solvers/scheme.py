@@ -5,10 +5,24 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 RightHandSideFunction = Callable[[Any, float], Any]
 ImplicitSolve = Callable[[float, float, Any, float, Any], Any]
+
+
+class SplitFunction(Protocol):
+    """A right-hand side f(u, t) with its linear part f.stiff(u, t)."""
+
+    stiff: RightHandSideFunction
+
+    def semilinear(self, u: Any) -> Any:
+        """Return the linear part in Fourier space, for states of the kind of u."""
+
+    def __call__(self, u: Any, t: float) -> Any:
+        """Return f(u, t), the linear part included."""
 
 
 class Scheme(ABC):
@@ -26,6 +40,9 @@ class Scheme(ABC):
 
     implicit: bool
     """Whether a step solves equations, and is stable for any step in return."""
+
+    splits: bool = False
+    """Whether the scheme treats the case's stiff part apart; f is then a `SplitFunction`."""
 
     @abstractmethod
     def residual(self, old: Sequence[Any], new: Any, f: RightHandSideFunction, t: float, dt: float) -> Any:
@@ -139,11 +156,31 @@ class RungeKutta(Scheme):
         self, old: Sequence[Any], f: RightHandSideFunction, t: float, dt: float, solve: ImplicitSolve | None = None
     ) -> Any:
         """Return u_n + dt Σ weights_i k_i."""
-        u = old[-1]
+        return _advanced(old[-1], dt, self.weights, self._slopes(old[-1], f, t, dt))
+
+    def _slopes(self, u: Any, f: RightHandSideFunction, t: float, dt: float) -> list[Any]:
         slopes: list[Any] = []
         for node, row in zip(self.nodes, self.matrix, strict=True):
             slopes.append(f(_advanced(u, dt, row, slopes), t + node * dt))
-        return _advanced(u, dt, self.weights, slopes)
+        return slopes
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedRungeKutta(RungeKutta):
+    """An explicit Runge-Kutta method whose stages give the error of a step too: steps are chosen by it.
+
+    error_weights : error of u_{n+1} = dt Σ_i error_weights_i k_i.
+    rtol, atol : an error of atol + rtol·|u| is allowed at every point in every step.
+    """
+
+    error_weights: tuple[float, ...]
+    rtol: float = 1e-6
+    atol: float = 1e-9
+
+    def step_with_error(self, u: Any, f: RightHandSideFunction, t: float, dt: float) -> tuple[Any, Any]:
+        """Return the state at t + dt and an estimate of its error. Collective where f is."""
+        slopes = self._slopes(u, f, t, dt)
+        return _advanced(u, dt, self.weights, slopes), _advanced(np.zeros(()), dt, self.error_weights, slopes)
 
 
 def _advanced(u: Any, dt: float, weights: Sequence[float], slopes: Sequence[Any]) -> Any:
@@ -180,4 +217,23 @@ RK4 = RungeKutta(
 )  # fmt: skip
 """The classical method (Kutta 1901)."""
 
-ALL_SCHEMES: tuple[LinearMultistep | RungeKutta, ...] = (IMPLICIT_EULER, CRANK_NICOLSON, BDF2, HEUN, SSPRK3, RK4)
+DORMAND_PRINCE = EmbeddedRungeKutta(
+    name="Dormand-Prince 5(4)", order=5, nodes=(0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
+    matrix=(
+        (),
+        (1 / 5,),
+        (3 / 40, 9 / 40),
+        (44 / 45, -56 / 15, 32 / 9),
+        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    ),
+    weights=(35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0),
+    error_weights=(71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
+    stable_radius=1.0,
+)  # fmt: skip
+"""Fifth order with an error estimate of fourth order; adaptive unless the case fixes its steps
+(Dormand and Prince 1980)."""
+
+ALL_SCHEMES: tuple[LinearMultistep | RungeKutta, ...] = (IMPLICIT_EULER, CRANK_NICOLSON, BDF2, HEUN, SSPRK3, RK4,
+                                                            DORMAND_PRINCE)

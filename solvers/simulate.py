@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
-import math
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -13,16 +11,18 @@ import numpy as np
 
 from .blocks import Blocks
 from .case import Case
-from .newton import DivergenceError, NewtonKrylov
+from .exponential import ExponentialRungeKutta4
+from .imex import SBDF2
+from .march import march
+from .newton import DivergenceError
 from .parameters import Parameters
-from .right_hand_side import RightHandSide, right_hand_side
+from .right_hand_side import right_hand_side
 from .scheme import SSPRK3, Scheme
 from .sink import Sink, Snapshot
+from .transforms import slabs
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-log = logging.getLogger(__name__)
 
 
 def simulate(
@@ -34,7 +34,8 @@ def simulate(
     Collective over comm; None solves serially.
 
     Implicit schemes take one step per snapshot unless the case says `steps_per_snapshot`. A case without a
-    scheme is solved by SSPRK3; explicit steps are the largest stable ones, estimated anew for every snapshot.
+    scheme is solved by SSPRK3, with a stiff part by SBDF2; steps that are explicit in some part are the largest stable
+    ones, estimated anew for every snapshot. Dormand-Prince chooses its steps by their estimated error.
 
     Parameters
     ----------
@@ -104,26 +105,18 @@ def initial_state(case: Case, parameters: Parameters, blocks: Blocks, rng: np.ra
 def _snapshots(
     case: Case, parameters: Parameters, comm: MPI.Comm | None, rng: np.random.Generator
 ) -> Iterator[Snapshot]:
-    if case.stiff is not None:
-        raise ValueError(
-            f"Case {case.name} has a stiff part, but every scheme so far treats rhs as a whole. Leave `stiff` out "
-            "and use an implicit scheme, scheme=BDF2."
-        )
-    # Ghost layers of fourth order at walls are made of four owned ones.
-    smallest = 4 if case.accuracy == 4 and not all(case.periodic) else 2
-    blocks = Blocks(case.grid.shape, case.periodic, comm, smallest=smallest)
+    scheme = case.scheme or (SSPRK3 if case.stiff is None else SBDF2)
+    blocks = _blocks(case, scheme, comm)
     u = initial_state(case, parameters, blocks, rng)
     _require_finite(case, u, 0.0, blocks)
     f = right_hand_side(case, parameters, blocks, u)
     failed_alone = False
     try:
         yield Snapshot(step=0, time=0.0, values=u, where=blocks.where)
-        scheme = case.scheme or SSPRK3
-        steps = _implicit_steps(case, scheme, f, u) if scheme.implicit else _explicit_steps(case, scheme, f, u)
         times = case.times
-        for index, u in enumerate(steps, start=1):
-            _require_finite(case, u, times[index], blocks)
-            yield Snapshot(step=index, time=float(times[index]), values=u, where=blocks.where)
+        for index, state in enumerate(march(case, scheme, f, u), start=1):
+            _require_finite(case, state, times[index], blocks)
+            yield Snapshot(step=index, time=float(times[index]), values=state, where=blocks.where)
     except Exception as error:
         failed_alone = not isinstance(error, DivergenceError)
         raise
@@ -134,68 +127,14 @@ def _snapshots(
             blocks.free()
 
 
-def _implicit_steps(case: Case, scheme: Scheme, f: RightHandSide, u: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the states at snapshots 1, 2, ... with constant implicit steps."""
-    newton = NewtonKrylov(case, f, f.blocks)
-    per_snapshot = case.steps_per_snapshot or 1
-    dt = case.duration / (case.num_snapshots * per_snapshot)
-    # Four states, more than any scheme needs: the first guess is extrapolated from them.
-    old = [u]
-    for n in range(case.num_snapshots * per_snapshot):
-        old = [*old, scheme.step(old, f, n * dt, dt, newton.solve)][-max(scheme.num_old, 4) :]
-        if (n + 1) % per_snapshot == 0:
-            yield old[-1]
-    log.debug(
-        "%s: %d rhs evaluations, %d Newton and %d Krylov iterations",
-        case.name, f.calls, newton.newton_iterations, newton.krylov_iterations,
-    )  # fmt: skip
-
-
-def _explicit_steps(case: Case, scheme: Scheme, f: RightHandSide, u: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the states at snapshots 1, 2, ... with equal explicit steps between two snapshots."""
-    interval = case.duration / case.num_snapshots
-    direction = None
-    for index in range(case.num_snapshots):
-        start = index * interval
-        count = case.steps_per_snapshot
-        if count is None:
-            radius, direction = spectral_radius(f, u, start, direction)
-            count = max(1, math.ceil(interval * radius / (0.9 * scheme.stable_radius)))
-        dt = interval / count
-        for n in range(count):
-            u = scheme.step([u], f, start + n * dt, dt)
-        yield u
-
-
-def spectral_radius(
-    f: RightHandSide, u: np.ndarray, t: float, direction: np.ndarray | None = None, *, iterations: int = 12
-) -> tuple[float, np.ndarray]:
-    """Return an estimate of the largest |eigenvalue| of ∂f/∂u by power iteration, and its direction. Collective.
-
-    direction : start of the iteration, from an earlier call; makes fewer iterations do.
-    """
-    blocks = f.blocks
-    norm_u = math.sqrt(blocks.dot(u, u))
-    if direction is None:
-        # Pseudo-random in the global index, so that the ranks do not change it.
-        index = np.ravel_multi_index(np.ix_(*(np.arange(s.start, s.stop) for s in blocks.where)), blocks.grid_shape)
-        direction = np.broadcast_to(np.sin(12.9898 * (index + 1.0) ** 1.5), u.shape).copy()
-        iterations *= 3
-    fu = f(u, t)
-    step = 1e-7 * max(norm_u, math.sqrt(math.prod(blocks.grid_shape)) * 1e-3)
-    v = direction / math.sqrt(blocks.dot(direction, direction))
-    growth = []
-    for _ in range(iterations):
-        w = (f(u + step * v, t) - fu) / step
-        norm = math.sqrt(blocks.dot(w, w))
-        if norm == 0.0 or not math.isfinite(norm):
-            break
-        growth.append(norm)
-        v = w / norm
-    if not growth:
-        return 0.0, direction
-    # Complex pairs make single factors oscillate; the power iteration approaches from below, hence the margin.
-    return 1.1 * max(growth[-4:]), v
+def _blocks(case: Case, scheme: Scheme, comm: MPI.Comm | None) -> Blocks:
+    if isinstance(scheme, ExponentialRungeKutta4):
+        if not all(case.periodic):
+            raise ValueError(f"Case {case.name}: {scheme.name} needs a periodic grid; between walls use SBDF2.")
+        return slabs(case.grid.shape, case.periodic, comm)
+    # Ghost layers of fourth order at walls are made of four owned ones.
+    smallest = 4 if case.accuracy == 4 and not all(case.periodic) else 2
+    return Blocks(case.grid.shape, case.periodic, comm, smallest=smallest)
 
 
 def _own_snapshots(

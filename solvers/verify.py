@@ -139,6 +139,8 @@ class _Trial:
                              "arguments alone, not on random numbers, counters or earlier calls.")  # fmt: skip
         self._check_dtype(buffer, halo)
         self._check_blocks(buffer, halo, whole)
+        if self._name == "stiff":
+            self._check_linear(state)
 
     @property
     def _label(self) -> str:
@@ -181,6 +183,24 @@ class _Trial:
         except (ValueError, TypeError) as error:
             text = str(error).replace("The right-hand side", self._name)
             raise type(error)(f"Case {case.name}: {text}") from error
+
+    def _check_linear(self, state: np.ndarray) -> None:
+        """Compare stiff(2u - 3v) with 2 stiff(u) - 3 stiff(v), apart from what boundary values contribute."""
+        other = np.random.default_rng(1).permuted(state, axis=-1)
+
+        def stiff(u: np.ndarray) -> np.ndarray:
+            buffer, halo = self._filled(u)
+            return self._evaluate(buffer, halo, self._blocks.where, self._whole)
+
+        nothing = stiff(0 * state)
+        expected = 2 * (stiff(state) - nothing) - 3 * (stiff(other) - nothing)
+        error = np.abs(stiff(2 * state - 3 * other) - nothing - expected).max()
+        if not error <= 1e-9 * np.abs(expected).max():
+            raise ValueError(
+                f"{self._label} is not linear in u: 2u - 3v gives another result than its parts, off by {error:.3g} of "
+                f"{np.abs(expected).max():.3g}. It must hold linear terms only, such as p.nu * d.laplacian(u); leave "
+                "the others to rhs, which holds all terms."
+            )
 
     def _check_dtype(self, buffer: np.ndarray, halo: int) -> None:
         self._evaluate(buffer.astype(np.float32), halo, self._blocks.where, self._whole)

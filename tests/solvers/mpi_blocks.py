@@ -8,8 +8,10 @@ from mpi4py import MPI
 from headrace.cases.heat2d import case as heat
 from headrace.solvers import Dirichlet, Grid, MemorySink, Neumann, Parameters, Periodic
 from headrace.solvers.blocks import Blocks, Exchange
+from headrace.solvers.exponential import ETDRK4
+from headrace.solvers.imex import SBDF2
 from headrace.solvers.newton import DivergenceError
-from headrace.solvers.scheme import RK4
+from headrace.solvers.scheme import DORMAND_PRINCE, RK4
 from headrace.solvers.simulate import simulate
 from tests.solvers import problems
 
@@ -31,6 +33,10 @@ def cases():
     result["exact nonlocal walls"] = problems.make_case(**{**wide, "accuracy": 2}, boundary=walls), {"nu": 0.02}
     fine = {**explicit, "accuracy": 4, "boundary": problems.mixed_boundary(2), "rhs": problems.fisher}
     result["exact walls of fourth order"] = problems.make_case(**fine), {"nu": 0.02}
+    split = {"stiff": problems.diffusion, "num_snapshots": 2}
+    result["exact exponential"] = problems.make_case(**split, scheme=ETDRK4, steps_per_snapshot=3), {"nu": 0.02}
+    result["krylov split"] = problems.make_case(**split, scheme=SBDF2, steps_per_snapshot=5), {"nu": 0.02}
+    result["exact adaptive"] = problems.make_case(scheme=DORMAND_PRINCE, num_snapshots=2), {"nu": 0.02}
     several = dict(fields=("a", "b"), initial=problems.two_bumps, rhs=problems.gray_scott)
     result["exact fields"] = problems.make_case(**several, steps_per_snapshot=6), {"nu": 0.01}
     result["close stable step"] = problems.make_case(rhs=problems.everything, duration=0.01), {"nu": 0.02}

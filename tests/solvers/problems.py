@@ -28,6 +28,11 @@ def fisher(u, d, p, t):
     return p.nu * d.laplacian(u) + p.r * u * (1 - u)
 
 
+def diffusion(u, d, p, t):
+    """The stiff part of Fisher-KPP, ν ∇²u."""
+    return p.nu * d.laplacian(u)
+
+
 def gray_scott(u, d, p, t):
     """∂a/∂t = ν ∇²a - a b² + r (1 - a),  ∂b/∂t = ν/2 ∇²b + a b² - b/2."""
     a, b = u

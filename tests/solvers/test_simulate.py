@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from headrace.solvers import Case, Dirichlet, Grid, MemorySink, Neumann, Periodic, Snapshot
+from headrace.solvers.exponential import ETDRK4
+from headrace.solvers.imex import SBDF2
 from headrace.solvers.newton import DivergenceError
 from headrace.solvers.scheme import ALL_SCHEMES, BDF2, CRANK_NICOLSON, RK4, SSPRK3
 from headrace.solvers.simulate import simulate
@@ -187,7 +189,8 @@ def test_a_case_may_bring_its_own_solver():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stiff": fisher}, "has a stiff part"),
+        ({"scheme": SBDF2}, "treats `stiff` apart, and the case declares none"),
+        ({"scheme": ETDRK4, "boundary": Neumann()}, "needs a periodic grid"),
         ({"initial": lambda x, p, rng: np.ones(3)}, r"shape \(3,\) for field u"),
         ({"initial": lambda x, p, rng: (1.0, 2.0)}, "initial returned 2 fields"),
     ],
