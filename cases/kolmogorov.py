@@ -13,6 +13,7 @@ import numpy as np
 
 from headrace.solvers import Case, Grid, Parameters, Snapshot, Uniform
 from headrace.solvers.navier_stokes_spectral import solve_vorticity
+from headrace.solvers.parameters import Seed
 from headrace.solvers.random_fields import gaussian_random_field
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ case = Case(
     name="kolmogorov",
     fields=("vorticity",),
     grid=Grid(shape=(64, 64), extent=(2 * np.pi, 2 * np.pi)),
-    parameters={"reynolds": Uniform(100.0, 600.0)},
+    parameters={"reynolds": Uniform(100.0, 600.0), "vorticity0": Seed()},
     initial=random_vorticity,
     solver=kolmogorov,
     duration=10.0,

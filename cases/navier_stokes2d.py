@@ -17,6 +17,7 @@ import numpy as np
 
 from headrace.solvers import Case, Grid, LogUniform, Parameters, Snapshot
 from headrace.solvers.navier_stokes_spectral import CRANK_NICOLSON_EULER, solve_vorticity
+from headrace.solvers.parameters import Seed
 from headrace.solvers.random_fields import gaussian_random_field
 from headrace.solvers.vorticity import IMPLICIT_MIDPOINT, solve_vorticity_by_differences
 
@@ -62,7 +63,7 @@ case = Case(
     name="navier_stokes2d",
     fields=("vorticity",),
     grid=Grid(shape=(64, 64), extent=(1.0, 1.0)),
-    parameters={"nu": LogUniform(1e-5, 1e-3)},
+    parameters={"nu": LogUniform(1e-5, 1e-3), "vorticity0": Seed()},
     initial=random_vorticity,
     solver=navier_stokes,
     duration=20.0,

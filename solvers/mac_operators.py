@@ -48,14 +48,19 @@ def divergence(velocity: Any, spacing: Sequence[float]) -> Any:
 
 def gradient(pressure: Any, spacing: Sequence[float]) -> Any:
     """Return ∇p at the faces, (*lead, n + 2, ...) -> (ndim, *lead, n, ...)."""
-    ndim, centre = len(spacing), pressure[_inner(len(spacing))]
-    parts = [(pressure[_inner(ndim, (axis, 2, None))] - centre) * (1 / h) for axis, h in enumerate(spacing)]
-    return library_of(pressure).stack(parts)
+    return library_of(pressure).stack([slope(pressure, axis, spacing) for axis in range(len(spacing))])
 
 
-def convection(velocity: Any, spacing: Sequence[float]) -> Any:
+def slope(pressure: Any, axis: int, spacing: Sequence[float]) -> Any:
+    """Return ∂p/∂x_axis at the faces of one axis, (*lead, n + 2, ...) -> (*lead, n, ...)."""
+    ndim = len(spacing)
+    return (pressure[_inner(ndim, (axis, 2, None))] - pressure[_inner(ndim)]) * (1 / spacing[axis])
+
+
+def convection(velocity: Any, spacing: Sequence[float], out: Any = None) -> Any:
     """Return -∇·(u u) at the faces, (ndim, *lead, n + 2, ...) -> (ndim, *lead, n, ...).
 
+    out : array to write to; None makes a new one, as tensors need.
     Fluxes are products of means of two neighbours: where ∇·u = 0 the kinetic energy is conserved.
     """
     ndim = len(spacing)
@@ -73,8 +78,11 @@ def convection(velocity: Any, spacing: Sequence[float]) -> Any:
             upper, lower = _from_second(ndim, axis)
             term = (flux[lower] - flux[upper]) * (0.25 / h)
             total = term if total is None else total + term
-        results.append(total)
-    return library_of(velocity).stack(results)
+        if out is None:
+            results.append(total)
+        else:
+            out[component] = total
+    return library_of(velocity).stack(results) if out is None else out
 
 
 def laplacian(a: Any, spacing: Sequence[float]) -> Any:

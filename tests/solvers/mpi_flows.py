@@ -2,13 +2,14 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from headrace.cases.kolmogorov import case as kolmogorov
 from headrace.cases.navier_stokes2d import case as navier_stokes
 from headrace.cases.navier_stokes2d import differences, recipe
-from headrace.solvers import Grid, MemorySink
+from headrace.solvers import Grid, MemorySink, mac
 from headrace.solvers.mac import MAC_MIDPOINT
 from headrace.solvers.simulate import simulate
 from headrace.solvers.vorticity import ADAMS_BASHFORTH_CRANK_NICOLSON
@@ -44,9 +45,20 @@ def solve(case, values, comm):
     return gathered(comm, sink.where, sink.values, case.grid.shape)
 
 
+def solve_by_conjugate_gradients(comm):
+    """Return the trajectory around the cylinder with the pressure from conjugate gradients."""
+    direct = mac.pressure_solver
+    mac.pressure_solver = partial(direct, most_cut_faces=0)
+    try:
+        return solve(street((28, 12), steps_per_snapshot=5), {}, comm)
+    finally:
+        mac.pressure_solver = direct
+
+
 if __name__ == "__main__":
     from mpi4py import MPI
 
     found = {name: solve(case, values, MPI.COMM_WORLD) for name, (case, values) in cases().items()}
+    found["krylov"] = solve_by_conjugate_gradients(MPI.COMM_WORLD)
     if MPI.COMM_WORLD.rank == 0:
         np.savez(sys.argv[1], **found)
