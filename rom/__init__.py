@@ -6,7 +6,20 @@ how the pieces fit. The package uses numpy, scipy, mpi4py, h5py and meshio, and 
 
 from .law import ConstitutiveLaw, Table
 from .mesh import Mesh
+from .problem import Problem
 from .reader import Reader, TimeSeries
+from .solver import Solver, solve
 from .subdomain import Subdomain, distribute
 
-__all__ = ["ConstitutiveLaw", "Mesh", "Reader", "Subdomain", "Table", "TimeSeries", "distribute"]
+__all__ = [
+    "ConstitutiveLaw",
+    "Mesh",
+    "Problem",
+    "Reader",
+    "Solver",
+    "Subdomain",
+    "Table",
+    "TimeSeries",
+    "distribute",
+    "solve",
+]

@@ -19,7 +19,7 @@ from .multifrontal import EliminationTree
 from .problem import LocalProblem
 
 MAX_KRYLOV = 400
-PATIENCE = 12  # iterations beyond those of a fresh factor that cost about as much as a new one
+PATIENCE = 5  # iterations per digit, beyond those of a fresh factor, that cost about as much as a new one
 
 
 class LinearSolver:
@@ -34,7 +34,7 @@ class LinearSolver:
         self.tree = None if self.balancing else EliminationTree(self.subdomain.mesh, self.free.ravel())
         self._factor = None
         self._ready = False
-        self._fresh = self._last = 0
+        self._fresh = self._last = 0.0  # iterations per digit: of the factor when new, of the last solution
         self.iterations = 0
         self.factorisations = 0
 
@@ -52,8 +52,9 @@ class LinearSolver:
         """
         operator = ElementOperator(self.local.kinematics, matrices, self.free)
         if self._ready and self._last <= self._fresh + PATIENCE:
+            limit = 20 + int((self._fresh + 3 * PATIENCE) * -np.log10(tolerance))
             try:
-                return self._iterate(operator, right, symmetric, tolerance, 4 * (self._fresh + PATIENCE))
+                return self._iterate(operator, right, symmetric, tolerance, limit)
             except ConvergenceError:
                 pass  # the old factor no longer fits this stiffness; a new one is made below
         self._renew(matrices, operator)
@@ -65,7 +66,7 @@ class LinearSolver:
         self, operator: ElementOperator, right: np.ndarray, symmetric: bool, tolerance: float, limit: int
     ) -> np.ndarray:
         method = conjugate_gradients if symmetric else gmres
-        du, self._last = method(
+        du, iterations = method(
             lambda u: self.subdomain.assemble(operator(u)),
             self._precondition,
             np.where(self.free, right, 0.0),
@@ -73,7 +74,8 @@ class LinearSolver:
             tolerance=tolerance,
             max_iterations=limit,
         )
-        self.iterations += self._last
+        self._last = iterations / -np.log10(tolerance)
+        self.iterations += iterations
         return du
 
     def _precondition(self, residual: np.ndarray) -> np.ndarray:

@@ -19,6 +19,8 @@ from .mesh import Mesh
 LEAF_NODES = 90
 PANEL = 96  # columns eliminated at once
 SMALLEST_PIVOT = 1e-13
+SEARCHED = 64  # branches of fewer elements are halved without looking for the best cut
+CUTS = (0.5, 0.47, 0.53, 0.44, 0.56, 0.41, 0.59)  # parts of the elements on the lower side
 
 
 @dataclass(eq=False)
@@ -58,6 +60,7 @@ class EliminationTree:
         self.num_dofs = len(free)
         self._blocks = [(first, block) for _, first, block in mesh.blocks()]
         self._place = np.full(self.num_dofs, -1)
+        self._mark = mesh.num_nodes
         self.fronts: list[_Front] = []
         centroids = np.concatenate([mesh.points[block].mean(axis=1) for _, block in self._blocks])
         self._valence = np.bincount(
@@ -140,13 +143,8 @@ class EliminationTree:
                 place = np.where(self.free[dofs], self._place[dofs], size - 1)
                 front.elements.append((block, chosen, (place[:, :, None] * size + place[:, None, :]).ravel()))
         else:
-            X = centroids[elements]
-            # The first of equal extents, with a margin for round-off, so that copies of a mesh are cut alike.
-            extent = np.ptp(X, axis=0)
-            axis = int(np.argmax(extent > 0.999 * extent.max()))
-            order = np.argsort(X[:, axis], kind="stable")
-            halves = np.split(elements[order], [len(order) // 2])
-            children = [self._grow(centroids, np.sort(half)) for half in halves]
+            halves = self._cut(centroids[elements], elements, groups)
+            children = [self._grow(centroids, half) for half in halves]
             both = np.concatenate([child[1] for child in children])
             nodes, inverse = np.unique(both, return_inverse=True)
             counts = np.bincount(inverse, weights=np.concatenate([child[2] for child in children])).astype(int)
@@ -158,6 +156,34 @@ class EliminationTree:
         self.fronts.append(front)
         outer = counts < self._valence[nodes]
         return front, nodes[outer], counts[outer]
+
+    def _cut(
+        self, X: np.ndarray, elements: np.ndarray, groups: list[tuple[int, np.ndarray, np.ndarray]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return two halves of a branch that share few nodes: of the cuts across its longer extents, the cheapest."""
+        extent = np.ptp(X, axis=0)
+        best: tuple[float, np.ndarray] | None = None
+        for axis in np.argsort(-extent, kind="stable"):
+            order = np.argsort(X[:, axis], kind="stable")
+            if extent[axis] < 0.5 * extent.max() or (best and len(elements) < SEARCHED):
+                break
+            for part in (0.5,) if len(elements) < SEARCHED else CUTS:
+                low = np.zeros(len(elements), dtype=bool)
+                low[order[: max(1, int(part * len(order)))]] = True
+                cost = self._shared(low, elements, groups) * (1 + 2 * abs(part - 0.5))
+                # A margin keeps round-off in coordinates from choosing between equal cuts.
+                if best is None or cost < 0.999 * best[0]:
+                    best = cost, low
+        return elements[best[1]], elements[~best[1]]
+
+    def _shared(self, low: np.ndarray, elements: np.ndarray, groups: list[tuple[int, np.ndarray, np.ndarray]]) -> int:
+        """Return how many nodes elements chosen by low share with the others."""
+        sides = np.zeros((2, self._mark), dtype=bool)
+        for block, chosen, cells in groups:
+            here = low[np.searchsorted(elements, chosen + self._blocks[block][0])]
+            sides[0, cells[here]] = True
+            sides[1, cells[~here]] = True
+        return int(np.count_nonzero(sides[0] & sides[1]))
 
     def _touched(self, elements: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[tuple[int, np.ndarray, np.ndarray]]]:
         """Return nodes of elements, how often they occur, and (block, elements in it, their nodes)."""

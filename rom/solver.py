@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOOSEST = 1e-2  # relative residual of the linear systems far from equilibrium
+LOOSEST = 1e-3  # relative residual of the linear systems far from equilibrium
 SCALE_FLOOR = 1e-6  # part of the largest force so far below which forces count as zero
 
 

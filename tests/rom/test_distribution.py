@@ -116,3 +116,15 @@ def test_points_of_two_element_types_keep_their_global_numbers():
     points_of = run_threads(2, lambda comm: distribute(mesh, comm, parts).points)
     np.testing.assert_array_equal(points_of[0], [*range(8), 16, 18, 20])
     np.testing.assert_array_equal(points_of[1], [*range(8, 16), 17, 19, 21])
+
+
+def test_metis_parts_are_equal_and_connected_too():
+    pytest.importorskip("pymetis")
+    mesh = box("tet10", (5, 4, 3))
+    parts = partition(mesh, 5, method="metis")
+    sizes = np.bincount(parts)
+    assert len(sizes) == 5 and sizes.max() <= 1.2 * sizes.min()
+    graph = face_graph(mesh)
+    for p in range(5):
+        inside = np.flatnonzero(parts == p)
+        assert connected_components(graph[inside][:, inside])[0] == 1
