@@ -124,7 +124,7 @@ class Session:
                     run_dir=str(self._directory.path), address=address, token_file=str(self._directory.token_file),
                     study=self._record.study, session=self._number, batch_size=settings.batch_size,
                     learning_rate=settings.learning_rate, total_windows=self._record.total_uses(self._num_steps),
-                    checkpoint_every=settings.checkpoint_every, seed=settings.seed,
+                    checkpoint_every=settings.checkpoint_every, seed=settings.seed, device=_device_for(settings),
                 ),
                 settings.workers,
                 settings.max_failures,
@@ -168,6 +168,21 @@ class Session:
         path = self._directory.path
         trainer, validation = last_record(path / "metrics.jsonl"), last_record(path / "validation.jsonl")
         return {"intake": status, "trainer": trainer, "validation": validation, "elapsed": elapsed}
+
+
+def _device_for(settings: StudySettings) -> str:
+    """Return "cuda" or "cpu" for the trainer's workers.
+
+    Raises
+    ------
+    StudyError : GPUs were asked for, and Ray knows of fewer than one for each worker.
+    """
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if settings.device == "cuda" and gpus < settings.workers:
+        raise StudyError(
+            f"{settings.workers} workers on cuda need as many GPUs; Ray sees {gpus}. Use device=cpu, or fewer workers."
+        )
+    return "cuda" if settings.device != "cpu" and gpus >= settings.workers else "cpu"
 
 
 def _kind_to_neighbours(settings: StudySettings) -> dict[str, str]:

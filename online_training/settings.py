@@ -36,6 +36,9 @@ class StudySettings(BaseModel):
     ranks: int = Field(2, ge=1, description="MPI ranks of one solver job.")
     jobs: int = Field(1, ge=1, description="Solver jobs at the same time.")
     workers: int = Field(1, ge=1, description="Trainer workers (Ray Train, data-parallel).")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where to train: auto takes one GPU for each worker where there are as many."
+    )
     buffer: str = Field("256MB", description="Size of the reservoir in shared memory.")
     watermark: float = Field(
         0.1, gt=0, le=1, description="Training starts when this fraction of the reservoir, or of all steps, is there."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from headrace.surrogates import Problem, Surrogate, load_surrogate
 
 from .design import draw_design
 from .ledger import Ledger, RecordWriter
+from .local_launcher import find_mpirun
 from .ray_session import prepare_environment, ray_session
 from .run_directory import RunDirectory, StudyError, StudyRecord
 from .settings import StudySettings
@@ -94,6 +96,11 @@ class Study:
         case = self.case.load()
         case.verify()
         check_split(case.grid.shape, self.settings.ranks)
+        try:
+            find_mpirun()
+        except RuntimeError as error:
+            raise StudyError(str(error)) from error
+        _require_port(self.settings.interface, self.settings.port)
         if resume and self.directory.exists:
             record = self.directory.read()
             self.directory.require_same(record, self.case, self.settings)
@@ -162,6 +169,20 @@ def require_capacity(settings: StudySettings, case: Case, window: int) -> None:
         raise ValueError(f"The surrogate needs windows of {window} steps; a simulation has {num_steps} snapshots.")
     step_bytes = 4 * len(case.fields) * case.grid.num_points
     check_capacity(settings.buffer_bytes // step_bytes, settings.jobs, window, settings.batch_size)
+
+
+def _require_port(interface: str, port: int) -> None:
+    """Find out before Ray is started what the intake would find out after it."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as ZeroMQ does
+        try:
+            probe.bind(("" if interface == "*" else interface, port))
+            probe.listen()
+        except OSError as error:
+            raise ValueError(
+                f"The intake cannot listen on {interface}:{port} ({error.strerror}). "
+                "Choose an interface of this machine, and another port or 0 for one that is free."
+            ) from error
 
 
 def _reference(case: Case) -> CaseReference:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -193,6 +194,18 @@ def test_a_run_directory_of_another_study_is_refused(tmp_path):
 def test_settings_that_cannot_work_are_refused_before_anything_starts(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         Study(reference(), MLP(), run_dir=tmp_path / "run", **settings)._prepare(resume=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_busy_port_and_a_missing_mpirun_are_named_before_anything_starts(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"cannot listen on 127.0.0.1:{port} .*another port or 0"):
+            Study(reference(), MLP(), run_dir=tmp_path / "run", port=port)._prepare(resume=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(StudyError, match=r"No mpirun .*headrace\[mpich\]"):
+        Study(reference(), MLP(), run_dir=tmp_path / "run")._prepare(resume=False)
     assert not (tmp_path / "run").exists()
 
 
