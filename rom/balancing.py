@@ -15,9 +15,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import scipy.linalg
+from scipy.sparse.csgraph import connected_components
 
 from .element_operator import ElementOperator
 from .multifrontal import EliminationTree
+from .partition import face_graph
 from .subdomain import Subdomain
 
 MODES = 6
@@ -108,15 +110,24 @@ class Balancing:
         return edge - self.interior.solve(force).reshape(edge.shape)
 
     def _pins(self) -> np.ndarray:
-        """Return as many free dofs as this subdomain has rigid motions left, such that holding them stops all."""
-        flat = self.rigid.reshape(-1, MODES)
-        fixed = flat[~self.free.ravel()]
-        motions = scipy.linalg.null_space(fixed, rcond=1e-9) if len(fixed) else np.eye(MODES)
-        free = np.flatnonzero(self.free)
-        if not motions.shape[1]:
-            return free[:0]
-        _, _, order = scipy.linalg.qr((flat[free] @ motions).T, mode="economic", pivoting=True)
-        return free[order[: motions.shape[1]]]
+        """Return free dofs such that holding them stops every rigid motion that the supports leave.
+
+        Pieces of a subdomain that no face connects are held one by one, because they move one by one.
+        """
+        _, piece = connected_components(face_graph(self.subdomain.mesh), directed=False)
+        pins = []
+        for k in range(piece.max() + 1):
+            inside = np.zeros(self.free.shape, dtype=bool)
+            for _, first, block in self.subdomain.mesh.blocks():
+                inside[block[piece[first : first + len(block)] == k]] = True
+            flat = self.rigid.reshape(-1, MODES)
+            fixed = flat[(inside & ~self.free).ravel()]
+            motions = scipy.linalg.null_space(fixed, rcond=1e-9) if len(fixed) else np.eye(MODES)
+            candidates = np.flatnonzero(inside & self.free)
+            if motions.shape[1]:
+                _, _, order = scipy.linalg.qr((flat[candidates] @ motions).T, mode="economic", pivoting=True)
+                pins.append(candidates[order[: motions.shape[1]]])
+        return np.unique(np.concatenate(pins)) if pins else np.zeros(0, dtype=int)
 
 
 def rigid_motions(points: np.ndarray) -> np.ndarray:

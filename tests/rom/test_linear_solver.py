@@ -129,11 +129,11 @@ def test_krylov_methods_reach_their_tolerance_and_say_when_they_do_not(method):
         method(lambda v: A @ v, lambda v: v, b, tolerance=1e-12, **{**options, "max_iterations": 3})
 
 
-def iterations_of(mesh, size, fixed=lambda x: x[:, 0] == 0, law=STEEL):
+def iterations_of(mesh, size, fixed=lambda x: x[:, 0] == 0, law=STEEL, parts=None):
     """CG iterations to 1e-8 with the balancing preconditioner, and the error of the solution."""
 
     def work(comm):
-        sub = distribute(mesh, comm)
+        sub = distribute(mesh, comm, parts)
         kinematics = Kinematics(sub.mesh)
         matrices = kinematics.stiffness(law.stiffness(kinematics.interpolate(sub.mesh.points[:, 2])))
         free = np.repeat(~fixed(sub.mesh.points)[:, None], 3, axis=1)
@@ -187,3 +187,23 @@ def test_subdomains_held_in_part():
     edge = lambda x: ((x[:, 0] == 0) & (x[:, 1] == 0)) | ((x[:, 0] == 2) & (x[:, 2] == 1) & (x[:, 1] == 1))  # noqa: E731
     iterations, error, _ = iterations_of(mesh, 4, fixed=edge)
     assert error < 1e-6 and iterations <= 40
+
+
+def test_parts_in_pieces_still_converge():
+    """Parts given by a user may hang apart, or only by an edge: more iterations, the same solution."""
+    mesh = box("hex8", (6, 4, 4))
+    centroids = mesh.points[mesh.cells["hex8"]].mean(axis=1)
+    parts = ((centroids[:, 0] * 3).astype(int) + (centroids[:, 1] * 2).astype(int)) % 2
+    iterations, error, _ = iterations_of(mesh, 2, parts=parts)
+    assert error < 1e-6 and iterations <= 60
+
+
+def test_two_bodies_on_two_ranks():
+    """One body per rank and both bodies on both ranks; each body is held at its own side."""
+    one = box("hex8", (3, 3, 3))
+    points = np.concatenate([one.points, one.points + np.array([5.0, 0, 0])])
+    mesh = Mesh(points=points, cells={"hex8": np.concatenate([one.cells["hex8"], one.cells["hex8"] + one.num_nodes])})
+    held = lambda x: (x[:, 0] == 0) | (x[:, 0] == 5)  # noqa: E731
+    for parts in (np.repeat([0, 1], 27), np.tile([0, 0, 1], 18)):
+        iterations, error, _ = iterations_of(mesh, 2, fixed=held, parts=parts)
+        assert error < 1e-6 and iterations <= 30

@@ -257,3 +257,17 @@ def test_temperature_dependent_stiffness_is_taken_at_the_end_of_the_step():
                       temperature=lambda x, t: np.full(len(x), 50.0 * t))  # fmt: skip
     u = solve(problem, [0, 1, 2], settings=TIGHT).displacements[:, mesh.nodes("x1"), 0].mean(axis=1)
     np.testing.assert_allclose(u, [0, 10 / 150e3, 10 / 100e3], rtol=1e-9)
+
+
+def test_nodes_of_no_element_are_left_alone():
+    """Other codes keep reference nodes in their meshes: they take no part and move nowhere."""
+    bare = box("hex8", (2, 1, 1))
+    mesh = Mesh(
+        points=np.concatenate([[[9.0, 9, 9]], bare.points]),
+        cells={"hex8": bare.cells["hex8"] + 1},
+        face_sets=bare.face_sets,
+    )
+    loads = (Pressure(faces="x1", value=-1.0),)
+    u = solve(Problem(mesh=mesh, laws={"all": STEEL}, supports=SYMMETRY, loads=loads), [0, 1]).displacement(1)
+    v = solve(Problem(mesh=bare, laws={"all": STEEL}, supports=SYMMETRY, loads=loads), [0, 1]).displacement(1)
+    np.testing.assert_array_equal(u, np.concatenate([np.zeros((1, 3)), v]))
