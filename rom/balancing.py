@@ -41,7 +41,7 @@ class Balancing:
         self.columns = np.concatenate(columns)
 
     def refresh(self, matrices: Sequence[np.ndarray], stiffness: ElementOperator) -> None:
-        """Take new element matrices. Collective.
+        """Take new element matrices and factor them.
 
         Raises
         ------
