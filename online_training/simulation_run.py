@@ -40,6 +40,7 @@ class SimulationRun:
 
     granted : steps 0..granted-1 of this attempt may be sent.
     received : steps 0..received-1 of this attempt are complete.
+    tiling, order : the sub-blocks of the step accepted last, and their order in memory.
     kept : steps 0..kept-1 were complete in this or an earlier attempt of this session.
     dropping : nothing is stored any more (quarantine or stop); every step is acknowledged with `word`.
     """
@@ -57,6 +58,7 @@ class SimulationRun:
         self.slots: dict[int, int] = {}
         self.assemblies: dict[int, StepAssembly] = {}
         self.tiling: frozenset[Box] = frozenset()
+        self.order: list[Box] | None = None
         self.ends: dict[int, int] = {}
         self.times: list[float] = []
         self.states: np.ndarray | None = None

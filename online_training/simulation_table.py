@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .assembly import StepAssembly, overlap
+from .assembly import StepAssembly, in_memory_order, overlap
 from .buffer import Buffer, Window
 from .client import DTYPE_CODES, FAILED, Header, WireError, Word
 from .draws import batch_dtype
@@ -164,18 +164,18 @@ class SimulationTable:
     # -- blocks --------------------------------------------------------------------------------------------------
 
     def take_block(self, run: SimulationRun, header: Header, payload: Any) -> list[tuple[int, Word]]:
-        """Store one sub-block; return (step, word) of the steps that it completed.
+        """Store one sub-block of one or more fields; return (step, word) of the steps that it completed.
 
         Raises
         ------
         WireError : a block that does not belong here; ChecksumError: its content was damaged.
         """
-        self._check(run, header)
+        count = self._check(run, header)
         if zlib.crc32(payload) != header.payload_crc32:
             raise ChecksumError("checksum")
         self.counts["bytes_received"] += header.payload_length
         assembly = run.assemblies.get(header.step)
-        box = (header.field, header.offset, header.block_shape)
+        box = (header.field, count, header.offset, header.block_shape)
         if header.step < run.received or (assembly is not None and box in assembly.boxes):
             self.counts["duplicates"] += 1
             return []
@@ -184,19 +184,25 @@ class SimulationTable:
             run.assemblies[header.step] = assembly
         values = np.frombuffer(payload, dtype=self._layout.dtype)
         if not (math.isfinite(np.dot(values, values)) or np.isfinite(values).all()):
-            where = f"field {self._layout.fields[header.field]}, block at {list(header.offset)}"
-            self.quarantine(run, header.step, f"NaN or infinity in {where}, step {header.step}, time {header.time:g}")
-        assembly.place(box, values.reshape(header.block_shape), header.payload_crc32)
+            self._quarantine_infinite(run, header, values.reshape(count, -1))
+        assembly.place(box, values.reshape(count, *header.block_shape), header.payload_crc32)
         if assembly.target is not None:
-            self._ledger.append(
-                {"e": "block", "s": run.number, "a": run.attempt, "f": header.field, "t": header.step,
-                 "o": header.offset, "c": header.payload_crc32}
-            )  # fmt: skip
+            record = {"e": "block", "s": run.number, "a": run.attempt, "f": header.field, "t": header.step,
+                      "o": header.offset, "c": header.payload_crc32}  # fmt: skip
+            if count > 1:
+                record["n"] = count
+            self._ledger.append(record)
         if header.value:
             assembly.finished_ranks.add(header.block)
         return self._progress(run, header, assembly)
 
-    def _check(self, run: SimulationRun, header: Header) -> None:
+    def _quarantine_infinite(self, run: SimulationRun, header: Header, values: np.ndarray) -> None:
+        field = header.field + int(np.argmin(np.isfinite(values).all(axis=1)))
+        where = f"field {self._layout.fields[field]}, block at {list(header.offset)}"
+        self.quarantine(run, header.step, f"NaN or infinity in {where}, step {header.step}, time {header.time:g}")
+
+    def _check(self, run: SimulationRun, header: Header) -> int:
+        """Return how many fields a block carries."""
         shape = self._layout.shape
         if header.dtype != self._dtype_code:
             raise WireError("dtype")
@@ -204,12 +210,14 @@ class SimulationTable:
             raise WireError("shape")
         if any(n < 1 or o + n > full for o, n, full in zip(header.offset, header.block_shape, shape, strict=True)):
             raise WireError("block")
-        if math.prod(header.block_shape) * self._itemsize != header.payload_length:
+        count, rest = divmod(header.payload_length, math.prod(header.block_shape) * self._itemsize)
+        if rest or not 1 <= count <= len(self._layout.fields) - header.field:
             raise WireError("length")
         if header.step >= run.granted:
             raise WireError("credit")
         if not math.isfinite(header.time):
             raise WireError("time")
+        return count
 
     def _target(self, run: SimulationRun, step: int) -> np.ndarray | None:
         if not run.stores(step):
@@ -217,10 +225,11 @@ class SimulationTable:
         return run.states[step] if run.assignment.held_out else self._slots[run.slots[step]]
 
     def _progress(self, run: SimulationRun, header: Header, assembly: StepAssembly) -> list[tuple[int, Word]]:
-        if assembly.missing <= 0 and assembly.boxes != run.tiling:
+        if assembly.missing <= 0 and assembly.boxes.keys() != run.tiling:
             if overlap(assembly.boxes, self._layout.step_shape):
                 self.quarantine(run, header.step, f"the blocks of step {header.step} overlap")
             run.tiling = frozenset(assembly.boxes)
+            run.order = in_memory_order(run.tiling, self._layout.step_shape)
         elif assembly.missing > 0 and len(assembly.finished_ranks) == header.num_blocks:
             left = f"{assembly.missing} of {self._num_cells} cells"
             self.quarantine(run, header.step, f"the blocks of all ranks leave {left} of step {header.step} uncovered")
@@ -239,7 +248,7 @@ class SimulationTable:
             self.counts["steps_dropped"] += 1
             return
         self.counts["steps_accepted"] += 1
-        record = {"e": "step", "s": run.number, "a": run.attempt, "t": step, "h": assembly.crc32()}
+        record = {"e": "step", "s": run.number, "a": run.attempt, "t": step, "h": assembly.crc32(run.order)}
         self._ledger.append(record)
         if run.assignment.held_out:
             run.times.append(assembly.time)
