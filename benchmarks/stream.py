@@ -110,6 +110,7 @@ def serve_intake(shape: Shape, folder: str, repetitions: int) -> None:
         IntakeSettings(
             layout=layout, buffer=UsedAtOnce(len(memory.array), 1), memory=memory, views=1e-9, batch_size=1,
             study=STUDY, session=1, token=TOKEN, interface="127.0.0.1", port=0, run_dir=Path(folder), max_running=1,
+            **({} if shape.transport == "shm" else {"ring_bytes": 0}),
         )
     )  # fmt: skip
     intake.plan([Assignment(simulation=number, parameters={}) for number in range(repetitions + 1)])
@@ -258,7 +259,7 @@ def time_ours(shape: Shape, repetitions: int) -> float:
         token.write_text(TOKEN.hex())
         output = run_ranks(
             shape, "solver", HEADRACE_TOKEN_FILE=str(token), HEADRACE_STUDY=f"{STUDY:016x}", HEADRACE_JOB="1-0001",
-            HEADRACE_ADDRESS=next(a for a in addresses if a.startswith(shape.transport)),
+            HEADRACE_ADDRESS=next(a for a in addresses if a.startswith("tcp" if shape.transport == "tcp" else "ipc")),
             HEADRACE_LOG_DIR=str(Path(folder) / "ledger"),
         )  # fmt: skip
         status = json.loads(intake.communicate("", timeout=PATIENCE)[0])
@@ -271,7 +272,7 @@ def time_ours(shape: Shape, repetitions: int) -> float:
 def time_raw(shape: Shape, repetitions: int) -> float:
     """Return the median seconds of the raw transfer of the same pieces."""
     with tempfile.TemporaryDirectory() as folder:
-        address = f"ipc://{folder}/raw" if shape.transport == "ipc" else "tcp://127.0.0.1:*"
+        address = "tcp://127.0.0.1:*" if shape.transport == "tcp" else f"ipc://{folder}/raw"
         with process(arguments("raw-receiver", shape, repetitions, address)) as receiver:
             run_ranks(shape, "raw-sender", repetitions, json.loads(receiver.stdout.readline()))
             return statistics.median(json.loads(receiver.communicate("", timeout=PATIENCE)[0]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket as network
 import threading
 import time
 from collections import Counter
@@ -12,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from .client import PAYLOAD_SIGNED, Header, Kind, WireError
+from .client import IN_RING, PAYLOAD_SIGNED, Header, Kind, WireError
 from .draws import Draws, batch_dtype
 from .held_out_writer import HeldOutResult, HeldOutWriter
 from .intake_settings import IntakeSettings
 from .intake_socket import Content, IntakeSocket
 from .ledger import RecordWriter
 from .peers import Hello, Job, Peer, Peers, Refusal, read_json, rejoin
+from .ring import Ring, ring_bytes
 from .simulation_run import Assignment, SimulationRun
 from .simulation_table import ChecksumError, SimulationTable
 
@@ -149,6 +151,8 @@ class Intake:
         if self._thread is not None:
             self._thread.join()
             self._socket.close()
+        for peer in self._peers:
+            self._peers.remove(peer)
         if self._writer is not None:
             self._writer.close()
         if self._error is None:
@@ -247,6 +251,8 @@ class Intake:
         }  # fmt: skip
         if hello.role == "trainer":
             welcome.update(self._geometry())
+        else:
+            self._offer_ring(peer, welcome)
         self._tell(peer, Kind.WELCOME, welcome)
 
     def _replace(self, hello: Hello) -> None:
@@ -265,6 +271,20 @@ class Intake:
         self._peers.remove(before)
         if job is not None and job.simulation is not None:
             self._drop_job(hello.job, f"rank {hello.rank} of job {hello.job} lost its connection", notify=True)
+
+    def _offer_ring(self, peer: Peer, welcome: dict[str, Any]) -> None:
+        """Offer shared memory to a rank of this node; in strict mode every byte is authenticated, so there is none."""
+        settings = self._settings
+        size = ring_bytes(settings.layout.step_bytes // peer.hello.ranks, settings.ring_bytes)
+        room = settings.all_rings_bytes - sum(other.ring.size for other in self._peers if other.ring is not None)
+        if peer.hello.host != network.gethostname() or settings.strict or not 0 < size <= room:
+            return
+        try:
+            peer.ring = Ring(size)
+        except OSError as error:
+            logger.warning("No shared memory for rank %s of job %s: %s", peer.hello.rank, peer.hello.job, error)
+            return
+        welcome["ring"] = peer.ring.offer()
 
     def _geometry(self) -> dict[str, Any]:
         layout, memory = self._settings.layout, self._settings.memory
@@ -326,6 +346,8 @@ class Intake:
             self._refuse(peer, "declare", f"the solver declares the fields {declared}, but the study has {expected}")
             return
         peer.declared = True
+        if peer.ring is not None:
+            peer.ring.seal()
         self._tell(peer, Kind.DECLARED)
 
     def _refuse(self, peer: Peer, reason: str, error: str) -> None:
@@ -364,6 +386,21 @@ class Intake:
         return job, run
 
     def _on_block(self, peer: Peer, header: Header, payload: Any) -> None:
+        if not header.flags & IN_RING:
+            self._store(peer, header, payload)
+            return
+        if peer.ring is None:
+            raise WireError("ring")
+        position = header.value // 2
+        content = peer.ring.content(position, header.payload_length)
+        header = header._replace(value=header.value % 2)
+        try:
+            self._store(peer, header, content)
+        finally:
+            if peer.ring is not None:
+                peer.ring.release(position + header.payload_length)
+
+    def _store(self, peer: Peer, header: Header, payload: Any) -> None:
         _, run = self._running(peer, header)
         if self._settings.strict and not header.flags & PAYLOAD_SIGNED:
             raise WireError("strict")
@@ -380,8 +417,11 @@ class Intake:
             text = f"a block of field {header.field} at step {header.step} is wrong: {error}; see docs/wire.md"
             self._tell(peer, Kind.REFUSED, {"error": text})
             raise
+        if done:
+            # Credits travel with the acknowledgement; `_advance` grants later what there is no room for now.
+            self._table.grant(run)
         for step, word in done:
-            self._tell_job(run, Kind.ACK, step=step, value=int(word))
+            self._tell_job(run, Kind.ACK, step=step, value=run.granted << 8 | word)
 
     def _on_end(self, peer: Peer, header: Header, payload: Any) -> None:
         job, run = self._running(peer, header)

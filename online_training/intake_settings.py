@@ -26,6 +26,7 @@ class IntakeSettings:
     strict : every payload byte is authenticated.
     max_failures : attempts of one simulation before it goes into quarantine.
     write_held_out : writes a finished held-out simulation; called in a thread of its own.
+    ring_bytes, all_rings_bytes : of shared memory for each rank on this node, at most, and for all; 0: none.
     """
 
     layout: StreamLayout
@@ -44,3 +45,5 @@ class IntakeSettings:
     strict: bool = False
     max_failures: int = 3
     write_held_out: WriteHeldOut | None = None
+    ring_bytes: int = 16 * 2**20
+    all_rings_bytes: int = 2**30

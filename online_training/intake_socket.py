@@ -15,7 +15,7 @@ from typing import Any
 
 import zmq
 
-from .client import MAX_FRAME, PAYLOAD_SIGNED, Header, Kind, WireError
+from .client import IN_RING, MAX_FRAME, PAYLOAD_SIGNED, Header, Kind, WireError
 
 Content = Mapping[str, Any] | bytes | None
 """The payload of a message: a mapping travels as JSON."""
@@ -108,6 +108,8 @@ class IntakeSocket:
         header = Header.verify(frames[1].bytes, self._token, self._study, payload)
         if header.payload_length and header.kind != Kind.BLOCK and not header.flags & PAYLOAD_SIGNED:
             raise WireError("unsigned")
+        if header.flags & IN_RING and header.kind != Kind.BLOCK:
+            raise WireError("ring")
         return frames[0].bytes, header, payload
 
     def post(self, identity: bytes, kind: Kind, payload: Content = None, **fields: Any) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .client import Header, Kind, WireError
+from .ring import Ring
 
 MAX_PEERS = 16384
 MAX_JSON = 64 * 1024
@@ -82,6 +83,7 @@ class Peer:
     lease_sent: int = 0
     last_heard: float = field(default_factory=time.monotonic)
     declared: bool = False
+    ring: Ring | None = None
 
     def check(self, header: Header, identity: bytes) -> None:
         """Admit a message only from this peer's own sockets and in growing sequence, else WireError."""
@@ -191,6 +193,9 @@ class Peers:
     def remove(self, peer: Peer) -> None:
         """Forget a session; its later messages are strangers'."""
         self._by_session.pop(peer.session, None)
+        if peer.ring is not None:
+            peer.ring.close()
+            peer.ring = None
         if peer.hello.role == "trainer":
             if self.trainers.get(peer.hello.rank) is peer:
                 del self.trainers[peer.hello.rank]

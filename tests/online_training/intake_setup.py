@@ -119,8 +119,10 @@ def make_layout(**changes: Any) -> StreamLayout:
 
 
 @contextmanager
-def running_intake(tmp_path: Path, layout: StreamLayout, *, slots: int = 64, session: int = 1, **changes: Any):
-    """An intake that serves; `environment` on it is what its solvers need."""
+def running_intake(
+    tmp_path: Path, layout: StreamLayout, *, slots: int = 64, session: int = 1, transport: str = "shm", **changes: Any
+):
+    """An intake that serves; `environment` on it is what its solvers need to send by a transport: shm, ipc or tcp."""
     (tmp_path / "ledger").mkdir(exist_ok=True)
     token_file = tmp_path / "token"
     if not token_file.exists():
@@ -129,14 +131,16 @@ def running_intake(tmp_path: Path, layout: StreamLayout, *, slots: int = 64, ses
     values = {
         "layout": layout, "buffer": FirstInFirstOut(slots, layout.window), "memory": PlainMemory(layout, slots),
         "views": 1.0, "batch_size": 4, "study": STUDY, "session": session, "token": TOKEN, "interface": "127.0.0.1",
-        "port": 0, "run_dir": tmp_path, "max_running": 4, **changes,
+        "port": 0, "run_dir": tmp_path, "max_running": 4,
+        **({} if transport == "shm" else {"ring_bytes": 0}), **changes,
     }  # fmt: skip
     settings = IntakeSettings(**values)
     intake = Intake(settings)
     intake.start()
     intake.settings = settings
+    address = intake.addresses.split(",")[-1] if transport == "tcp" else intake.addresses
     intake.environment = {
-        "HEADRACE_ADDRESS": intake.addresses, "HEADRACE_TOKEN_FILE": str(token_file),
+        "HEADRACE_ADDRESS": address, "HEADRACE_TOKEN_FILE": str(token_file),
         "HEADRACE_STUDY": f"{STUDY:016x}", "HEADRACE_JOB": "1-0001", "HEADRACE_LOG_DIR": str(tmp_path / "ledger"),
     }  # fmt: skip
     try:

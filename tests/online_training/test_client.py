@@ -123,10 +123,10 @@ def test_pieces_tile_a_block_and_are_contiguous(shape: tuple[int, ...]) -> None:
     assert np.array_equal(np.concatenate([block[piece].ravel() for piece in cut]), block.ravel())
 
 
-@pytest.fixture
-def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture(params=["shm", "tcp"])
+def study(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """An intake of one field on 7x5 points whose environment is this process's."""
-    with running_intake(tmp_path, make_layout()) as intake:
+    with running_intake(tmp_path, make_layout(), transport=request.param) as intake:
         for name, value in intake.environment.items():
             monkeypatch.setenv(name, value)
         yield intake
@@ -185,10 +185,13 @@ def test_what_arrives_is_what_was_sent(study, dtype: str, contiguous: bool) -> N
         assert np.array_equal(memory.array[buffer.slots[0, step], 0], field_of(0, step, (7, 5)).astype(np.float32))
 
 
-def test_a_large_array_may_change_once_send_has_returned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sent without a copy, in sub-blocks: 3 x 3.2 MB, overwritten at once."""
+@pytest.mark.parametrize(("transport", "ring"), [("tcp", 0), ("ipc", 0), ("shm", 16 * 2**20), ("shm", 9 * 2**20)])
+def test_a_large_array_may_change_once_send_has_returned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str, ring: int
+) -> None:
+    """Sent without a copy, or through a ring that is smaller than a step: 3 x 3.2 MB, overwritten at once."""
     layout = make_layout(shape=(800, 3000), num_steps=4)
-    with running_intake(tmp_path, layout, slots=4) as intake:
+    with running_intake(tmp_path, layout, slots=4, transport=transport, ring_bytes=ring) as intake:
         for name, value in intake.environment.items():
             monkeypatch.setenv(name, value)
         plan(intake, 1)

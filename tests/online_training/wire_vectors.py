@@ -16,7 +16,7 @@ STUDY = 0x0123456789ABCDEF
 
 
 def make_vectors() -> list[dict]:
-    """One header of each form: bare, JSON, a 1-D and a 4-D block, a table, strict mode, largest numbers."""
+    """One header of each form: bare, JSON, a 1-D and a 4-D block, in a ring, a table, strict mode, largest numbers."""
     hello = b'{"role": "solver", "job": "1-0001", "rank": 2, "ranks": 4}'
     cells = bytes(range(48))
     largest = 2**64 - 1
@@ -32,6 +32,12 @@ def make_vectors() -> list[dict]:
             Header(Kind.BLOCK, STUDY, 2**32 + 1, 5, simulation=17, attempt=1, field=0, dtype=2, step=0, time=-1.5e-3,
                    block=0, num_blocks=1, global_shape=(2, 3, 4, 5), offset=(0, 1, 2, 3), block_shape=(1, 2, 3, 1),
                    flags=1),
+            cells,
+        ),
+        "two fields of one axis, in the ring at position 4096": (
+            Header(Kind.BLOCK, STUDY, 2**32 + 1, 6, simulation=17, attempt=1, field=0, dtype=1, step=7, time=0.5,
+                   block=1, num_blocks=2, global_shape=(12,), offset=(6,), block_shape=(6,), flags=2,
+                   value=2 * 4096 + 1),
             cells,
         ),
         "release": (Header(Kind.RELEASE, STUDY, 2**32 + 9, 12, flags=1), (77).to_bytes(8, "little")),
