@@ -11,7 +11,7 @@ from .catalogue import unknown_name
 if TYPE_CHECKING:
     from headrace.surrogates import Surrogate
 
-MODELS = {"mlp": "MLP", "fno": "FNO"}
+MODELS = {"mlp": "MLP", "fno": "FNO", "unet": "UNet", "convnet": "ConvNet", "mp-pde": "MessagePassing"}
 """Name on the command line and class in `headrace.surrogates`."""
 
 

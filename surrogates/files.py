@@ -13,17 +13,20 @@ from typing import Any
 
 import safetensors.torch
 
+from .convnet import ConvNet
 from .fno import FNO
+from .message_passing import MessagePassing
 from .mlp import MLP
 from .problem import Problem
 from .request import require_setup
 from .surrogate import Surrogate
+from .unet import UNet
 
 FORMAT = "headrace-surrogate"
 VERSION = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
-ALL_SURROGATES: tuple[type[Surrogate], ...] = (MLP, FNO)
+ALL_SURROGATES: tuple[type[Surrogate], ...] = (MLP, FNO, UNet, ConvNet, MessagePassing)
 """The classes that `load_surrogate` knows by name."""
 
 

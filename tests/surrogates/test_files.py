@@ -15,6 +15,9 @@ from tests.surrogates.problems import wave_problem, wave_states
 ARCHITECTURES = {
     "MLP": {"hidden": (8, 16), "activation": "tanh"},
     "FNO": {"modes": (3, 4), "width": 4, "stepping": {"history": 2}},
+    "UNet": {"width": 8, "multipliers": (1, 2), "stepping": {"conditioning": "film"}},
+    "ConvNet": {"width": 8, "blocks": 1, "dilations": (1, 2, 1), "norm": True},
+    "MessagePassing": {"hidden": 8, "layers": 1, "radius": 1.5, "stepping": {"history": 2, "bundle": 3}},
 }
 
 
@@ -188,7 +191,7 @@ def test_weights_of_another_architecture_are_named(folder):
 
 def test_a_users_class_is_loaded_only_when_given(tmp_path):
     made(Mine).save(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"'Mine'; known are MLP, FNO.*classes=\[Mine\]"):
+    with pytest.raises(ValueError, match=r"'Mine'; known are MLP, FNO, .*classes=\[Mine\]"):
         load_surrogate(tmp_path / "model")
     assert type(load_surrogate(tmp_path / "model", classes=[Mine])) is Mine
 

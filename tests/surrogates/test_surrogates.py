@@ -1,4 +1,4 @@
-"""What every surrogate promises, and what MLP and FNO promise beyond it."""
+"""What every surrogate promises, whatever its network, and what MLP and FNO promise beyond it."""
 
 import dataclasses
 import math
@@ -8,11 +8,18 @@ import sys
 import pytest
 import torch
 
-from headrace.surrogates import FNO, MLP, Problem, Stepping, WindowBatch
+from headrace.surrogates import FNO, MLP, ConvNet, MessagePassing, Problem, Stepping, UNet, WindowBatch
 from headrace.surrogates.files import ALL_SURROGATES
 from tests.surrogates.problems import wave_problem, wave_states, wave_windows
 
-SMALL = {MLP: {"hidden": (32, 32)}, FNO: {"modes": 3, "width": 8, "layers": 2}}
+SMALL = {
+    MLP: {"hidden": (32, 32)},
+    FNO: {"modes": 3, "width": 8, "layers": 2},
+    UNet: {"width": 8, "multipliers": (1, 2), "blocks": 1},
+    ConvNet: {"width": 8, "blocks": 2},
+    MessagePassing: {"hidden": 16, "layers": 2, "radius": 1, "stepping": {"conditioning": "film"}},
+}
+STEPPING = [cls for cls in ALL_SURROGATES if cls is not MLP]
 
 
 def test_every_surrogate_has_a_small_form_here():
@@ -28,7 +35,9 @@ def made(cls, *, problem=None, seed=0, **changes):
 
 def with_random_output(surrogate):
     """Undo the start from persistence, so that the states matter."""
-    torch.nn.init.normal_(surrogate.network.output.weight, std=0.1, generator=torch.Generator().manual_seed(5))
+    output = surrogate.network.output
+    weight = output.conv.weight if hasattr(output, "conv") else output.weight
+    torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(5))
     return surrogate
 
 
@@ -67,7 +76,7 @@ def test_weights_depend_on_the_seed_alone(cls):
 @pytest.mark.parametrize("cls", ALL_SURROGATES)
 def test_every_weight_is_finite_and_receives_a_gradient(cls):
     surrogate = made(cls)
-    if cls is FNO:
+    if cls is not MLP:
         with_random_output(surrogate)
     surrogate(wave_windows(surrogate.problem, surrogate.window)).mean().backward()
     for name, parameter in surrogate.named_parameters():
@@ -84,10 +93,14 @@ def test_the_loss_is_one_number_per_window_and_each_window_stands_alone(cls):
     assert torch.allclose(surrogate.training_loss(part), losses[2:4], rtol=1e-5)
 
 
-@pytest.mark.parametrize(("cls", "steps", "factor"), [(MLP, 150, 10), (FNO, 120, 6)])
-def test_learns_an_analytic_problem(cls, steps, factor):
+@pytest.mark.parametrize(
+    ("cls", "steps", "rate", "factor"),
+    [(MLP, 150, 5e-3, 10), (FNO, 120, 5e-3, 6), (UNet, 100, 3e-3, 4), (ConvNet, 120, 3e-3, 4),
+     (MessagePassing, 80, 3e-3, 2)],
+)  # fmt: skip
+def test_learns_an_analytic_problem(cls, steps, rate, factor):
     surrogate = made(cls)
-    first, last = trained(surrogate, steps)
+    first, last = trained(surrogate, steps, rate)
     assert last < first / factor, f"the loss went from {first:.2e} to {last:.2e}"
 
 
@@ -171,11 +184,11 @@ def test_fno_has_the_published_number_of_weights(shape, count):
     assert sum(parameter.numel() for parameter in surrogate.parameters()) + 4 * 2 * 20 == count
 
 
-@pytest.mark.parametrize("shape", [(17,), (16, 13), (8, 9, 10)])
-@pytest.mark.parametrize("history", [1, 2])
-def test_fno_starts_from_persistence_in_every_dimension(shape, history):
+@pytest.mark.parametrize("cls", STEPPING)
+@pytest.mark.parametrize(("shape", "history"), [((17,), 2), ((16, 13), 1), ((8, 9, 10), 2)])
+def test_steppers_start_from_persistence_in_every_dimension(cls, shape, history):
     problem = wave_problem(shape, periodic=(True, False, True)[: len(shape)])
-    surrogate = made(FNO, problem=problem, stepping=Stepping(history=history))
+    surrogate = made(cls, problem=problem, stepping=Stepping(history=history))
     batch = wave_windows(problem, surrogate.window)
     known, target = batch.states[:, :history], batch.states[:, history:]
     states = surrogate.predict(known, batch.parameters, batch.times[0, history:])
@@ -214,6 +227,15 @@ def test_fno_learns_with_each_of_its_extras_and_uses_all_weights(extra):
     assert last < first / 2, f"the loss went from {first:.2e} to {last:.2e}"
 
 
+@pytest.mark.parametrize("cls", [UNet, ConvNet])
+@pytest.mark.parametrize("conditioning", ["channels", "film"])
+def test_convolutions_use_all_their_weights_in_both_forms(cls, conditioning):
+    surrogate = with_random_output(made(cls, norm=True, stepping=Stepping(conditioning=conditioning, bundle=2)))
+    surrogate(wave_windows(surrogate.problem, surrogate.window)).mean().backward()
+    for name, parameter in surrogate.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+
+
 def test_film_starts_without_effect_and_then_modulates():
     surrogate = with_random_output(made(FNO, stepping={"conditioning": "film"}))
     batch = wave_windows(surrogate.problem, 1, batch=2)
@@ -235,13 +257,14 @@ def test_norms_make_mean_zero_and_deviation_one():
         assert torch.allclose(y.std(axes, correction=0), torch.ones(()), atol=1e-4)
 
 
-def test_fno_without_position_commutes_with_translations():
-    surrogate = with_random_output(made(FNO, stepping=Stepping(inputs=("parameters", "time"))))
+@pytest.mark.parametrize("cls", STEPPING)
+def test_steppers_without_position_commute_with_translations(cls):
+    surrogate = with_random_output(made(cls, stepping=Stepping(inputs=("parameters", "time"))))
     batch = wave_windows(surrogate.problem, 1, batch=2)
     times = torch.tensor([0.1, 0.2])
     noisy = batch.states + torch.randn(batch.states.shape, generator=torch.Generator().manual_seed(0))
-    shifted = surrogate.predict(noisy.roll((3, 5), (-2, -1)), batch.parameters, times)
-    assert torch.allclose(shifted, surrogate.predict(noisy, batch.parameters, times).roll((3, 5), (-2, -1)), atol=1e-4)
+    shifted = surrogate.predict(noisy.roll((4, 6), (-2, -1)), batch.parameters, times)
+    assert torch.allclose(shifted, surrogate.predict(noisy, batch.parameters, times).roll((4, 6), (-2, -1)), atol=1e-4)
 
 
 def test_fno_agrees_with_itself_on_a_finer_grid():
@@ -255,14 +278,15 @@ def test_fno_agrees_with_itself_on_a_finer_grid():
     assert difference < 0.02  # what the pointwise nonlinearity folds into the kept modes on the coarse grid
 
 
-def test_fno_sees_each_input_that_it_is_given():
-    surrogate = with_random_output(made(FNO))
+@pytest.mark.parametrize("cls", STEPPING)
+def test_steppers_see_each_input_that_they_are_given(cls):
+    surrogate = with_random_output(made(cls))
     batch = wave_windows(surrogate.problem, 1, batch=1)
     at = torch.tensor([0.1])
     states = surrogate.predict(batch.states, batch.parameters, at)
     assert not torch.allclose(surrogate.predict(batch.states, batch.parameters + 0.5, at), states)
     assert not torch.allclose(surrogate.predict(batch.states, batch.parameters, at + 0.5), states)
-    blind = with_random_output(made(FNO, stepping=Stepping(inputs=())))
+    blind = with_random_output(made(cls, stepping=Stepping(inputs=())))
     assert torch.equal(
         blind.predict(batch.states, batch.parameters + 0.5, at + 0.5),
         blind.predict(batch.states, batch.parameters, at),
