@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.metadata
 import os
 import platform
 import secrets
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,23 @@ class RunDirectory:
         except OSError as error:
             raise StudyError(f"Cannot make the run directory {self.path}: {error}. Check space and rights.") from error
         return record
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other drivers away from this run for the length of a block; the lock ends with the process.
+
+        Raises
+        ------
+        StudyError : another process runs this study now.
+        """
+        with open(self.path / "lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise StudyError(
+                    f"Another process runs the study in {self.path} now. Wait for it, or stop it, before resuming."
+                ) from error
+            yield
 
     def update(self, record: StudyRecord) -> StudyRecord:
         """Write study.toml anew, for a resumed study whose free settings changed, and return the record."""

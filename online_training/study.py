@@ -19,6 +19,7 @@ from headrace.surrogates import Problem, Surrogate, load_surrogate
 
 from .design import draw_design
 from .ledger import Ledger, RecordWriter
+from .ledger_index import rebuild_index
 from .local_launcher import find_mpirun
 from .ray_session import prepare_environment, ray_session
 from .run_directory import RunDirectory, StudyError, StudyRecord
@@ -88,7 +89,9 @@ class Study:
         StudyError : the run directory belongs to another study, or solvers or trainer failed too often.
         """
         record = self._prepare(resume)
-        status = "finished" if Ledger(self.directory.ledger).finished else self._run_sessions(record, progress)
+        with self.directory.locked():
+            finished = Ledger(self.directory.ledger).finished
+            status = "finished" if finished else self._run_sessions(record, progress)
         validation = self._validate() if status == "finished" else {}
         return StudyResult(run_dir=self.directory.path, status=status, validation=validation)
 
@@ -101,14 +104,15 @@ class Study:
         except RuntimeError as error:
             raise StudyError(str(error)) from error
         _require_port(self.settings.interface, self.settings.port)
-        if resume and self.directory.exists:
-            record = self.directory.read()
-            self.directory.require_same(record, self.case, self.settings)
-            return self.directory.update(replace(record, settings=self.settings))
         if self.settings.batch_size % self.settings.workers:
             raise ValueError(
                 f"Batch size {self.settings.batch_size} cannot be dealt to {self.settings.workers} workers evenly."
             )
+        if resume and self.directory.exists:
+            record = self.directory.read()
+            self.directory.require_same(record, self.case, self.settings)
+            require_capacity(self.settings, case, record.window)
+            return self.directory.update(replace(record, settings=self.settings))
         self.surrogate.setup(Problem.of(case), seed=self.settings.seed)
         require_capacity(self.settings, case, self.surrogate.window)
         return self.directory.create(self.case, self.surrogate, self.settings)
@@ -133,7 +137,8 @@ class Study:
                         continue
                 log.append({"e": "finished"} if status == "finished" else {"e": "stopped", "reason": "asked to stop"})
                 log.sync()
-                return status
+            rebuild_index(self.directory.ledger)
+            return status
         raise StudyError(f"The intake died {self.settings.max_failures + 1} times; see {self.directory.logs}.")
 
     def _plan(self, record: StudyRecord, log: RecordWriter) -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -154,6 +155,8 @@ def test_a_killed_driver_and_ctrl_c_are_resumed(tmp_path):
     assert batches_of(run_dir) > stopped_at, "training went on from the checkpoint"
     counts = require_clean(run_dir)
     assert counts["steps lost before use and run again"] > 0
+    with sqlite3.connect(run_dir / "ledger" / "index.sqlite") as index:
+        assert index.execute("SELECT status FROM sessions ORDER BY session").fetchall()[-1] == ("finished",)
     require_no_process(run_dir)
 
     again = Driver(run_dir, "fno", "resume").finish()
@@ -195,6 +198,14 @@ def test_settings_that_cannot_work_are_refused_before_anything_starts(tmp_path, 
     with pytest.raises(ValueError, match=message):
         Study(reference(), MLP(), run_dir=tmp_path / "run", **settings)._prepare(resume=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_two_drivers_do_not_run_one_study(tmp_path):
+    settings = {"run_dir": tmp_path / "run", "simulations": 4, "held_out": 1}
+    study = Study(reference(), MLP(), **settings)
+    study._prepare(resume=False)
+    with study.directory.locked(), pytest.raises(StudyError, match="Another process runs the study"):
+        Study(reference(), MLP(), **settings).run(resume=True)
 
 
 def test_a_busy_port_and_a_missing_mpirun_are_named_before_anything_starts(tmp_path, monkeypatch):
