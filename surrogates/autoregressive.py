@@ -39,7 +39,7 @@ class Autoregressive(Surrogate):
     normalisation and files are done:
 
         class Plain(Autoregressive):
-            def __init__(self, *, width: int = 32, stepping: Stepping = ONE_STEP):
+            def __init__(self, *, width: int = 32, stepping: Stepping | None = None):
                 super().__init__(stepping, width=width)
 
             def build(self, channels, problem):
@@ -48,11 +48,11 @@ class Autoregressive(Surrogate):
 
     Parameters
     ----------
-    stepping : the training form; the dictionary of `Stepping.to_dict` will do too.
+    stepping : the training form, also as the dictionary of `Stepping.to_dict`; None is one step from one known state.
     arguments : all other arguments of the class, plain data; they become attributes and go into config.json.
     """
 
-    def __init__(self, stepping: Stepping | Mapping[str, Any], **arguments: Any) -> None:
+    def __init__(self, stepping: Stepping | Mapping[str, Any] | None, **arguments: Any) -> None:
         super().__init__()
         self.stepping = Stepping.of(stepping)
         self._arguments = arguments

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import inspect
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import safetensors.torch
@@ -54,6 +57,7 @@ def save_surrogate(surrogate: Surrogate, folder: str | Path, *, metrics: Mapping
         "format": FORMAT,
         "version": VERSION,
         "class": type(surrogate).__name__,
+        "module": type(surrogate).__module__,
         "architecture": surrogate.architecture(),
         "problem": problem.to_dict(),
         "weights": {"bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()},
@@ -64,12 +68,18 @@ def save_surrogate(surrogate: Surrogate, folder: str | Path, *, metrics: Mapping
     _write_folder(folder, {WEIGHTS: weights, CARD: _card(content).encode(), CONFIG: config.encode()})
 
 
-def load_surrogate(path: str | Path, *, classes: Sequence[type[Surrogate]] = ()) -> Surrogate:
+def load_surrogate(
+    path: str | Path, *, classes: Sequence[type[Surrogate]] = (), modules: Sequence[str | ModuleType] = ()
+) -> Surrogate:
     """Read a surrogate from its folder, or from the model/ of a run directory; needs neither MPI nor Ray.
+
+    A file never decides what code runs: a class of your own is found among what you name here, or not at all.
 
     Parameters
     ----------
     classes : the user's own surrogate classes, found by their names beside those of headrace.
+    modules : modules that may hold the class: loaded ones, such as that of a run's case.py, are looked into; one given
+        by its name is imported, but only if config.json says that the class stands in it.
 
     Raises
     ------
@@ -79,19 +89,43 @@ def load_surrogate(path: str | Path, *, classes: Sequence[type[Surrogate]] = ())
     folder = _model_folder(Path(path))
     config = _read_config(folder / CONFIG)
     weights = _read_weights(folder / WEIGHTS, config["weights"])
-    known = {cls.__name__: cls for cls in (*ALL_SURROGATES, *classes)}
-    if config["class"] not in known:
-        raise ValueError(
-            f"{folder} holds a surrogate of class {config['class']!r}; known are {', '.join(known)}. "
-            f"Give your own class: load_surrogate(path, classes=[{config['class']}])."
-        )
-    surrogate = known[config["class"]](**config["architecture"])
+    surrogate = _class_of(folder, config, classes, modules)(**config["architecture"])
     surrogate.setup(Problem.from_dict(config["problem"]))
     try:
         surrogate.load_state_dict(safetensors.torch.load(weights))
     except RuntimeError as mismatch:
         raise ValueError(f"{folder / WEIGHTS} does not fit the class {config['class']}: {mismatch}") from mismatch
     return surrogate.eval()
+
+
+def surrogate_classes(module: ModuleType) -> list[type[Surrogate]]:
+    """Return the surrogate classes that a module defines itself, in the order of their definition."""
+    return [
+        value for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Surrogate) and not inspect.isabstract(value)
+        and value.__module__ == module.__name__
+    ]  # fmt: skip
+
+
+def _class_of(
+    folder: Path, config: Mapping[str, Any], classes: Sequence[type[Surrogate]], modules: Sequence[str | ModuleType]
+) -> type[Surrogate]:
+    name, home = config["class"], config.get("module")
+    known = {cls.__name__: cls for cls in ALL_SURROGATES}
+    for module in modules:
+        if isinstance(module, str):
+            if module != home:
+                continue
+            module = importlib.import_module(module)
+        known |= {cls.__name__: cls for cls in surrogate_classes(module)}
+    known |= {cls.__name__: cls for cls in classes}
+    if name not in known:
+        stands = f" from the module {home!r}" if home else ""
+        raise ValueError(
+            f"{folder} holds a surrogate of class {name!r}{stands}; known are {', '.join(known)}. Give your own class, "
+            f"load_surrogate(path, classes=[{name}]), or the module that holds it, modules=[{home or '...'!r}]."
+        )
+    return known[name]
 
 
 def _model_folder(path: Path) -> Path:

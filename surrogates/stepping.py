@@ -53,15 +53,15 @@ class Stepping:
             raise ValueError(f"Stepping noise {self.noise} must not be negative.")
 
     @classmethod
-    def of(cls, value: Stepping | Mapping[str, Any]) -> Stepping:
-        """Return a stepping, also from the plain data of `to_dict`.
+    def of(cls, value: Stepping | Mapping[str, Any] | None) -> Stepping:
+        """Return a stepping, also from the plain data of `to_dict`; without any, `ONE_STEP`.
 
         Raises
         ------
         ValueError : a name that no stepping has, or a value out of range.
         """
-        if isinstance(value, cls):
-            return value
+        if value is None or isinstance(value, cls):
+            return value or ONE_STEP
         unknown = set(value) - {field.name for field in fields(cls)}
         if unknown:
             known = ", ".join(field.name for field in fields(cls))

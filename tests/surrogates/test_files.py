@@ -191,7 +191,7 @@ def test_weights_of_another_architecture_are_named(folder):
 
 def test_a_users_class_is_loaded_only_when_given(tmp_path):
     made(Mine).save(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"'Mine'; known are MLP, FNO, .*classes=\[Mine\]"):
+    with pytest.raises(ValueError, match=r"'Mine' from .*; known are MLP, FNO, .*classes=\[Mine\]"):
         load_surrogate(tmp_path / "model")
     assert type(load_surrogate(tmp_path / "model", classes=[Mine])) is Mine
 
