@@ -17,8 +17,27 @@ BUILT_IN = {
     "cavity": "cavity.py",
     "karman": "karman.py",
     "taylor_green3d": "taylor_green3d.py",
+    "heat3d": "heat3d.py",
+    "advection_diffusion1d": "advection_diffusion.py:line",
+    "advection_diffusion2d": "advection_diffusion.py:plane",
+    "convection1d": "advection_diffusion.py:convection_line",
+    "convection2d": "advection_diffusion.py:convection_in_plane",
+    "burgers1d": "burgers.py",
+    "burgers2d": "burgers.py:plane",
+    "inviscid_burgers": "burgers.py:inviscid",
+    "mixed_e1": "mixed1d.py:e1",
+    "mixed_e2": "mixed1d.py:e2",
+    "mixed_e3": "mixed1d.py:e3",
+    "wave_we1": "wave1d.py:we1",
+    "wave_we2": "wave1d.py:we2",
+    "wave_we3": "wave1d.py:we3",
+    "kuramoto_sivashinsky": "kuramoto_sivashinsky.py",
+    "gray_scott": "gray_scott.py",
+    "fisher_kpp": "fisher_kpp.py",
+    "lorenz": "lorenz.py",
 }
-"""Name of each built-in case and its file beside this one; looking a case up imports no other."""
+"""Name of each built-in case and its file beside this one, with the variable where it is not `case`; looking a case up
+imports no other."""
 
 
 def find_case(text: str, shape: tuple[int, ...] | None = None) -> CaseReference:
@@ -33,7 +52,8 @@ def find_case(text: str, shape: tuple[int, ...] | None = None) -> CaseReference:
     from headrace.solvers.case_file import CaseReference
 
     if text in BUILT_IN:
-        reference = CaseReference.of(Path(__file__).with_name(BUILT_IN[text]))
+        file, _, name = BUILT_IN[text].partition(":")
+        reference = CaseReference.of(Path(__file__).with_name(file), name or "case")
     else:
         path, colon, name = text.rpartition(":")
         if not colon or "/" in name or name.endswith(".py"):
