@@ -179,14 +179,18 @@ class RunDirectory:
         mine, theirs = (record.case.name, record.case.sha256, record.case.shape), (case.name, case.sha256, case.shape)
         if mine != theirs:
             raise StudyError(
-                f"{self.path} is the run directory of another study: its case is {mine[0]!r} ({mine[1][:8]}, "
-                f"shape {mine[2] or 'as in the file'}), not {theirs[0]!r} ({theirs[1][:8]}, "
-                f"shape {theirs[2] or 'as in the file'}). Choose another run directory, or take the case back."
+                f"{self.path} is the run directory of another study: its case is {_told(record.case)}, "
+                f"not {_told(case)}. Choose another run directory, or take the case back."
             )
         for name in FIXED_SETTINGS:
             old, new = getattr(record.settings, name), getattr(settings, name)
             if old != new:
                 raise StudyError(f"{self.path} was started with {name} = {old}; it cannot go on with {new}.")
+
+
+def _told(case: CaseReference) -> str:
+    loaded = case.load()
+    return f"{loaded.name!r} ({case.sha256[:8]}, {' x '.join(map(str, loaded.grid.shape))} points)"
 
 
 def write_secret(path: Path, text: str) -> None:

@@ -175,7 +175,7 @@ def test_a_run_directory_of_another_study_is_refused(tmp_path):
     with pytest.raises(StudyError, match="simulations = 4; it cannot go on with 5"):
         Study(reference(), MLP(), run_dir=tmp_path / "run", simulations=5, held_out=1)._prepare(resume=True)
     other = CaseReference.of(DRIVER.parents[2] / "cases" / "heat2d.py")
-    with pytest.raises(StudyError, match="another study: its case is 'case'"):
+    with pytest.raises(StudyError, match="another study: its case is 'slow_decay'"):
         Study(other, MLP(), run_dir=tmp_path / "run", simulations=4, held_out=1)._prepare(resume=True)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
