@@ -62,7 +62,8 @@ def dispersion(u: Any, d: Any, p: Any, t: Any) -> Any:
 
 
 WAVES = {
-    "amplitude": Vector.of(Uniform(-0.5, 0.5), 5),
+    # With a free phase the same waves as amplitudes in [-1/2, 1/2], and no zero in the middle.
+    "amplitude": Vector.of(Uniform(0.0, 0.5), 5),
     "omega": Vector.of(Uniform(-0.4, 0.4), 5),
     "waves": Vector.of(Integers(1, 2), 5),
     "phase": Vector.of(Uniform(0.0, 2 * np.pi), 5),

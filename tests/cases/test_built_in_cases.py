@@ -135,7 +135,7 @@ def test_the_shock_of_inviscid_burgers_is_where_it_should_be(mean, height):
     np.testing.assert_allclose(values.mean(axis=1), mean, atol=1e-13)
 
 
-WAVES = {"amplitude": (0.3, -0.2, 0.5, 0.1, -0.4), "omega": (0.1, -0.3, 0.4, 0.2, -0.1), "waves": (1, 2, 1, 2, 2),
+WAVES = {"amplitude": (0.3, 0.2, 0.5, 0.1, 0.4), "omega": (0.1, -0.3, 0.4, 0.2, -0.1), "waves": (1, 2, 1, 2, 2),
          "phase": (0.1, 2.0, 3.0, 4.0, 5.0)}  # fmt: skip
 
 
