@@ -35,6 +35,7 @@ BUILT_IN = {
     "gray_scott": "gray_scott.py",
     "fisher_kpp": "fisher_kpp.py",
     "lorenz": "lorenz.py",
+    "custom_case": "custom_case.py",
 }
 """Name of each built-in case and its file beside this one, with the variable where it is not `case`; looking a case up
 imports no other."""

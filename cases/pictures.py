@@ -55,7 +55,9 @@ def draw_trajectory(file: Path, picture: Path) -> None:
 
     run = read_trajectory(file)
     rows = {name: run.values[:, index] for index, name in enumerate(run.fields)}
-    title = f"{run.case}:  " + ", ".join(f"{name} = {value:g}" for name, value in run.parameters.items())
+    named = [f"{name} = {value:g}" for name, value in run.parameters.items()]
+    rest = f" and {len(named) - 6} more" if len(named) > 6 else ""
+    title = f"{run.case}:  {', '.join(named[:6])}{rest}"
     picture.write_bytes(frames(rows, run.times, run.extent, title=title))
 
 
