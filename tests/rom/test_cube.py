@@ -1,5 +1,7 @@
 """The academic cube as a case: it yields, keeps a set, and its loads and mesh are those it claims."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from headrace.rom.box import box_mesh
 from headrace.rom.problem import LocalProblem
 from headrace.rom.solver import solve
 from headrace.rom.subdomain import distribute
+from tests.mpi_run import run_mpi
 
 
 def test_one_cycle_of_the_cube():
@@ -29,3 +32,11 @@ def test_boxes_refuse_what_they_cannot_be():
         box_mesh("hex8", (1, 0, 1))
     with pytest.raises(ValueError, match="of 'hex27'"):
         box_mesh("hex27", (1, 1, 1))
+
+
+@pytest.mark.mpi
+def test_the_case_runs_as_a_script_on_two_ranks(tmp_path):
+    script = Path(__file__).resolve().parents[2] / "cases" / "rom_cube.py"
+    done = run_mpi(2, [str(script)], cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("t = ") == 10
