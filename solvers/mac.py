@@ -149,11 +149,18 @@ class SlabFlow:
         return self._solver.solve(divergence(padded, self.grid.spacing))
 
     def rate(self, u: np.ndarray, t: float) -> float:
-        """Return Σ max|u_a|/h_a + 4ν Σ 1/h_a², walls included."""
+        """Return Σ max|u_a|/h_a + 4ν Σ 1/h_a², walls included; at least sqrt(Σ max|g_a|/h_a).
+
+        The last is for a fluid at rest, which a force moves within the step.
+        """
         spacing = np.array(self.grid.spacing)
-        padded = np.abs(self.padded(u, t)).reshape(self.grid.ndim, -1)
-        fastest = self.layer.blocks.max(padded.max(axis=1))
-        return float((fastest / spacing).sum() + 4 * self._viscosity * (1 / spacing**2).sum())
+        largest = [np.abs(self.padded(u, t)).reshape(self.grid.ndim, -1).max(axis=1)]
+        if self._force is not None:
+            points = map(tuple, map(self.grid.coordinates, range(self.grid.ndim)))
+            largest.append([np.abs(self._force(x, t)[c]).max() for c, x in enumerate(points)])
+        fastest, *pushed = self.layer.blocks.max(np.array(largest, dtype=float)) / spacing
+        rate = fastest.sum() + 4 * self._viscosity * (1 / spacing**2).sum()
+        return float(max(rate, *(math.sqrt(push.sum()) for push in pushed), 0.0))
 
     def require_balance(self, u: np.ndarray, t: float) -> None:
         """Raise ValueError where more flows in through the walls than out."""

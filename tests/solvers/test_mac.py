@@ -190,6 +190,15 @@ def test_three_dimensional_vortices_lose_energy_as_they_must():
     assert (energy[1] - energy[0]) / 0.02 == pytest.approx(-0.75 / 50, rel=0.01)
 
 
+def test_a_strong_force_on_a_fluid_at_rest_takes_short_steps():
+    def push(x, t):
+        return 200 * np.sin(2 * np.pi * x[1]) * np.cos(2 * np.pi * x[0]), 100.0
+
+    case = make_case((16, 16), (1.0, 1.0), viscosity=1e-3, force=push, duration=0.1)
+    free, fine = run(case)[1], run(replace(case, steps_per_snapshot=400))[1]
+    assert np.abs(free - fine)[:2].max() < 0.02 * np.abs(fine[:2]).max()
+
+
 def test_random_velocities_are_one_function_at_all_faces():
     def noise(x, p, rng):
         a, b = rng.normal(size=2)
