@@ -1,6 +1,7 @@
 """Flow on staggered grids: exact solutions, orders, conservation, symmetry, published cavity and vortex street."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from headrace.cases.cavity import case as cavity
 from headrace.cases.karman import case as karman
 from headrace.cases.taylor_green3d import case as taylor_green
 from headrace.solvers import Dirichlet, Neumann, Parameters
+from headrace.solvers.case_file import CaseReference
 from headrace.solvers.mac import MAC_MIDPOINT, SlabFlow
 from headrace.solvers.newton import DivergenceError
 from headrace.solvers.scheme import BDF2, HEUN, RK4, SSPRK3
@@ -231,3 +233,14 @@ def test_what_does_not_fit_is_named():
         run(driven_box(initial=lambda x, p, rng: (0 * x[0], 0 * x[0])))
     with pytest.raises(DivergenceError, match=r"did not converge.*steps_per_snapshot"):
         run(driven_box(scheme=MAC_MIDPOINT, steps_per_snapshot=1, duration=50.0))
+
+
+def test_the_documented_case_runs(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "flows.md").read_text(encoding="utf-8")
+    file = tmp_path / "step.py"
+    file.write_text(page.split("```python\n")[1].split("```")[0], encoding="utf-8")
+    case = CaseReference.of(file).load()
+    case.verify()
+    states = run(replace(case, duration=0.4, num_snapshots=2))
+    inflow = 0.4 * 6 * np.mean((np.arange(32) + 0.5) / 32 * (1 - (np.arange(32) + 0.5) / 32))
+    assert states[-1, 0].mean(axis=1) == pytest.approx(np.full(96, inflow), rel=1e-12), "what flows in flows out"
