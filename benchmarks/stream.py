@@ -2,13 +2,16 @@
 
     python benchmarks/stream.py [--quick] [--only fields|messages] [--device cpu] [--resume]
 
-Parts: `fields`, fields of 64 KiB to 32 MiB from 1 and 2 ranks under mpirun; `messages`, blocks of at most 1 KiB. Ours
-is the whole path: client, authentication, checksums on both sides, credits and acknowledgements, finite check, ledgers
-of both sides, assembly in shared memory; solver and intake are processes of their own. Raw pyzmq is PUSH/PULL of the
-same pieces through the same transport into the same kind of memory and nothing else. "Checksums and copy alone" is what
-ours does to each byte outside ZeroMQ, timed in one process: checksum of the sender, checksum and finite check of the
-intake, copy into the slot. A rank sends a step when the step before is acknowledged, so that small fields measure the
-round trip. Medians over the repetitions. One JSON line per figure, also in benchmarks/results/stream-cpu.json.
+Parts: `fields`, fields of 64 KiB to 32 MiB from 1 and 2 ranks under mpirun, through shared memory, tcp and ipc;
+`messages`, blocks of at most 1 KiB: 32 fields in each step, which travel together, and a single one. Ours is the
+whole path: client, authentication, checksums on both sides, credits and acknowledgements, finite check, ledgers of
+both sides, assembly in shared memory; solver and intake are processes of their own. Raw pyzmq is PUSH/PULL of the
+same pieces through the same transport (beside shared memory: ipc) into the same kind of memory and nothing else.
+"Checksums and copies alone" is what ours does to each byte outside ZeroMQ, timed in one process: copy into shared
+memory (not over tcp and ipc) and checksum of the sender, checksum and finite check of the intake, copy into the slot;
+solver and intake share this work, so that ours can be faster where each has a core. A rank has two steps on the way,
+so that small fields measure the round trip. The load of the machine at the end is part of each line. Medians over the
+repetitions. One JSON line per figure, also in benchmarks/results/stream-cpu.json.
 """
 
 from __future__ import annotations
@@ -66,19 +69,20 @@ class Shape:
 
 def shapes(quick: bool) -> Iterator[Shape]:
     """Yield what is to be measured."""
-    for transport in ("tcp", "ipc"):
+    for transport in ("shm", "tcp", "ipc"):
         for ranks in (1, 2):
             for rows, columns in ((128, 128), (512, 512), (1024, 1024), (4096, 2048)):
                 size = 4 * rows * columns
-                if quick and (transport, ranks) != ("tcp", 1) and size != 2**20:
+                if quick and (ranks == 2 or transport == "ipc") and size != 2**20:
                     continue
                 total = (128 if quick else 1024) * 2**20
                 steps = min(max(4, total // size), 500 if quick else 4000)
                 yield Shape(part="fields", fields=1, rows=rows, columns=columns, steps=steps, ranks=ranks,
                             transport=transport)  # fmt: skip
     for ranks in (1, 2):
-        yield Shape(part="messages", fields=32, rows=16, columns=16, steps=150 if quick else 1000, ranks=ranks,
-                    transport="tcp")  # fmt: skip
+        for fields, steps in ((32, 1000), (1, 4000)):
+            yield Shape(part="messages", fields=fields, rows=16, columns=16, steps=steps // 6 if quick else steps,
+                        ranks=ranks, transport="tcp")  # fmt: skip
 
 
 # -- the other processes -------------------------------------------------------------------------------------------
@@ -284,6 +288,7 @@ def time_in_place(shape: Shape, repetitions: int) -> tuple[float, float]:
     source = np.random.default_rng(0).random(shape.step_bytes // 4, np.float32)
     cuts = np.array_split(np.arange(len(source)), max(1, math.ceil(shape.step_bytes / (4 * 2**20)), shape.fields))
     parts = [slice(int(cut[0]), int(cut[-1]) + 1) for cut in cuts]
+    ring = np.zeros(4 * 2**20, np.float32)
 
     def plain() -> None:
         for step in range(shape.steps):
@@ -292,8 +297,12 @@ def time_in_place(shape: Shape, repetitions: int) -> tuple[float, float]:
     def checked() -> None:
         for step in range(shape.steps):
             slot = slots[step % len(slots)]
-            for part in parts:
+            for number, part in enumerate(parts):
                 values = source[part]
+                if shape.transport == "shm":
+                    first = number % max(1, len(ring) // len(values)) * len(values)
+                    ring[first : first + len(values)] = values
+                    values = ring[first : first + len(values)]
                 zlib.crc32(values)  # the sender's
                 zlib.crc32(values)  # the intake's
                 math.isfinite(np.dot(values, values))
@@ -317,16 +326,17 @@ def measure(shape: Shape, repetitions: int) -> Iterator[dict[str, Any]]:
     ours, raw = time_ours(shape, repetitions), time_raw(shape, repetitions)
     if shape.part == "messages":
         count = shape.ranks * shape.fields * shape.steps
-        yield figure(shape, "messages", count / ours, "1/s", count / raw, goal=20_000)
+        yield figure(shape, "blocks of 1 KiB", count / ours, "1/s", count / raw, goal=20_000)
         return
     plain, checked = time_in_place(shape, repetitions)
     megabytes = shape.steps * shape.step_bytes / 1e6
     large = shape.step_bytes >= 2**20
-    yield figure(shape, "solver to reservoir", megabytes / ours, "MB/s", megabytes / raw,
-                 goal=1000 if large else None)  # fmt: skip
-    yield figure(shape, "fraction of raw pyzmq", raw / ours, "1", 1.0, goal=0.75 if large else None)
+    goal, fraction, shared = {"shm": (3000, None, 0.8), "tcp": (1000, 0.75, None)}.get(shape.transport, (None,) * 3)
+    yield figure(shape, "solver to reservoir", megabytes / ours, "MB/s", megabytes / raw, goal=goal if large else None)
+    yield figure(shape, "fraction of raw pyzmq", raw / ours, "1", 1.0, goal=fraction if large else None)
     yield figure(shape, "plain copy", megabytes / plain, "MB/s", None)
-    yield figure(shape, "checksums and copy alone", megabytes / checked, "MB/s", megabytes / plain)
+    yield figure(shape, "checksums and copies alone", megabytes / checked, "MB/s", megabytes / plain)
+    yield figure(shape, "fraction of checksums and copies", checked / ours, "1", 1.0, goal=shared if large else None)
 
 
 def figure(
@@ -338,6 +348,7 @@ def figure(
         "met": None if goal is None else value >= goal, "baseline": baseline, "seeds": [0],
         "cores": len(os.sched_getaffinity(0)), "device": platform.processor() or platform.machine(),
         "precision": "fp32",
+        "load": round(os.getloadavg()[0], 2),
         "setup": f"pyzmq {zmq.__version__}, libzmq {zmq.zmq_version()}, {shape.steps} steps, authentication on, "
         "baseline: raw pyzmq PUSH/PULL of the same pieces (for checksums: plain copy)",
     }  # fmt: skip
