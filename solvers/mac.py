@@ -289,7 +289,10 @@ def _interval(
     pressure, done = None, 0
     while True:
         if steps is None:
-            left = max(1, math.ceil((end - t) * flow.rate(u, t) / (0.8 * scheme.stable_radius)))
+            rate = flow.rate(u, t)
+            if not math.isfinite(rate):
+                raise DivergenceError(f"the velocity or the force is not finite at t = {t:.6g}")
+            left = max(1, math.ceil((end - t) * rate / (0.8 * scheme.stable_radius)))
         else:
             left = steps - done
         dt = (end - t) / left

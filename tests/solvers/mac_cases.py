@@ -73,6 +73,17 @@ def duct(shape=(8, 9, 7), **options):
     )  # fmt: skip
 
 
+def pipe(shape=(9, 7, 8), **options):
+    """Flow in three dimensions that enters along y with a profile and leaves, past a block."""
+    boundary = box_boundary(3, {0: {}, 1: {}, 2: {}})
+    for name in COMPONENTS:
+        boundary[name]["y"] = (Dirichlet(0.0), Neumann(0.0))
+    boundary["v"]["y"] = (Dirichlet(lambda x, p, t: x[0] * (1 - x[0]) * (1 + x[2])), Neumann(0.0))
+    boundary["pressure"]["y"] = (Neumann(0.0), Dirichlet(0.0))
+    options = {"solid": lambda x: (abs(x[0] - 0.5) < 0.2) & (abs(x[1] - 0.4) < 0.15) & (x[2] < 0.4), **options}
+    return make_case(shape, (1.0, 0.9, 0.8), boundary=boundary, **options)
+
+
 def street(shape=(32, 16), **options):
     """The cylinder in a stream, short."""
     options = {"duration": 0.5, "num_snapshots": 2, **options}
@@ -91,4 +102,4 @@ def max_divergence(states, case, lower):
     return np.abs(total).max(axis=tuple(range(1, total.ndim)))
 
 
-__all__ = ["box_boundary", "cylinder", "driven_box", "duct", "make_case", "max_divergence", "run", "street"]
+__all__ = ["box_boundary", "cylinder", "driven_box", "duct", "make_case", "max_divergence", "pipe", "run", "street"]

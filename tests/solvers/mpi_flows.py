@@ -14,7 +14,7 @@ from headrace.solvers.mac import MAC_MIDPOINT
 from headrace.solvers.simulate import simulate
 from headrace.solvers.vorticity import ADAMS_BASHFORTH_CRANK_NICOLSON
 
-from .mac_cases import driven_box, duct, street
+from .mac_cases import driven_box, duct, pipe, street
 from .mpi_transforms import gathered
 
 
@@ -33,6 +33,7 @@ def cases():
         "differences, explicit": (short(differences, (16, 20), 1.5, scheme=ADAMS_BASHFORTH_CRANK_NICOLSON), {}),
         "staggered, lid": (driven_box((13, 10)), {}),
         "staggered, cylinder": (street((28, 12)), {}),
+        "staggered, pipe": (pipe(steps_per_snapshot=3), {}),
         "staggered, duct": (duct((9, 8, 7), scheme=MAC_MIDPOINT, steps_per_snapshot=4), {}),
         "spectral, drag": (short(kolmogorov, (24, 24), 0.5, steps_per_snapshot=4), {}),
     }

@@ -16,7 +16,7 @@ from headrace.solvers.newton import DivergenceError
 from headrace.solvers.scheme import BDF2, HEUN, RK4, SSPRK3
 from headrace.solvers.transforms import slabs
 
-from .mac_cases import box_boundary, driven_box, duct, make_case, max_divergence, run, street
+from .mac_cases import box_boundary, driven_box, duct, make_case, max_divergence, pipe, run, street
 
 
 def vortices(x, p, rng):
@@ -129,6 +129,14 @@ def test_the_discrete_divergence_vanishes(case, lower):
     assert max_divergence(states, case, lower).max() <= 1e-12
 
 
+def test_what_enters_a_pipe_leaves_it():
+    """The flux through every cross-section, given at the lower side only."""
+    states = run(pipe())
+    x, z = (np.arange(9) + 0.5) / 9, (np.arange(8) + 0.5) / 10
+    inflow = x[:, None] * (1 - x[:, None]) * (1 + z[None, :])
+    np.testing.assert_allclose(states[1, 1].sum(axis=(0, 2)), inflow.sum(), rtol=1e-12)
+
+
 def test_obstacles_are_at_rest():
     states = run(street())
     centre = states.shape[2] // 4, states.shape[3] // 2
@@ -199,6 +207,12 @@ def test_a_strong_force_on_a_fluid_at_rest_takes_short_steps():
     case = make_case((16, 16), (1.0, 1.0), viscosity=1e-3, force=push, duration=0.1)
     free, fine = run(case)[1], run(replace(case, steps_per_snapshot=400))[1]
     assert np.abs(free - fine)[:2].max() < 0.02 * np.abs(fine[:2]).max()
+
+
+def test_a_velocity_that_is_not_finite_is_reported():
+    blast = make_case((8, 8), (1.0, 1.0), force=lambda x, t: (np.nan if t > 0.1 else 1.0, 0.0))
+    with pytest.raises(DivergenceError, match=r"case flow diverged: .*not finite at t = 0\.[12]"):
+        run(blast)
 
 
 def test_random_velocities_are_one_function_at_all_faces():

@@ -7,7 +7,7 @@ from headrace.solvers import Parameters
 from headrace.solvers.mac import MAC_MIDPOINT
 from headrace.solvers.mac_residual import MacResidual
 
-from .mac_cases import cylinder, driven_box, duct, run, street
+from .mac_cases import cylinder, driven_box, duct, pipe, run, street
 
 NONE = Parameters({})
 
@@ -24,6 +24,7 @@ STEPS = dict(scheme=MAC_MIDPOINT, num_snapshots=4, steps_per_snapshot=1, duratio
 PROBLEMS = {
     "lid": (driven_box(**STEPS), 0.01, {}),
     "cylinder": (street(**STEPS), 0.01, {"solid": cylinder}),
+    "pipe": (pipe(**STEPS, solid=None), 0.01, {}),
     "duct": (duct(**STEPS), 0.01, {"solid": block, "force": push}),
 }
 
