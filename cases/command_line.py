@@ -46,14 +46,14 @@ def main(arguments: Sequence[str] | None = None, *, own_case: CaseReference | No
 
 
 def build_app(own_case: CaseReference | None = None) -> typer.Typer:
-    """Return the Typer application; with a script's own case, `solve` and `train` take no CASE."""
+    """Return the Typer application; with a script's own case, `solve`, `generate` and `train` take no CASE."""
     app = typer.Typer(
         help=HELP, no_args_is_help=True, add_completion=own_case is None, pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )  # fmt: skip
     case = _case_parameter(own_case)
     for function, extra in (
-        (doctor, []), (cases, []), (solve, case), (train, [*case, *setting_parameters()]),
+        (doctor, []), (cases, []), (solve, case), (generate, case), (train, [*case, *setting_parameters()]),
         (evaluate, []), (report, []), (status, []), (audit, []),
     ):  # fmt: skip
         if not (own_case and function is cases):
@@ -93,6 +93,29 @@ def solve(
     from .solve_command import solve_case
 
     solve_case(case, settings=settings or [], output=output, plot=plot, seed=seed, plain=plain)
+
+
+def generate(
+    *,
+    case: CaseReference,
+    simulations: Annotated[int, typer.Option(min=1, help="Number of simulations.")] = 100,
+    output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Folder. Default: CASE-data.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of parameters and random initial states.")] = 0,
+    sampler: Annotated[str, typer.Option(help="How parameters are drawn: sobol or uniform.")] = "sobol",
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Simulations at the same time. Default: one per core.")
+    ] = None,
+    plain: Plain = False,
+) -> int:
+    """Run many simulations into a folder, one HDF5 file each, on all cores or on the ranks of mpirun."""
+    from .generate_command import generate_data_set
+
+    if sampler not in ("sobol", "uniform"):
+        raise ValueError(f"--sampler {sampler!r} is not allowed: sobol or uniform.")
+    folder = Path(f"{case.load().name}-data") if output is None else output
+    return generate_data_set(
+        case, simulations=simulations, folder=folder, seed=seed, sampler=sampler, jobs=jobs, plain=plain
+    )
 
 
 def train(

@@ -1,4 +1,4 @@
-"""What a person sees while one simulation runs: a bar on a terminal, plain lines in a batch log."""
+"""What a person sees while simulations run: a bar on a terminal, plain lines in a batch log."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ PLAIN_INTERVAL = 5.0
 
 
 class StepProgress:
-    """Progress of one simulation; a context manager."""
+    """Progress of one simulation, or of many; a context manager.
 
-    def __init__(self, title: str, num_steps: int, *, plain: bool) -> None:
+    unit : what is counted.
+    """
+
+    def __init__(self, title: str, num_steps: int, *, plain: bool, unit: str = "step") -> None:
         self._title = title
+        self._unit = unit
         self._num_steps = num_steps
         self._console = Console(stderr=True, highlight=False)
         self._plain = plain or not self._console.is_terminal
         self._said = time.monotonic()
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"),
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(f"{unit}s"),
             TimeElapsedColumn(), TimeRemainingColumn(), console=self._console, disable=self._plain,
         )  # fmt: skip
         self._task = self._bar.add_task(title, total=num_steps)
@@ -41,4 +45,4 @@ class StepProgress:
         self._bar.update(self._task, completed=step)
         if self._plain and time.monotonic() - self._said >= PLAIN_INTERVAL:
             self._said = time.monotonic()
-            self._console.print(f"{self._title}: step {step} of {self._num_steps}")
+            self._console.print(f"{self._title}: {self._unit} {step} of {self._num_steps}")

@@ -1,0 +1,187 @@
+"""`headrace generate`: a data set of many simulations, one file each, on all cores."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+from rich.console import Console
+
+from headrace.online_training.design import draw_design
+from headrace.solvers.hdf5 import HDF5Sink
+from headrace.solvers.simulate import simulate
+
+from .progress import StepProgress
+from .ranks import USER_ERRORS, together, world
+
+if TYPE_CHECKING:
+    from headrace.solvers import Case
+    from headrace.solvers.case_file import CaseReference
+
+FORMAT, VERSION = "headrace-dataset", 1
+DESCRIPTION = "dataset.json"
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def generate_data_set(
+    reference: CaseReference, *, simulations: int, folder: Path, seed: int, sampler: Literal["sobol", "uniform"],
+    jobs: int | None, plain: bool,
+) -> int:  # fmt: skip
+    """Run simulations into FOLDER/sim-000000.h5, ...; return 1 where some of them failed. Collective under mpirun.
+
+    Simulation n has the parameters and the random state of simulation n of a study with the same seed and sampler.
+    Files that are there already are kept, so that the same command goes on after an interruption, and one with a
+    larger number extends the set.
+
+    Parameters
+    ----------
+    jobs : processes that each solve one simulation at a time; one per core if left out. Under mpirun every rank is one.
+
+    Raises
+    ------
+    ValueError, OSError : the case breaks its contract, or the folder holds a data set of another kind.
+    """
+    comm = world()
+
+    def prepare() -> tuple[Case, list[int]]:
+        case = reference.load()
+        case.verify()
+        if comm is None or comm.rank == 0:
+            _describe(folder, reference, seed, sampler)
+        missing = [n for n in range(simulations) if comm is not None or not data_file(folder, n).exists()]
+        return case, missing
+
+    case, missing = together(comm, prepare)
+    if comm is not None:
+        missing = comm.bcast([n for n in missing if not data_file(folder, n).exists()] if comm.rank == 0 else None)
+    points = draw_design(len(case.parameters), simulations, seed, kind=sampler)
+    tasks = [(n, list(map(float, points[n]))) for n in missing]
+    if comm is None:
+        failed = _on_all_cores(reference, folder, seed, tasks, jobs=jobs or _cores(), plain=plain)
+    else:
+        own = [(n, solve_into(case, folder, seed, n, point)) for n, point in tasks[comm.rank :: comm.size]]
+        failed = dict(pair for part in comm.allgather([pair for pair in own if pair[1]]) for pair in part)
+    if comm is None or comm.rank == 0:
+        _tell(case, folder, simulations, len(missing), failed)
+    return 1 if failed else 0
+
+
+def data_file(folder: Path, simulation: int) -> Path:
+    """Return where a simulation of a data set lies."""
+    return folder / f"sim-{simulation:06d}.h5"
+
+
+def solve_into(case: Case, folder: Path, seed: int, simulation: int, point: Sequence[float]) -> str:
+    """Solve one simulation serially into its file; return what went wrong, or nothing."""
+    sink = HDF5Sink(data_file(folder, simulation))
+    try:
+        simulate(case, case.draw(point), sink, study_seed=seed, simulation=simulation)
+    except USER_ERRORS as error:
+        sink.close(failure=str(error))
+        return str(error)
+    return ""
+
+
+def _describe(folder: Path, reference: CaseReference, seed: int, sampler: str) -> None:
+    """Write down what the data set is, or compare with what is written.
+
+    Raises
+    ------
+    ValueError : the folder holds another one.
+    """
+    shape = None if reference.shape is None else list(reference.shape)
+    own: dict[str, Any] = {
+        "format": FORMAT, "version": VERSION, "case": reference.name, "sha256": reference.sha256, "shape": shape,
+        "seed": seed, "sampler": sampler,
+    }  # fmt: skip
+    file = folder / DESCRIPTION
+    if file.exists():
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged: {error}. Give another folder with --output.") from None
+        other = [name for name, value in own.items() if found.get(name) != value]
+        if other:
+            raise ValueError(
+                f"{folder} holds a data set with another {other[0]}: {found.get(other[0])!r}, not {own[other[0]]!r}. "
+                "Give another folder with --output."
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    reference.copied_to(folder)
+    part = file.with_name(file.name + ".part")
+    part.write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, file)
+
+
+_case: Case | None = None
+"""The case of this worker process."""
+
+
+def _load(reference: CaseReference) -> None:
+    global _case
+    _case = reference.load()
+
+
+def _task(folder: Path, seed: int, simulation: int, point: list[float]) -> str:
+    assert _case is not None
+    return solve_into(_case, folder, seed, simulation, point)
+
+
+def _on_all_cores(
+    reference: CaseReference, folder: Path, seed: int, tasks: list[tuple[int, list[float]]], *, jobs: int, plain: bool
+) -> dict[int, str]:
+    """Return what went wrong, by simulation."""
+    failed = {}
+    # Fresh processes: a fork of one that has loaded MPI is not safe.
+    context = multiprocessing.get_context("spawn")
+    workers = min(jobs, max(1, len(tasks)))
+    with (
+        _one_thread_each(),
+        ProcessPoolExecutor(workers, mp_context=context, initializer=_load, initargs=(reference,)) as pool,
+        StepProgress(folder.name, len(tasks), plain=plain, unit="simulation") as progress,
+    ):
+        running = {pool.submit(_task, folder, seed, n, point): n for n, point in tasks}
+        try:
+            for done, future in enumerate(as_completed(running), start=1):
+                if future.result():
+                    failed[running[future]] = future.result()
+                progress.show(done)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return failed
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Let processes started meanwhile compute on one core each."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _tell(case: Case, folder: Path, simulations: int, ran: int, failed: dict[int, str]) -> None:
+    for simulation, reason in sorted(failed.items()):
+        typer.secho(f"simulation {simulation} failed: {reason}", fg="red", err=True)
+    console = Console(highlight=False, soft_wrap=True)
+    kept = f", {simulations - ran} were there already" if ran < simulations else ""
+    console.print(f"{case.name}: {simulations - len(failed)} of {simulations} simulations in {folder}{kept}")

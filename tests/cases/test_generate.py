@@ -1,0 +1,108 @@
+"""Data sets: every simulation once, the same whoever runs it, and nothing lost by an interruption."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from headrace.cases.catalogue import find_case
+from headrace.cases.command_line import build_app
+from headrace.cases.generate_command import data_file
+from headrace.online_training.design import draw_design
+from headrace.solvers import MemorySink
+from headrace.solvers.case_file import CaseReference
+from headrace.solvers.hdf5 import read_trajectory
+from headrace.solvers.simulate import simulate
+from tests.mpi_run import run_mpi
+
+FRAGILE = '''
+from headrace.solvers import Case, Grid, Uniform
+
+
+def grow(u, d, p, t):
+    """du/dt = rate u²."""
+    return p.rate * u * u
+
+
+case = Case(name="fragile", fields=("u",), grid=Grid(shape=(4,), extent=(1.0,)), parameters={"rate": Uniform(0.0, 2.0)},
+            initial=lambda x, p, rng: 1.0, rhs=grow, duration=1.0, num_snapshots=2, steps_per_snapshot=50)
+'''
+
+
+def generate(*arguments):
+    return CliRunner().invoke(
+        build_app(), ["generate", *map(str, arguments), "--plain"], env={"COLUMNS": "200", "TERM": "dumb"}
+    )
+
+
+def flags(folder, simulations, **more):
+    pairs = [part for name, value in more.items() for part in (f"--{name}", value)]
+    return ["burgers1d", "--shape", "128", "--simulations", simulations, "--output", folder, *pairs]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("generate") / "data"
+    result = generate(*flags(folder, 3, jobs=2))
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_every_simulation_is_that_of_a_study_with_the_same_seed(data):
+    case = find_case("burgers1d", (128,)).load()
+    points = draw_design(1, 3, 0)
+    for n in range(3):
+        found, sink = read_trajectory(data_file(data, n)), MemorySink()
+        simulate(case, case.draw(points[n]), sink, study_seed=0, simulation=n)
+        np.testing.assert_array_equal(found.values, sink.values)
+        assert found.parameters == dict(case.draw(points[n]))
+    assert not list(data.glob("*.part"))
+    assert CaseReference.of(data / "case.py").load().name == "burgers1d"
+
+
+def test_a_larger_number_extends_and_what_is_there_is_kept(data):
+    before = data_file(data, 1).stat().st_mtime_ns
+    data_file(data, 0).unlink()
+    result = generate(*flags(data, 4))
+    assert result.exit_code == 0 and "4 of 4 simulations" in result.output and "2 were there already" in result.output
+    assert data_file(data, 1).stat().st_mtime_ns == before and data_file(data, 3).exists()
+
+
+@pytest.mark.mpi
+def test_the_ranks_of_mpirun_share_the_simulations(data, tmp_path):
+    done = run_mpi(2, ["-m", "headrace.cases", "generate", *map(str, flags(tmp_path / "data", 3)), "--plain"])
+    assert done.returncode == 0, done.stderr
+    assert "3 of 3 simulations" in done.stdout
+    for n in range(3):
+        first, second = (read_trajectory(data_file(folder, n)) for folder in (data, tmp_path / "data"))
+        np.testing.assert_array_equal(first.values, second.values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"seed": 3}, "another seed: 0, not 3"), ({"sampler": "uniform"}, "another sampler"),
+     ({"sampler": "dice"}, "--sampler 'dice'")],
+)  # fmt: skip
+def test_a_folder_holds_one_data_set(data, changes, message):
+    result = generate(*flags(data, 3, **changes))
+    assert result.exit_code == 2 and message in result.stderr
+
+
+def test_a_simulation_that_fails_is_named_and_the_others_are_kept(tmp_path):
+    file = tmp_path / "fragile.py"
+    file.write_text(FRAGILE)
+    result = generate(file, "--simulations", 8, "--output", tmp_path / "data", "--jobs", 2)
+    failed = [n for n in range(8) if not data_file(tmp_path / "data", n).exists()]
+    # u = 1 / (1 - rate t) is infinite before t = 1 where rate > 1.
+    rates = draw_design(1, 8, 0)[:, 0] * 2
+    assert failed == [n for n in range(8) if rates[n] > 1.05] and 0 < len(failed) < 8
+    assert result.exit_code == 1 and f"{8 - len(failed)} of 8 simulations" in result.output
+    for n in failed:
+        assert f"simulation {n} failed: " in result.stderr and "diverged" in result.stderr
+
+
+def test_the_data_set_describes_itself(data):
+    description = json.loads((data / "dataset.json").read_text())
+    assert description["format"] == "headrace-dataset" and description["seed"] == 0 and description["shape"] == [128]
+    assert CaseReference.of(data / "case.py").sha256 == description["sha256"]
