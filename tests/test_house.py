@@ -52,7 +52,8 @@ def test_imports_point_one_way_and_everything_public_is_documented(path):
             assert parts[1] in ALLOWED[folder], f"{path}:{line}: {folder} imports {parts[1]}"
     for node in public_definitions(tree):
         assert ast.get_docstring(node), f"{path}:{node.lineno}: {node.name} has no docstring"
-        if not isinstance(node, ast.ClassDef):
+        # The file that users copy is written as they would write it.
+        if not isinstance(node, ast.ClassDef) and path.name != "custom_case.py":
             arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             bare = [a.arg for a in arguments if a.arg not in ("self", "cls") and a.annotation is None]
             assert not bare and node.returns is not None, f"{path}:{node.lineno}: {node.name}: {bare or 'result'}"
