@@ -192,8 +192,9 @@ class Feed:
         np.take(slots, table["slots"], axis=0, out=states, mode="clip")
         return Draw(
             states=states,
-            times=np.ascontiguousarray(table["times"]),
-            parameters=np.ascontiguousarray(table["parameters"]),
+            # Copies: a single record's column counts as contiguous, but its strides are those of the packed record.
+            times=table["times"].copy(),
+            parameters=table["parameters"].copy(),
             table=table,
         )
 

@@ -108,6 +108,21 @@ def test_batches_hold_what_the_solver_sent_and_use_every_window(tmp_path, monkey
         assert status["starts_used"] == 42 and status["ended"] and status["error"] is None
 
 
+def test_a_batch_of_one_window_has_ordinary_strides(tmp_path, monkeypatch) -> None:
+    """torch.from_numpy refuses the strides of a packed record's column, which numpy calls contiguous."""
+    layout = make_layout(num_steps=4, window=2)
+    with real_intake(tmp_path, layout) as intake, solver(monkeypatch, intake):
+        plan(intake, 1)
+        with open_feed(intake, batch_size=1) as feed:
+            draw = feed.next()
+            feed.release(draw)
+            assert draw.times.shape == (1, 2) and draw.parameters.shape == (1, 1)
+            for column in (draw.times, draw.parameters):
+                assert all(stride % column.itemsize == 0 for stride in column.strides)
+            while (draw := feed.next()) is not None:
+                feed.release(draw)
+
+
 def test_two_workers_get_slices_of_the_same_batches(tmp_path, monkeypatch) -> None:
     layout = make_layout()
     with real_intake(tmp_path, layout, views=2.0) as intake, solver(monkeypatch, intake):
