@@ -180,7 +180,9 @@ class Autoregressive(Surrogate):
         seen, condition = [known.flatten(1, 2)], []
         for name in s.inputs:
             if name == "position":
-                seen.append(_position(grid, self.problem.periodic, known).expand(len(known), *(-1,) * (1 + len(grid))))
+                position = _position(grid, self.problem.periodic, known)
+                # Not len(known), which would bind an exported graph to one size of batch.
+                seen.append(position.expand(known.shape[0], *position.shape[1:]))
             elif s.conditioning == "film":
                 condition.append(values[name])
             else:

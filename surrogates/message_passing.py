@@ -128,17 +128,17 @@ class MessageNetwork(torch.nn.Module):
         grid = x.shape[1:-1]
         u, known = x[..., : self.states], [x]
         if condition is None:
-            condition = x.new_zeros(len(x), 0)
+            condition = x.new_zeros(x.shape[0], 0)
         theta = condition[(slice(None), *(None,) * len(grid))]  # (b, 1, .., conditions)
         known.append(theta.expand(-1, *grid, -1))
-        known.extend(p.expand(len(x), -1, -1) for p in self.neighbours.positions())
+        known.extend(p.expand(x.shape[0], -1, -1) for p in self.neighbours.positions())
         h = self.encoder(torch.cat(known, dim=-1))
         for messages in self.rounds:
             h = messages(h, u, theta, self.neighbours)
         if not self.published:
             return self.output(silu(self.first(h))).movedim(-1, 1)
         d = self.output(silu(self.first(h.flatten(0, -2)[:, None])))  # (b points, fields, bundle)
-        return d.transpose(1, 2).flatten(1).unflatten(0, (len(x), *grid)).movedim(-1, 1)
+        return d.transpose(1, 2).flatten(1).unflatten(0, (x.shape[0], *grid)).movedim(-1, 1)
 
 
 class MessageRound(torch.nn.Module):

@@ -78,7 +78,16 @@ class MLP(Surrogate):
         """Normalised states (rows, fields, *grid) from parameters (rows, parameters) and times (rows,)."""
         clock = self.normaliser.clock(times)
         inputs = torch.cat((self.normaliser.scale_parameters(parameters), clock if self.log_time else clock[:, :1]), 1)
-        return self.network(inputs).reshape(len(inputs), len(self.problem.fields), *self.problem.shape)
+        return self.network(inputs).reshape(-1, len(self.problem.fields), *self.problem.shape)
+
+    def states_at(self, parameters: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """Return the states (batch, fields, *grid), in physical units, of each row at its own time, with gradients.
+
+        parameters : (batch, parameters).
+        times : (batch,).
+        """
+        require_setup(self)
+        return self.normaliser.denormalise(self._states(parameters, times))
 
     def training_loss(self, batch: WindowBatch) -> torch.Tensor:
         """Return the mean squared error of each window, in units of the fields' variances, shape (batch,)."""
@@ -100,5 +109,5 @@ class MLP(Surrogate):
         rows = parameter_rows(parameters, problem, reference)
         times = time_points(times, reference)
         batch, steps = len(rows), len(times)
-        states = self._states(rows.repeat_interleave(steps, dim=0), times.repeat(batch))
-        return self.normaliser.denormalise(states).reshape(batch, steps, *states.shape[1:])
+        states = self.states_at(rows.repeat_interleave(steps, dim=0), times.repeat(batch))
+        return states.reshape(batch, steps, *states.shape[1:])
