@@ -65,6 +65,10 @@ class Buffer(ABC):
         """
 
     @abstractmethod
+    def skip(self, simulation: int, step: int) -> None:
+        """This step will never come: the starts that need it are not waited for."""
+
+    @abstractmethod
     def reserve(self, simulation: int) -> int | None:
         """Return a slot for the simulation's next step, evicting seen starts if need be; None where it must wait."""
 

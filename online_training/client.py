@@ -40,6 +40,7 @@ MAX_FRAME = MAX_BLOCK + 64 * 1024
 MAX_NDIM = 4
 PAYLOAD_SIGNED = 1
 IN_RING = 2
+SKIP_NEXT = 4
 RING_HEAD = 64
 DEFAULT_LEASE = 60.0
 EXIT_LEASE_EXPIRED = 75
@@ -76,6 +77,7 @@ class Kind(IntEnum):
     LEASE = 14
     LEASED = 15
     BYE = 16
+    SKIP = 17
     DRAW = 20
     BATCH = 21
     RELEASE = 22
@@ -319,7 +321,10 @@ class RingTransport(Transport):
     def close(self) -> None:
         """Unmap."""
         self._bytes = self._bytes[:0].copy()
-        self._mapping.close()
+        try:
+            self._mapping.close()
+        except BufferError:
+            pass  # an exception on its way still holds a view: the mapping goes with it
 
 
 def _copy(source: np.ndarray, target: np.ndarray, crc: int) -> int:
@@ -621,9 +626,11 @@ class Stream:
         self.num_steps: int | None = assigned.value if assigned else None
         self.blocked_seconds = 0.0
         self.bytes_sent = 0
+        self.steps_skipped = 0
         self.lost: str | None = None
         self._credit = 0
         self._words: dict[int, Word] = {}
+        self._to_skip: set[int] = set()
         self._word = CONTINUE
         self._next = 0
         self._ended = False
@@ -651,7 +658,8 @@ class Stream:
     ) -> Word:
         """Send this rank's block of one snapshot; return what the study said to the snapshot before. Collective.
 
-        Waits, in a socket poll, while the study has no room for the step. All ranks get the same word.
+        Waits, in a socket poll, while the study has no room for the step; or leaves the step out, on all ranks alike,
+        where the study says when_full = "skip". All ranks get the same word.
         After STOP nothing more is sent.
 
         Parameters
@@ -676,6 +684,8 @@ class Stream:
         self._next += 1
         if self._stopped_or_lost:
             return self._word
+        if self._connection.link.welcome.get("when_full") == "skip" and self._leaves_out(step, time):
+            return self._word
         # While the intake is busy with the step before, this one is copied and its checksums are taken.
         ready = self._place(step, time, waiting)
         self._wait(lambda: self._credit > step, step)
@@ -686,6 +696,28 @@ class Stream:
         self._wait(lambda: step == 0 or step - 1 in self._words, step)
         self._wait_until_free(trackers)
         return self._word
+
+    def _leaves_out(self, step: int, time: float) -> bool:
+        """Wait for what the study says to the step before; say whether this one is not to be sent. Collective.
+
+        Each rank that looked for credit by itself would see it at another time, and some would send what others
+        leave out. So the intake decides, and says it to all in one acknowledgement.
+        """
+        if step == 0:
+            return False
+        self._wait(lambda: step - 1 in self._words, step)
+        if self._stopped_or_lost:
+            return True
+        if step not in self._to_skip:
+            return False
+        self._to_skip.discard(step)
+        self.steps_skipped += 1
+        connection = self._connection
+        connection.link.send(
+            Kind.SKIP, simulation=self.simulation, attempt=self.attempt, step=step, time=time, block=connection.rank,
+            num_blocks=connection.ranks,
+        )  # fmt: skip
+        return True
 
     @property
     def _stopped_or_lost(self) -> bool:
@@ -717,6 +749,8 @@ class Stream:
         elif header.kind == Kind.ACK:
             self._words[header.step] = Word(header.value & 0xFF)
             self._credit = max(self._credit, header.value >> 8)
+            if header.flags & SKIP_NEXT:
+                self._to_skip.add(header.step + 1)
         elif header.kind == Kind.ENDED:
             self._ended = True
 

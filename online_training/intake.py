@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .client import IN_RING, PAYLOAD_SIGNED, Header, Kind, WireError
+from .client import IN_RING, PAYLOAD_SIGNED, SKIP_NEXT, Header, Kind, WireError, Word
 from .draws import Draws, batch_dtype
 from .held_out_writer import HeldOutResult, HeldOutWriter
 from .intake_settings import IntakeSettings
@@ -31,7 +31,7 @@ _TICK_MILLISECONDS = 100
 _FLUSH_SECONDS = 0.2
 _KINDS = frozenset(Kind)
 _ROLES = {
-    **dict.fromkeys((Kind.DECLARE, Kind.REQUEST, Kind.BLOCK, Kind.END), "solver"),
+    **dict.fromkeys((Kind.DECLARE, Kind.REQUEST, Kind.BLOCK, Kind.SKIP, Kind.END), "solver"),
     **dict.fromkeys((Kind.DRAW, Kind.RELEASE, Kind.STATISTICS), "trainer"),
 }
 
@@ -70,7 +70,7 @@ class Intake:
         self._handlers: dict[int, Callable[[Peer, Header, Any], None]] = {
             Kind.DECLARE: self._on_declare, Kind.REQUEST: self._on_request, Kind.BLOCK: self._on_block,
             Kind.END: self._on_end, Kind.LEASE: self._on_lease, Kind.BYE: self._on_bye, Kind.DRAW: self._on_draw,
-            Kind.RELEASE: self._on_release, Kind.STATISTICS: self._on_statistics,
+            Kind.SKIP: self._on_skip, Kind.RELEASE: self._on_release, Kind.STATISTICS: self._on_statistics,
         }  # fmt: skip
 
     # -- public --------------------------------------------------------------------------------------------------
@@ -246,12 +246,12 @@ class Intake:
             self._rejected["refused"] += 1
             self._socket.post(identity, Kind.REFUSED, {"error": str(refusal)})
             return
-        welcome: dict[str, Any] = {
-            "nonce": hello.nonce, "lease": self._settings.lease, "strict": self._settings.strict
-        }  # fmt: skip
+        settings = self._settings
+        welcome: dict[str, Any] = {"nonce": hello.nonce, "lease": settings.lease, "strict": settings.strict}
         if hello.role == "trainer":
             welcome.update(self._geometry())
         else:
+            welcome["when_full"] = settings.when_full
             self._offer_ring(peer, welcome)
         self._tell(peer, Kind.WELCOME, welcome)
 
@@ -417,11 +417,23 @@ class Intake:
             text = f"a block of field {header.field} at step {header.step} is wrong: {error}; see docs/wire.md"
             self._tell(peer, Kind.REFUSED, {"error": text})
             raise
-        if done:
-            # Credits travel with the acknowledgement; `_advance` grants later what there is no room for now.
-            self._table.grant(run)
+        self._acknowledge(run, done)
+
+    def _acknowledge(self, run: SimulationRun, done: list[tuple[int, Word]]) -> None:
+        """Tell all ranks of a job that steps are complete, with their words, and what to do with the next one."""
+        if not done:
+            return
+        # Credits travel with the acknowledgement; `_advance` grants later what there is no room for now.
+        flags = SKIP_NEXT if self._table.decide(run) else 0
         for step, word in done:
-            self._tell_job(run, Kind.ACK, step=step, value=run.granted << 8 | word)
+            last = step == run.received - 1
+            self._tell_job(run, Kind.ACK, step=step, value=run.granted << 8 | word, flags=flags if last else 0)
+
+    def _on_skip(self, peer: Peer, header: Header, payload: Any) -> None:
+        _, run = self._running(peer, header)
+        if (header.block, header.num_blocks) != (peer.hello.rank, peer.hello.ranks):
+            raise WireError("rank")
+        self._acknowledge(run, self._table.skip_step(run, header))
 
     def _on_end(self, peer: Peer, header: Header, payload: Any) -> None:
         job, run = self._running(peer, header)

@@ -79,7 +79,7 @@ def build_intake(directory: RunDirectory, session: int) -> Intake:
             study=record.study, session=session, token=read_token(directory.token_file),
             interface=settings.interface, port=settings.port, run_dir=directory.path, max_running=settings.jobs,
             lease=LEASE_SECONDS, strict=settings.strict, max_failures=settings.max_failures,
-            write_held_out=partial(write_held_out, directory.held_out, case),
+            when_full=settings.when_full, write_held_out=partial(write_held_out, directory.held_out, case),
         )
     )  # fmt: skip
     intake.plan(interleaved(assignments))

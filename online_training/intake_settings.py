@@ -26,6 +26,7 @@ class IntakeSettings:
     strict : every payload byte is authenticated.
     max_failures : attempts of one simulation before it goes into quarantine.
     write_held_out : writes a finished held-out simulation; called in a thread of its own.
+    when_full : what solvers do with a step for which there is no room: "block" waits, "skip" leaves it out.
     ring_bytes, all_rings_bytes : of shared memory for each rank on this node, at most, and for all; 0: none.
     """
 
@@ -45,5 +46,10 @@ class IntakeSettings:
     strict: bool = False
     max_failures: int = 3
     write_held_out: WriteHeldOut | None = None
+    when_full: str = "block"
     ring_bytes: int = 16 * 2**20
     all_rings_bytes: int = 2**30
+
+    def __post_init__(self) -> None:
+        if self.when_full not in ("block", "skip"):
+            raise ValueError(f"when_full is {self.when_full!r}; it must be 'block' or 'skip'.")

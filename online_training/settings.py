@@ -43,6 +43,9 @@ class StudySettings(BaseModel):
     watermark: float = Field(
         0.1, gt=0, le=1, description="Training starts when this fraction of the reservoir, or of all steps, is there."
     )
+    when_full: Literal["block", "skip"] = Field(
+        "block", description="What solvers do with a snapshot that the buffer has no room for: wait, or leave it out."
+    )
     views: float = Field(10.0, gt=0, description="Target number of uses of each training window.")
     batch_size: int = Field(32, ge=1, description="Windows in one batch, over all workers.")
     learning_rate: float = Field(1e-3, gt=0, description="Learning rate of Adam at the start; cosine to zero.")

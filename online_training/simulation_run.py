@@ -41,6 +41,7 @@ class SimulationRun:
     granted : steps 0..granted-1 of this attempt may be sent.
     received : steps 0..received-1 of this attempt are complete.
     tiling, order : the sub-blocks of the step accepted last, and their order in memory.
+    skipped : steps that are not sent, because there was no room for them when the step before was complete.
     kept : steps 0..kept-1 were complete in this or an earlier attempt of this session.
     dropping : nothing is stored any more (quarantine or stop); every step is acknowledged with `word`.
     """
@@ -53,6 +54,7 @@ class SimulationRun:
         self.failures = 0
         self.job: str | None = None
         self.granted = self.received = self.kept = 0
+        self.skipped: set[int] = set()
         self.dropping = False
         self.word = Word.CONTINUE
         self.slots: dict[int, int] = {}
@@ -76,12 +78,13 @@ class SimulationRun:
 
     def stores(self, step: int) -> bool:
         """Whether a step must be kept: not there yet, and part of a window that was not used."""
-        return not self.dropping and step >= self.kept and bool(self._needed[step])
+        wanted = step >= self.kept and step not in self.skipped
+        return wanted and not self.dropping and bool(self._needed[step])
 
     def completes_window(self, step: int) -> bool:
         """Whether a window that was not used before ends with this step."""
         start = step - self._layout.window + 1
-        return start >= 0 and start not in self.assignment.used
+        return start >= 0 and start not in self.assignment.used and self.skipped.isdisjoint(range(start, step))
 
     def begin(self, job: str) -> None:
         """Start an attempt in a job."""

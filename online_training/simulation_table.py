@@ -63,9 +63,8 @@ class SimulationTable:
         self.statistics = RunningStatistics(len(layout.fields))
         self._recent = RunningStatistics(len(layout.fields))
         self.windows_accepted = 0
-        self.counts: Counter[str] = Counter(
-            {"steps_accepted": 0, "steps_dropped": 0, "bytes_received": 0, "duplicates": 0, "lost": 0, "short": 0}
-        )
+        names = ("steps_accepted", "steps_dropped", "steps_skipped", "bytes_received", "duplicates", "lost", "short")
+        self.counts: Counter[str] = Counter(dict.fromkeys(names, 0))
         self.blocked_seconds = self.solver_seconds = 0.0
 
     def plan(self, assignments: Iterable[Assignment]) -> None:
@@ -147,6 +146,38 @@ class SimulationTable:
         while run.granted < limit and self._extend(run):
             pass
         return run.granted > before
+
+    def decide(self, run: SimulationRun) -> bool:
+        """Grant what can be granted once a step is complete; say whether the next step is to be left out.
+
+        Decided once, here, for all ranks: they learn it with the acknowledgement of the step before.
+        """
+        self.grant(run)
+        step = run.received
+        if self._limits.when_full != "skip" or not step == run.granted < self._layout.num_steps:
+            return step in run.skipped
+        run.skipped.add(step)
+        run.granted += 1
+        self._buffer.skip(run.number, step)
+        return True
+
+    def skip_step(self, run: SimulationRun, header: Header) -> list[tuple[int, Word]]:
+        """A rank has left out a step; return (step, word) of the steps that are complete with it.
+
+        Raises
+        ------
+        WireError : this step was not to be left out.
+        """
+        if header.step not in run.skipped:
+            raise WireError("skip")
+        if header.step < run.received:
+            self.counts["duplicates"] += 1
+            return []
+        assembly = run.assemblies.get(header.step)
+        if assembly is None:
+            assembly = run.assemblies[header.step] = StepAssembly(None, self._num_cells, header.time)
+        assembly.finished_ranks.add(header.block)
+        return self._progress(run, header, assembly)
 
     def _extend(self, run: SimulationRun) -> bool:
         if run.stores(run.granted) and not run.assignment.held_out:
@@ -231,9 +262,18 @@ class SimulationTable:
             run.tiling = frozenset(assembly.boxes)
             run.order = in_memory_order(run.tiling, self._layout.step_shape)
         elif assembly.missing > 0 and len(assembly.finished_ranks) == header.num_blocks:
+            self._settle_gap(run, header, assembly)
+            assembly.missing = 0
+        return self._advance(run)
+
+    def _settle_gap(self, run: SimulationRun, header: Header, assembly: StepAssembly) -> None:
+        """All ranks are through with a step that is not complete: it was left out, or their blocks are wrong."""
+        if header.step not in run.skipped:
             left = f"{assembly.missing} of {self._num_cells} cells"
             self.quarantine(run, header.step, f"the blocks of all ranks leave {left} of step {header.step} uncovered")
-            assembly.missing = 0
+
+    def _advance(self, run: SimulationRun) -> list[tuple[int, Word]]:
+        """Accept the steps that are complete, in order."""
         done = []
         while (ready := run.assemblies.get(run.received)) is not None and ready.missing <= 0:
             del run.assemblies[run.received]
@@ -245,7 +285,7 @@ class SimulationTable:
 
     def _accept(self, run: SimulationRun, step: int, assembly: StepAssembly) -> None:
         if assembly.target is None:
-            self.counts["steps_dropped"] += 1
+            self.counts["steps_skipped" if step in run.skipped else "steps_dropped"] += 1
             return
         self.counts["steps_accepted"] += 1
         record = {"e": "step", "s": run.number, "a": run.attempt, "t": step, "h": assembly.crc32(run.order)}

@@ -188,6 +188,15 @@ class SlotBuffer(Buffer):
                 trajectory.pending.pop(index, None)
                 self._complete(trajectory, index)
 
+    def skip(self, simulation: int, step: int) -> None:
+        """This step will never come: the starts that need it are not waited for."""
+        trajectory = self._trajectory(simulation)
+        for index in range(max(0, step - self._window + 1), step + 1):
+            trajectory.dead.add(index)
+            if trajectory.pending.pop(index, None) is not None:
+                self._unhold(trajectory, index)
+                self._unneed(trajectory, index)
+
     def _complete(self, trajectory: _Trajectory, index: int) -> None:
         start = trajectory.starts[index] = Start(trajectory, index)
         self._population += 1

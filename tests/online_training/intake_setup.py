@@ -58,6 +58,9 @@ class FirstInFirstOut(Buffer):
     def mark_used(self, simulation: int, starts: frozenset[int]) -> None:
         self._used[simulation] = starts
 
+    def skip(self, simulation: int, step: int) -> None:
+        raise NotImplementedError("too simple for gaps")
+
     def reserve(self, simulation: int) -> int | None:
         return self._free.pop() if self._free else None
 

@@ -57,12 +57,13 @@ def simulate(stream, comm, settings: dict) -> list[int]:
 def main() -> None:
     settings, comm = json.loads(sys.argv[1]), MPI.COMM_WORLD
     fields = {name: settings["shape"] for name in settings["fields"]}
-    report = {"rank": comm.rank, "words": [], "bytes": 0, "blocked": 0.0, "seen": [], "lost": []}
+    report = {"rank": comm.rank, "words": [], "bytes": 0, "blocked": 0.0, "skipped": 0, "seen": [], "lost": []}
 
     def note(stream, words: list[int]) -> None:
         report["words"].append(words)
         report["bytes"] += stream.bytes_sent
         report["blocked"] += stream.blocked_seconds
+        report["skipped"] += stream.steps_skipped
         report["seen"].append([stream.simulation, stream.attempt, stream.parameters["nu"]])
         report["lost"].append(stream.lost is not None)
 

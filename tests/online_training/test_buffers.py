@@ -459,6 +459,27 @@ def test_windows_used_before_a_resume_are_not_offered_and_need_no_slots(kind) ->
     assert sorted(drain(buffer)) == [(7, 4), (7, 5)]
 
 
+@pytest.mark.parametrize("kind", ALL_BUFFERS)
+@given(gaps=st.sets(st.integers(0, 19)), window=st.integers(1, 4))
+@settings(max_examples=40, deadline=None)
+def test_steps_that_are_left_out_cost_their_windows_only(kind, gaps: set[int], window: int) -> None:
+    buffer = kind(24, window)
+    for step in range(20):
+        if step in gaps:
+            buffer.skip(7, step)
+        else:
+            put_steps(buffer, 7, [step])
+        require_consistent(buffer)
+    buffer.end(7)
+    require_consistent(buffer)
+    buffer.close()
+    whole = {(7, s) for s in range(21 - window) if gaps.isdisjoint(range(s, s + window))}
+    assert buffer.population == len(whole)
+    if whole:
+        assert set(drain(buffer)) == whole
+    assert all(buffer.reserve(8) is not None for _ in range(24)), "nothing is kept for windows that cannot be"
+
+
 def test_a_second_attempt_continues_where_the_first_one_died() -> None:
     buffer = Reservoir(20, 3)
     put_steps(buffer, 0, range(4), attempt=1)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from headrace.online_training.client import STOP, Connection, Header, Kind, Link, StreamLost, connect
+from headrace.online_training.fifo import FIFO
 from headrace.online_training.intake import Assignment
 from headrace.online_training.ledger import read_records
 from headrace.online_training.reservoir import Reservoir
@@ -302,7 +303,7 @@ def test_messages_of_an_old_attempt_are_fenced(study) -> None:
     old.send_block(*block(np.full((7, 5), 9.0)))
     new.send_block(*block(np.full((7, 5), 9.0), attempt=1))
     rejected = wait_until(lambda: (r := intake.status()["rejected"]).get("attempt") and r)
-    assert rejected == {"session": 1, "attempt": 1}
+    assert set(rejected) == {"session", "attempt"} and rejected["attempt"] == 1  # a lease of the old one may come too
     assert intake.status()["steps_accepted"] == 0
     assert next_of(old, Kind.ACK) is None and "unknown session" in old.lost
     old.close()
@@ -482,6 +483,81 @@ def test_a_short_simulation_is_done_with_the_windows_it_has(study) -> None:
     trainer = TrainerDouble(intake)
     assert [len(records) for records in trainer.drain()] == [2]
     trainer.close()
+
+
+# -- steps left out where there is no room ---------------------------------------------------------------------------
+
+
+def make_skipping(study, slots: int = 8, window: int = 2, num_steps: int = 40):
+    """An intake with a real FIFO whose solvers leave steps out."""
+    layout = make_layout(num_steps=num_steps, window=window)
+    return study(layout, slots=slots, buffer=FIFO(slots, window), when_full="skip")
+
+
+@pytest.mark.mpi
+def test_all_ranks_leave_out_the_same_steps_and_never_wait(study, tmp_path: Path) -> None:
+    intake = make_skipping(study)
+    plan(intake, 1)
+    first, second = run_job(intake, 2, cut=[1, 2])
+    # Without a trainer the reservoir stays full: the first steps are all that there is room for.
+    status = intake.status()
+    assert status["done"] == 1 and status["rejected"] == {}
+    assert first["words"] == second["words"] == [[0] * 40]
+    assert first["skipped"] == second["skipped"] == 40 - status["steps_accepted"] == status["steps_skipped"] > 30
+
+
+def test_windows_never_reach_over_a_gap(study, tmp_path: Path) -> None:
+    intake = make_skipping(study)
+    plan(intake, 1)
+    trainer = TrainerDouble(intake)
+    array, seen = intake.settings.memory.array, []
+
+    def use(index: int) -> None:
+        records = trainer.draw(index, 3)
+        for record in records:
+            for place, slot in enumerate(record["slots"]):
+                step = int(record["start"]) + place
+                assert np.array_equal(array[slot, 0], field_of(0, step, (7, 5)).astype(np.float32))
+            seen.append(int(record["start"]))
+        trainer.release(records)
+
+    with connect({"u": (7, 5)}) as stream:
+        send_all(stream, (7, 5), range(12))
+        assert 0 < stream.steps_skipped < 12
+        use(0)
+        use(1)
+        wait_until(lambda: intake.status()["unreleased"] == 0)
+        send_all(stream, (7, 5), range(12, 40))
+        skipped = stream.steps_skipped
+    index = 2
+    while (records := trainer.draw(index, 3)) is not None:
+        seen += records["start"].tolist()
+        trainer.release(records)
+        index += 1
+    trainer.close()
+    status = intake.status()
+    assert status["steps_skipped"] == skipped and status["steps_accepted"] == 40 - skipped
+    intake.close()
+    accepted = {r["t"] for r in records_of(tmp_path, "step")}
+    assert max(accepted) > 12, "when there is room again, steps are sent again"
+    assert sorted(seen) == [s for s in range(39) if {s, s + 1} <= accepted], "every whole window once, no other"
+    assert status["windows_accepted"] == len(seen) and status["blocked_seconds"] < 5
+
+
+def test_a_step_that_was_not_to_be_left_out_is_named(study) -> None:
+    intake = make_skipping(study)
+    plan(intake, 1)
+    link = solver_link(intake, "1-0001")
+    request(link)
+    link.send(Kind.SKIP, simulation=0, attempt=1, step=0, num_blocks=1)
+    assert wait_until(lambda: intake.status()["rejected"]) == {"skip": 1}
+    link.close()
+
+
+def test_what_to_do_when_full_is_checked(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="when_full is 'wait'; it must be 'block' or 'skip'"):
+        with running_intake(tmp_path, make_layout(), when_full="wait"):
+            pass
 
 
 # -- trainers --------------------------------------------------------------------------------------------------------

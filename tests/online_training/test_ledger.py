@@ -250,6 +250,14 @@ def test_a_resume_runs_what_is_missing_and_keeps_what_was_used(study):
     assert left[0].parameters == {"nu": 1 / 8} and left[0].seed == 3
 
 
+def test_windows_with_a_step_that_was_left_out_are_not_waited_for(tmp_path):
+    logs = Logs(tmp_path)
+    logs.add("study-1", {"e": "session", "n": 1}, planned(0), planned(1))
+    logs.add("intake-1", *[r for s in (0, 1) for r in (assigned(s), *steps(s, 1, [0, 1, 3, 4]), ended(s, 1))])
+    logs.add("trainer-1-1-0", used(0, 0), used(0, 3), used(1, 0))
+    assert [one.simulation for one in Ledger(logs.folder).assignments()] == [1], "start 3 of 1 is still to be used"
+
+
 def test_the_end_of_a_session_is_known(study):
     study.add("study-3", {"e": "session", "n": 3}, {"e": "stopped", "reason": "asked to stop"})
     assert Ledger(study.folder).sessions[3] == "stopped: asked to stop"
