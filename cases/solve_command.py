@@ -42,6 +42,7 @@ def solve_case(
     def prepare() -> tuple[Case, Parameters]:
         case = reference.load()
         check_split(case.grid.shape, 1 if comm is None else comm.size)
+        case.verify()
         return case, case.accept(parse_settings(settings, case))
 
     case, parameters = together(comm, prepare)
