@@ -47,5 +47,6 @@ case = Case(
     rhs=gray_scott,
     duration=1000.0,
     num_snapshots=50,
-    description="Patterns of two reacting chemicals, random drops, feed and kill rates; second order, SSPRK3.",
+    accuracy=4,
+    description="Patterns of two reacting chemicals, random drops, feed and kill rates; fourth order, SSPRK3.",
 )
