@@ -236,7 +236,7 @@ def test_gray_scott_without_space_is_its_reaction():
 
 def test_gray_scott_feeds_what_it_loses():
     """d/dt mean(a + b) = F (1 - mean a) - (F + k) mean b, and drops do not fade everywhere."""
-    case = replace(gray_scott.case.resized((48, 48)), duration=200.0, num_snapshots=100)
+    case = replace(gray_scott.case.resized((96, 96)), duration=200.0, num_snapshots=100)
     values = solve(case, {"feed": 0.035, "kill": 0.06}, simulation=2)
     a, b = values.mean(axis=(2, 3)).T
     gain = 0.035 * (1 - a) - 0.095 * b

@@ -1,4 +1,4 @@
-"""Makes exponax_lines.npz: Burgers, Kuramoto-Sivashinsky and Gray-Scott by exponax, an independent spectral code in JAX.
+"""Makes exponax_lines.npz: Burgers, Kuramoto-Sivashinsky and Gray-Scott by exponax, an independent spectral code.
 
     python -m venv /tmp/exponax && /tmp/exponax/bin/pip install exponax==0.2.0
     /tmp/exponax/bin/python tests/solvers/exponax_lines.py
