@@ -33,11 +33,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import zmq
+from zmq.utils import z85
 
 HEADER_SIZE = 224
 MAX_BLOCK = 4 * 2**20
 MAX_FRAME = MAX_BLOCK + 64 * 1024
 MAX_NDIM = 4
+CURVE = "curve+"  # before an address: the connection is encrypted
 PAYLOAD_SIGNED = 1
 IN_RING = 2
 SKIP_NEXT = 4
@@ -204,6 +206,22 @@ def read_token(path: str | Path) -> bytes:
     if len(text) != 64 or set(text) - set("0123456789abcdefABCDEF"):
         raise ValueError(f"Token file {path} must hold 64 hexadecimal digits and nothing else.")
     return bytes.fromhex(text)
+
+
+def curve_keys(token: bytes, role: str) -> tuple[bytes, bytes]:
+    """Return the (public, secret) CURVE keys of "intake" or "client" as ZeroMQ takes them (Z85).
+
+    They follow from the token, so that an encrypted run needs no further secret: who knows the token knows the
+    intake's public key, and nobody else can shake hands with it.
+
+    Raises
+    ------
+    RuntimeError : this libzmq was built without CURVE.
+    """
+    if not zmq.has("curve"):
+        raise RuntimeError("This pyzmq has no CURVE, so the run cannot be encrypted. Install pyzmq from its wheel.")
+    secret = z85.encode(hmac.digest(token, f"headrace curve {role}".encode(), "sha256"))
+    return zmq.curve_public(secret), secret
 
 
 def pieces(shape: Sequence[int], itemsize: int) -> Iterator[tuple[slice, ...]]:
@@ -403,7 +421,10 @@ class Link:
         socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
         if watched:
             self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        socket.connect(address)
+        if address.startswith(CURVE):
+            socket.curve_serverkey, _ = curve_keys(self._token, "intake")
+            socket.curve_publickey, socket.curve_secretkey = curve_keys(self._token, "client")
+        socket.connect(address.removeprefix(CURVE))
         return socket
 
     def _shut(self, linger: int = 0) -> None:

@@ -83,7 +83,9 @@ class Intake:
         RuntimeError : the port is taken, or the interface is not one of this machine.
         """
         settings = self._settings
-        self._socket = IntakeSocket(settings.interface, settings.port, study=settings.study, token=settings.token)
+        self._socket = IntakeSocket(
+            settings.interface, settings.port, study=settings.study, token=settings.token, encrypt=settings.encrypt
+        )
         self._thread = threading.Thread(target=self._run, name="headrace-intake", daemon=True)
         self._thread.start()
 

@@ -78,7 +78,7 @@ def build_intake(directory: RunDirectory, session: int) -> Intake:
             layout=layout, buffer=buffer, memory=memory, views=plan.views, batch_size=settings.batch_size,
             study=record.study, session=session, token=read_token(directory.token_file),
             interface=settings.interface, port=settings.port, run_dir=directory.path, max_running=settings.jobs,
-            lease=LEASE_SECONDS, strict=settings.strict, max_failures=settings.max_failures,
+            lease=LEASE_SECONDS, strict=settings.strict, encrypt=settings.encrypt, max_failures=settings.max_failures,
             when_full=settings.when_full, write_held_out=partial(write_held_out, directory.held_out, case),
         )
     )  # fmt: skip

@@ -24,6 +24,7 @@ class IntakeSettings:
     max_running : simulations at the same time.
     lease : seconds of silence after which the other side ends; peers silent for three are forgotten.
     strict : every payload byte is authenticated.
+    encrypt : tcp connections use CURVE.
     max_failures : attempts of one simulation before it goes into quarantine.
     write_held_out : writes a finished held-out simulation; called in a thread of its own.
     when_full : what solvers do with a step for which there is no room: "block" waits, "skip" leaves it out.
@@ -44,6 +45,7 @@ class IntakeSettings:
     max_running: int
     lease: float = 60.0
     strict: bool = False
+    encrypt: bool = False
     max_failures: int = 3
     write_held_out: WriteHeldOut | None = None
     when_full: str = "block"

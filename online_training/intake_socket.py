@@ -15,7 +15,7 @@ from typing import Any
 
 import zmq
 
-from .client import IN_RING, MAX_FRAME, PAYLOAD_SIGNED, Header, Kind, WireError
+from .client import CURVE, IN_RING, MAX_FRAME, PAYLOAD_SIGNED, Header, Kind, WireError, curve_keys
 
 Content = Mapping[str, Any] | bytes | None
 """The payload of a message: a mapping travels as JSON."""
@@ -27,12 +27,14 @@ _QUEUED_MESSAGES = 64
 class IntakeSocket:
     """A ROUTER socket for one study. Only the thread that serves may receive and post; any may wake it.
 
+    encrypt : whether connections use CURVE, with keys that follow from the token; on tcp alone.
+
     Raises
     ------
     RuntimeError : the port is taken, or the interface is not one of this machine.
     """
 
-    def __init__(self, interface: str, port: int, *, study: int, token: bytes) -> None:
+    def __init__(self, interface: str, port: int, *, study: int, token: bytes, encrypt: bool = False) -> None:
         self._study, self._token = study, token
         self._context = zmq.Context(io_threads=1)
         self._router = self._context.socket(zmq.ROUTER)
@@ -43,6 +45,10 @@ class IntakeSocket:
         ):  # fmt: skip
             self._router.setsockopt(option, value)
         self._ipc_path: Path | None = None
+        self._encrypt = encrypt
+        if encrypt:
+            self._router.curve_publickey, self._router.curve_secretkey = curve_keys(token, "intake")
+            self._router.curve_server = True
         try:
             self.addresses = self._bind(interface, port)
         except zmq.ZMQError as error:
@@ -63,6 +69,9 @@ class IntakeSocket:
         self._router.bind(f"tcp://{interface}:{port or '*'}")
         port = int(self._router.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
         host = network.gethostname() if interface in ("*", "0.0.0.0") else interface
+        if self._encrypt:
+            # All of a socket's endpoints are encrypted or none, and ipc has nothing to hide from.
+            return [f"{CURVE}tcp://{host}:{port}"]
         addresses = [f"tcp://{host}:{port}"]
         folder = Path(tempfile.gettempdir()) / f"headrace-{os.geteuid()}-{self._study:016x}"
         folder.mkdir(mode=0o700, exist_ok=True)

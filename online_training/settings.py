@@ -56,6 +56,7 @@ class StudySettings(BaseModel):
     interface: str = Field("127.0.0.1", description="Address of the interface that the intake listens on.")
     port: int = Field(0, ge=0, le=65535, description="Port of the intake; 0 takes a free one.")
     strict: bool = Field(False, description="Authenticate every payload byte, not only headers and checksums.")
+    encrypt: bool = Field(False, description="Encrypt tcp connections (CURVE), at a third to a fifth of the speed.")
 
     @field_validator("buffer", mode="before")
     @classmethod

@@ -781,3 +781,21 @@ def test_a_full_disk_stops_the_intake_with_the_reason(study, monkeypatch: pytest
 
     monkeypatch.setattr(intake._ledger, "flush", flush)
     assert "No space left on device: 'ledger/intake-1.log'" in wait_until(lambda: intake.status()["error"])
+
+
+def test_an_encrypted_intake_serves_those_who_know_the_token_and_nobody_else(tmp_path):
+    layout = make_layout()
+    with running_intake(tmp_path, layout, encrypt=True) as intake:
+        assert intake.addresses.startswith("curve+tcp://") and "ipc" not in intake.addresses
+        plan(intake, 1)
+        trainer = TrainerDouble(intake)
+        run_job(intake, 2, cut=[2, 1], mode="all")
+        assert sum(map(len, trainer.drain())) == layout.num_starts
+        trainer.close()
+        plain = intake.addresses.removeprefix("curve+")
+        for address, token in ((plain, TOKEN), (intake.addresses, bytes(32))):
+            link = Link(address, token, STUDY, hello={"role": "trainer", "job": "t", "rank": 0, "ranks": 1}, lease=0.5)
+            with pytest.raises(ConnectionError, match="No intake answered"):
+                link.join()
+            link.close()
+        assert intake.status()["rejected"] == {}, "nothing of theirs came as far as our own checks"
