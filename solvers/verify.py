@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import inspect
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .blocks import Blocks, check_split
-from .boundary import Boundary, Periodic, sides_of
+from .boundary import Boundary, Dirichlet, Periodic, sides_of
 from .case import Case
 from .field import Field, GhostLayersExhausted
 from .ghosts import GhostLayers, coordinates, wall_value
 from .operators import Operators
 from .parameters import Parameters
 from .right_hand_side import MOST_GHOST_LAYERS, assembled
+from .scheme import BDF2, IMPLICIT_EULER
 from .simulate import initial_state
 from .whole_grid import BlockGrid, WholeGrid
 
@@ -30,7 +33,8 @@ POINTS = 12
 def verify(case: Case, comm: MPI.Comm | None = None) -> None:
     """Check initial, boundary and rhs (or solver) of a case by calling them. Collective over comm.
 
-    Every rank checks everything by itself, on small states; then all ranks agree.
+    Every rank checks everything by itself, on small states; then all ranks agree. An initial state that jumps at a
+    wall is no mistake, as some do by intent, but warned of unless the scheme damps jumps.
 
     Raises
     ------
@@ -58,10 +62,11 @@ def _verify_here(case: Case) -> None:
     if case.solver is not None:
         _call(case, "solver", inspect.signature(case.solver).bind, case, p, None, np.random.default_rng(0))
         return
+    _boundary(case, p)
+    _meets_walls(case, p, state)
     small = case.resized(tuple(min(n, POINTS) for n in case.grid.shape))
     picks = [np.linspace(0, n - 1, m).astype(int) for n, m in zip(case.grid.shape, small.grid.shape, strict=True)]
     state = _perturbed(state[np.ix_(range(len(case.fields)), *picks)])
-    _boundary(small, p)
     for name in ("rhs", "stiff"):
         if getattr(case, name) is not None:
             _Trial(small, name, p).check(state)
@@ -87,6 +92,32 @@ def _initial(case: Case, p: Parameters) -> np.ndarray:
             "random numbers from the rng it receives, nowhere else: they must be the same on every rank."
         )
     return results[0]
+
+
+def _meets_walls(case: Case, p: Parameters, state: np.ndarray) -> None:
+    """Warn of an initial state that jumps at a wall, unless the scheme damps jumps."""
+    if case.scheme in (BDF2, IMPLICIT_EULER):
+        return
+    x = coordinates(case, tuple(slice(0, n) for n in case.grid.shape), 0)
+    sides = sides_of(case.boundary, case.fields, case.grid)
+    for (axis, end), (index, field) in product(product(range(case.grid.ndim), (0, 1)), enumerate(case.fields)):
+        side = sides[field][axis][end]
+        if not isinstance(side, Dirichlet):
+            continue
+        position = case.grid.origin[axis] + end * case.grid.extent[axis]
+        wall = np.asarray(wall_value(side, x, axis=axis, position=position, p=p, t=0.0), dtype=np.float64)
+        lines = np.moveaxis(state[index], axis, 0)
+        near, next_ = (lines[0], lines[1]) if end == 0 else (lines[-1], lines[-2])
+        reached = np.expand_dims(1.5 * near - 0.5 * next_, axis)
+        jump = np.abs(reached - wall).max()
+        size = max(state[index].max(), wall.max()) - min(state[index].min(), wall.min())
+        if jump > 0.1 * size:
+            warnings.warn(
+                f"Case {case.name}: at t = 0 field {field} is up to {jump:.3g} away from its boundary value at the "
+                f"{('lower', 'upper')[end]} end of axis {axis}. Start from a state that has the boundary values; if "
+                "the jump is meant, scheme=BDF2 damps what it stirs up.",
+                stacklevel=2,
+            )
 
 
 def _perturbed(state: np.ndarray) -> np.ndarray:

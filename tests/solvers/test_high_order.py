@@ -183,6 +183,7 @@ def test_walls_of_a_potential_must_be_homogeneous():
         serial_rhs(case, case.accept({}), np.ones((1, 20, 14)))
 
 
+@pytest.mark.filterwarnings("ignore:Case fisher")
 def test_verify_accepts_nonlocal_and_wide_operators():
     for accuracy in (2, 4, "spectral"):
         make_case(rhs=transport, accuracy=accuracy).verify()

@@ -128,6 +128,7 @@ def test_etdrk4_refuses_coupled_fields():
                        scheme=ETDRK4))  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:Case fisher")
 def test_verify_asks_that_the_stiff_part_is_linear():
     split_case(boundary=WALLS).verify()
     with pytest.raises(ValueError, match="stiff is not linear in u"):

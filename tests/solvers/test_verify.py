@@ -1,16 +1,29 @@
 """verify() accepts what is right and names what is wrong: the function, what it did, what it should do."""
 
 import math
+import warnings
 from itertools import count
 
 import numpy as np
 import pytest
 
 from headrace.solvers import Dirichlet, Grid, Neumann, Periodic
+from headrace.solvers.scheme import BDF2
 
 from .problems import arithmetic, everything, gray_scott, make_case, mixed_boundary, two_bumps
 
 calls = count()
+
+
+def test_an_initial_state_off_its_boundary_values_is_warned_of():
+    away = make_case(boundary={"x": (Dirichlet(lambda x, p, t: 3.0 + x[1]), Neumann()), "y": Periodic()})
+    with pytest.warns(UserWarning, match=r"field u is up to 3.* lower end of axis 0.*scheme=BDF2"):
+        away.verify()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_case(boundary=away.boundary, scheme=BDF2).verify()
+        make_case(boundary={"x": (Dirichlet(0.5), Dirichlet(0.5)), "y": Neumann()},
+                  initial=lambda x, p, rng: 0.5 + np.sin(np.pi * x[0]) * x[1]).verify()  # fmt: skip
 
 
 def wrong_dtype(u, d, p, t):
@@ -109,6 +122,7 @@ def test_the_cause_is_kept():
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
+@pytest.mark.filterwarnings("ignore:Case fisher")
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 @pytest.mark.parametrize("rhs", [everything, arithmetic], ids=lambda f: f.__name__)
 def test_what_is_right_passes_in_any_dimension_and_with_any_walls(ndim, rhs):
