@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from headrace.online_training.validator import HeldOut, evaluate, read_held_out
-from headrace.surrogates import Problem, load_surrogate
+from headrace.surrogates import Problem
 
 from .baseline import baseline_of
 
@@ -71,7 +71,7 @@ def evaluate_held_out(data: RunData) -> Evaluation | None:
     files = {int(path.stem.rpartition("-")[2]): path for path in sorted(data.directory.held_out.glob("sim-*.h5"))}
     if not files or not (data.directory.model / "config.json").is_file():
         return None
-    surrogate = load_surrogate(data.directory.model)
+    surrogate = data.directory.load_model(data.directory.model)
 
     def held_out() -> Iterator[HeldOut]:
         return (read_held_out(path, surrogate.problem) for path in files.values())

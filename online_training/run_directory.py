@@ -17,7 +17,7 @@ from typing import Any
 import tomli_w
 
 from headrace.solvers.case_file import CaseReference
-from headrace.surrogates import Surrogate
+from headrace.surrogates import Surrogate, load_surrogate
 
 from .settings import StudySettings
 
@@ -168,6 +168,18 @@ class RunDirectory:
             return StudyRecord.from_toml(text, self.path)
         except (KeyError, TypeError, ValueError) as error:
             raise StudyError(f"{self.path / 'study.toml'} is damaged: {error}") from error
+
+    def load_model(self, folder: Path) -> Surrogate:
+        """Load a surrogate of this run; a class that stands in the run's own case file is known too.
+
+        Raises
+        ------
+        ValueError, OSError : as `headrace.surrogates.load_surrogate`.
+        """
+        if not self.exists:
+            return load_surrogate(folder)
+        case = self.read().case
+        return load_surrogate(folder, modules=[case.load_module()])
 
     def require_same(self, record: StudyRecord, case: CaseReference, settings: StudySettings) -> None:
         """Check that a study to be resumed is the one in this folder.

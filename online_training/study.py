@@ -15,7 +15,7 @@ from typing import Any
 from headrace.solvers import Case
 from headrace.solvers.blocks import check_split
 from headrace.solvers.case_file import CaseReference
-from headrace.surrogates import Problem, Surrogate, load_surrogate
+from headrace.surrogates import Problem, Surrogate
 
 from .design import draw_design
 from .ledger import Ledger, RecordWriter
@@ -75,7 +75,7 @@ class Study:
         """
         directory = RunDirectory(run_dir)
         record = directory.read()
-        surrogate = load_surrogate(directory.model_initial)
+        surrogate = directory.load_model(directory.model_initial)
         return cls(record.case, surrogate, run_dir=run_dir, **record.settings.model_dump())
 
     def run(self, *, resume: bool = False, progress: Progress | None = None) -> StudyResult:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from headrace.surrogates import Surrogate, WindowBatch, load_surrogate
+from headrace.surrogates import Surrogate, WindowBatch
 from headrace.surrogates.files import save_surrogate
 
 from .agreement import Workers
@@ -31,6 +31,7 @@ from .checkpoint import (
 )
 from .ledger import RecordWriter
 from .metrics_log import MetricsLog
+from .run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from .feed import Draw, Feed
@@ -190,7 +191,8 @@ class _Training:
         self._run_dir = Path(settings.run_dir)
         self._device = torch.device(settings.device)
         self._workers = Workers(settings.rank, settings.num_ranks)
-        self._surrogate = load_surrogate(self._run_dir / "model-initial").to(self._device).train()
+        self._surrogate = RunDirectory(self._run_dir).load_model(self._run_dir / "model-initial")
+        self._surrogate = self._surrogate.to(self._device).train()
         parameters = list(self._surrogate.parameters())
         fused = self._device.type in ("cpu", "cuda") and all(p.is_floating_point() for p in parameters)
         self._optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=fused)

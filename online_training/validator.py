@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from headrace.surrogates import Problem, Surrogate, load_surrogate
+from headrace.surrogates import Problem, Surrogate
 from headrace.surrogates.metrics import EPSILON
 
 from .checkpoint import checkpoint_folders, read_checkpoint
 from .metrics_log import MetricsLog
+from .run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def evaluate(surrogate: Surrogate, trajectories: Iterable[HeldOut]) -> dict[str,
 
 def validate_run(run_dir: str | Path) -> dict[str, float]:
     """Return {"nrmse", "vrmse", "max_error"} of a run's model on its held-out simulations; empty without any."""
-    surrogate = load_surrogate(Path(run_dir) / "model")
+    surrogate = RunDirectory(run_dir).load_model(Path(run_dir) / "model")
     trajectories = _HeldOutFolder(Path(run_dir) / "held_out", surrogate.problem).read()
     if not trajectories:
         return {}
@@ -182,7 +183,7 @@ class _Validator:
 
     def __init__(self, run_dir: Path, log: MetricsLog) -> None:
         self._checkpoints, self._log = run_dir / "checkpoints", log
-        self._surrogate = load_surrogate(run_dir / "model-initial")
+        self._surrogate = RunDirectory(run_dir).load_model(run_dir / "model-initial")
         self._held_out = _HeldOutFolder(run_dir / "held_out", self._surrogate.problem)
         self._done = (-1, 0)
 

@@ -41,12 +41,12 @@ class CaseReference:
         file = Path(path).resolve()
         return cls(file=file, name=name, sha256=hashlib.sha256(_bytes_of(file)).hexdigest(), shape=shape)
 
-    def load(self) -> Case:
-        """Import the file under a name of its own and return its case.
+    def load_module(self) -> types.ModuleType:
+        """Import the file under a name of its own and return the module.
 
         Raises
         ------
-        ValueError : the file changed since the reference was made, does not run, or has no such case.
+        ValueError : the file changed since the reference was made, or does not run.
         """
         source = self._checked_source()
         module_name = f"headrace_case_{self.sha256[:16]}"
@@ -62,6 +62,16 @@ class CaseReference:
                 f"Case file {self.file} does not run: {type(error).__name__}: {error}. A case is one "
                 "self-contained file; it may import installed packages only."
             ) from error
+        return module
+
+    def load(self) -> Case:
+        """Import the file as `load_module` does and return its case.
+
+        Raises
+        ------
+        ValueError : the file changed since the reference was made, does not run, or has no such case.
+        """
+        module = self.load_module()
         case = getattr(module, self.name, None)
         if not isinstance(case, Case):
             found = [name for name, value in vars(module).items() if isinstance(value, Case)]

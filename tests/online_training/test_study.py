@@ -15,7 +15,7 @@ import pytest
 from headrace.online_training.audit import audit
 from headrace.online_training.ledger import Ledger, read_records
 from headrace.online_training.metrics_log import last_record, read_metrics
-from headrace.online_training.run_directory import StudyError
+from headrace.online_training.run_directory import RunDirectory, StudyError
 from headrace.online_training.study import Study
 from headrace.solvers.case_file import CaseReference
 from headrace.surrogates import MLP, load_surrogate
@@ -129,7 +129,10 @@ def test_a_study_survives_the_death_of_a_rank_and_of_its_trainer(tmp_path):
     assert bad and {n for n, one in history.items() if one.quarantine is not None} == bad, "and nothing else"
     assert counts["steps of simulations in quarantine"] == 21 * len(bad)
     assert {record["generation"] for record in read_metrics(run_dir / "metrics.jsonl")} >= {1, 2}
-    assert load_surrogate(run_dir).problem.case == "slow_decay"
+    surrogate = RunDirectory(run_dir).load_model(run_dir)
+    assert type(surrogate).__name__ == "OwnMLP" and surrogate.problem.case == "slow_decay"
+    with pytest.raises(ValueError, match="Give your own class"):
+        load_surrogate(run_dir)
     require_no_process(run_dir)
 
 
