@@ -1,7 +1,7 @@
 """Makes exponax_flows.npz: two flows solved by exponax, an independent spectral code in JAX.
 
-    python -m venv /tmp/exponax && /tmp/exponax/bin/pip install exponax==0.2.0
-    /tmp/exponax/bin/python tests/solvers/exponax_flows.py
+    python -m venv .rivals/exponax && .rivals/exponax/bin/pip install exponax==0.2.0
+    .rivals/exponax/bin/python tests/solvers/exponax_flows.py
 
 exponax takes the velocity from ω with the opposite sign; a convection scale of -1 gives our convention.
 Both start from `initial` on 128 x 128 points of a torus of length 2π; 32 x 32 of them are stored.

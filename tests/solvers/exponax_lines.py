@@ -1,7 +1,7 @@
 """Makes exponax_lines.npz: Burgers, Kuramoto-Sivashinsky and Gray-Scott by exponax, an independent spectral code.
 
-    python -m venv /tmp/exponax && /tmp/exponax/bin/pip install exponax==0.2.0
-    /tmp/exponax/bin/python tests/solvers/exponax_lines.py
+    python -m venv .rivals/exponax && .rivals/exponax/bin/pip install exponax==0.2.0
+    .rivals/exponax/bin/python tests/solvers/exponax_lines.py
 
 The initial states are the functions below, on finer grids than those of the cases; every stride-th point is stored.
 """
