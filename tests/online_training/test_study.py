@@ -28,10 +28,10 @@ DRIVER = Path(__file__).with_name("study_driver.py")
 class Driver:
     """A study in a process of its own."""
 
-    def __init__(self, run_dir: Path, model: str, how: str) -> None:
+    def __init__(self, run_dir: Path, model: str, how: str, *, log_folder: Path | None = None) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.run_dir = run_dir
-        self.output = open(run_dir.parent / f"driver-{time.monotonic_ns()}.log", "w+")
+        self.output = open((log_folder or run_dir.parent) / f"driver-{time.monotonic_ns()}.log", "w+")
         self.process = subprocess.Popen(
             [sys.executable, str(DRIVER), str(run_dir), model, how],
             stdout=self.output, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
@@ -164,6 +164,24 @@ def test_a_killed_driver_and_ctrl_c_are_resumed(tmp_path):
 
     again = Driver(run_dir, "fno", "resume").finish()
     assert text.splitlines()[-1] == again.splitlines()[-1], "a finished study only repeats its result"
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(disk)], check=False)
+    if mounted.returncode != 0:
+        pytest.skip("needs the right to mount a small file system; run as root")
+    try:
+        run_dir = disk / "run"
+        driver = Driver(run_dir, "mlp", "new", log_folder=tmp_path)
+        text = driver.finish()
+        assert driver.process.returncode == 1 and "No space left on device" in text, text
+        assert "StudyError" in text and str(run_dir) in text, "the error names the file"
+        require_no_process(run_dir)
+        assert all((folder / "state.json").exists() for folder in (run_dir / "checkpoints").iterdir())
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def reference() -> CaseReference:
