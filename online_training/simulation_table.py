@@ -113,7 +113,10 @@ class SimulationTable:
 
     def may_draw(self) -> bool:
         """Whether the windows may be used more often yet."""
-        return self.closed or self._drawn() < self._limits.views * self.windows_accepted
+        # The drain at the end uses what is there once more; without this reserve it would come on top of the views.
+        views = self._limits.views
+        reserve = self._buffer.population * max(0.0, 1 - 1 / views)
+        return self.closed or self._drawn() < views * self.windows_accepted - reserve
 
     # -- admission and credits -----------------------------------------------------------------------------------
 
