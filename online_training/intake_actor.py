@@ -65,12 +65,9 @@ def build_intake(directory: RunDirectory, session: int) -> Intake:
     record = directory.read()
     settings, case = record.settings, record.case.load()
     assignments = Ledger(directory.ledger).assignments()
+    layout = StreamLayout.of(case, record.window)
     trained = last_record(directory.path / "metrics.jsonl") or {}
-    plan = SessionPlan.of(record, case, assignments, uses_done=trained.get("windows", 0))
-    layout = StreamLayout(
-        fields=case.fields, shape=case.grid.shape, num_steps=len(case.times), window=record.window,
-        parameters=tuple(case.parameters),
-    )  # fmt: skip
+    plan = SessionPlan.of(record, layout, assignments, uses_done=trained.get("windows", 0))
     memory = SlotMemory.create(f"{record.study:016x}", layout, plan.slots * layout.step_bytes)
     buffer = Reservoir(len(memory.array), record.window, watermark=plan.watermark, seed=settings.seed + session)
     intake = Intake(

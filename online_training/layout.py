@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from headrace.solvers import Case
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,19 @@ class StreamLayout:
                 f"No trajectory of {self.num_steps} steps has a window of {self.window}: "
                 f"window must lie in 1..{self.num_steps}. Use a shorter window or more snapshots."
             )
+
+    @classmethod
+    def of(cls, case: Case, window: int) -> StreamLayout:
+        """Return the layout of a case's stream, drawn in windows of a number of steps.
+
+        Raises
+        ------
+        ValueError : the window is longer than a trajectory.
+        """
+        return cls(
+            fields=case.fields, shape=case.grid.shape, num_steps=len(case.times), window=window,
+            parameters=tuple(case.parameters),
+        )  # fmt: skip
 
     @property
     def step_shape(self) -> tuple[int, ...]:

@@ -8,9 +8,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -24,9 +24,10 @@ from .trainer import run_trainer
 from .training_loop import TrainerSettings
 from .validator import ValidatorProcess
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from .study import Progress
 
-Progress = Callable[[Mapping[str, Any]], None]
+logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.25
 _REPORT_SECONDS = 1.0

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from headrace.solvers import Case
-
 if TYPE_CHECKING:
+    from .layout import StreamLayout
     from .run_directory import StudyRecord
     from .simulation_run import Assignment
 
@@ -43,16 +42,15 @@ class SessionPlan:
     views: float
 
     @classmethod
-    def of(cls, record: StudyRecord, case: Case, assignments: Sequence[Assignment], uses_done: int = 0) -> SessionPlan:
+    def of(
+        cls, record: StudyRecord, layout: StreamLayout, assignments: Sequence[Assignment], uses_done: int = 0
+    ) -> SessionPlan:
         """Return the plan for what is left to be run, uses_done window uses being behind us."""
         settings = record.settings
-        num_steps = len(case.times)
-        starts = max(num_steps - record.window + 1, 0)
         training = [one for one in assignments if not one.held_out]
-        windows = sum(starts - len(one.used) for one in training)
-        step_bytes = 4 * len(case.fields) * case.grid.num_points
-        slots = max(1, min(settings.buffer_bytes // step_bytes, len(training) * num_steps))
-        left = record.total_uses(num_steps) - uses_done
+        windows = sum(layout.num_starts - len(one.used) for one in training)
+        slots = max(1, min(settings.buffer_bytes // layout.step_bytes, len(training) * layout.num_steps))
+        left = record.total_uses(layout.num_steps) - uses_done
         views = settings.views
         if windows:
             views = min(max(views, left / windows), _MOST_VIEWS * views)

@@ -18,10 +18,12 @@ from headrace.solvers.case_file import CaseReference
 from headrace.surrogates import Problem, Surrogate
 
 from .design import draw_design
+from .layout import StreamLayout
 from .ledger import Ledger, RecordWriter
 from .ledger_index import rebuild_index
 from .local_launcher import find_mpirun
 from .ray_session import prepare_environment, ray_session
+from .reservoir import check_capacity
 from .run_directory import RunDirectory, StudyError, StudyRecord
 from .settings import StudySettings
 
@@ -167,13 +169,8 @@ def require_capacity(settings: StudySettings, case: Case, window: int) -> None:
     ------
     ValueError : the window is longer than a trajectory, or the reservoir too small for jobs, window and batch.
     """
-    from .reservoir import check_capacity
-
-    num_steps = case.num_snapshots + 1
-    if window > num_steps:
-        raise ValueError(f"The surrogate needs windows of {window} steps; a simulation has {num_steps} snapshots.")
-    step_bytes = 4 * len(case.fields) * case.grid.num_points
-    check_capacity(settings.buffer_bytes // step_bytes, settings.jobs, window, settings.batch_size)
+    layout = StreamLayout.of(case, window)
+    check_capacity(settings.buffer_bytes // layout.step_bytes, settings.jobs, window, settings.batch_size)
 
 
 def _require_port(interface: str, port: int) -> None:
