@@ -1,0 +1,1 @@
+"""Programs of other people, each run in its own environment by benchmarks/solvers.py."""
