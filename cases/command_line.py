@@ -100,8 +100,11 @@ def generate(
     case: CaseReference,
     simulations: Annotated[int, typer.Option(min=1, help="Number of simulations.")] = 100,
     output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Folder. Default: CASE-data.")] = None,
+    held_out: Annotated[int, typer.Option(min=0, help="Further simulations for validation, into FOLDER/held_out.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of parameters and random initial states.")] = 0,
-    sampler: Annotated[str, typer.Option(help="How parameters are drawn: sobol or uniform.")] = "sobol",
+    sampler: Annotated[
+        str, typer.Option(help="How parameters are drawn: sobol, halton, lhs, uniform or own:NAME.")
+    ] = "sobol",
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Simulations at the same time. Default: one per core.")
     ] = None,
@@ -110,12 +113,11 @@ def generate(
     """Run many simulations into a folder, one HDF5 file each, on all cores or on the ranks of mpirun."""
     from .generate_command import generate_data_set
 
-    if sampler not in ("sobol", "uniform"):
-        raise ValueError(f"--sampler {sampler!r} is not allowed: sobol or uniform.")
     folder = Path(f"{case.load().name}-data") if output is None else output
     return generate_data_set(
-        case, simulations=simulations, folder=folder, seed=seed, sampler=sampler, jobs=jobs, plain=plain
-    )
+        case, simulations=simulations, held_out=held_out, folder=folder, seed=seed, sampler=sampler, jobs=jobs,
+        plain=plain,
+    )  # fmt: skip
 
 
 def train(

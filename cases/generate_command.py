@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 
-from headrace.online_training.design import draw_design
+from headrace.online_training.design import ADAPTIVE, check_sampler, draw_design, extensible, own_sampler
 from headrace.solvers.hdf5 import HDF5Sink
 from headrace.solvers.simulate import simulate
 
@@ -31,17 +31,18 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def generate_data_set(
-    reference: CaseReference, *, simulations: int, folder: Path, seed: int, sampler: Literal["sobol", "uniform"],
+    reference: CaseReference, *, simulations: int, held_out: int = 0, folder: Path, seed: int, sampler: str,
     jobs: int | None, plain: bool,
 ) -> int:  # fmt: skip
     """Run simulations into FOLDER/sim-000000.h5, ...; return 1 where some of them failed. Collective under mpirun.
 
     Simulation n has the parameters and the random state of simulation n of a study with the same seed and sampler.
     Files that are there already are kept, so that the same command goes on after an interruption, and one with a
-    larger number extends the set.
+    larger number extends the set (not with a Latin hypercube, which is made for its number).
 
     Parameters
     ----------
+    held_out : further simulations into FOLDER/held_out, those that such a study would keep for validation.
     jobs : processes that each solve one simulation at a time; one per core if left out. Under mpirun every rank is one.
 
     Raises
@@ -50,27 +51,51 @@ def generate_data_set(
     """
     comm = world()
 
-    def prepare() -> tuple[Case, list[int]]:
+    def prepare() -> tuple[Case, list[Task]]:
         case = reference.load()
         case.verify()
+        tasks = _tasks(reference, len(case.parameters), folder, seed=seed, sampler=sampler,
+                       simulations=simulations, held_out=held_out)  # fmt: skip
         if comm is None or comm.rank == 0:
-            _describe(folder, reference, seed, sampler)
-        missing = [n for n in range(simulations) if comm is not None or not data_file(folder, n).exists()]
-        return case, missing
+            _describe(folder, reference, seed, sampler, simulations)
+            if held_out:
+                (folder / "held_out").mkdir(exist_ok=True)
+        return case, tasks
 
-    case, missing = together(comm, prepare)
+    case, tasks = together(comm, prepare)
+    tasks = [task for task in tasks if not Path(task[0]).exists()]
     if comm is not None:
-        missing = comm.bcast([n for n in missing if not data_file(folder, n).exists()] if comm.rank == 0 else None)
-    points = draw_design(len(case.parameters), simulations, seed, kind=sampler)
-    tasks = [(n, list(map(float, points[n]))) for n in missing]
+        tasks = comm.bcast(tasks if comm.rank == 0 else None)
     if comm is None:
         failed = _on_all_cores(reference, folder, seed, tasks, jobs=jobs or _cores(), plain=plain)
     else:
-        own = [(n, solve_into(case, folder, seed, n, point)) for n, point in tasks[comm.rank :: comm.size]]
+        own = [(n, solve_into(case, file, seed, n, point)) for file, n, point in tasks[comm.rank :: comm.size]]
         failed = dict(pair for part in comm.allgather([pair for pair in own if pair[1]]) for pair in part)
     if comm is None or comm.rank == 0:
-        _tell(case, folder, simulations, len(missing), failed)
+        _tell(case, folder, simulations + held_out, len(tasks), failed)
     return 1 if failed else 0
+
+
+Task = tuple[str, int, list[float]]
+"""File, number of the simulation, and its point of the unit cube."""
+
+
+def _tasks(
+    reference: CaseReference, dims: int, folder: Path, *, seed: int, sampler: str, simulations: int, held_out: int
+) -> list[Task]:
+    """Return all simulations of a set. Held-out ones that are there stay, whatever number they were made for."""
+    if check_sampler(sampler) == ADAPTIVE:
+        raise ValueError(
+            f"--sampler {sampler!r} follows the losses of a training, which a data set has not; use sobol."
+        )
+    own = own_sampler(sampler, reference.load_module())
+    kept = len(list((folder / "held_out").glob("sim-*.h5")))
+    tasks: list[Task] = []
+    for apart, begin, count in ((False, 0, simulations), (True, kept, held_out)):
+        points = draw_design(dims, count, seed, kind=sampler, held_out=apart, own=own)
+        where, first = (folder / "held_out", simulations) if apart else (folder, 0)
+        tasks += [(str(data_file(where, first + n)), first + n, points[n].tolist()) for n in range(begin, count)]
+    return tasks
 
 
 def data_file(folder: Path, simulation: int) -> Path:
@@ -78,9 +103,9 @@ def data_file(folder: Path, simulation: int) -> Path:
     return folder / f"sim-{simulation:06d}.h5"
 
 
-def solve_into(case: Case, folder: Path, seed: int, simulation: int, point: Sequence[float]) -> str:
+def solve_into(case: Case, file: str | Path, seed: int, simulation: int, point: Sequence[float]) -> str:
     """Solve one simulation serially into its file; return what went wrong, or nothing."""
-    sink = HDF5Sink(data_file(folder, simulation))
+    sink = HDF5Sink(file)
     try:
         simulate(case, case.draw(point), sink, study_seed=seed, simulation=simulation)
     except USER_ERRORS as error:
@@ -89,7 +114,7 @@ def solve_into(case: Case, folder: Path, seed: int, simulation: int, point: Sequ
     return ""
 
 
-def _describe(folder: Path, reference: CaseReference, seed: int, sampler: str) -> None:
+def _describe(folder: Path, reference: CaseReference, seed: int, sampler: str, simulations: int) -> None:
     """Write down what the data set is, or compare with what is written.
 
     Raises
@@ -101,6 +126,8 @@ def _describe(folder: Path, reference: CaseReference, seed: int, sampler: str) -
         "format": FORMAT, "version": VERSION, "case": reference.name, "sha256": reference.sha256, "shape": shape,
         "seed": seed, "sampler": sampler,
     }  # fmt: skip
+    if not extensible(sampler):
+        own["simulations"] = simulations
     file = folder / DESCRIPTION
     if file.exists():
         try:
@@ -130,13 +157,13 @@ def _load(reference: CaseReference) -> None:
     _case = reference.load()
 
 
-def _task(folder: Path, seed: int, simulation: int, point: list[float]) -> str:
+def _task(file: str, seed: int, simulation: int, point: list[float]) -> str:
     assert _case is not None
-    return solve_into(_case, folder, seed, simulation, point)
+    return solve_into(_case, file, seed, simulation, point)
 
 
 def _on_all_cores(
-    reference: CaseReference, folder: Path, seed: int, tasks: list[tuple[int, list[float]]], *, jobs: int, plain: bool
+    reference: CaseReference, folder: Path, seed: int, tasks: list[Task], *, jobs: int, plain: bool
 ) -> dict[int, str]:
     """Return what went wrong, by simulation."""
     failed = {}
@@ -148,7 +175,7 @@ def _on_all_cores(
         ProcessPoolExecutor(workers, mp_context=context, initializer=_load, initargs=(reference,)) as pool,
         StepProgress(folder.name, len(tasks), plain=plain, unit="simulation") as progress,
     ):
-        running = {pool.submit(_task, folder, seed, n, point): n for n, point in tasks}
+        running = {pool.submit(_task, file, seed, n, point): n for file, n, point in tasks}
         try:
             for done, future in enumerate(as_completed(running), start=1):
                 if future.result():

@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from .design import check_sampler
+
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -49,7 +51,11 @@ class StudySettings(BaseModel):
     views: float = Field(10.0, gt=0, description="Target number of uses of each training window.")
     batch_size: int = Field(32, ge=1, description="Windows in one batch, over all workers.")
     learning_rate: float = Field(1e-3, gt=0, description="Learning rate of Adam at the start; cosine to zero.")
-    sampler: Literal["sobol", "uniform"] = Field("sobol", description="How parameters are drawn.")
+    sampler: str = Field(
+        "sobol",
+        description="How parameters are drawn: sobol, halton, lhs, uniform, breed (where the losses are large), or "
+        "own:NAME for a function NAME(count, dims, rng) in the case's file.",
+    )
     seed: int = Field(0, ge=0, description="Seed of design, sampler and weights.")
     checkpoint_every: float = Field(20.0, gt=0, description="Seconds between checkpoints.")
     max_failures: int = Field(3, ge=0, description="Failures of one simulation, or of the trainer, before giving up.")
@@ -57,6 +63,11 @@ class StudySettings(BaseModel):
     port: int = Field(0, ge=0, le=65535, description="Port of the intake; 0 takes a free one.")
     strict: bool = Field(False, description="Authenticate every payload byte, not only headers and checksums.")
     encrypt: bool = Field(False, description="Encrypt tcp connections (CURVE), at a third to a fifth of the speed.")
+
+    @field_validator("sampler")
+    @classmethod
+    def _check_sampler(cls, value: str) -> str:
+        return check_sampler(value)
 
     @field_validator("buffer", mode="before")
     @classmethod

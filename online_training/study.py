@@ -17,7 +17,7 @@ from headrace.solvers.blocks import check_split
 from headrace.solvers.case_file import CaseReference
 from headrace.surrogates import Problem, Surrogate
 
-from .design import draw_design
+from .design import draw_design, own_sampler
 from .layout import StreamLayout
 from .ledger import Ledger, RecordWriter
 from .ledger_index import rebuild_index
@@ -148,8 +148,9 @@ class Study:
         case, settings = record.case.load(), self.settings
         known = Ledger(self.directory.ledger).simulations
         dims, training = len(case.parameters), settings.simulations
+        own = own_sampler(settings.sampler, record.case.load_module())
         for held_out, first, count in ((False, 0, training), (True, training, settings.held_out)):
-            points = draw_design(dims, count, settings.seed, kind=settings.sampler, held_out=held_out)
+            points = draw_design(dims, count, settings.seed, kind=settings.sampler, held_out=held_out, own=own)
             for number, point in enumerate(points, first):
                 if number not in known:
                     values = dict(case.draw(point))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import qmc
 
-from headrace.online_training.design import draw_design
+from headrace.online_training.design import draw_design, own_sampler
 
-KINDS = ("sobol", "uniform")
+KINDS = ("sobol", "halton", "uniform")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -58,5 +58,41 @@ def test_a_case_without_parameters_has_points_without_coordinates():
 
 
 def test_unknown_kind_names_the_allowed_ones():
-    with pytest.raises(ValueError, match="'sobol' or 'uniform'"):
+    with pytest.raises(ValueError, match=r"'grid' is unknown.*sobol, halton, lhs, uniform"):
         draw_design(2, 4, seed=0, kind="grid")
+
+
+@pytest.mark.parametrize("kind", ["halton", "lhs"])
+def test_halton_and_latin_hypercubes_are_more_even_than_independent_points(kind):
+    uniform = np.mean([qmc.discrepancy(draw_design(4, 100, seed=s, kind="uniform")) for s in range(5)])
+    assert np.mean([qmc.discrepancy(draw_design(4, 100, seed=s, kind=kind)) for s in range(5)]) < 0.8 * uniform
+
+
+def test_a_latin_hypercube_has_one_point_in_each_slice_of_every_axis():
+    for held_out in (False, True):
+        points = draw_design(5, 37, seed=4, kind="lhs", held_out=held_out)
+        assert np.array_equal(np.sort(np.floor(points * 37), axis=0), np.tile(np.arange(37.0)[:, None], 5))
+
+
+def test_an_own_function_draws_with_the_studys_generator():
+    def corners(count, dims, rng):
+        return rng.integers(0, 2, (count, dims)) * 0.75
+
+    assert own_sampler("sobol", None) is None
+    module = type("Module", (), {"corners": staticmethod(corners)})
+    own = own_sampler("own:corners", module)
+    points = draw_design(3, 40, seed=1, kind="own:corners", own=own)
+    assert set(points.ravel()) == {0.0, 0.75}
+    assert np.array_equal(points, draw_design(3, 40, seed=1, kind="own:corners", own=own))
+    assert not np.array_equal(points, draw_design(3, 40, seed=1, kind="own:corners", own=own, held_out=True))
+    with pytest.raises(ValueError, match=r"no function edges\(count, dims, rng\)"):
+        own_sampler("own:edges", module)
+
+
+@pytest.mark.parametrize(
+    ("own", "found"), [(lambda n, d, rng: np.ones((n, d)), r"values in \[1, 1\]"),
+                       (lambda n, d, rng: np.zeros(n), r"shape \(4,\)")],
+)  # fmt: skip
+def test_an_own_function_that_leaves_the_cube_is_named(own, found):
+    with pytest.raises(ValueError, match=f"own:bad must return .*{found}"):
+        draw_design(2, 4, seed=0, kind="own:bad", own=own)
