@@ -84,7 +84,11 @@ def _tasks(
     reference: CaseReference, dims: int, folder: Path, *, seed: int, sampler: str, simulations: int, held_out: int
 ) -> list[Task]:
     """Return all simulations of a set. Held-out ones that are there stay, whatever number they were made for."""
-    if check_sampler(sampler) == ADAPTIVE:
+    try:
+        check_sampler(sampler)
+    except ValueError as error:
+        raise ValueError(f"--sampler {sampler!r} is not allowed: {error}.") from None
+    if sampler == ADAPTIVE:
         raise ValueError(
             f"--sampler {sampler!r} follows the losses of a training, which a data set has not; use sobol."
         )

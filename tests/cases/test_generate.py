@@ -69,6 +69,20 @@ def test_a_larger_number_extends_and_what_is_there_is_kept(data):
     assert data_file(data, 1).stat().st_mtime_ns == before and data_file(data, 3).exists()
 
 
+def test_held_out_simulations_are_those_that_such_a_study_would_keep(tmp_path):
+    folder = tmp_path / "data"
+    result = generate(*flags(folder, 2, sampler="lhs"), "--held-out", "2")
+    assert result.exit_code == 0 and "4 of 4 simulations" in result.output, result.output
+    case = find_case("burgers1d", (128,)).load()
+    points = draw_design(1, 2, 0, kind="lhs", held_out=True)
+    for n in range(2):
+        found = read_trajectory(data_file(folder / "held_out", 2 + n))
+        assert found.parameters == dict(case.draw(points[n]))
+    # A Latin hypercube of three points has other strata than one of two.
+    result = generate(*flags(folder, 3, sampler="lhs"))
+    assert result.exit_code == 2 and "another simulations: 2, not 3" in result.stderr
+
+
 @pytest.mark.mpi
 def test_the_ranks_of_mpirun_share_the_simulations(data, tmp_path):
     done = run_mpi(2, ["-m", "headrace.cases", "generate", *map(str, flags(tmp_path / "data", 3)), "--plain"])
