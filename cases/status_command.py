@@ -31,8 +31,17 @@ def show_status(run_dir: Path) -> None:
     windows = f"{figures.windows:,}" + (f" of {figures.total_windows:,}" if figures.total_windows else "")
     rows = [
         ("study", f"{data.record.model} on {data.case.name}, {_condition(data)}"),
-        ("simulations", f"{data.simulations_completed} of {planned} completed ({settings.held_out} are held out)"),
-        ("steps", f"{data.steps_accepted:,} of {planned * steps:,} accepted"),
+        *(
+            [("data set", f"{settings.simulations} simulations of {settings.offline}")]
+            if settings.offline
+            else [
+                (
+                    "simulations",
+                    f"{data.simulations_completed} of {planned} completed ({settings.held_out} are held out)",
+                ),
+                ("steps", f"{data.steps_accepted:,} of {planned * steps:,} accepted"),
+            ]
+        ),
         ("training", f"{windows} windows used"),
         ("loss", _number(figures.loss, "{:.4g}")),
         ("validation nRMSE", _number(figures.validation_nrmse, "{:.4f}")),

@@ -51,9 +51,10 @@ def train_case(
     console = Console(stderr=True, highlight=False)
     _log_warnings(console)
     with StudyProgress(case, settings, console, plain=plain) as progress:
+        live = f"{settings.simulations} simulations on {settings.ranks} ranks each"
         progress.say(
             f"training {MODELS[model.lower()]} on {case.name}, {' x '.join(map(str, case.grid.shape))} points: "
-            f"{settings.simulations} simulations on {settings.ranks} ranks each, run directory {folder}"
+            f"{f'data set {settings.offline}' if settings.offline else live}, run directory {folder}"
         )
         result = study.run(resume=resume, progress=progress.show)
     if result.status != "finished":

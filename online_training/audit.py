@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .ledger import read_records
-from .run_directory import RunDirectory
+from .run_directory import RunDirectory, StudyError
 
 Step = tuple[int, int]
 """(simulation, step)."""
@@ -55,11 +55,13 @@ def audit(run_dir: str | Path) -> AuditReport:
 
     Raises
     ------
-    StudyError : there is no study in this folder.
+    StudyError : there is no study in this folder, or one that was trained from a data set.
     LedgerDamage : a log is damaged elsewhere than at its torn end; names file and line.
     """
     directory = RunDirectory(run_dir)
     record = directory.read()
+    if record.settings.offline:
+        raise StudyError(f"{directory.path} was trained from {record.settings.offline}: there was no stream to audit.")
     num_steps = record.case.load().num_snapshots + 1
     sides = _read(directory.ledger)
     problems = [*_compare_bytes(sides), *_check_acceptance(sides), *_check_uses(sides)]

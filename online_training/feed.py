@@ -105,6 +105,9 @@ class Feed:
             self._receive(1.0)
         return self._statistics
 
+    def begin_at(self, batch: int) -> None:
+        """Do nothing: after a restart the intake goes on with what was not used, whatever the batch's number."""
+
     def next(self) -> Draw | None:
         """Return this worker's slice of the next batch; None where the stream has ended.
 

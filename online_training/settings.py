@@ -59,6 +59,16 @@ class StudySettings(BaseModel):
     seed: int = Field(0, ge=0, description="Seed of design, sampler and weights.")
     checkpoint_every: float = Field(20.0, gt=0, description="Seconds between checkpoints.")
     max_failures: int = Field(3, ge=0, description="Failures of one simulation, or of the trainer, before giving up.")
+    offline: str = Field(
+        "",
+        description="Train on this data set of `headrace generate` instead of live simulations: the static rival, with "
+        "the same model, loss, normaliser, schedule and validation. Simulations and held_out are then limits.",
+    )
+    loader: Literal["mapped", "hdf5"] = Field(
+        "mapped",
+        description="How a data set is read: packed once into float32 and memory-mapped, or from its HDF5 chunks.",
+    )
+    loader_processes: int = Field(0, ge=0, description="Processes that gather batches from a data set; 0: a thread.")
     interface: str = Field("127.0.0.1", description="Address of the interface that the intake listens on.")
     port: int = Field(0, ge=0, le=65535, description="Port of the intake; 0 takes a free one.")
     strict: bool = Field(False, description="Authenticate every payload byte, not only headers and checksums.")

@@ -90,6 +90,10 @@ class Study:
         ------
         StudyError : the run directory belongs to another study, or solvers or trainer failed too often.
         """
+        if self.settings.offline:
+            from .offline_study import run_offline
+
+            return run_offline(self, resume=resume, progress=progress)
         record = self._prepare(resume)
         with self.directory.locked():
             finished = Ledger(self.directory.ledger).finished
@@ -132,7 +136,7 @@ class Study:
                 with ray_session(self.directory, num_cpus=self.settings.workers + 1):
                     session = Session(self.directory, record, number)
                     try:
-                        with _orderly_stop(session.request_stop):
+                        with orderly_stop(session.request_stop):
                             status = session.run(progress)
                     except IntakeLost as error:
                         log.append({"e": "stopped", "reason": f"intake lost: {error}"})
@@ -204,7 +208,7 @@ def _reference(case: Case) -> CaseReference:
 
 
 @contextmanager
-def _orderly_stop(request_stop: Callable[[], None]) -> Iterator[None]:
+def orderly_stop(request_stop: Callable[[], None]) -> Iterator[None]:
     """Turn the first SIGINT or SIGTERM into an orderly stop; a second SIGINT interrupts at once."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -350,6 +350,7 @@ class _Training:
         restore_optimizer(checkpoint, self._surrogate, self._optimizer)
         self._batch = self._saved_batch = checkpoint.state.batch
         self._windows = checkpoint.state.windows
+        self._feed.begin_at(self._batch)
         logger.info("Training goes on from batch %d (%d windows used).", self._batch, self._windows)
 
     def _data_parallel(self, loss: _WindowLoss) -> torch.nn.Module:

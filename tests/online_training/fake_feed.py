@@ -44,6 +44,9 @@ class FakeFeed:
     def statistics(self):
         return {"count": 1000, "mean": [0.0], "std": [0.5]}
 
+    def begin_at(self, batch):
+        pass
+
     def next(self):
         if self.n == self.stop:
             return None
