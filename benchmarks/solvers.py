@@ -20,6 +20,8 @@ and where one is absent the line says so. One JSON line per figure, also in benc
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -48,6 +50,7 @@ from headrace.solvers.simulate import keep_heap, simulate
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 RIVALS = ("exponax", "torch_cfd", "py_pde")
+NUMBA = importlib.util.find_spec("numba") is not None
 ONE_THREAD = {
     **os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1",
 }  # fmt: skip
@@ -66,7 +69,7 @@ heat = Case(
     parameters={"nu": Uniform(0.5, 1.5)}, initial=lambda x, p, rng: np.sin(2 * np.pi * x[0]) * np.cos(2 * np.pi * x[1]),
     rhs=warm, scheme=SSPRK3, duration=1.0, num_snapshots=1,
 )  # fmt: skip
-PROBLEMS = {"heat": heat, "spectral": navier_stokes, "staggered": taylor_green}
+PROBLEMS = {"heat": heat, "heat-compiled": replace(heat, compiled=True), "spectral": navier_stokes, "staggered": taylor_green}
 
 
 class Clock(MemorySink):
@@ -85,7 +88,7 @@ class Clock(MemorySink):
 def prepared(problem: str, shape: tuple[int, ...], steps: int) -> Case:
     """Return a case that takes `steps` small steps between its snapshots."""
     case = PROBLEMS[problem].resized(shape)
-    step = 0.1 * min(case.grid.spacing) ** 2 if problem == "heat" else 2e-3
+    step = 0.1 * min(case.grid.spacing) ** 2 if problem.startswith("heat") else 2e-3
     return replace(case, duration=2 * step * steps, num_snapshots=2, steps_per_snapshot=steps)
 
 
@@ -172,6 +175,8 @@ def measure_ranks(quick: bool) -> Iterator[Figure]:
     runs = [("heat", (1024, 1024), 60), ("spectral", (512, 512), 40), ("staggered", (96, 96, 96), 8)]
     if quick:
         runs = [("heat", (512, 512), 40), ("spectral", (256, 256), 20), ("staggered", (32, 32, 32), 10)]
+    if NUMBA:
+        runs.insert(1, ("heat-compiled", *runs[0][1:]))
     for problem, shape, steps in runs:
         best = {"apart": np.inf, "together": np.inf}
         for _ in range(2 if quick else 4):
@@ -186,7 +191,7 @@ def measure_ranks(quick: bool) -> Iterator[Figure]:
 
 def needed_bytes(problem: str, shape: tuple[int, ...], ranks: int) -> float | None:
     """Return the bytes that the largest block must send in a step of the explicit heat equation, three stages."""
-    if problem != "heat" or ranks == 1:
+    if not problem.startswith("heat") or ranks == 1:
         return None
     dims = {2: (2, 1), 4: (2, 2)}[ranks]
     layer = [np.prod([n // d for a, (n, d) in enumerate(zip(shape, dims, strict=True)) if a != axis])
@@ -315,28 +320,30 @@ def measure_bandwidth(quick: bool) -> Iterator[Figure]:
     source = np.random.default_rng(0).normal(size=1 << 24)
     target = np.empty_like(source)
     copied = 16 * len(source) / fastest(lambda: np.copyto(target, source), seconds)
-    for name, case, shape in [("heat 2-D", heat, (2048, 2048)), ("Gray-Scott", gray_scott, (1024, 1024)),
-                              ("heat 3-D", heat3d, (160, 160, 160))]:  # fmt: skip
+    problems = [("heat 2-D", heat, (2048, 2048)), ("Gray-Scott", gray_scott, (1024, 1024)),
+                ("heat 3-D", heat3d, (160, 160, 160))]  # fmt: skip
+    paths = (False, True) if NUMBA else (False,)
+    for (name, case, shape), wanted in itertools.product(problems, paths):
         if quick:
             shape = tuple(n // 2 for n in shape)
-        case = case.resized(shape)
+        case = replace(case.resized(shape), compiled=wanted)
         p = case.accept({})
         blocks = Blocks(shape, case.periodic)
         u = np.random.default_rng(0).uniform(size=(len(case.fields), *shape))
         f = right_hand_side(case, p, blocks, u)
         time_of_rhs = fastest(lambda f=f, u=u: f(u, 0.0), seconds)
-        path = "compiled" if getattr(f, "compiled", False) else "numpy"
+        path = "compiled" if f.compiled else "numpy"
         rate = 16 * u.size / time_of_rhs
         setup = f"{path}, {1e3 * time_of_rhs:.2f} ms, {rate / 1e9:.2f} GB/s of {copied / 1e9:.2f} GB/s, halo included"
         size = " x ".join(map(str, shape))
-        yield f"bandwidth: {name} {size}, fraction of a copy", rate / copied, "fraction", None, copied, setup
+        yield f"bandwidth: {name} {size} {path}, fraction of a copy", rate / copied, "fraction", None, copied, setup
         if name == "heat 2-D":
             manual = by_hand(u[0], p.nu, case.grid.spacing[0])
             if not np.allclose(manual(), f(u, 0.0)[0], rtol=1e-8, atol=1e-6):
                 raise SystemExit("The form written by hand computes something else.")
             best = fastest(manual, seconds)
             setup = f"{path} {1e3 * time_of_rhs:.2f} ms, by hand {1e3 * best:.2f} ms"
-            yield f"bandwidth: {name} {size}, best numpy over ours", best / time_of_rhs, "x", None, 1.0, setup
+            yield f"bandwidth: {name} {size} {path}, best numpy over ours", best / time_of_rhs, "x", None, 1.0, setup
 
 
 PARTS = {"ranks": measure_ranks, "rivals": measure_rivals, "weak": measure_weak, "bandwidth": measure_bandwidth}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -178,12 +178,18 @@ class Exchange:
     def __init__(self, blocks: Blocks, buffer: np.ndarray, halo: int) -> None:
         self._axes = [_AxisExchange(blocks, buffer, halo, axis) for axis in range(len(blocks.shape))]
 
-    def fill(self, axis: int) -> None:
+    def communicates(self, axis: int) -> bool:
+        """Return whether the neighbours along an axis are other ranks."""
+        return self._axes[axis].communicates
+
+    def fill(self, axis: int, meanwhile: Callable[[], None] | None = None) -> None:
         """Fill the ghost layers of both sides of an axis, except at walls. Collective.
+
+        meanwhile : work that is done while messages are on their way.
 
         Slabs span the ghost layers of the other axes, so that filling axis after axis fills corners too.
         """
-        self._axes[axis].fill()
+        self._axes[axis].fill(meanwhile)
 
     def free(self) -> None:
         """Give back the requests."""
@@ -222,7 +228,11 @@ class _AxisExchange:
             self._requests.append(blocks.comm.Recv_init(into, other, tag=received))
             self._requests.append(blocks.comm.Send_init(out, other, tag=sent))
 
-    def fill(self) -> None:
+    @property
+    def communicates(self) -> bool:
+        return bool(self._requests)
+
+    def fill(self, meanwhile: Callable[[], None] | None = None) -> None:
         for target, source in self._copies:
             target[...] = source
         if self._requests:
@@ -230,9 +240,13 @@ class _AxisExchange:
                 target[...] = source
             first = type(self._requests[0])
             first.Startall(self._requests)
+            if meanwhile is not None:
+                meanwhile()
             first.Waitall(self._requests)
             for target, source in self._after:
                 target[...] = source
+        elif meanwhile is not None:
+            meanwhile()
 
     def free(self) -> None:
         for request in self._requests:

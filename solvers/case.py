@@ -46,6 +46,8 @@ class Case:
     frame_velocity : function (u, d, p, t) -> velocity of the Lagrangian frame.
     description : one sentence for people; cost and source included.
     accuracy : order of the central operators of d: 2, 4, or "spectral" where every axis is periodic.
+    compiled : whether numba may translate rhs (extra `fast`); what it cannot translate runs as it is. Pays from some
+        seconds a process on, as translation takes about one.
     seeds : names of the `Seed` parameters; filled from `parameters`.
 
     Raises
@@ -69,6 +71,7 @@ class Case:
     frame_velocity: Callable[..., Any] | None = None
     description: str = ""
     accuracy: int | str = 2
+    compiled: bool = False
     seeds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -137,10 +137,17 @@ class GhostLayers:
                 plan.append((side, position[end], layers))
         return plan
 
-    def fill(self, p: Any, t: float) -> None:
-        """Fill every ghost layer from the owned points. Collective."""
+    def exchanges(self, axis: int) -> bool:
+        """Return whether ghost layers of an axis come from other ranks."""
+        return self._exchange.communicates(axis)
+
+    def fill(self, p: Any, t: float, *, meanwhile: Callable[[], None] | None = None) -> None:
+        """Fill every ghost layer from the owned points. Collective.
+
+        meanwhile : work that needs no ghost layer, done while those of the first axis are on their way.
+        """
         for axis, walls in enumerate(self._walls):
-            self._exchange.fill(axis)
+            self._exchange.fill(axis, meanwhile if axis == 0 else None)
             for side, position, layers in walls:
                 value = wall_value(side, self.x, axis=axis, position=position, p=p, t=t)
                 for target, formula, owned in layers:

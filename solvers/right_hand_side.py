@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -10,12 +12,15 @@ import numpy as np
 
 from .blocks import Blocks
 from .case import Case
+from .compiled import compiled, traced
 from .exponential import BlockSemilinear, TensorSemilinear
 from .field import Field, GhostLayersExhausted, uniform
 from .ghosts import GhostLayers, coordinates, padded
 from .operators import Operators
 from .parameters import Parameters
 from .whole_grid import BlockGrid, TensorGrid
+
+log = logging.getLogger(__name__)
 
 MOST_GHOST_LAYERS = 6
 
@@ -81,14 +86,61 @@ class RightHandSide:
         self._field = Field(self._ghosts.buffer, halo, case.grid.ndim, components=True)
         self._whole = BlockGrid(case, blocks)
         self._operators = Operators(case.grid.spacing, blocks.shape, self._ghosts.x, self._whole, case.accuracy)
+        self._halo = halo
+        self._kernel: Callable[..., None] | None = None
+
+    @property
+    def compiled(self) -> bool:
+        """Whether machine code serves it."""
+        return self._kernel is not None
+
+    def compile(self) -> str:
+        """Let machine code serve it from now on, where that is possible; return the reason where it is not."""
+        try:
+            kernel = compiled(traced(self.case, self._function, self.blocks.shape, self._halo))
+            self._lines = tuple(np.ascontiguousarray(x.array.reshape(-1)) for x in self._ghosts.x)
+            self._values = np.array([self.parameters[name] for name in self.case.parameters], dtype=np.float64)
+            ndim = self.case.grid.ndim
+            kernel(self._ghosts.buffer, np.empty((len(self.case.fields), *self.blocks.shape)), self._lines,
+                   self._values, 0.0, (0,) * ndim, (0,) * ndim)  # fmt: skip
+        except ImportError:
+            return "numba is not installed (pip install headrace[fast])"
+        except Exception as error:
+            # Whatever a user's function does with symbols, or numba with the result: arrays can serve it.
+            return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        self._kernel = kernel
+        return ""
 
     def __call__(self, u: np.ndarray, t: float) -> np.ndarray:
         """Return ∂u/∂t. Collective."""
         self.calls += 1
         self._ghosts.interior[...] = u
+        if self._kernel is not None:
+            return self._by_kernel(t)
         self._ghosts.fill(self.parameters, t)
         result = self._function(self._field, self._operators, self.parameters, t)
         return assembled(result, self.case.fields, self.blocks.shape, np.empty_like(self._ghosts.interior, order="C"))
+
+    def _by_kernel(self, t: float) -> np.ndarray:
+        """Compute what needs no ghost layers while those of the first axis are on their way, then the rest."""
+        shape, halo = self.blocks.shape, self._halo
+        out = np.empty((len(self.case.fields), *shape))
+
+        def box(low: tuple[int, ...], high: tuple[int, ...]) -> None:
+            self._kernel(self._ghosts.buffer, out, self._lines, self._values, float(t), low, high)
+
+        low, high = (halo,) * len(shape), tuple(n - halo for n in shape)
+        if not self._ghosts.exchanges(0) or any(a >= b for a, b in zip(low, high, strict=True)):
+            self._ghosts.fill(self.parameters, t)
+            box((0,) * len(shape), shape)
+            return out
+        self._ghosts.fill(self.parameters, t, meanwhile=lambda: box(low, high))
+        for axis, n in enumerate(shape):
+            # Shells: whole along later axes, without what is done along earlier ones.
+            before, after = low[:axis], high[:axis]
+            box((*before, 0, *(0,) * (len(shape) - axis - 1)), (*after, halo, *shape[axis + 1 :]))
+            box((*before, n - halo, *(0,) * (len(shape) - axis - 1)), (*after, n, *shape[axis + 1 :]))
+        return out
 
     def semilinear(self, u: np.ndarray) -> BlockSemilinear:
         """Return the linear part in Fourier space; blocks are slabs. Collective."""
@@ -124,6 +176,10 @@ def right_hand_side(
         except GhostLayersExhausted:
             f.free()
             continue
+        if case.compiled:
+            why_not = f.compile()
+            if why_not:
+                log.warning("Case %s: %s stays uncompiled, slower but as right: %s", case.name, name, why_not)
         if name == "rhs" and case.stiff is not None:
             f.stiff = right_hand_side(case, parameters, blocks, state, name="stiff")
         return f

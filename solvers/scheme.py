@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -129,6 +130,43 @@ class LinearMultistep(Scheme):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TwoStageDiagonal(Scheme):
+    """A singly diagonally implicit Runge-Kutta method of two stages whose second stage is the new state.
+
+    v       = u_n + γ dt f(v, t + γ dt)
+    u_{n+1} = u_n + (1 - γ) dt f(v, t + γ dt) + γ dt f(u_{n+1}, t + dt)
+
+    The inner stage follows from both ends of a step without solving:
+    v = u_n + γ/(1-γ) (u_{n+1} - u_n - γ dt f(u_{n+1})), so that the residual takes no more than the two states.
+    """
+
+    name: str
+    order: int
+    gamma: float
+    num_old: int = 1
+    implicit: bool = True
+
+    def residual(self, old: Sequence[Any], new: Any, f: RightHandSideFunction, t: float, dt: float) -> Any:
+        """Return (u_{n+1} - u_n) / dt - (1 - γ) f(v) - γ f(u_{n+1}), with v from the two states."""
+        g, u = self.gamma, old[-1]
+        rate = (new - u) * (1 / dt) - g * f(new, t + dt)
+        inner = u + (g / (1 - g) * dt) * rate
+        return rate - (1 - g) * f(inner, t + g * dt)
+
+    def step(
+        self, old: Sequence[Any], f: RightHandSideFunction, t: float, dt: float, solve: ImplicitSolve | None = None
+    ) -> Any:
+        """Return the solution of the two implicit equations, one after the other."""
+        if solve is None:
+            raise ValueError(f"{self.name} is implicit: step needs a solver for its equation.")
+        g, u = self.gamma, old[-1]
+        slope = (u - old[-2]) if len(old) > 2 else 0.0  # not from the first step: see LinearMultistep.step
+        inner = solve(1 / dt, g, -u * (1 / dt), t + g * dt, u + g * slope)
+        rate = (inner - u) * (1 / (g * dt))
+        return solve(1 / dt, g, -u * (1 / dt) - (1 - g) * rate, t + dt, inner + (1 - g) * dt * rate)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RungeKutta(Scheme):
     """An explicit Runge-Kutta method as its Butcher tableau.
 
@@ -186,7 +224,9 @@ class EmbeddedRungeKutta(RungeKutta):
 def _advanced(u: Any, dt: float, weights: Sequence[float], slopes: Sequence[Any]) -> Any:
     for weight, k in zip(weights, slopes, strict=True):
         if weight:
-            u = u + (dt * weight) * k
+            term = (dt * weight) * k
+            # A sum of two arrays into the first of them spares a temporary as large as the block, with the same bits.
+            u = np.add(u, term, out=term) if type(term) is np.ndarray and np.ndim(u) <= term.ndim else u + term
     return u
 
 
@@ -199,6 +239,9 @@ CRANK_NICOLSON = LinearMultistep(name="Crank-Nicolson", order=2, a=(1.0, -1.0), 
 BDF2 = LinearMultistep(name="BDF2", order=2, a=(1.5, -2.0, 0.5), b=(1.0, 0.0, 0.0), start=IMPLICIT_EULER)
 """3/2 u_{n+1} - 2 u_n + 1/2 u_{n-1} = dt f(u_{n+1}); L-stable,
 starts with implicit Euler (Curtiss and Hirschfelder 1952)."""
+
+SDIRK2 = TwoStageDiagonal(name="SDIRK2", order=2, gamma=1 - 0.5 * math.sqrt(2))
+"""L-stable, one-step: second order from the first step on (Alexander 1977)."""
 
 HEUN = RungeKutta(
     name="Heun", order=2, nodes=(0.0, 1.0), matrix=((), (1.0,)), weights=(0.5, 0.5), stable_radius=1.0
@@ -235,5 +278,6 @@ DORMAND_PRINCE = EmbeddedRungeKutta(
 """Fifth order with an error estimate of fourth order; adaptive unless the case fixes its steps
 (Dormand and Prince 1980)."""
 
-ALL_SCHEMES: tuple[LinearMultistep | RungeKutta, ...] = (IMPLICIT_EULER, CRANK_NICOLSON, BDF2, HEUN, SSPRK3, RK4,
-                                                            DORMAND_PRINCE)
+ALL_SCHEMES: tuple[LinearMultistep | TwoStageDiagonal | RungeKutta, ...] = (
+    IMPLICIT_EULER, CRANK_NICOLSON, BDF2, SDIRK2, HEUN, SSPRK3, RK4, DORMAND_PRINCE,
+)  # fmt: skip

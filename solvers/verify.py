@@ -19,7 +19,7 @@ from .ghosts import GhostLayers, coordinates, wall_value
 from .operators import Operators
 from .parameters import Parameters
 from .right_hand_side import MOST_GHOST_LAYERS, assembled
-from .scheme import BDF2, IMPLICIT_EULER
+from .scheme import BDF2, IMPLICIT_EULER, SDIRK2
 from .simulate import initial_state
 from .whole_grid import BlockGrid, WholeGrid
 
@@ -96,7 +96,7 @@ def _initial(case: Case, p: Parameters) -> np.ndarray:
 
 def _meets_walls(case: Case, p: Parameters, state: np.ndarray) -> None:
     """Warn of an initial state that jumps at a wall, unless the scheme damps jumps."""
-    if case.scheme in (BDF2, IMPLICIT_EULER):
+    if case.scheme in (BDF2, SDIRK2, IMPLICIT_EULER):
         return
     x = coordinates(case, tuple(slice(0, n) for n in case.grid.shape), 0)
     sides = sides_of(case.boundary, case.fields, case.grid)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from headrace.solvers.scheme import ALL_SCHEMES, BDF2, CRANK_NICOLSON, IMPLICIT_EULER, LinearMultistep
+from headrace.solvers.scheme import ALL_SCHEMES, BDF2, CRANK_NICOLSON, IMPLICIT_EULER, SDIRK2, LinearMultistep
 
 from .problems import orders
 
@@ -71,6 +71,7 @@ def test_l_stable_schemes_damp_what_is_stiff_and_crank_nicolson_does_not():
 
     assert abs(step(IMPLICIT_EULER, [1.0])) < 1e-5
     assert abs(step(BDF2, [1.0, 1.0])) < 1e-5
+    assert abs(step(SDIRK2, [1.0])) < 1e-5
     assert step(CRANK_NICOLSON, [1.0]) == pytest.approx(-1.0, abs=1e-5)
 
 
