@@ -69,7 +69,9 @@ heat = Case(
     parameters={"nu": Uniform(0.5, 1.5)}, initial=lambda x, p, rng: np.sin(2 * np.pi * x[0]) * np.cos(2 * np.pi * x[1]),
     rhs=warm, scheme=SSPRK3, duration=1.0, num_snapshots=1,
 )  # fmt: skip
-PROBLEMS = {"heat": heat, "heat-compiled": replace(heat, compiled=True), "spectral": navier_stokes, "staggered": taylor_green}
+PROBLEMS = {
+    "heat": heat, "heat-compiled": replace(heat, compiled=True), "spectral": navier_stokes, "staggered": taylor_green,
+}  # fmt: skip
 
 
 class Clock(MemorySink):
