@@ -83,7 +83,8 @@ def solve(
         typer.Option("--set", metavar="NAME=VALUE", help="Value of a parameter; repeat for several. Default: median."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="HDF5 file to write, an .xdmf beside it. Default: CASE.h5.")
+        Path | None,
+        typer.Option(metavar="FILE", help="HDF5 file to write, an .xdmf and a .vtkhdf beside it. Default: CASE.h5."),
     ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw the result into this PNG.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of random initial states.")] = 0,
@@ -95,7 +96,7 @@ def solve(
     solve_case(case, settings=settings or [], output=output, plot=plot, seed=seed, plain=plain)
 
 
-def generate(
+def generate(  # noqa: PLR0913  the flags of a command
     *,
     case: CaseReference,
     simulations: Annotated[int, typer.Option(min=1, help="Number of simulations.")] = 100,
@@ -108,16 +109,26 @@ def generate(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Simulations at the same time. Default: one per core.")
     ] = None,
+    layout: Annotated[
+        str, typer.Option(help="headrace, one file per simulation; or well, FOLDER/well besides for The Well's reader.")
+    ] = "headrace",
     plain: Plain = False,
 ) -> int:
     """Run many simulations into a folder, one HDF5 file each, on all cores or on the ranks of mpirun."""
     from .generate_command import generate_data_set
 
+    if layout not in ("headrace", "well"):
+        raise ValueError(f"--layout {layout!r} is not allowed: headrace or well.")
     folder = Path(f"{case.load().name}-data") if output is None else output
-    return generate_data_set(
+    failed = generate_data_set(
         case, simulations=simulations, held_out=held_out, folder=folder, seed=seed, sampler=sampler, jobs=jobs,
         plain=plain,
     )  # fmt: skip
+    if layout == "well":
+        from .well_layout import lay_out
+
+        lay_out(case, folder)
+    return failed
 
 
 def train(

@@ -66,7 +66,7 @@ def solve_case(
         console = Console(highlight=False, soft_wrap=True)
         console.print(f"{case.name} on {grid} points, {ranks} rank{'s' * (ranks > 1)}, {seconds:.2f} s")
         console.print("  ".join(f"{name}={value:g}" for name, value in parameters.items()))
-        console.print(f"wrote {file} and {file.with_suffix('.xdmf').name}")
+        console.print(f"wrote {file}, {file.with_suffix('.xdmf').name} and {file.with_suffix('.vtkhdf').name}")
         if plot is not None:
             from .pictures import draw_trajectory
 

@@ -20,6 +20,7 @@ from .case import Case
 from .grid import AXES
 from .parameters import Parameters
 from .sink import Sink, Snapshot
+from .vtkhdf import write_vtkhdf
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -39,7 +40,7 @@ _REASONS = {
 
 
 class HDF5Sink(Sink):
-    """Writes one simulation to one HDF5 file and an .xdmf file beside it.
+    """Writes one simulation to one HDF5 file and an .xdmf and a .vtkhdf file beside it.
 
     The blocks of every snapshot are gathered on rank 0 and written at once: no more than one snapshot is held in
     memory. The file grows under the name `<file>.part` and gets its own name when it is complete; a simulation that
@@ -163,6 +164,11 @@ class HDF5Sink(Sink):
         part = companion.with_name(companion.name + ".part")
         part.write_text(xdmf(self._case, times, self.path.name), encoding="utf-8")
         os.replace(part, companion)
+        case = self._case
+        points = [case.grid.points(axis, periodic=case.periodic[axis]) for axis in range(case.grid.ndim)]
+        write_vtkhdf(
+            self.path.with_suffix(".vtkhdf"), self.path.name, fields=case.fields, points=points, times=times
+        )  # fmt: skip
 
     def _discard(self) -> None:
         if self._file is not None:

@@ -40,7 +40,7 @@ def test_what_was_solved_is_what_is_read(shape, tmp_path):
     assert found.values.dtype == np.float64 and list(found.parameters.items()) == [("nu", 0.02), ("r", 3.0)]
     assert (found.case, found.fields, found.shape, found.extent) == ("fisher", ("a", "b"), shape, case.grid.extent)
     assert found.origin == case.grid.origin and found.periodic == (True,) * ndim and found.equation.startswith("∂a/∂t")
-    assert sorted(os.listdir(tmp_path)) == ["one.h5", "one.xdmf"]
+    assert sorted(os.listdir(tmp_path)) == ["one.h5", "one.vtkhdf", "one.xdmf"]
 
 
 @pytest.mark.mpi
@@ -89,7 +89,7 @@ def test_a_failed_simulation_leaves_no_file_and_an_older_one_in_place(tmp_path):
         with pytest.raises(DivergenceError):
             write(target, blow_up)
         assert (target.read_bytes() if target.exists() else None) == left
-    assert sorted(os.listdir(tmp_path)) == ["one.h5", "one.xdmf"]
+    assert sorted(os.listdir(tmp_path)) == ["one.h5", "one.vtkhdf", "one.xdmf"]
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path):
@@ -127,7 +127,7 @@ def test_a_killed_solver_leaves_no_file_that_looks_complete(tmp_path):
     process.wait(timeout=30)
     assert os.listdir(tmp_path) == ["one.h5.part"]
     assert read_trajectory(write(tmp_path / "one.h5")).values.shape == (101, 1, 12, 10)
-    assert sorted(os.listdir(tmp_path)) == ["one.h5", "one.xdmf"]
+    assert sorted(os.listdir(tmp_path)) == ["one.h5", "one.vtkhdf", "one.xdmf"]
 
 
 def test_what_is_no_trajectory_is_named(tmp_path):
