@@ -105,7 +105,7 @@ def _read_study(sides: _Sides, record: dict, epoch: tuple[int, ...]) -> None:
     if record["e"] == "planned":
         sides.planned[record["s"]] = record["held_out"]
     elif record["e"] == "finished":
-        sides.finished = True
+        sides.finished = "early" not in record  # a training that ended early leaves plans and windows unused
 
 
 def _read_solver(sides: _Sides, record: dict, epoch: tuple[int, ...]) -> None:

@@ -13,6 +13,7 @@ import ray
 from headrace.solvers import Case, Parameters, Snapshot
 from headrace.solvers.hdf5 import HDF5Sink
 
+from .adaptive_plan import unplanned
 from .client import read_token
 from .intake import Intake, IntakeSettings
 from .layout import StreamLayout
@@ -21,6 +22,7 @@ from .metrics_log import last_record
 from .reservoir import Reservoir
 from .run_directory import RunDirectory
 from .session_plan import LEASE_SECONDS, SessionPlan, interleaved
+from .simulation_run import Assignment
 from .slot_memory import SlotMemory
 
 NAMESPACE = "headrace"
@@ -41,6 +43,14 @@ class IntakeActor:
     def status(self) -> dict[str, Any]:
         """Return the intake's status as plain data."""
         return self._intake.status()
+
+    def plan(self, assignments: list[Assignment]) -> None:
+        """Add simulations to run."""
+        self._intake.plan(assignments)
+
+    def all_planned(self) -> None:
+        """Say that `plan` will not be called again."""
+        self._intake.all_planned()
 
     def job_ended(self, job: str, code: int) -> list[int]:
         """Tell the intake that a solver job is gone; return the simulations that run again."""
@@ -64,10 +74,11 @@ def build_intake(directory: RunDirectory, session: int) -> Intake:
     """
     record = directory.read()
     settings, case = record.settings, record.case.load()
-    assignments = Ledger(directory.ledger).assignments()
+    ledger = Ledger(directory.ledger)
+    assignments, to_come = ledger.assignments(), unplanned(settings, ledger)
     layout = StreamLayout.of(case, record.window)
     trained = last_record(directory.path / "metrics.jsonl") or {}
-    plan = SessionPlan.of(record, layout, assignments, uses_done=trained.get("windows", 0))
+    plan = SessionPlan.of(record, layout, assignments, uses_done=trained.get("windows", 0), unplanned=to_come)
     memory = SlotMemory.create(f"{record.study:016x}", layout, plan.slots * layout.step_bytes)
     buffer = Reservoir(len(memory.array), record.window, watermark=plan.watermark, seed=settings.seed + session)
     intake = Intake(
@@ -76,11 +87,13 @@ def build_intake(directory: RunDirectory, session: int) -> Intake:
             study=record.study, session=session, token=read_token(directory.token_file),
             interface=settings.interface, port=settings.port, run_dir=directory.path, max_running=settings.jobs,
             lease=LEASE_SECONDS, strict=settings.strict, encrypt=settings.encrypt, max_failures=settings.max_failures,
-            when_full=settings.when_full, write_held_out=partial(write_held_out, directory.held_out, case),
+            when_full=settings.when_full, nan_policy=settings.nan_policy,
+            write_held_out=partial(write_held_out, directory.held_out, case),
         )
     )  # fmt: skip
     intake.plan(interleaved(assignments))
-    intake.all_planned()
+    if not to_come:
+        intake.all_planned()
     return intake
 
 

@@ -28,6 +28,8 @@ class IntakeSettings:
     max_failures : attempts of one simulation before it goes into quarantine.
     write_held_out : writes a finished held-out simulation; called in a thread of its own.
     when_full : what solvers do with a step for which there is no room: "block" waits, "skip" leaves it out.
+    nan_policy : what NaN or infinity from a solver does: "quarantine" drops the rest of the simulation, "stop" also
+        asks for the end of the study (status "fatal"), "keep" stores it like any other value.
     ring_bytes, all_rings_bytes : of shared memory for each rank on this node, at most, and for all; 0: none.
     """
 
@@ -49,9 +51,12 @@ class IntakeSettings:
     max_failures: int = 3
     write_held_out: WriteHeldOut | None = None
     when_full: str = "block"
+    nan_policy: str = "quarantine"
     ring_bytes: int = 16 * 2**20
     all_rings_bytes: int = 2**30
 
     def __post_init__(self) -> None:
         if self.when_full not in ("block", "skip"):
             raise ValueError(f"when_full is {self.when_full!r}; it must be 'block' or 'skip'.")
+        if self.nan_policy not in ("quarantine", "stop", "keep"):
+            raise ValueError(f"nan_policy is {self.nan_policy!r}; it must be 'quarantine', 'stop' or 'keep'.")

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from headrace.solvers import Case
 from headrace.surrogates import Problem
 
+from .callbacks import find_callbacks
+from .early_stopping import StopRule
 from .layout import StreamLayout
 from .ledger import Ledger, RecordWriter
 from .metrics_log import last_record
@@ -72,6 +74,7 @@ def _create(study: Study, case: Case) -> StudyRecord:
     folder = Path(study.settings.offline).absolute()
     settings = _within(str(folder), study.settings)
     case.verify()
+    find_callbacks(settings.callbacks, study.case.load_module())
     study.surrogate.setup(Problem.of(case), seed=settings.seed)
     layout = StreamLayout.of(case, study.surrogate.window)
     OfflineData(folder, layout, limit=settings.simulations, mapped=False)  # says what does not fit, before any file
@@ -106,7 +109,8 @@ def _run_session(record: StudyRecord, case: Case, directory: RunDirectory, progr
         run_dir=str(directory.path), address="", token_file="", study=record.study, session=number,
         batch_size=settings.batch_size, learning_rate=settings.learning_rate,
         total_windows=max(1, round(len(data) * settings.views)), checkpoint_every=settings.checkpoint_every,
-        seed=settings.seed, device=_device(settings.device),
+        seed=settings.seed, device=_device(settings.device), schedule=settings.schedule, warm_up=settings.warm_up,
+        halve_every=settings.halve_every, callbacks=settings.callbacks,
     )  # fmt: skip
     with RecordWriter(directory.ledger / f"study-{number}.log") as log, ValidatorProcess(directory.path):
         log.append({"e": "session", "n": number})
@@ -116,10 +120,20 @@ def _run_session(record: StudyRecord, case: Case, directory: RunDirectory, progr
             stopped.set()
             feed.stop()
 
+        rule = StopRule(directory.path, patience=settings.patience, least=settings.least_improvement)
+        finished = {"e": "finished"}
+
+        def watch(elapsed: float) -> None:
+            reason = rule.reason()
+            if reason is not None and "early" not in finished:
+                finished["early"] = reason
+                feed.stop()
+            _tell(directory, progress, elapsed)
+
         with orderly_stop(stop):
-            _train(trainer, feed, lambda elapsed: _tell(directory, progress, elapsed))
+            _train(trainer, feed, watch)
         status = "stopped" if stopped.is_set() else "finished"
-        log.append({"e": "finished"} if status == "finished" else {"e": "stopped", "reason": "asked to stop"})
+        log.append(finished if status == "finished" else {"e": "stopped", "reason": "asked to stop"})
         log.sync()
     return status
 

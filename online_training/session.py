@@ -10,10 +10,12 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
 
+from .early_stopping import StopRule
 from .intake_actor import NAMESPACE, IntakeActor
 from .metrics_log import MetricsLog, last_record
 from .run_directory import RunDirectory, StudyError, StudyRecord
@@ -25,6 +27,7 @@ from .training_loop import TrainerSettings
 from .validator import ValidatorProcess
 
 if TYPE_CHECKING:
+    from .adaptive_plan import AdaptivePlan
     from .study import Progress
 
 logger = logging.getLogger(__name__)
@@ -40,11 +43,16 @@ class IntakeLost(Exception):
 class Session:
     """Runs until the stream has ended and the trainer is done, or until a stop is asked for."""
 
-    def __init__(self, directory: RunDirectory, record: StudyRecord, number: int) -> None:
+    def __init__(
+        self, directory: RunDirectory, record: StudyRecord, number: int, plan: AdaptivePlan | None = None
+    ) -> None:
+        self._plan = plan
         self._directory, self._record, self._number = directory, record, number
         self._settings = record.settings
         self._num_steps = record.case.load().num_snapshots + 1
         self._stop_requested = threading.Event()
+        self.early = ""
+        """Why the session ended before the last planned window, though nobody asked for it; else empty."""
         self._trainer_result: dict[str, Any] | None = None
         self._trainer_error: BaseException | None = None
 
@@ -126,6 +134,8 @@ class Session:
                     study=self._record.study, session=self._number, batch_size=settings.batch_size,
                     learning_rate=settings.learning_rate, total_windows=self._record.total_uses(self._num_steps),
                     checkpoint_every=settings.checkpoint_every, seed=settings.seed, device=_device_for(settings),
+                    report_losses=self._plan is not None, schedule=settings.schedule, warm_up=settings.warm_up,
+                    halve_every=settings.halve_every, callbacks=settings.callbacks,
                 ),
                 settings.workers,
                 settings.max_failures,
@@ -136,6 +146,8 @@ class Session:
     def _watch(self, intake: Any, supervisor: SupervisorProcess, trainer: threading.Thread, progress: Any) -> None:
         """Pass events between the parts until the trainer is done and the last held-out simulation is written."""
         stopping, started, reported, done, streaming = False, time.monotonic(), 0.0, 0, True
+        settings = self._settings
+        rule = StopRule(self._directory.path, patience=settings.patience, least=settings.least_improvement)
         with MetricsLog(self._directory.path, "intake") as intake_log:
             while trainer.is_alive() or (streaming and not stopping and self._trainer_error is None):
                 time.sleep(_TICK_SECONDS)
@@ -149,10 +161,19 @@ class Session:
                     status = self._ask(intake.status)
                     if status.get("error"):
                         raise StudyError(f"The intake failed: {status['error']}")
+                    if status.get("fatal"):
+                        raise StudyError(status["fatal"])
+                    if not stopping and (reason := rule.reason()) is not None:
+                        stopping, self.early = True, reason
+                        logger.info("The training ends early: %s.", reason)
+                        self._ask(intake.request_stop)
                     streaming = status["queued"] + status["running"] + status["writing"] > 0
                     if status["done"] > done:
                         done = status["done"]
                         supervisor.note_progress()
+                    if self._plan is not None and not stopping:
+                        ask = partial(self._ask, intake.plan), partial(self._ask, intake.all_planned)
+                        self._plan.follow(status, *ask)
                     intake_log.append({**status, "elapsed": reported - started})
                     if progress is not None:
                         progress(self._state(status, reported - started))

@@ -43,13 +43,18 @@ class SessionPlan:
 
     @classmethod
     def of(
-        cls, record: StudyRecord, layout: StreamLayout, assignments: Sequence[Assignment], uses_done: int = 0
-    ) -> SessionPlan:
-        """Return the plan for what is left to be run, uses_done window uses being behind us."""
+        cls, record: StudyRecord, layout: StreamLayout, assignments: Sequence[Assignment], *, uses_done: int = 0,
+        unplanned: int = 0,
+    ) -> SessionPlan:  # fmt: skip
+        """Return the plan for what is left to be run.
+
+        uses_done : window uses that are behind us. unplanned : simulations that will come beside the assignments.
+        """
         settings = record.settings
         training = [one for one in assignments if not one.held_out]
-        windows = sum(layout.num_starts - len(one.used) for one in training)
-        slots = max(1, min(settings.buffer_bytes // layout.step_bytes, len(training) * layout.num_steps))
+        windows = sum(layout.num_starts - len(one.used) for one in training) + unplanned * layout.num_starts
+        steps = (len(training) + unplanned) * layout.num_steps
+        slots = max(1, min(settings.buffer_bytes // layout.step_bytes, steps))
         left = record.total_uses(layout.num_steps) - uses_done
         views = settings.views
         if windows:

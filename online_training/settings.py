@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .design import check_sampler
+from .schedule import Schedule
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -50,7 +51,23 @@ class StudySettings(BaseModel):
     )
     views: float = Field(10.0, gt=0, description="Target number of uses of each training window.")
     batch_size: int = Field(32, ge=1, description="Windows in one batch, over all workers.")
-    learning_rate: float = Field(1e-3, gt=0, description="Learning rate of Adam at the start; cosine to zero.")
+    learning_rate: float = Field(1e-3, gt=0, description="Highest learning rate of Adam.")
+    schedule: Literal["cosine", "linear", "constant", "step"] = Field(
+        "cosine", description="Learning rate over the samples used: to zero by a cosine or a line, constant, or halved."
+    )
+    warm_up: float = Field(0.02, ge=0, lt=1, description="Fraction of all uses over which the learning rate rises.")
+    halve_every: int = Field(0, ge=0, description="Samples after which schedule step halves the learning rate.")
+    patience: int = Field(0, ge=0, description="End after so many checkpoints without a better validation; 0: never.")
+    least_improvement: float = Field(
+        0.0, ge=0, lt=1, description="Relative improvement of the validation error that patience counts as one."
+    )
+    callbacks: str = Field(
+        "", description="Functions of the case's file, separated by commas, that are told of progress and may end it."
+    )
+    nan_policy: Literal["quarantine", "stop", "keep"] = Field(
+        "quarantine",
+        description="NaN or infinity from a solver: drop the rest of that simulation, end the study, or train on it.",
+    )
     sampler: str = Field(
         "sobol",
         description="How parameters are drawn: sobol, halton, lhs, uniform, breed (where the losses are large), or "
@@ -84,6 +101,11 @@ class StudySettings(BaseModel):
     def _check_buffer(cls, value: str | int) -> str:
         parse_bytes(value)
         return str(value)
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> StudySettings:
+        Schedule(kind=self.schedule, warm_up=self.warm_up, halve_every=self.halve_every)
+        return self
 
     @property
     def buffer_bytes(self) -> int:

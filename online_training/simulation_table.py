@@ -66,6 +66,7 @@ class SimulationTable:
         names = ("steps_accepted", "steps_dropped", "steps_skipped", "bytes_received", "duplicates", "lost", "short")
         self.counts: Counter[str] = Counter(dict.fromkeys(names, 0))
         self.blocked_seconds = self.solver_seconds = 0.0
+        self.fatal = ""
 
     def plan(self, assignments: Iterable[Assignment]) -> None:
         """Add simulations to the end of the queue."""
@@ -217,7 +218,8 @@ class SimulationTable:
             assembly = StepAssembly(self._target(run, header.step), self._num_cells, header.time)
             run.assemblies[header.step] = assembly
         values = np.frombuffer(payload, dtype=self._layout.dtype)
-        if not (math.isfinite(np.dot(values, values)) or np.isfinite(values).all()):
+        finite = math.isfinite(np.dot(values, values)) or bool(np.isfinite(values).all())
+        if not finite and self._limits.nan_policy != "keep":
             self._quarantine_infinite(run, header, values.reshape(count, -1))
         assembly.place(box, values.reshape(count, *header.block_shape), header.payload_crc32)
         if assembly.target is not None:
@@ -234,6 +236,14 @@ class SimulationTable:
         field = header.field + int(np.argmin(np.isfinite(values).all(axis=1)))
         where = f"field {self._layout.fields[field]}, block at {list(header.offset)}"
         self.quarantine(run, header.step, f"NaN or infinity in {where}, step {header.step}, time {header.time:g}")
+        self._stop_if_asked(run)
+
+    def _stop_if_asked(self, run: SimulationRun) -> None:
+        if self._limits.nan_policy == "stop" and not self.fatal:
+            self.fatal = (
+                f"Simulation {run.number} with {dict(run.assignment.parameters)} failed, and nan_policy is 'stop': "
+                f"{run.reason}. It is in quarantine now: --resume goes on without it."
+            )
 
     def _check(self, run: SimulationRun, header: Header) -> int:
         """Return how many fields a block carries."""
@@ -317,6 +327,7 @@ class SimulationTable:
         if status == FAILED and run.status == RUNNING:
             reason = str(report.get("reason", ""))[:2000] or "the solver failed without saying why"
             self.quarantine(run, run.received, reason)
+            self._stop_if_asked(run)
         if len(run.ends) < num_ranks:
             return False
         worst = FAILED if FAILED in run.ends.values() else max(run.ends.values())
@@ -429,5 +440,6 @@ class SimulationTable:
             "solver_seconds": self.solver_seconds,
             "watermark_reached": self.frozen,
             "statistics": self.statistics.to_dict(),
+            "fatal": self.fatal,
             "drift": self._recent.drift_from(self.statistics),
         }

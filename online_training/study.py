@@ -17,7 +17,9 @@ from headrace.solvers.blocks import check_split
 from headrace.solvers.case_file import CaseReference
 from headrace.surrogates import Problem, Surrogate
 
-from .design import draw_design, own_sampler
+from .adaptive_plan import AdaptivePlan
+from .callbacks import find_callbacks
+from .design import ADAPTIVE, draw_design, own_sampler
 from .layout import StreamLayout
 from .ledger import Ledger, RecordWriter
 from .ledger_index import rebuild_index
@@ -119,6 +121,7 @@ class Study:
             self.directory.require_same(record, self.case, self.settings)
             require_capacity(self.settings, case, record.window)
             return self.directory.update(replace(record, settings=self.settings))
+        find_callbacks(self.settings.callbacks, self.case.load_module())
         self.surrogate.setup(Problem.of(case), seed=self.settings.seed)
         require_capacity(self.settings, case, self.surrogate.window)
         return self.directory.create(self.case, self.surrogate, self.settings)
@@ -131,17 +134,22 @@ class Study:
             number = Ledger(self.directory.ledger).next_session()
             with RecordWriter(self.directory.ledger / f"study-{number}.log") as log:
                 log.append({"e": "session", "n": number})
+                adaptive = None
+                if record.settings.sampler == ADAPTIVE:
+                    adaptive = AdaptivePlan(self.directory.path, record.case.load(), record.settings, log)
+                    adaptive.begin()
                 self._plan(record, log)
                 log.sync()
                 with ray_session(self.directory, num_cpus=self.settings.workers + 1):
-                    session = Session(self.directory, record, number)
+                    session = Session(self.directory, record, number, adaptive)
                     try:
                         with orderly_stop(session.request_stop):
                             status = session.run(progress)
                     except IntakeLost as error:
                         log.append({"e": "stopped", "reason": f"intake lost: {error}"})
                         continue
-                log.append({"e": "finished"} if status == "finished" else {"e": "stopped", "reason": "asked to stop"})
+                finished = {"e": "finished", **({"early": session.early} if session.early else {})}
+                log.append(finished if status == "finished" else {"e": "stopped", "reason": "asked to stop"})
                 log.sync()
             rebuild_index(self.directory.ledger)
             return status
@@ -154,6 +162,8 @@ class Study:
         dims, training = len(case.parameters), settings.simulations
         own = own_sampler(settings.sampler, record.case.load_module())
         for held_out, first, count in ((False, 0, training), (True, training, settings.held_out)):
+            if settings.sampler == ADAPTIVE and not held_out:
+                continue
             points = draw_design(dims, count, settings.seed, kind=settings.sampler, held_out=held_out, own=own)
             for number, point in enumerate(points, first):
                 if number not in known:

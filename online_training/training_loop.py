@@ -18,6 +18,8 @@ from headrace.surrogates import Surrogate, WindowBatch
 from headrace.surrogates.files import save_surrogate
 
 from .agreement import Workers
+from .breed import LossLog
+from .callbacks import Callbacks, EventKind, TrainingEvent
 from .checkpoint import (
     Checkpoint,
     TrainingState,
@@ -32,14 +34,12 @@ from .checkpoint import (
 from .ledger import RecordWriter
 from .metrics_log import MetricsLog
 from .run_directory import RunDirectory
+from .schedule import WARM_UP, Schedule
 
 if TYPE_CHECKING:
     from .feed import Draw, Feed
 
 logger = logging.getLogger(__name__)
-
-WARM_UP = 0.02
-"""Fraction of all uses over which the learning rate rises: Adam's moments need some steps to mean anything."""
 
 _REPORT_SECONDS = 1.0
 _NAMED = 8  # simulations that an error message names
@@ -54,11 +54,13 @@ class TrainerSettings:
     session : number of the study's session; with generation and rank, the name of the ledger file.
     generation : counts the starts of the trainer in this run directory; an older one is fenced off.
     batch_size : windows of one batch over all workers.
-    learning_rate : peak of the schedule.
-    total_windows : uses of windows that the study plans; there the learning rate reaches zero.
+    learning_rate, schedule, warm_up, halve_every : of `headrace.online_training.schedule.Schedule`.
+    total_windows : uses of windows that the study plans.
     checkpoint_every : seconds.
     threads : of torch on the CPU; the solvers want the other cores.
     seed : of whatever a loss draws at random.
+    report_losses : whether each worker leaves its simulations' losses in losses/, for a sampler that follows them.
+    callbacks : names of functions in the case's file, separated by commas.
     """
 
     run_dir: str
@@ -76,6 +78,11 @@ class TrainerSettings:
     device: str = "cpu"
     threads: int = 1
     seed: int = 0
+    report_losses: bool = False
+    schedule: str = "cosine"
+    warm_up: float = WARM_UP
+    halve_every: int = 0
+    callbacks: str = ""
 
     def __post_init__(self) -> None:
         if self.batch_size % self.num_ranks:
@@ -85,14 +92,6 @@ class TrainerSettings:
             )
         if self.total_windows < 1 or self.threads < 1:
             raise ValueError(f"total_windows {self.total_windows} and threads {self.threads} must be positive.")
-
-
-def learning_rate_at(windows: float, *, total: int, peak: float) -> float:
-    """Return the learning rate after a number of uses: linear warm-up over 2 % of them, then a cosine to zero."""
-    position = windows / total
-    if position < WARM_UP:
-        return peak * position / WARM_UP
-    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (position - WARM_UP) / (1 - WARM_UP))))
 
 
 def train(settings: TrainerSettings, feed: Feed | None = None) -> dict[str, Any]:
@@ -141,6 +140,8 @@ class _Records:
         name = f"trainer-{settings.session}-{settings.generation}-{settings.rank}.log"
         self._ledger = RecordWriter(run_dir / "ledger" / name)
         self._metrics = MetricsLog(run_dir, "metrics") if settings.rank == 0 else None
+        name = f"{settings.session}-{settings.generation}-{settings.rank}"
+        self._losses = LossLog(run_dir, name) if settings.report_losses else None
 
     def first_uses(self, draw: Draw, batch: int) -> None:
         """Record the windows that were never used before, with the checksum of each step as it was trained on."""
@@ -163,6 +164,11 @@ class _Records:
         if self._metrics is not None:
             self._metrics.append(record)
 
+    def losses(self, history: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Leave the losses of batches, (simulations, losses) each, where a sampler wants them."""
+        if self._losses is not None:
+            self._losses.append(history)
+
     def __enter__(self) -> _Records:
         return self
 
@@ -170,6 +176,8 @@ class _Records:
         self._ledger.close()
         if self._metrics is not None:
             self._metrics.close()
+        if self._losses is not None:
+            self._losses.close()
 
 
 class _WindowLoss(torch.nn.Module):
@@ -199,6 +207,12 @@ class _Training:
         self._batch = self._windows = 0
         self._saved_batch = 0
         self._loss = math.nan
+        self._record: dict[str, Any] = {}
+        self._schedule = Schedule(
+            kind=settings.schedule, peak=settings.learning_rate, total=settings.total_windows,
+            warm_up=settings.warm_up, halve_every=settings.halve_every,
+        )  # fmt: skip
+        self._callbacks = Callbacks(self._run_dir, settings.callbacks if settings.rank == 0 else "")
         self._restore()
         self._loss_of = self._data_parallel(_WindowLoss(self._surrogate))
         # Since the last report: per batch its number, simulations and losses (batch,), still on the device.
@@ -243,7 +257,7 @@ class _Training:
     def _update(self, losses: torch.Tensor, windows: int) -> None:
         """Step along the gradient of the mean loss over the windows of the whole batch."""
         middle = self._windows + windows / 2
-        rate = learning_rate_at(middle, total=self._settings.total_windows, peak=self._settings.learning_rate)
+        rate = self._schedule.rate(middle)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad()
@@ -277,19 +291,29 @@ class _Training:
             row[:1], row[3], row[4 : 4 + len(named)] = 0, batch, named
         table = self._workers.gather(row)
         self._require_finite(table[:, 3], table[:, 4:])
+        self._records.losses([(one[1], values) for one, values in zip(self._history, losses, strict=True)])
         elapsed = max(now - self._reported, 1e-9)
         self._loss = float(table[:, 0].sum() / max(table[:, 1].sum(), 1))
-        self._records.metrics(
-            {
-                "generation": self._settings.generation, "batch": self._batch, "windows": self._windows,
-                "total_windows": self._settings.total_windows, "loss": self._loss,
-                "learning_rate": self._optimizer.param_groups[0]["lr"],
-                "samples_per_second": (self._windows - self._reported_windows) / elapsed,
-                "starved": min(1.0, float(table[:, 2].mean()) / elapsed),
-            }
-        )  # fmt: skip
+        self._record = {
+            "generation": self._settings.generation, "batch": self._batch, "windows": self._windows,
+            "total_windows": self._settings.total_windows, "loss": self._loss,
+            "learning_rate": self._optimizer.param_groups[0]["lr"],
+            "samples_per_second": (self._windows - self._reported_windows) / elapsed,
+            "starved": min(1.0, float(table[:, 2].mean()) / elapsed), **self._callbacks.verdict,
+        }  # fmt: skip
+        self._records.metrics(self._record)
+        self._tell("report")
         self._history.clear()
         self._reported, self._reported_windows, self._reported_starved = now, self._windows, starved
+
+    def _tell(self, kind: EventKind) -> None:
+        """Tell the callbacks; what they want to end is ended by the driver, which reads it in the metrics."""
+        if self._settings.callbacks:
+            event = TrainingEvent(
+                kind=kind, batch=self._batch, windows=self._windows, metrics=self._record,
+                surrogate=self._surrogate, run_dir=self._run_dir,
+            )  # fmt: skip
+            self._callbacks.tell(event)
 
     def _require_finite(self, batches: np.ndarray, simulations: np.ndarray) -> None:
         """batches (workers,): first bad batch of each, -1 where there is none; simulations (workers, names)."""
@@ -318,6 +342,7 @@ class _Training:
             f"write the checkpoint of batch {self._batch}",
         )
         self._saved_batch, self._checkpointed = self._batch, time.monotonic()
+        self._tell("checkpoint")
 
     def _finish(self) -> dict[str, Any]:
         """Leave a last report, a last checkpoint and the model. Collective."""
@@ -327,6 +352,7 @@ class _Training:
             self._save()
         if self._batch:
             self._workers.on_first(lambda: save_surrogate(self._surrogate, self._run_dir / "model"), "save the model")
+        self._tell("end")
         return {
             "batch": self._batch, "windows": self._windows, "loss": self._loss,
             "generation": self._settings.generation, "seconds": time.monotonic() - self._started,

@@ -1,6 +1,5 @@
 """The training loop on a feed without an intake; with two workers; and under Ray Train with a real stream."""
 
-import itertools
 import json
 import math
 import socket
@@ -20,7 +19,7 @@ from headrace.online_training.metrics_log import last_record, read_metrics
 from headrace.online_training.reservoir import Reservoir
 from headrace.online_training.slot_memory import SlotMemory
 from headrace.online_training.trainer import claim_generation, run_trainer
-from headrace.online_training.training_loop import TrainerSettings, learning_rate_at, train
+from headrace.online_training.training_loop import TrainerSettings, train
 from headrace.surrogates import MLP, load_surrogate
 
 from .fake_feed import (
@@ -34,15 +33,6 @@ from .fake_feed import (
     train_as_worker,
 )
 from .intake_setup import STUDY, running_intake
-
-
-def test_learning_rate_rises_to_its_peak_and_falls_to_zero():
-    rates = [learning_rate_at(n, total=1000, peak=0.3) for n in range(1001)]
-    assert max(rates) == pytest.approx(0.3)
-    assert rates.index(max(rates)) == 20
-    assert rates[-1] == 0.0 == learning_rate_at(2000, total=1000, peak=0.3)
-    assert rates[510] == pytest.approx(0.15)  # half of the cosine
-    assert all(a > b for a, b in itertools.pairwise(rates[20:]))
 
 
 def test_settings_that_cannot_work_are_refused():
