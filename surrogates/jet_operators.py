@@ -1,0 +1,117 @@
+"""The vocabulary `d` of a right-hand side at scattered points: exact derivatives, in a frame that may move.
+
+The jets are in physical space already, so no operator but `advect` knows of a frame; with a frame velocity w it gives
+(v - w)·∇u, which leaves no difference of large numbers behind (w·∇u is what ∂u/∂t at a fixed label contains).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .jet import Jet, constant
+
+NON_LOCAL = {
+    "inverse_laplacian": "train it as an unknown of the case, with its own equation",
+    "mean": "scattered points do not know the mean over the grid",
+}
+
+
+class JetOperators:
+    """Differential operators on jets.
+
+    x : coordinates, one jet per axis.
+    frame : velocity w of the frame, one tensor (points,) per axis; None for a frame at rest.
+    advected : what `advect` was called with, in order: (v, u).
+    """
+
+    def __init__(
+        self, x: tuple[Jet, ...], frame: Sequence[torch.Tensor] | None = None, *, without_advection: bool = False
+    ) -> None:
+        self.x = x
+        self._frame = frame
+        self._without_advection = without_advection
+        self.advected: list[tuple[list[Any], Any]] = []
+
+    def derivative(self, u: Jet, axis: int, order: int = 1) -> Jet:
+        """Return ∂^order u / ∂x_axis^order, order 1 or 2."""
+        if isinstance(axis, bool) or not isinstance(axis, int) or not 0 <= axis < len(self.x):
+            raise ValueError(f"Axis {axis!r} does not exist; the grid has axes 0 to {len(self.x) - 1}.")
+        if order not in (1, 2):
+            raise ValueError(f"d.derivative(u, {axis}, order={order}): networks carry derivatives of order 1 and 2.")
+        return _operand(u, "derivative").derivative(axis, order)
+
+    def grad(self, u: Jet) -> tuple[Jet, ...]:
+        """Return ∇u, one jet per axis."""
+        return tuple(self.derivative(u, axis) for axis in range(len(self.x)))
+
+    def div(self, v: Sequence[Jet] | Jet) -> Jet:
+        """Return ∇·v."""
+        return _total(self.derivative(part, axis) for axis, part in enumerate(self._vector(v, "div")))
+
+    def curl(self, v: Sequence[Jet] | Jet) -> Any:
+        """Return the curl, as `headrace.solvers.operators.Operators.curl` defines it."""
+        if len(self.x) == 1:
+            raise ValueError("d.curl needs 2 or 3 axes; this case has 1.")
+        if len(self.x) == 2:
+            if isinstance(v, Jet) and not v.components:
+                return self.derivative(v, 1), -self.derivative(v, 0)
+            a, b = self._vector(v, "curl")
+            return self.derivative(b, 0) - self.derivative(a, 1)
+        a, b, c = self._vector(v, "curl")
+        return (
+            self.derivative(c, 1) - self.derivative(b, 2),
+            self.derivative(a, 2) - self.derivative(c, 0),
+            self.derivative(b, 0) - self.derivative(a, 1),
+        )
+
+    def laplacian(self, u: Jet) -> Jet:
+        """Return ∇²u."""
+        return _total(self.derivative(u, axis, 2) for axis in range(len(self.x)))
+
+    def diffuse(self, k: Jet | float, u: Jet) -> Jet:
+        """Return ∇·(k ∇u)."""
+        if not isinstance(k, Jet):
+            return k * self.laplacian(u)
+        return self.div([k * part for part in self.grad(u)])
+
+    def advect(self, v: Sequence[Any] | Jet, u: Jet) -> Jet:
+        """Return (v - w)·∇u, w the velocity of the frame."""
+        parts = self._vector(v, "advect")
+        self.advected.append((parts, u))
+        if self._without_advection:
+            return u * 0
+        slopes = self.grad(u)
+        if self._frame is not None:
+            parts = [part - constant(w, len(self.x)) for part, w in zip(parts, self._frame, strict=True)]
+        return _total(part * slope for part, slope in zip(parts, slopes, strict=True))
+
+    upwind = advect
+    weno = advect
+
+    def weno_div(self, flux: Sequence[Jet] | Jet, speed: Any, u: Jet) -> Jet:
+        """Return ∇·flux(u); what a speed is for does not exist here."""
+        return self.div(flux)
+
+    def __getattr__(self, name: str) -> Any:
+        reason = NON_LOCAL.get(name, "see headrace.solvers.operators.VOCABULARY")
+        raise AttributeError(f"d.{name} does not exist under automatic differentiation: {reason}.")
+
+    def _vector(self, v: Any, name: str) -> list[Any]:
+        parts = list(v) if isinstance(v, tuple | list) or (isinstance(v, Jet) and v.components) else [v]
+        if len(parts) != len(self.x):
+            raise ValueError(f"d.{name} takes a vector with {len(self.x)} components, one per axis; got {len(parts)}.")
+        return parts
+
+
+def _operand(u: Any, name: str) -> Jet:
+    if not isinstance(u, Jet):
+        raise TypeError(f"d.{name} takes a field; {u!r} is the same in all of space, so its derivatives are 0.")
+    return u
+
+
+def _total(parts: Any) -> Jet:
+    first, *rest = parts
+    return sum(rest, first)

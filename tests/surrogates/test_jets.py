@@ -1,0 +1,154 @@
+"""Jets are the derivatives that nested autograd gives, and a right-hand side means the same on them as on grids."""
+
+import numpy as np
+import pytest
+import torch
+
+from headrace.solvers import Case, Grid, Uniform
+from headrace.solvers.blocks import Blocks
+from headrace.solvers.right_hand_side import TensorRightHandSide, right_hand_side
+from headrace.surrogates.jet import FUNCTIONS, DerivativesExhausted, Jet, constant, pairs
+from headrace.surrogates.jet_network import JetNetwork
+from headrace.surrogates.jet_operators import JetOperators
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def network(widths, seed=0):
+    return JetNetwork(widths, torch.Generator().manual_seed(seed), last=1.0)
+
+
+def nested(function, points, second):
+    """Values, first and wanted second derivatives by nested autograd, in the layout of a jet."""
+    points = points.clone().requires_grad_()
+    values = function(points)
+    rows = [values]
+    columns = []
+    for out in values.unbind(1):
+        first = torch.autograd.grad(out.sum(), points, create_graph=True)[0]
+        seconds = [torch.autograd.grad(first[:, i].sum(), points, create_graph=True)[0][:, j] for i, j in second]
+        columns.append([*first.unbind(1), *seconds])
+    return torch.stack(rows + [torch.stack(parts, 1) for parts in zip(*columns, strict=True)])
+
+
+@pytest.mark.parametrize("directions,second", [(2, ((0, 0),)), (3, ((0, 0), (0, 1), (1, 1))), (1, ())])
+def test_network_jets_and_their_weight_gradients_equal_nested_autograd(directions, second):
+    net = network((directions, 17, 17, 3))
+    points = torch.rand(23, directions)
+    seed = torch.zeros(1 + directions + len(second), 23, directions)
+    seed[0] = points
+    for i in range(directions):
+        seed[1 + i, :, i] = 1
+
+    def plain(x):
+        for layer, (weight, bias) in enumerate(zip(net.weights, net.biases, strict=True)):
+            x = x @ weight.T + bias
+            x = torch.tanh(x) if layer < 2 else x
+        return x
+
+    mine, theirs = net(seed, directions, second), nested(plain, points, second)
+    assert (mine - theirs).abs().max() <= 1e-12 * theirs.abs().max()
+    weight = torch.rand(mine.shape)
+    grads = [torch.autograd.grad((out * weight).square().sum(), list(net.parameters())) for out in (mine, theirs)]
+    for a, b in zip(*grads, strict=True):
+        assert (a - b).abs().max() <= 1e-12 * max(1.0, b.abs().max().item())
+
+
+def coordinate_jets(points):
+    ndim = len(points)
+    return tuple(
+        Jet(points[i], [1.0 if j == i else None for j in range(ndim)], dict.fromkeys(pairs(ndim))) for i in range(ndim)
+    )
+
+
+@pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - {"sign", "zeros_like", "ones_like", "full_like"}))
+def test_every_function_carries_the_derivatives_of_autograd(name):
+    points = torch.rand(2, 40) * 0.8 + 0.3
+
+    def formula(x, y):
+        u = x * x * y + x
+        v = y * 0.7 + x * y
+        special = {"where": (u > v, u, v), "clip": (u, 0.5, 1.0), "power": (u, v), "float_power": (u, 3)}
+        binary = ("add", "subtract", "multiply", "divide", "true_divide", "maximum", "minimum")
+        return special.get(name) or ((u, v) if name in binary else (u,))
+
+    jet = FUNCTIONS[name](*formula(*coordinate_jets(points)))
+    torch_names = {"true_divide": "divide", "absolute": "abs", "power": "pow", "float_power": "pow"}
+    torch_function = torch.clamp if name == "clip" else getattr(torch, torch_names.get(name, name), None)
+    expected = nested(lambda p: torch_function(*formula(p[:, 0], p[:, 1]))[:, None], points.T, pairs(2))[..., 0]
+    parts = [jet.value, *jet.gradient, *(jet.hessian[key] for key in pairs(2))]
+    for mine, theirs in zip(parts, expected, strict=True):
+        assert ((0 if mine is None else mine) - theirs).abs().max() < 1e-12
+
+
+def compositions(u, d, p, t):
+    """Nested and composed operators in a plane, two fields."""
+    a, b = u
+    k = 1 + 0.5 * a**2
+    wind = (np.sin(d.x[1]) + b, p.nu * np.cos(d.x[0]))
+    first = d.laplacian(a**2) + d.diffuse(k, b) - d.advect(wind, a) + np.where(a > 0.2, a, a * b)
+    return first, d.div(d.grad(b)) - d.curl((a * b, b)) + np.exp(-a) * p.nu + 2.0**b + t
+
+
+def smooth(x, t):
+    return np.sin(x[0]) * np.cos(x[1]) + 0.3 * t, 0.5 * np.cos(x[0] + 2 * x[1]) + 0.1 * np.sin(x[1])
+
+
+def plane(n):
+    return Case(
+        name="plane", fields=("a", "b"), grid=Grid(shape=(n, n), extent=(2 * np.pi, 2 * np.pi)), rhs=compositions,
+        initial=lambda x, p, rng: smooth(x, 0.0), duration=1.0, num_snapshots=2, accuracy=4,
+        parameters={"nu": Uniform(0.1, 1.0)},
+    )  # fmt: skip
+
+
+def test_numpy_torch_and_jets_agree_on_a_manufactured_field():
+    """On grids to the order of the stencils, torch against numpy to round-off: the jets are the exact ones."""
+    errors = []
+    for n in (32, 64):
+        case = plane(n)
+        p = case.accept({"nu": 0.4})
+        axes = np.meshgrid(*[case.grid.points(i, periodic=True) for i in range(2)], indexing="ij")
+        state = np.stack(smooth(axes, 0.5))
+        numeric = right_hand_side(case, p, Blocks(case.grid.shape, case.periodic), state)(state, 0.5)
+        tensor = TensorRightHandSide(case, torch.tensor([[0.4]]))(torch.tensor(state)[:, None], 0.5)
+        assert np.abs(tensor[:, 0].numpy() - numeric).max() < 1e-12 * np.abs(numeric).max()
+        x = coordinate_jets(torch.tensor(np.stack([axis.ravel() for axis in axes])))
+        from headrace.surrogates.jet import stacked
+
+        exact = stacked(compositions(stacked(smooth(x, 0.5)), JetOperators(x), p, 0.5)).value
+        errors.append(np.abs(numeric.reshape(2, -1) - exact.numpy()).max() / np.abs(numeric).max())
+    assert errors[1] < 1e-3 and np.log2(errors[0] / errors[1]) > 3.5, errors
+
+
+def test_advection_is_relative_to_the_frame():
+    x = coordinate_jets(torch.rand(1, 9))
+    u = np.sin(x[0])
+    w = torch.full((9,), 0.7)
+    moving, resting = JetOperators(x, [w]).advect((u,), u), JetOperators(x).advect((u,), u)
+    assert torch.allclose(moving.value, resting.value - w * u.gradient[0], atol=1e-15)
+
+
+def test_misuse_is_named():
+    x = coordinate_jets(torch.rand(2, 5))
+    d, u = JetOperators(x), x[0] * x[1]
+    with pytest.raises(DerivativesExhausted, match="2 more derivatives"):
+        d.laplacian(d.laplacian(u))
+    with pytest.raises(AttributeError, match="inverse_laplacian"):
+        d.inverse_laplacian(u)
+    with pytest.raises(TypeError, match=r"np\.where"):
+        bool(u > 0)
+    with pytest.raises(TypeError, match="indexed by number"):
+        u[1:]
+    with pytest.raises(TypeError, match=r"np\.mean"):
+        np.mean(u)
+    with pytest.raises(TypeError, match="of your own"):
+        u * np.ones(5)
+    assert (torch.rand(()) * constant(torch.ones(5), 2)).value.shape == (5,)
