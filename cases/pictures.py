@@ -146,7 +146,7 @@ def _snapshots(
         row[0].set_ylabel(name if values.ndim == 3 else f"{name}\nmiddle slice")
         figure.colorbar(image, ax=list(row), shrink=0.92, aspect=18, pad=0.015)
     for axis, k in zip(axes[0], chosen, strict=True):
-        axis.set_title(f"t = {times[k]:.3g}")
+        axis.set_title(f"t = {times[k]:.4g}")
     return figure
 
 

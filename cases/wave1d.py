@@ -1,21 +1,27 @@
 """A pulse between walls, the wave equation of the message-passing paper (Brandstetter, Worrall and Welling 2022).
 
-WE1 has walls where u is 0, WE2 walls where ∂u/∂x is 0, WE3 one of each: on the left 0, on the right ∂u/∂x = 0. (The
-published program draws the kind of each wall; here a case has one kind per wall, and WE1 to WE3 are its combinations
-up to reflection.)
+WE1 has walls where u is 0, WE2 walls where ∂u/∂x is 0, and WE3 draws the kind of each wall anew for every simulation
+(the published program never drew the right one at first): bc_left and bc_right are 0 where u is 0, and 1 where ∂u/∂x
+is. A boundary belongs to a case, so WE3 has a solver, which solves the case with the walls of its simulation.
 Cost: about one second per simulation on one core.
     headrace solve wave_we1 --set x0=2 --output one.h5
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headrace.solvers import Case, Dirichlet, Grid, Neumann, Uniform
+from headrace.solvers import Case, Dirichlet, Grid, Neumann, Parameters, Snapshot, Uniform
+from headrace.solvers.parameters import Integers
 from headrace.solvers.scheme import RK4
+from headrace.solvers.simulate import snapshots
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 SPEED = 2.0
 
@@ -55,11 +61,25 @@ we2 = replace(
     description="A pulse between walls where ∂u/∂x = 0, WE2; fourth order, RK4.",
 )
 
+KINDS = (Dirichlet(0.0), Neumann(0.0))
+
+
+def between_drawn_walls(
+    case: Case, p: Parameters, comm: MPI.Comm | None, rng: np.random.Generator
+) -> Iterator[Snapshot]:
+    """∂u/∂t = v,  ∂v/∂t = 4 ∂²u/∂x²,  and at each wall u = 0 or ∂u/∂x = 0."""
+    sides = tuple(KINDS[int(kind)] for kind in (p.bc_left, p.bc_right))
+    return snapshots(replace(case, solver=None, rhs=wave, boundary={"x": sides}), p, comm, rng)
+
+
 we3 = replace(
     we1,
     name="wave_we3",
     boundary={"x": (Dirichlet(0.0), Neumann(0.0))},
-    description="A pulse between a wall where u = 0 and one where ∂u/∂x = 0, WE3; fourth order, RK4.",
+    parameters={"x0": Uniform(-4.0, 4.0), "bc_left": Integers(0, 1), "bc_right": Integers(0, 1)},
+    rhs=None,
+    solver=between_drawn_walls,
+    description="A pulse between walls whose kind is drawn, u = 0 or ∂u/∂x = 0, WE3; fourth order, RK4.",
 )
 
 case = we1

@@ -16,10 +16,15 @@ from .blocks import Blocks
 
 
 class Gmres:
-    """Solves A x = b for x : (points,), storage for the basis included; no restarts."""
+    """Solves A x = b for x : (points,), storage for the basis included; no restarts.
 
-    def __init__(self, blocks: Blocks, points: int, max_iterations: int) -> None:
+    cancellation : part of its square that a new vector may lose in one pass of orthogonalisation; below it a second
+        follows. Each such loss multiplies the error of the basis: small values are for a few digits only.
+    """
+
+    def __init__(self, blocks: Blocks, points: int, max_iterations: int, *, cancellation: float = 1e-3) -> None:
         self._blocks = blocks
+        self._cancellation = cancellation
         self._max_iterations = max_iterations
         self._basis = np.empty((0, points))
         self._preconditioned = np.empty((0, points))
@@ -70,7 +75,7 @@ class Gmres:
             h[:-1] += products[:-1]
             before = products[-1]
             squared = before - products[:-1] @ products[:-1]
-            if squared > 1e-3 * before:
+            if squared > self._cancellation * before:
                 break
         norm = math.sqrt(squared) if squared > 0 else 0.0
         if norm > 0:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -55,6 +55,16 @@ class Torus:
         self._spacing = tuple(length / n for length, n in zip(extent, blocks.grid_shape, strict=True))
         self._velocity: np.ndarray | None = None
 
+    @property
+    def factors(self) -> tuple[np.ndarray, np.ndarray]:
+        """What turns the spectrum of the vorticity into those of u and v."""
+        return self._to_u, self._to_v
+
+    @property
+    def product_factors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What turns the spectra of u v and v² - u² into that of -u·∇ω; and the modes kept of products."""
+        return self._of_uv, self._of_difference, self._kept_of_products
+
     def velocity(self, w: np.ndarray) -> np.ndarray:
         """Return (u, v) in physical space, (2, *slab). Collective."""
         stack = np.empty((2, *w.shape), dtype=complex)
@@ -95,6 +105,15 @@ class Torus:
         return float(self._blocks.max(np.array([(u / hx + v / hy).max()]))[0])
 
 
+Step = Callable[[Any, Any, Callable], Any]
+Convert = Callable[[np.ndarray], Any]
+
+
+def complex_array(values: np.ndarray) -> np.ndarray:
+    """Return real coefficients as complex numbers: numpy multiplies those faster than it converts real ones."""
+    return values.astype(complex)
+
+
 class Integrator(ABC):
     """How one step in time is taken. `courant` bounds dt·max(|u|/Δx + |v|/Δy) where the step is free."""
 
@@ -108,8 +127,11 @@ class Integrator(ABC):
         """Return the spectrum of -u·∇ω in the form that this integrator takes. Collective."""
 
     @abstractmethod
-    def stepper(self, linear: np.ndarray, dt: float) -> Callable[[np.ndarray, np.ndarray, Callable], np.ndarray]:
-        """Return the function (w, N(w), N) -> w after dt, for w' = linear·w + N(w)."""
+    def stepper(self, linear: np.ndarray, dt: float, *, convert: Convert = complex_array) -> Step:
+        """Return the function (w, N(w), N) -> w after dt, for w' = linear·w + N(w).
+
+        convert : turns the real coefficients into complex ones of the states' kind.
+        """
 
     def admitted(self, torus: Torus, w: np.ndarray) -> np.ndarray:
         """Return the part of an initial spectrum that is kept."""
@@ -132,9 +154,10 @@ class CrankNicolsonEuler(Integrator):
         """Return -u·∇ω from products in physical space."""
         return torus.advection_of_products(w)
 
-    def stepper(self, linear: np.ndarray, dt: float) -> Callable[[np.ndarray, np.ndarray, Callable], np.ndarray]:
+    def stepper(self, linear: np.ndarray, dt: float, *, convert: Convert = complex_array) -> Step:
         """Return the step."""
         old, new = (1 + 0.5 * dt * linear) / (1 - 0.5 * dt * linear), dt / (1 - 0.5 * dt * linear)
+        old, new = convert(old), convert(new)
         return lambda w, n, _: old * w + new * n
 
 
@@ -156,7 +179,7 @@ class ExponentialRungeKutta4(Integrator):
         """Return the spectrum within 2/3 of the wavenumbers."""
         return np.where(torus.kept, w, 0.0)
 
-    def stepper(self, linear: np.ndarray, dt: float) -> Callable[[np.ndarray, np.ndarray, Callable], np.ndarray]:
+    def stepper(self, linear: np.ndarray, dt: float, *, convert: Convert = complex_array) -> Step:
         """Return the step."""
         z = dt * linear
         phi1, phi2, phi3 = phi_functions(z)
@@ -164,7 +187,7 @@ class ExponentialRungeKutta4(Integrator):
             np.exp(z / 2), np.exp(z), 0.5 * dt * phi_functions(z / 2)[0],
             dt * (phi1 - 3 * phi2 + 4 * phi3), dt * (2 * phi2 - 4 * phi3), dt * (4 * phi3 - phi2),
         )  # fmt: skip
-        half, whole, q, f1, f2, f3 = (factor.astype(complex) for factor in real)
+        half, whole, q, f1, f2, f3 = map(convert, real)
 
         def step(w: np.ndarray, n: np.ndarray, rest: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
             half_w = half * w

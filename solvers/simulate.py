@@ -48,12 +48,12 @@ def simulate(
     """
     keep_heap()
     rng = np.random.default_rng(np.random.SeedSequence([study_seed, simulation]))
-    snapshots = (_own_snapshots if case.solver else _snapshots)(case, parameters, comm, rng)
+    states = (_own_snapshots if case.solver else snapshots)(case, parameters, comm, rng)
     sink.open(case, parameters, comm)
     try:
         # A state that overflows is reported below; numpy's warnings would say it once per operator and rank.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            for snapshot in snapshots:
+            for snapshot in states:
                 if not sink.write(snapshot):
                     break
     except DivergenceError as error:
@@ -66,7 +66,7 @@ def simulate(
             sink.close(failure=f"{type(error).__name__}: {error}")
         raise
     finally:
-        snapshots.close()
+        states.close()
     sink.close()
 
 
@@ -102,9 +102,15 @@ def initial_state(case: Case, parameters: Parameters, blocks: Blocks, rng: np.ra
     return state
 
 
-def _snapshots(
+def snapshots(
     case: Case, parameters: Parameters, comm: MPI.Comm | None, rng: np.random.Generator
 ) -> Iterator[Snapshot]:
+    """Yield the snapshots of a case with a right-hand side; also for a `solver` that chooses one. Collective.
+
+    Raises
+    ------
+    ValueError, DivergenceError : as `simulate`.
+    """
     scheme = case.scheme or (SSPRK3 if case.stiff is None else SBDF2)
     blocks = _blocks(case, scheme, comm)
     u = initial_state(case, parameters, blocks, rng)

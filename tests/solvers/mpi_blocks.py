@@ -31,6 +31,9 @@ def cases():
         result[f"exact nonlocal {accuracy}"] = problems.make_case(**wide), {"nu": 0.02}
     walls = {"x": (Neumann(), Dirichlet()), "y": Dirichlet()}
     result["exact nonlocal walls"] = problems.make_case(**{**wide, "accuracy": 2}, boundary=walls), {"nu": 0.02}
+    result["krylov nonlocal walls of fourth order"] = (
+        problems.make_case(**{**wide, "accuracy": 4, "rhs": problems.stirred}, boundary=walls), {"nu": 0.02}
+    )  # fmt: skip
     fine = {**explicit, "accuracy": 4, "boundary": problems.mixed_boundary(2), "rhs": problems.fisher}
     result["exact walls of fourth order"] = problems.make_case(**fine), {"nu": 0.02}
     split = {"stiff": problems.diffusion, "num_snapshots": 2}

@@ -65,6 +65,11 @@ def transport(u, d, p, t):
     return p.nu * d.laplacian(u) - d.weno(wind, u[0]) - 0.1 * d.weno_div((u[0] * u[0], u[0]), 2.0, u[0])
 
 
+def stirred(u, d, p, t):
+    """The same flow by central differences, whose result does not hang on the last digits."""
+    return p.nu * d.laplacian(u) - d.advect(d.curl(d.inverse_laplacian(u[0])), u[0])
+
+
 def everywhere(ndim: int) -> dict:
     """Walls of every kind, with values that depend on place, parameters and time."""
     moving = Dirichlet(lambda x, p, t: p.nu + t + 0.1 * np.sin(3 * x[-1]))

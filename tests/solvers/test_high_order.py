@@ -164,7 +164,7 @@ def inverse_problem(boundary, accuracy=2):
 
 
 @pytest.mark.parametrize(
-    ("boundary", "accuracy"), [*((name, 2) for name in WALLS), ("periodic", 4), ("periodic", "spectral")]
+    ("boundary", "accuracy"), [*((name, order) for name in WALLS for order in (2, 4)), ("periodic", "spectral")]
 )
 def test_the_laplacian_of_the_inverse_laplacian_is_the_field(boundary, accuracy):
     case = inverse_problem(WALLS[boundary], accuracy)
@@ -174,7 +174,30 @@ def test_the_laplacian_of_the_inverse_laplacian_is_the_field(boundary, accuracy)
     if accuracy == "spectral":
         f[:] = fields_of(make_case(grid=Grid(shape=(20, 14), extent=(1.0, 1.0))))[2] - 1.2
     found = serial_rhs(case, case.accept({}), f)(f, 0.0)
+    if boundary == "neumann" and accuracy == 4:
+        # What of f has no solution is not quite its mean: the closure at walls of fourth order is not symmetric.
+        found = found + (f - found).mean()
     assert np.abs(found - f).max() < 1e-10
+
+
+@pytest.mark.parametrize("kind", ["dirichlet", "neumann", "mixed"])
+def test_the_inverse_laplacian_of_fourth_order_between_walls(kind):
+    """ψ = sin or cos of whole or half waves, whose Laplacian is known."""
+    lines = {
+        "dirichlet": (Dirichlet(0.0), lambda x: np.sin(np.pi * x), 1.0),
+        "neumann": (Neumann(0.0), lambda x: np.cos(np.pi * x), 1.0),
+        "mixed": ((Dirichlet(0.0), Neumann(0.0)), lambda x: np.sin(np.pi / 2 * x), 0.25),
+    }
+    side, wave, squared = lines[kind]
+    errors = []
+    for n in (8, 16, 32):
+        case = make_case(grid=Grid(shape=(n, n + 2), extent=(1.0, 1.0)), boundary={"x": side, "y": Neumann(0.0)},
+                         accuracy=4, rhs=lambda u, d, p, t: d.inverse_laplacian(u))  # fmt: skip
+        x, y = (case.grid.points(axis, periodic=False) for axis in (0, 1))
+        exact = wave(x)[:, None] * np.cos(2 * np.pi * y)[None]
+        f = -(np.pi**2) * (squared + 4) * exact[None]
+        errors.append(np.abs(serial_rhs(case, case.accept({}), f)(f, 0.0)[0] - exact).max())
+    assert orders(errors)[-1] > 3.6, f"errors {errors}, orders {orders(errors)}"
 
 
 def test_walls_of_a_potential_must_be_homogeneous():
@@ -191,7 +214,7 @@ def test_verify_accepts_nonlocal_and_wide_operators():
 
 
 @pytest.mark.parametrize(
-    ("boundary", "accuracy"), [*((name, 2) for name in WALLS), ("periodic", 4), ("periodic", "spectral")]
+    ("boundary", "accuracy"), [*((name, order) for name in WALLS for order in (2, 4)), ("periodic", "spectral")]
 )
 def test_tensors_give_what_blocks_give(boundary, accuracy):
     torch = pytest.importorskip("torch")

@@ -1,0 +1,104 @@
+"""The residual of the spectral Navier-Stokes solver, on arrays and tensors: what its own steps make vanish.
+
+An explicit step has no equation to fulfil but itself, so the residual is (ω' - step(ω)) / dt, with the solver's
+integrator and transforms of the whole torus. Gradients flow through both states.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .case import Case
+from .navier_stokes_spectral import ETDRK4, CrankNicolsonEuler, Integrator, Torus
+from .transforms import slabs
+
+
+class SpectralResidual:
+    """Takes the residual of a case that `solve_vorticity` solves.
+
+    drag, forcing, integrator : as `solve_vorticity` has them.
+
+    Raises
+    ------
+    ValueError : the case is not one field on a periodic plane.
+    """
+
+    def __init__(
+        self, case: Case, *, drag: float = 0.0, forcing: Callable[..., np.ndarray] | None = None,
+        integrator: Integrator = ETDRK4,
+    ) -> None:  # fmt: skip
+        if case.grid.ndim != 2 or not all(case.periodic) or len(case.fields) != 1:
+            raise ValueError(f"Case {case.name}: the spectral residual takes one field on two periodic axes.")
+        self._shape, self._drag, self._integrator = case.grid.shape, drag, integrator
+        self._torus = Torus(slabs(self._shape, case.periodic), case.grid.extent, whole=True)
+        self._source = np.zeros(self._torus.squared.shape, dtype=complex)
+        if forcing is not None:
+            x = np.meshgrid(*(case.grid.points(axis, periodic=True) for axis in (0, 1)), indexing="ij")
+            given = np.broadcast_to(np.asarray(forcing(tuple(x)), dtype=float), self._shape)
+            self._source = integrator.admitted(self._torus, np.fft.rfft2(given))
+
+    def __call__(self, old: Any, new: Any, dt: float, *, viscosity: Any, steps: int = 1) -> Any:
+        """Return (new - step(old)) / dt, in the shape of the states.
+
+        old, new : (*batch, nx, ny) vorticity, arrays or tensors.
+        dt : time between them, taken in `steps` equal steps.
+        viscosity : a number, or one per sample, broadcast against (*batch, 1, 1); taken as given, without a gradient.
+        """
+        plane = _Plane(old, self._torus, self._shape)
+        nu = np.asarray(viscosity.detach().cpu() if hasattr(viscosity, "detach") else viscosity, dtype=float)
+        step = self._integrator.stepper(-nu * self._torus.squared - self._drag, dt / steps, convert=plane.constant)
+        products = isinstance(self._integrator, CrankNicolsonEuler)
+        advection = plane.advection_of_products if products else plane.advection
+        source = plane.constant(self._source)
+
+        def rest(w: Any) -> Any:
+            return advection(w) + source
+
+        w = plane.forward(old)
+        if not self._integrator.whole:
+            w = w * plane.constant(self._torus.kept)
+        for _ in range(steps):
+            w = step(w, rest(w), rest)
+        return (new - plane.inverse(w)) * (1 / dt)
+
+
+class _Plane:
+    """The terms of `Torus` on all of the plane, by numpy or torch after the kind of an example."""
+
+    def __init__(self, example: Any, torus: Torus, shape: tuple[int, int]) -> None:
+        self._example, self._shape = example, shape
+        self._fft = sys.modules["torch"].fft if hasattr(example, "new_tensor") else np.fft
+        velocity, products = torus.factors, torus.product_factors
+        self._to_u, self._to_v = map(self.constant, velocity)
+        self._of_uv, self._of_difference, self._kept_of_products = map(self.constant, products)
+        self._kx, self._ky = self.constant(1j * torus.kx), self.constant(1j * torus.ky)
+
+    def constant(self, values: np.ndarray) -> Any:
+        """Return complex factors of the example's kind."""
+        if not hasattr(self._example, "new_tensor"):
+            return np.asarray(values, dtype=complex)
+        torch = sys.modules["torch"]
+        kind = torch.complex64 if self._example.dtype == torch.float32 else torch.complex128
+        return torch.as_tensor(np.asarray(values, dtype=complex), dtype=kind, device=self._example.device)
+
+    def forward(self, a: Any) -> Any:
+        """Return the spectrum."""
+        return self._fft.rfft2(a)
+
+    def inverse(self, w: Any) -> Any:
+        """Return the field of a spectrum."""
+        return self._fft.irfft2(w, self._shape)
+
+    def advection(self, w: Any) -> Any:
+        """Return -u·∇ω, as `Torus.advection`."""
+        u, v = self.inverse(w * self._to_u), self.inverse(w * self._to_v)
+        return self.forward(u * v) * self._of_uv + self.forward(v * v - u * u) * self._of_difference
+
+    def advection_of_products(self, w: Any) -> Any:
+        """Return -u·∇ω, as `Torus.advection_of_products`."""
+        u, v, wx, wy = (self.inverse(w * factor) for factor in (self._to_u, self._to_v, self._kx, self._ky))
+        return self.forward(-(u * wx + v * wy)) * self._kept_of_products
