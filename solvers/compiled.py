@@ -287,6 +287,16 @@ def _spelled(op: str, names: tuple[str, ...], arguments: tuple[Any, ...]) -> str
     return f"np.{op}({', '.join(names)})"
 
 
+@lru_cache(maxsize=16)
+def combination(count: int) -> Callable[..., None]:
+    """Return the machine code of out = u + c_0 k_0 + ... + c_{count-1} k_{count-1}, summed from the left, in one pass.
+
+    Arguments : out, u, the tuple of the k, the tuple of the c; all arrays flat.
+    """
+    terms = "".join(f" + c[{n}] * k[{n}][i]" for n in range(count))
+    return compiled(f"def kernel(out, u, k, c):\n    for i in range(u.size):\n        out[i] = u[i]{terms}\n")
+
+
 @lru_cache(maxsize=32)
 def compiled(text: str) -> Callable[..., None]:
     """Return the machine code of a kernel; half a second or more, once in a process.

@@ -15,6 +15,7 @@ from headrace.solvers import Grid, Periodic
 from headrace.solvers.blocks import Blocks
 from headrace.solvers.compiled import Untraceable, traced
 from headrace.solvers.right_hand_side import right_hand_side
+from headrace.solvers.scheme import DORMAND_PRINCE, HEUN, RK4, SSPRK3
 
 from . import problems
 from .problems import make_case, mixed_boundary
@@ -105,6 +106,21 @@ def test_without_numba_it_runs_as_arrays(monkeypatch, caplog):
         found = problems.run(case).values
     assert "pip install headrace[fast]" in caplog.text
     assert np.array_equal(found, problems.run(replace(case, compiled=False)).values)
+
+
+@pytest.mark.parametrize("scheme", [HEUN, SSPRK3, RK4, DORMAND_PRINCE], ids=lambda one: one.name)
+def test_stages_are_combined_in_one_pass_with_the_same_bits(scheme):
+    case = make_case(rhs=problems.arithmetic, boundary=mixed_boundary(2), duration=0.01, num_snapshots=2, scheme=scheme,
+                     steps_per_snapshot=3)  # fmt: skip
+    by_arrays = problems.run(case, {"nu": 0.02}).values
+    case = replace(case, compiled=True)
+    by_kernel = problems.run(case, {"nu": 0.02}).values
+    assert np.abs(by_arrays - by_kernel).max() < 1e-12 * np.abs(by_arrays).max()
+    f = right_hand_side(case, case.accept({}), Blocks(case.grid.shape, case.periodic), by_arrays[0])
+    u, *slopes = np.random.default_rng(0).normal(size=(5, 1, 20, 14))
+    weights = (0.3, 0.0, -1.7, 1 / 3)
+    expected = u + (0.1 * 0.3) * slopes[0] + (0.1 * -1.7) * slopes[2] + (0.1 / 3) * slopes[3]
+    np.testing.assert_array_equal(f.combined(u, 0.1, weights, slopes)[0], expected[0])
 
 
 @pytest.mark.mpi
