@@ -11,7 +11,9 @@ from .catalogue import unknown_name
 if TYPE_CHECKING:
     from headrace.surrogates import Surrogate
 
-MODELS = {"mlp": "MLP", "fno": "FNO", "unet": "UNet", "convnet": "ConvNet", "mp-pde": "MessagePassing"}
+MODELS = {
+    "mlp": "MLP", "fno": "FNO", "unet": "UNet", "convnet": "ConvNet", "mp-pde": "MessagePassing", "lpinn": "LPINN",
+}  # fmt: skip
 """Name on the command line and class in `headrace.surrogates`."""
 
 

@@ -121,6 +121,7 @@ class RunDirectory:
             self.secrets.mkdir(mode=0o700, exist_ok=True)
             write_secret(self.token_file, secrets.token_hex(32))
             copy = case.copied_to(self.path)
+            surrogate.use_case(copy.load())
             surrogate.save(self.model_initial)
             record = StudyRecord(
                 study=secrets.randbits(63), case=copy, model=type(surrogate).__name__, window=surrogate.window,
@@ -178,8 +179,10 @@ class RunDirectory:
         """
         if not self.exists:
             return load_surrogate(folder)
-        case = self.read().case
-        return load_surrogate(folder, modules=[case.load_module()])
+        reference = self.read().case
+        surrogate = load_surrogate(folder, modules=[reference.load_module()])
+        surrogate.use_case(reference.load())
+        return surrogate
 
     def require_same(self, record: StudyRecord, case: CaseReference, settings: StudySettings) -> None:
         """Check that a study to be resumed is the one in this folder.

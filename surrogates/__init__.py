@@ -4,6 +4,7 @@ from .autoregressive import Autoregressive
 from .convnet import ConvNet
 from .files import ALL_SURROGATES, load_surrogate
 from .fno import FNO
+from .lpinn import LPINN as LPINN
 from .message_passing import MessagePassing
 from .mlp import MLP
 from .problem import Problem, WindowBatch

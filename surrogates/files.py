@@ -18,6 +18,7 @@ import safetensors.torch
 
 from .convnet import ConvNet
 from .fno import FNO
+from .lpinn import LPINN
 from .message_passing import MessagePassing
 from .mlp import MLP
 from .problem import Problem
@@ -29,7 +30,7 @@ FORMAT = "headrace-surrogate"
 VERSION = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
-ALL_SURROGATES: tuple[type[Surrogate], ...] = (MLP, FNO, UNet, ConvNet, MessagePassing)
+ALL_SURROGATES: tuple[type[Surrogate], ...] = (MLP, FNO, UNet, ConvNet, MessagePassing, LPINN)
 """The classes that `load_surrogate` knows by name."""
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .problem import Problem, WindowBatch
+
+if TYPE_CHECKING:
+    from headrace.solvers import Case
 
 
 class Surrogate(torch.nn.Module, ABC):
@@ -34,6 +37,14 @@ class Surrogate(torch.nn.Module, ABC):
         Raises
         ------
         ValueError : the architecture does not fit, e.g. more modes than the grid has.
+        """
+
+    def use_case(self, case: Case) -> None:  # most models need nothing from it
+        """Take what a model needs of its case beyond `Problem`, such as the equation; after setup and after loading.
+
+        Raises
+        ------
+        ValueError : the model cannot work with this case; says why.
         """
 
     @abstractmethod

@@ -1,0 +1,178 @@
+"""The Lagrangian PINN as a surrogate: learns from the equation in the frame of the flow, for all parameters at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from headrace.solvers.case import Case
+
+from .moving_frame import FRAMES, MovingFrame, Points
+from .normaliser import Normaliser
+from .problem import Problem, WindowBatch
+from .request import parameter_rows, require_setup, time_points
+from .surrogate import Surrogate
+from .transport_network import TransportNetwork
+
+_CHUNK = 65_536  # points that a prediction evaluates at once
+
+
+class LPINN(Surrogate):
+    """(X, t, parameters) -> state at any place and time, exact at t = 0 and on the boundary.
+
+    Each training window adds two terms: the residual of the case's own `rhs` at collocation points that the model draws
+    itself, at parameters it draws itself, and the error against the streamed state at some of its grid points. With
+    data_weight=0 it learns from the equation alone, with residual_weight=0 from the stream alone.
+
+    The case must be known beside the weights, `use_case(case)`; a study and `headrace evaluate` see to that.
+
+    Parameters
+    ----------
+    hidden : widths of the layers of the state's network.
+    harmonics : sines and cosines per periodic axis that the networks see.
+    frame : "auto", "eulerian" (a PINN), "galilean", "limited" or "lagrangian", see `headrace.surrogates.moving_frame`.
+    floor : of the Jacobian in the limited frame.
+    open_walls : labels pass walls freely; right where the solution is constant near them.
+    points : collocation points of a window, and as many of its grid points.
+    residual_weight, data_weight : of the two terms, both dimensionless.
+    """
+
+    history = 0
+    window = 1
+
+    def __init__(
+        self, *, hidden: Sequence[int] = (32, 32, 32), harmonics: int = 2, frame: str = "auto", floor: float = 0.1,
+        open_walls: bool = False, points: int = 64, residual_weight: float = 0.1, data_weight: float = 1.0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.hidden = tuple(int(width) for width in hidden)
+        self.harmonics, self.frame, self.floor, self.open_walls = int(harmonics), frame, float(floor), bool(open_walls)
+        self.points = int(points)
+        self.residual_weight, self.data_weight = float(residual_weight), float(data_weight)
+        if frame not in FRAMES:
+            raise ValueError(f"LPINN frame {frame!r} is not one of {', '.join(FRAMES)}.")
+        if not 0 < self.floor < 1:
+            raise ValueError(f"LPINN floor {floor} of the Jacobian must lie between 0 and 1.")
+        if not self.hidden or min(self.hidden) < 1 or self.harmonics < 1:
+            raise ValueError(f"LPINN hidden {self.hidden} and harmonics {harmonics} must be positive.")
+        if self.points < 1 or min(self.residual_weight, self.data_weight) < 0:
+            raise ValueError(f"LPINN needs points >= 1, got {points}, and weights of its two terms >= 0.")
+
+    def setup(self, problem: Problem, *, seed: int = 0) -> None:
+        """Build the weights."""
+        self.problem = problem
+        self.normaliser = Normaliser(problem)
+        self.network = TransportNetwork(
+            problem, widths=self.hidden, harmonics=self.harmonics, lagrangian=self.frame == "lagrangian", seed=seed
+        )
+
+    def use_case(self, case: Case) -> None:
+        """Take equation, initial state and boundary of a case.
+
+        Raises
+        ------
+        ValueError : the case has none that a network can hold; says which.
+        """
+        problem = require_setup(self)
+        if Problem.of(case) != problem:
+            raise ValueError(f"This LPINN was made for {problem}; the case is {Problem.of(case)}.")
+        self.network.use(MovingFrame(case, frame=self.frame, floor=self.floor, open_walls=self.open_walls))
+
+    def architecture(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {
+            "hidden": list(self.hidden), "harmonics": self.harmonics, "frame": self.frame, "floor": self.floor,
+            "open_walls": self.open_walls, "points": self.points, "residual_weight": self.residual_weight,
+            "data_weight": self.data_weight,
+        }  # fmt: skip
+
+    def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Freeze the scale of the fields."""
+        require_setup(self)
+        self.normaliser.freeze(mean, std)
+
+    def collocation_points(self, rows: torch.Tensor, each: int) -> Points:
+        """Return uniformly random labels and times, so many for each row of parameters."""
+        grid, count = self._case().grid, len(rows) * each
+        corner, extent = rows.new_tensor(grid.origin), rows.new_tensor(grid.extent)
+        labels = corner[:, None] + torch.rand(grid.ndim, count, dtype=rows.dtype, device=rows.device) * extent[:, None]
+        times = torch.rand(count, dtype=rows.dtype, device=rows.device) * self.problem.duration
+        row_of = torch.arange(len(rows), device=rows.device).repeat_interleave(each)
+        return Points(labels=labels, times=times, rows=rows, row_of=row_of)
+
+    def parameters_drawn(self, count: int, like: torch.Tensor) -> torch.Tensor:
+        """Return random parameters within their bounds, (count, parameters)."""
+        distributions = self._case().parameters.values()
+        unit = torch.rand(count, len(distributions), dtype=torch.float64)
+        values = [[d.from_unit(q) for d, q in zip(distributions, row, strict=True)] for row in unit.tolist()]
+        return like.new_tensor(values).reshape(count, len(distributions))
+
+    def _case(self) -> Case:
+        require_setup(self)
+        if self.network.moving is None:
+            raise RuntimeError(f"LPINN of case {self.problem.case} does not know its case: call use_case(case) first.")
+        return self.network.moving.case
+
+    def training_loss(self, batch: WindowBatch) -> torch.Tensor:
+        """Return residual and data term of each window, in units of the fields' variances, shape (batch,)."""
+        case = self._case()
+        batch.check(self.problem, self.window)
+        like, count = self.network.state.weights[0], len(batch.states)
+        total = like.new_zeros(count)
+        std = self.normaliser.std.to(like.dtype)
+        if self.residual_weight:
+            points = self.collocation_points(self.parameters_drawn(count, like), self.points)
+            residual = self.network.residual(points) * self.problem.duration
+            scales = torch.cat((std, like.new_tensor(case.grid.extent)))[: len(residual)]
+            terms = (residual / scales[:, None]).square().mean(0).reshape(count, self.points).mean(1)
+            total = total + self.residual_weight * terms
+        if self.data_weight:
+            total = total + self.data_weight * self._data_term(batch, like, std)
+        return total
+
+    def _data_term(self, batch: WindowBatch, like: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+        places, count = self._grid_points(like), len(batch.states)
+        pick = torch.randint(places.shape[1], (count, self.points), device=like.device)
+        rows = parameter_rows(batch.parameters, self.problem, like)
+        row_of = torch.arange(count, device=like.device).repeat_interleave(self.points)
+        times = batch.times[:, 0].to(like.dtype).repeat_interleave(self.points)
+        points = Points(labels=places[:, pick.reshape(-1)], times=times, rows=rows, row_of=row_of)
+        known = batch.states[:, 0].to(like.dtype).flatten(2)  # (batch, fields, points)
+        known = known.gather(2, pick[:, None].expand(-1, known.shape[1], -1))
+        found = self.network.values_at(points).reshape(-1, count, self.points).movedim(0, 1)
+        return ((found - known) / std[:, None]).square().flatten(1).mean(1)
+
+    def _grid_points(self, like: torch.Tensor) -> torch.Tensor:
+        grid, problem = self._case().grid, self.problem
+        axes = [like.new_tensor(grid.points(i, periodic=problem.periodic[i])) for i in range(grid.ndim)]
+        return torch.stack([axis.reshape(-1) for axis in torch.meshgrid(*axes, indexing="ij")])
+
+    @torch.no_grad()
+    def predict(self, initial: torch.Tensor | None, parameters: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """Return the states at any times on the grid, (batch, time, fields, *grid); initial is not needed."""
+        self._case()
+        like = self.network.state.weights[0]
+        rows, times = parameter_rows(parameters, self.problem, like), time_points(times, like)
+        places = self._grid_points(like)
+        each, steps, batch = places.shape[1], len(times), len(rows)
+        out = like.new_empty(batch * steps, len(self.problem.fields), each)
+        at_once = max(1, _CHUNK // each)
+        for start in range(0, batch * steps, at_once):
+            number = torch.arange(start, min(start + at_once, batch * steps), device=like.device)
+            points = Points(
+                labels=places.repeat(1, len(number)), times=times[number % steps].repeat_interleave(each),
+                rows=rows, row_of=(number // steps).repeat_interleave(each),
+            )  # fmt: skip
+            out[number] = self.network.values_at(points).reshape(-1, len(number), each).movedim(0, 1)
+        return out.reshape(batch, steps, -1, *self.problem.shape)
+
+    def evaluate(self, places: torch.Tensor, times: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+        """Return the state anywhere, (fields, points), with gradients.
+
+        places : (ndim, points). times : (points,). parameters : (points, parameters).
+        """
+        self._case()
+        row_of = torch.arange(len(times), device=times.device)
+        return self.network.values_at(Points(labels=places, times=times, rows=parameters, row_of=row_of))

@@ -1,0 +1,211 @@
+"""Two networks in parallel, state and displacement, that solve a case in a moving frame for all its parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .jet import Jet, pairs, stacked
+from .jet_network import JetNetwork, Pairs
+from .moving_frame import MovingFrame, Place, Points
+from .problem import Problem
+
+Trace = list[tuple[torch.Tensor, ...]]
+
+
+class TransportNetwork(torch.nn.Module):
+    """υ(X, t, p) and, in the lagrangian frame, δ(X, t, p), with the conditions of a case built in.
+
+    widths : of the hidden layers of υ; those of δ are half as many, at least one.
+    harmonics : sines and cosines per periodic axis that the networks see.
+    """
+
+    def __init__(
+        self, problem: Problem, *, widths: Sequence[int] = (20, 20, 20), harmonics: int = 1, lagrangian: bool = False,
+        seed: int = 0, origin: Sequence[float] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.problem, self.harmonics = problem, harmonics
+        self.ndim = len(problem.shape)
+        self.origin = tuple(origin) if origin is not None else (0.0,) * self.ndim
+        self._second: Pairs = tuple(pairs(self.ndim))
+        inputs = sum(2 * harmonics if periodic else 1 for periodic in problem.periodic) + 1 + len(problem.parameters)
+        generator = torch.Generator().manual_seed(seed)
+        self.state = JetNetwork((inputs, *widths, len(problem.fields)), generator, last=0.1)
+        self.displacement = None
+        if lagrangian:
+            shallow = tuple(widths)[: max(1, len(widths) // 2)]
+            self.displacement = JetNetwork((inputs, *shallow, self.ndim), generator)
+        self.moving: MovingFrame | None = None
+
+    def use(self, moving: MovingFrame) -> None:
+        """Take the conditions and the equation of a case."""
+        self.moving = moving
+        self.origin = moving.case.grid.origin
+
+    def features(self, points: Points) -> torch.Tensor:
+        """Return what the networks see as a jet in (X, t), (components, points, inputs)."""
+        ndim, problem, N = self.ndim, self.problem, points.labels.shape[1]
+        columns: list[tuple[torch.Tensor, int | None, Any, Any]] = []  # value, direction, first and second derivative
+        for axis, periodic in enumerate(problem.periodic):
+            X = points.labels[axis]
+            if periodic:
+                for k in range(1, self.harmonics + 1):
+                    w = 2 * math.pi * k / problem.extent[axis]
+                    c, s = torch.cos(w * (X - self.origin[axis])), torch.sin(w * (X - self.origin[axis]))
+                    columns += [(c, axis, -w * s, -w * w * c), (s, axis, w * c, -w * w * s)]
+            else:
+                half = problem.extent[axis] / 2
+                columns.append(((X - self.origin[axis]) / half - 1, axis, 1 / half, 0.0))
+        columns.append((2 * points.times / problem.duration - 1, ndim, 2 / problem.duration, None))
+        for index, (name, (low, high)) in enumerate(problem.parameters.items()):
+            value = points.rows[points.row_of][:, index]
+            if name in problem.logarithmic:
+                value, low, high = torch.log(value), math.log(low), math.log(high)
+            columns.append((2 * (value - low) / (high - low) - 1, None, None, None))
+        zero = points.times.new_zeros(N)
+        components = [torch.stack([value for value, *_ in columns], 1)]
+        for direction in range(ndim + 1):
+            slopes = [zero + first if of == direction else zero for _, of, first, _ in columns]
+            components.append(torch.stack(slopes, 1))
+        for i, j in self._second:
+            components.append(
+                torch.stack([zero + second if i == j == of else zero for _, of, _, second in columns], 1)
+            )
+        return torch.stack(components)
+
+    def _jet(self, out: torch.Tensor) -> tuple[list[Jet], torch.Tensor]:
+        """Return one jet in the label per output, and their derivatives in time (outputs, points)."""
+        ndim = self.ndim
+        jets = [
+            Jet(a[0], [a[1 + i] for i in range(ndim)], {k: a[2 + ndim + n] for n, k in enumerate(self._second)})
+            for a in out.unbind(2)
+        ]
+        return jets, out[1 + ndim].T
+
+    def place(self, points: Points, traces: list[Trace] | None = None) -> Place:
+        """Return where labels are."""
+        if self.displacement is None:
+            return self.moving.place(points)
+        trace: Trace | None = None if traces is None else []
+        out = self.displacement(self.features(points), self.ndim + 1, self._second, trace)
+        if traces is not None:
+            traces.append(trace)
+        return self.moving.place(points, self._jet(out))
+
+    def unknowns(self, points: Points, traces: list[Trace] | None = None) -> tuple[Jet, torch.Tensor]:
+        """Return u as a jet in the label (fields, points), and ∂u/∂t at fixed label."""
+        trace: Trace | None = None if traces is None else []
+        jets, rates = self._jet(self.state(self.features(points), self.ndim + 1, self._second, trace))
+        if traces is not None:
+            traces.append(trace)
+        t, T = points.times, self.moving.case.duration
+        parts, slopes = [], []
+        for jet, rate, wall in zip(jets, rates, self.moving.walls(points.labels), strict=True):
+            parts.append((jet * wall).mapped(lambda a: a * (t / T)))
+            factor = wall.value if isinstance(wall, Jet) else wall
+            slopes.append(factor * (jet.value + t * rate) / T)
+        return self.moving.initial(points) + stacked(parts), torch.stack(slopes)
+
+    def residual(self, points: Points, traces: list[Trace] | None = None) -> torch.Tensor:
+        """Return the residuals of the equations, (equations, points)."""
+        u, rate = self.unknowns(points, traces)
+        return self.moving.residual(points, u, rate, self.place(points, traces))
+
+    def min_jacobian(self, points: Points) -> tuple[float, float, list[float]]:
+        """Return the smallest J over some points, with its time and label; below 0 characteristics have crossed."""
+        with torch.no_grad():
+            J = self.place(points).jacobian()
+        worst = int(J.argmin())
+        return float(J[worst]), float(points.times[worst]), points.labels[:, worst].tolist()
+
+    def labels_at(self, points: Points, *, tolerance: float = 1e-13, most: int = 80) -> torch.Tensor:
+        """Return the labels that are at the places points.labels at their times, (ndim, points): safeguarded Newton.
+
+        On a line each step that leaves the bracket of the root is replaced by a bisection; in more dimensions a step
+        that does not reduce the distance is halved.
+
+        Raises
+        ------
+        ArithmeticError : some place is reached from no label, as where characteristics have crossed.
+        """
+        target = points.labels
+        if self.moving.frame == "eulerian":
+            return target
+        with torch.no_grad():
+            solve = _on_line if self.ndim == 1 else _in_space
+            labels, gap = solve(lambda X: self.place(points.at(X)), target, most)
+            scale = max(1.0, float(target.abs().max()))
+            if not float(gap) <= 1e4 * max(tolerance, torch.finfo(target.dtype).eps) * scale:
+                J, t, label = self.min_jacobian(points.at(labels))
+                raise ArithmeticError(
+                    f"Some places have no label (distance {float(gap):.2g}); the smallest J is {J:.2g} at t = {t:.3g}, "
+                    f"label {label}. Take frame='limited', or a shorter time."
+                )
+        return labels
+
+    def values_at(self, points: Points) -> torch.Tensor:
+        """Return u at the places points.labels, (fields, points), with gradients, those of the inversion included."""
+        labels = self.labels_at(points)
+        if self.displacement is not None and torch.is_grad_enabled():
+            place = self.place(points.at(labels))
+            gap = torch.stack([part.value for part in place.x]) - points.labels
+            labels = labels - torch.linalg.solve(place.matrix().detach(), gap.T[..., None])[..., 0].T
+        if self.moving.open_walls:  # outside the box of labels the solution is what it is at its edge
+            corner, extent = labels.new_tensor(self.origin)[:, None], labels.new_tensor(self.problem.extent)[:, None]
+            labels = torch.minimum(torch.maximum(labels, corner), corner + extent)
+        return self.unknowns(points.at(labels))[0].value
+
+
+def _on_line(
+    place: Callable[[torch.Tensor], Place], target: torch.Tensor, most: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    moved = place(target)
+    X = target - (moved.x[0].value - target[0])
+    reach = (X - target).abs() + 1e-3
+    low, high = X - reach, X + reach
+    for _ in range(60):  # until both ends lie on either side
+        below, above = place(low).x[0].value > target[0], place(high).x[0].value < target[0]
+        if not bool((below | above).any()):
+            break
+        reach = reach * 2
+        low, high = torch.where(below, X - reach, low), torch.where(above, X + reach, high)
+    for _ in range(most):
+        moved = place(X)
+        gap = moved.x[0].value - target[0]
+        low, high = torch.where(gap < 0, X, low), torch.where(gap >= 0, X, high)
+        step = X - gap / moved.matrix()[:, 0, 0]
+        inside = (step > low) & (step < high)
+        following = torch.where(inside, step, 0.5 * (low + high))
+        if bool(((following - X).abs() <= 4 * torch.finfo(X.dtype).eps * (1 + X.abs())).all()):
+            break
+        X = following
+    return X, (place(X).x[0].value - target[0]).abs().max()
+
+
+def _in_space(
+    place: Callable[[torch.Tensor], Place], target: torch.Tensor, most: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    def distance(X: torch.Tensor) -> tuple[torch.Tensor, Place]:
+        moved = place(X)
+        return torch.stack([part.value for part in moved.x]) - target, moved
+
+    X = target - distance(target)[0]
+    gap, moved = distance(X)
+    damping = torch.ones_like(gap[0])
+    for _ in range(most):
+        step = torch.linalg.solve(moved.matrix(), gap.T[..., None])[..., 0].T
+        tried = X - damping * step
+        new_gap, _ = distance(tried)
+        better = new_gap.norm(dim=0) < gap.norm(dim=0)
+        X = torch.where(better, tried, X)
+        damping = torch.where(better, (damping * 2).clamp(max=1.0), damping / 2)
+        gap, moved = distance(X)
+        if not bool(better.any()) and bool((damping < 1e-3).all()):
+            break
+        if float(gap.abs().max()) < 4 * torch.finfo(X.dtype).eps * (1 + float(target.abs().max())):
+            break
+    return X, gap.norm(dim=0).max()
