@@ -48,6 +48,11 @@ class AdaptivePlan:
                     self._next = max(self._next, record["s"] + 1)
 
     @property
+    def points(self) -> dict[int, np.ndarray]:
+        """The point of the unit cube of each simulation that is planned."""
+        return self._breed.points
+
+    @property
     def complete(self) -> bool:
         """Whether all simulations are planned."""
         return self._next >= self._settings.simulations

@@ -53,12 +53,13 @@ class Breed:
     def __init__(self, design: np.ndarray, first: int, seed: int, settings: BreedSettings | None = None) -> None:
         self._design, self._first, self._seed = design, first, seed
         self._settings = settings or BreedSettings()
-        self._points: dict[int, np.ndarray] = {}
+        self.points: dict[int, np.ndarray] = {}
+        """Where each simulation runs that was added."""
         self._sums: dict[int, list[float]] = {}  # simulation -> sum of excesses, uses; least recently heard of first
 
     def add(self, simulation: int, point: np.ndarray) -> None:
         """Note at which point a simulation runs, so that it can be a parent."""
-        self._points[simulation] = np.asarray(point, dtype=np.float64)
+        self.points[simulation] = np.asarray(point, dtype=np.float64)
 
     def observe(self, simulation: int, excess: float, count: int) -> None:
         """Take the sum of excesses over a number of uses of a simulation's windows."""
@@ -67,7 +68,7 @@ class Breed:
 
     def fitness(self) -> dict[int, float]:
         """Return the fitness of the possible parents."""
-        known = [one for one in self._sums if one in self._points][-self._settings.recent :]
+        known = [one for one in self._sums if one in self.points][-self._settings.recent :]
         return {one: self._sums[one][0] / max(self._sums[one][1], 1.0) for one in known}
 
     def propose(self, simulation: int) -> np.ndarray:
@@ -82,7 +83,7 @@ class Breed:
         if simulation >= self._first and total > 0 and rng.random() < share:
             parents = list(fitness)
             weights = np.array(list(fitness.values())) / total
-            point = _child(self._points[parents[rng.choice(len(parents), p=weights)]], s.spread, rng)
+            point = _child(self.points[parents[rng.choice(len(parents), p=weights)]], s.spread, rng)
         self.add(simulation, point)
         return point
 

@@ -1,0 +1,295 @@
+"""A study in one process: intake, solver processes and the training loop of the package, without Ray and MPI.
+
+Used by online_vs_offline.py and buffers.py, so that they run wherever numpy, torch and pyzmq are. What a study adds to
+this are its supervisors: Ray Train, the launcher, the validator.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from headrace.cases.catalogue import find_case
+from headrace.online_training.adaptive_plan import AdaptivePlan, first_generation
+from headrace.online_training.client import Connection
+from headrace.online_training.design import ADAPTIVE, draw_design
+from headrace.online_training.feed import Feed
+from headrace.online_training.fifo import FIFO, FIRO
+from headrace.online_training.intake import Intake, IntakeSettings
+from headrace.online_training.layout import StreamLayout
+from headrace.online_training.ledger import RecordWriter
+from headrace.online_training.reservoir import Reservoir
+from headrace.online_training.settings import StudySettings
+from headrace.online_training.simulation_run import Assignment
+from headrace.online_training.slot_memory import SlotMemory
+from headrace.online_training.stream_sink import StreamSink
+from headrace.online_training.training_loop import TrainerSettings, train
+from headrace.online_training.validator import HeldOut
+from headrace.solvers import MemorySink
+from headrace.solvers.simulate import simulate
+from headrace.surrogates import Problem, Surrogate, load_surrogate
+
+BUFFERS = {"fifo": FIFO, "firo": FIRO, "reservoir": Reservoir}
+TOKEN = bytes(range(32))
+SPAWN = multiprocessing.get_context("spawn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveSettings:
+    """One online training.
+
+    case : name and shape, as `find_case` takes them.
+    seconds : from the first step on, after which the stream ends, whatever is left.
+    views : uses of each window that are waited for on both sides; None: neither side is ever slowed.
+    slots : steps in the buffer.
+    held_back : begin and end, in seconds, of a silence of all solvers, as between series of jobs.
+    fixed : parameters that keep one value.
+    """
+
+    case: tuple[str, tuple[int, ...] | None]
+    folder: Path
+    buffer: str = "reservoir"
+    slots: int = 4000
+    watermark: int = 400
+    simulations: int = 100000
+    solvers: int = 1
+    seconds: float = 60.0
+    views: float | None = None
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    total_windows: int = 100000
+    schedule: str = "cosine"
+    sampler: str = "sobol"
+    seed: int = 0
+    threads: int = 1
+    held_back: tuple[float, float] = (0.0, 0.0)
+    fixed: tuple[tuple[str, float], ...] = ()
+
+
+def prepare(folder: Path, surrogate: Surrogate, problem: Problem, seed: int) -> None:
+    """Make a run directory's folders and its initial model."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "ledger").mkdir(parents=True)
+    surrogate.setup(problem, seed=seed)
+    surrogate.save(folder / "model-initial")
+    (folder / "token").touch(0o600)
+    (folder / "token").write_text(TOKEN.hex())
+
+
+def solve_for_ever(case: tuple[str, Any], environment: dict[str, str], held_back: tuple[float, float]) -> None:
+    """Be a solver: ask for parameters, solve, stream, ask again."""
+    os.environ.update(environment)
+    loaded = find_case(*case).load()
+    fields = {name: loaded.grid.shape for name in loaded.fields}
+    began = time.monotonic()
+    with contextlib.suppress(ConnectionError), Connection(fields, None, steps=loaded.num_snapshots + 1) as connection:
+        for stream in connection.simulations():
+            parameters = loaded.accept(stream.parameters)
+            simulate(loaded, parameters, StreamSink(stream), study_seed=stream.seed, simulation=stream.simulation)
+            now = time.monotonic() - began
+            if held_back[0] <= now < held_back[1]:
+                time.sleep(held_back[1] - now)
+
+
+@contextlib.contextmanager
+def solvers(settings: LiveSettings, addresses: str) -> Iterator[None]:
+    """Keep solver processes running for the length of a block."""
+    jobs = []
+    for number in range(settings.solvers):
+        environment = {
+            "HEADRACE_ADDRESS": addresses, "HEADRACE_TOKEN_FILE": str(settings.folder / "token"),
+            "HEADRACE_STUDY": f"{os.getpid():016x}", "HEADRACE_JOB": f"1-{number:04d}", "HEADRACE_LEASE": "60",
+            "HEADRACE_LOG_DIR": str(settings.folder / "ledger"),
+        }  # fmt: skip
+        jobs.append(
+            SPAWN.Process(target=solve_for_ever, args=(settings.case, environment, settings.held_back), daemon=True)
+        )
+        jobs[-1].start()
+    try:
+        yield
+    finally:
+        for job in jobs:
+            job.terminate()
+            job.join(5)
+
+
+def train_online(settings: LiveSettings, surrogate: Surrogate) -> dict[str, Any]:
+    """Train while solvers run; return the figures of the training, its curve and the model."""
+    case = find_case(*settings.case).load()
+    prepare(settings.folder, surrogate, Problem.of(case), settings.seed)
+    layout = StreamLayout.of(case, surrogate.window)
+    memory = SlotMemory.create(f"bench{os.getpid():x}", layout, settings.slots * layout.step_bytes)
+    buffer = BUFFERS[settings.buffer](
+        len(memory.array), layout.window, watermark=settings.watermark, seed=settings.seed
+    )
+    free = settings.views is None
+    intake = Intake(
+        IntakeSettings(
+            layout=layout, buffer=buffer, memory=memory, views=1.0 if free else settings.views,
+            batch_size=settings.batch_size, study=os.getpid(), session=1, token=TOKEN, interface="127.0.0.1", port=0,
+            run_dir=settings.folder, max_running=settings.solvers,
+        )
+    )  # fmt: skip
+    if free:  # the trainer is not held back for the sake of a wanted number of uses
+        intake._draws._may_draw = lambda: True
+    plan, log = _plan(settings, case, intake)
+    curve: list[dict[str, float]] = []
+    over = threading.Event()
+    intake.start()
+    began = time.monotonic()
+    first: list[float] = []
+
+    def watch() -> None:
+        while not over.wait(0.25):
+            status, now = intake.status(), time.monotonic() - began
+            curve.append(
+                {"t": now, **{key: status[key] for key in ("population", "unseen", "draws", "steps_accepted")}}
+            )
+            if plan is not None:
+                plan.follow(status, intake.plan, intake.all_planned)
+            if status["steps_accepted"] and not first:
+                first.append(now)
+            if first and now - first[0] > settings.seconds:
+                intake.request_stop()
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    try:
+        with solvers(settings, intake.addresses):
+            watcher.start()
+            feed = Feed(intake.addresses, TOKEN, os.getpid(), batch_size=settings.batch_size)
+            found = train(trainer_settings(settings), feed)
+        ended, status = time.monotonic() - began, intake.status()
+    finally:
+        over.set()
+        watcher.join(2)
+        intake.close()
+        log.close()
+    return {
+        "seconds": ended - first[0],
+        "start_up": first[0], "windows": found["windows"], "loss": found["loss"],
+        "unique": status["starts_used"], "accepted": status["windows_accepted"], "curve": curve,
+        "blocked": status["blocked_seconds"] / max(status["solver_seconds"], 1e-9),
+        "simulations": status["done"], "model": load_surrogate(settings.folder / "model"),
+    }  # fmt: skip
+
+
+def trainer_settings(settings: LiveSettings) -> TrainerSettings:
+    """Return the settings of the training loop, the same for a stream and a data set."""
+    return TrainerSettings(
+        run_dir=str(settings.folder), address="", token_file="", study=1, session=1, batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate, total_windows=settings.total_windows, checkpoint_every=1e9,
+        seed=settings.seed, threads=settings.threads, schedule=settings.schedule,
+        report_losses=settings.sampler == ADAPTIVE,
+    )  # fmt: skip
+
+
+def _plan(settings: LiveSettings, case: Any, intake: Intake) -> tuple[AdaptivePlan | None, RecordWriter]:
+    log = RecordWriter(settings.folder / "ledger" / "study-1.log")
+    if settings.sampler == ADAPTIVE:
+        study = StudySettings(
+            simulations=settings.simulations, held_out=0, jobs=settings.solvers, sampler=ADAPTIVE, seed=settings.seed
+        )
+        plan = AdaptivePlan(settings.folder, case, study, log)
+        assert first_generation(study) <= settings.simulations
+        plan.begin()
+        for number, point in plan.points.items():
+            intake.plan([Assignment(simulation=number, parameters=dict(case.draw(point)), seed=settings.seed)])
+        return plan, log
+    points = draw_design(len(case.parameters), settings.simulations, settings.seed, kind=settings.sampler)
+    intake.plan(
+        Assignment(simulation=n, parameters={**case.draw(point), **dict(settings.fixed)}, seed=settings.seed)
+        for n, point in enumerate(points)
+    )
+    intake.all_planned()
+    return None, log
+
+
+def held_out(
+    case: tuple[str, Any], count: int, seed: int = 0, fixed: tuple[tuple[str, float], ...] = ()
+) -> list[HeldOut]:
+    """Solve simulations that no training sees."""
+    loaded = find_case(*case).load()
+    found = []
+    for n, point in enumerate(draw_design(len(loaded.parameters), count, seed, held_out=True)):
+        sink, parameters = MemorySink(), loaded.accept({**loaded.draw(point), **dict(fixed)})
+        simulate(loaded, parameters, sink, study_seed=seed, simulation=10**6 + n)
+        found.append(
+            HeldOut(
+                simulation=n, parameters=np.array([parameters[name] for name in loaded.parameters]),
+                times=np.asarray(loaded.times), states=np.asarray(sink.values, dtype=np.float32),
+            )
+        )  # fmt: skip
+    return found
+
+
+def windows_per_second(case: tuple[str, Any], make: Callable[[], Surrogate], batch_size: int, threads: int) -> float:
+    """Return how fast the optimiser alone is, on random windows: for the length of a schedule."""
+    loaded = find_case(*case).load()
+    problem, model = Problem.of(loaded), make()
+    torch.set_num_threads(threads)
+    model.setup(problem, seed=0)
+    model.set_statistics([0.0] * len(problem.fields), [1.0] * len(problem.fields))
+    from headrace.surrogates import WindowBatch
+
+    batch = WindowBatch(
+        states=torch.randn(batch_size, model.window, len(problem.fields), *problem.shape),
+        times=torch.arange(model.window).expand(batch_size, -1) * float(problem.interval),
+        parameters=torch.tensor([[b for b, _ in problem.parameters.values()]] * batch_size).reshape(batch_size, -1),
+    )  # fmt: skip
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(batch).mean().backward()
+        optimizer.step()
+
+    step()
+    began, count = time.monotonic(), 0
+    while time.monotonic() - began < 1.5 or count < 3:
+        step()
+        count += 1
+    return count * batch_size / (time.monotonic() - began)
+
+
+class Report:
+    """One JSON line per figure, on standard output and in benchmarks/results/NAME-cpu.json; lines are kept by key.
+
+    With resume, keys that are there are not measured again.
+    """
+
+    def __init__(self, name: str, *, resume: bool) -> None:
+        self.path = Path(os.environ.get("HEADRACE_RESULTS", Path(__file__).parent / "results")) / f"{name}-cpu.json"
+        self.lines: list[dict[str, Any]] = []
+        if resume and self.path.exists():
+            self.lines = [json.loads(line) for line in self.path.read_text().splitlines() if line.strip()]
+
+    def has(self, name: str) -> bool:
+        """Whether a figure is there."""
+        return any(line["name"] == name for line in self.lines)
+
+    def add(self, name: str, value: float | None, unit: str, **more: Any) -> None:
+        """Write one figure."""
+        line = {
+            "name": name, "value": value, "unit": unit, "goal": None, "met": None, "baseline": None, "seeds": 1,
+            "cores": None, "device": "cpu", "precision": "float32", "setup": "", **more,
+        }  # fmt: skip
+        self.lines = [one for one in self.lines if one["name"] != name] + [line]
+        short = {key: item for key, item in line.items() if key != "curve"}
+        print(json.dumps(short), flush=True)
+        self.path.parent.mkdir(exist_ok=True)
+        part = self.path.with_suffix(".part")
+        part.write_text("".join(json.dumps(one) + "\n" for one in self.lines))
+        os.replace(part, self.path)

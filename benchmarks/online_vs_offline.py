@@ -1,0 +1,318 @@
+"""Online against offline training at equal wall clock on equal cores, generation included; and Breed against uniform.
+
+    python benchmarks/online_vs_offline.py [--quick] [--only MODEL] [--seeds N] [--seconds T] [--limit S] [--resume]
+
+Models: `mlp` (direct, heat2d), `fno` (navier_stokes2d), `mp-pde` (mixed_e3), `unet` (fisher_kpp); `breed`: samplers.
+A cell has two cores. Online: one core solves, one trains, for T seconds from the first step that arrives. Offline: both
+cores generate for a budget of T/32, T/16, ... T/2 seconds, the data set is packed, and for the rest of T the same loop
+trains on it with as many threads as were faster in a trial (1 or 2), the whole in one process so that nothing waits for
+start-ups; those of processes are outside the clock on both sides. Same optimiser, batch size, learning rate and
+cosine over the uses that a trial of the optimiser's speed promises (less 10 %, so that the rate reaches zero). No
+tuning on either side beyond one learning rate per model, the same for both. nRMSE of roll-outs of 8 held-out runs.
+The offline sizes come from one generation: a size is what was complete at its moment. Cells run side by side on
+other cores; --limit starts none that could not finish in so many seconds, --resume takes up the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, wait
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from live import (
+    SPAWN,
+    LiveSettings,
+    Report,
+    held_out,
+    prepare,
+    train_online,
+    trainer_settings,
+    windows_per_second,
+)
+
+from headrace.cases.catalogue import find_case
+from headrace.online_training.design import draw_design
+from headrace.online_training.layout import StreamLayout
+from headrace.online_training.offline_data import OfflineData
+from headrace.online_training.offline_feed import OfflineFeed
+from headrace.online_training.training_loop import train
+from headrace.online_training.validator import evaluate
+from headrace.solvers.hdf5 import HDF5Sink
+from headrace.solvers.simulate import simulate
+from headrace.surrogates import FNO, MLP, MessagePassing, Problem, Surrogate, UNet, load_surrogate
+from headrace.surrogates.stepping import Stepping
+
+FRACTIONS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+
+MODELS: dict[str, tuple[tuple[str, Any], Callable[[], Surrogate], float]] = {
+    "mlp": (("heat2d", (64, 64)), lambda: MLP(hidden=(256, 256)), 1e-3),
+    "fno": (("navier_stokes2d", (32, 32)), lambda: FNO(modes=8, width=16, layers=3), 2e-3),
+    "mp-pde": (
+        ("mixed_e3", None),
+        lambda: MessagePassing(hidden=32, layers=3, stepping=Stepping(history=25, bundle=25, conditioning="film")),
+        1e-3,
+    ),
+    "unet": (("fisher_kpp", (32, 32)), lambda: UNet(width=8, multipliers=(1, 2, 2), blocks=1), 1e-3),
+}  # fmt: skip
+"""Case, surrogate and learning rate."""
+
+
+_warm: dict[str, Any] = {}
+
+
+def _load(case: tuple[str, Any]) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    _warm["case"] = find_case(*case).load()
+
+
+def _ready() -> int:
+    time.sleep(0.5)
+    return os.getpid()
+
+
+def _solve(folder: str, number: int, point: list[float], seed: int, until: float) -> float:
+    """Solve one simulation into its file; return when it was complete, infinity where the time was over."""
+    if time.time() > until:
+        return float("inf")
+    case = _warm["case"]
+    simulate(
+        case, case.draw(point), HDF5Sink(Path(folder) / f"sim-{number:06d}.h5"), study_seed=seed, simulation=number
+    )
+    return time.time()
+
+
+def generate(case: tuple[str, Any], folder: Path, seconds: float, seed: int) -> list[float]:
+    """Generate on two cores for some seconds; return when each simulation was complete, in seconds."""
+    folder.mkdir(parents=True)
+    loaded = find_case(*case).load()
+    points = draw_design(len(loaded.parameters), 4096, seed)
+    with ProcessPoolExecutor(2, mp_context=SPAWN, initializer=_load, initargs=(case,)) as pool:
+        wait([pool.submit(_ready) for _ in range(4)])
+        began = time.time()
+        running = [
+            pool.submit(_solve, str(folder), n, point.tolist(), seed, began + seconds) for n, point in enumerate(points)
+        ]
+        done = [future.result() - began for future in running]
+    late = [n for n, when in enumerate(done) if seconds < when < float("inf")]
+    for number in late:
+        (folder / f"sim-{number:06d}.h5").unlink()
+    return [when for when in done if when <= seconds]
+
+
+def offline(settings: LiveSettings, make: Callable[[], Surrogate], data: Path, count: int, rate: float) -> dict:
+    """Train on the first simulations of a set for the settings' seconds, packing included."""
+    case = find_case(*settings.case).load()
+    surrogate = make()
+    prepare(settings.folder, surrogate, Problem.of(case), settings.seed)
+    began = time.monotonic()
+    stored = OfflineData(data, StreamLayout.of(case, surrogate.window), limit=count)
+    left = settings.seconds - (time.monotonic() - began)
+    feed = OfflineFeed(stored, batch_size=settings.batch_size, views=1e9, seed=settings.seed, seconds=left)
+    settings = replace(settings, total_windows=max(1000, int(0.9 * rate * left)))
+    found = train(trainer_settings(settings), feed)
+    return {
+        "windows": found["windows"], "unique": len(stored), "seconds": time.monotonic() - began,
+        "model": load_surrogate(settings.folder / "model"),
+    }  # fmt: skip
+
+
+def cell(model: str, seed: int, seconds: float) -> list[dict[str, Any]]:
+    """One model, one seed: online, and offline with five data budgets. Runs in a process with two cores."""
+    case, make, rate = MODELS[model]
+    truth = held_out(case, 8)
+    work = Path(tempfile.mkdtemp(prefix="headrace-cell-"))
+    base = {"case": case, "seed": seed, "learning_rate": rate, "batch_size": 16 if model != "mlp" else 32}
+    # With one solver beside it, as online: two processes share memory and caches.
+    speed = {threads: windows_per_second(case, make, base["batch_size"], threads) for threads in (1, 2)}
+    threads = max(speed, key=speed.get)
+    lines = []
+    try:
+        problem = Problem.of(find_case(*case).load())
+        steps_bytes = 4 * len(problem.fields) * int(np.prod(problem.shape))
+        slots = min(4000, int(400e6 / steps_bytes))
+        found = train_online(
+            LiveSettings(
+                **base, folder=work / "online", slots=slots, watermark=slots // 20, seconds=seconds,
+                total_windows=int(0.9 * speed[1] * seconds),
+            ),
+            make(),
+        )  # fmt: skip
+        lines.append(_line("online", found, truth, simulations=found["simulations"], speed=speed))
+        when = generate(case, work / "data", seconds / 2, seed)
+        for fraction in FRACTIONS:
+            budget = fraction * seconds
+            count = sum(one <= budget for one in when)
+            if not count:
+                lines.append({"what": f"offline T/{round(1 / fraction)}", "nrmse": None, "simulations": 0})
+                continue
+            found = offline(
+                LiveSettings(
+                    **base, folder=work / f"offline-{count}", seconds=seconds - budget, threads=threads
+                ),
+                make, work / "data", count, speed[threads],
+            )  # fmt: skip
+            lines.append(_line(f"offline T/{round(1 / fraction)}", found, truth, simulations=count, threads=threads))
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return lines
+
+
+def _line(what: str, found: dict[str, Any], truth: list, **more: Any) -> dict[str, Any]:
+    errors = evaluate(found["model"], truth)
+    kept = {key: found[key] for key in ("windows", "unique", "seconds", "blocked", "start_up") if key in found}
+    worst = [one["max_error"] for one in errors["simulations"]]
+    return {
+        "what": what, "nrmse": errors["nrmse"], "vrmse": errors["vrmse"], "max_error": errors["max_error"],
+        "worst": worst, **kept, **more,
+    }  # fmt: skip
+
+
+def breed_cell(sampler: str, seed: int, seconds: float) -> list[dict[str, Any]]:
+    """One online training with one sampler to a fixed number of windows; errors on 200 held-out simulations."""
+    case, simulations = ("fisher_kpp", (32, 32)), 200
+    work = Path(tempfile.mkdtemp(prefix="headrace-breed-"))
+    windows = simulations * 51 * 8
+    try:
+        found = train_online(
+            LiveSettings(
+                case=case, seed=seed, folder=work / "run", slots=2000, watermark=200, simulations=simulations,
+                seconds=seconds, views=8.0, total_windows=windows, learning_rate=1e-3, sampler=sampler,
+            ),
+            MLP(hidden=(128, 128)),
+        )  # fmt: skip
+        truth = held_out(case, 200)
+        model = found.pop("model")
+        errors = evaluate(model, truth)
+        nrmse = np.array([one["nrmse"] for one in errors["simulations"]])
+        largest = np.array([one["max_error"] for one in errors["simulations"]])
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return [
+        {
+            "what": sampler, "nrmse": errors["nrmse"], "p99": float(np.quantile(nrmse, 0.99)),
+            "max_error": float(largest.max()), "windows": found["windows"], "simulations": found["simulations"],
+            "seconds": found["seconds"],
+        }
+    ]  # fmt: skip
+
+
+def run_cells(wanted: list[tuple[str, int]], args: argparse.Namespace, results: Path) -> None:
+    """Run cells in processes of their own, on two cores each, as many as there are cores and time for."""
+    cores = sorted(os.sched_getaffinity(0))
+    places = [cores[i : i + 2] for i in range(0, len(cores) - 1, 2)]
+    running: dict[subprocess.Popen, tuple[tuple[str, int], list[int]]] = {}
+    began, waiting = time.monotonic(), list(wanted)
+    while waiting or running:
+        while waiting and places and time.monotonic() - began + _needs(waiting[0][0], args) < args.limit:
+            name, seed = waiting.pop(0)
+            mine = places.pop()
+            command = ["taskset", "-c", ",".join(map(str, mine)), sys.executable, __file__, "--cell", f"{name}:{seed}",
+                       "--seconds", str(args.seconds)]  # fmt: skip
+            environment = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1"}
+            log = open(results / f"{name}-{seed}.log", "w")
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            running[process] = ((name, seed), mine)
+        for process in [one for one in running if one.poll() is not None]:
+            (name, seed), mine = running.pop(process)
+            places.append(mine)
+            print(f"# {name} seed {seed}: code {process.returncode}", flush=True)
+        if waiting and not running and time.monotonic() - began + _needs(waiting[0][0], args) >= args.limit:
+            print(f"# no time left for {waiting}", flush=True)
+            return
+        if time.monotonic() - began > args.limit + 30:
+            for process in running:
+                process.kill()
+        time.sleep(0.2)
+
+
+def _needs(name: str, args: argparse.Namespace) -> float:
+    """Seconds of one cell, about."""
+    return 60 if name.startswith("breed") else 5.55 * args.seconds + 30
+
+
+def summarise(report: Report, results: Path, args: argparse.Namespace) -> None:
+    """Turn the cells' files into lines."""
+    for model in (*MODELS, "breed"):
+        kinds = ("breed-uniform", "breed-breed") if model == "breed" else (model,)
+        by_what: dict[str, list[dict[str, Any]]] = {}
+        for path in sorted(path for kind in kinds for path in results.glob(f"{kind}-[0-9]*.json")):
+            for line in json.loads(path.read_text()):
+                by_what.setdefault(line["what"], []).append(line)
+        setup = f"T = {args.seconds:g} s, 2 cores a cell, {os.cpu_count()} cores in all"
+        for what, lines in by_what.items():
+            values = [line["nrmse"] for line in lines if line["nrmse"] is not None]
+            report.add(
+                f"online_vs_offline/{model}/{what}", float(np.median(values)) if values else None, "nRMSE",
+                seeds=len(values), cores=2, setup=setup, all=values, cells=lines,
+            )  # fmt: skip
+        best = {what: np.median([one["nrmse"] for one in lines]) for what, lines in by_what.items()
+                if all(one["nrmse"] is not None for one in lines)}  # fmt: skip
+        rivals = {what: value for what, value in best.items() if what.startswith("offline")}
+        if "online" in best and rivals:
+            winner = min(rivals, key=rivals.get)
+            report.add(
+                f"online_vs_offline/{model}/gain over the best offline size", 1 - best["online"] / rivals[winner],
+                "of its nRMSE", baseline=winner, seeds=len(by_what["online"]), cores=2, setup=setup,
+            )  # fmt: skip
+        if {"uniform", "breed"} <= set(by_what):
+            for figure in ("p99", "max_error", "nrmse"):
+                pairs = zip(by_what["breed"], by_what["uniform"], strict=False)
+                ratios = [one[figure] / other[figure] for one, other in pairs]
+                report.add(
+                    f"online_vs_offline/breed/{figure} over uniform's", float(np.median(ratios)), "ratio",
+                    seeds=len(ratios), cores=2, setup=setup, all=ratios,
+                )  # fmt: skip
+
+
+def main() -> None:
+    """Measure what the flags say."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", choices=(*MODELS, "breed"))
+    parser.add_argument("--device", default="cpu", choices=("cpu",))
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=60.0, help="T")
+    parser.add_argument("--limit", type=float, default=1e9, help="seconds that the whole may take")
+    parser.add_argument("--cells", type=Path, help="folder of the cells' files; default: beside the results")
+    parser.add_argument("--cell", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.quick:
+        args.seconds, args.seeds, args.only = 3.0, 1, args.only or "mlp"
+    report = Report("online_vs_offline-quick" if args.quick else "online_vs_offline", resume=args.resume)
+    results = args.cells or Path(os.environ.get("HEADRACE_CELLS", report.path.with_suffix("")))
+    results.mkdir(parents=True, exist_ok=True)
+    if args.cell:
+        name, seed = args.cell.split(":")
+        os.environ["OMP_NUM_THREADS"] = "1"
+        samplers = name.removeprefix("breed-")
+        found = breed_cell(samplers, int(seed), 20 * args.seconds) if name != samplers else cell(
+            name, int(seed), args.seconds)  # fmt: skip
+        part = results / f"{name}-{seed}.part"
+        part.write_text(json.dumps(found))
+        os.replace(part, results / f"{name}-{seed}.json")
+        return
+    os.environ["HEADRACE_CELLS"] = str(results)
+    wanted = [(model, seed) for seed in range(args.seeds) for model in MODELS if args.only in (None, model)]
+    if args.only in (None, "breed"):
+        seeds = 1 if args.quick else max(5, args.seeds)
+        wanted += [(f"breed-{sampler}", seed) for seed in range(seeds) for sampler in ("uniform", "breed")]
+    if args.resume:
+        wanted = [(name, seed) for name, seed in wanted if not (results / f"{name}-{seed}.json").exists()]
+    run_cells(wanted, args, results)
+    summarise(report, results, args)
+
+
+if __name__ == "__main__":
+    main()
