@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from headrace.surrogates import ALL_SURROGATES, FNO, MLP, ConvNet, MessagePassing, UNet
+from headrace.surrogates import FNO, MLP, ConvNet, MessagePassing, UNet
 from headrace.surrogates.graph import Graph
 from headrace.surrogates.onnx_export import export_onnx
-from tests.surrogates.problems import wave_problem, wave_windows
+from tests.surrogates.problems import FROM_DATA, wave_problem, wave_windows
 
 SMALL = {
     MLP: {"hidden": (16,)},
@@ -50,7 +50,7 @@ def need_onnx():
         pytest.importorskip(name, reason=f"ONNX export is tested where {name} is installed")
 
 
-@pytest.mark.parametrize("cls", ALL_SURROGATES)
+@pytest.mark.parametrize("cls", FROM_DATA)
 def test_the_file_predicts_what_the_surrogate_predicts(cls, tmp_path):
     need_onnx()
     surrogate = made(cls, wave_problem((9, 8)))

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from headrace.surrogates import FNO, MLP, ConvNet, MessagePassing, Problem, Stepping, UNet, WindowBatch
-from headrace.surrogates.files import ALL_SURROGATES
-from tests.surrogates.problems import wave_problem, wave_states, wave_windows
+from tests.surrogates.problems import FROM_DATA, wave_problem, wave_states, wave_windows
 
 SMALL = {
     MLP: {"hidden": (32, 32)},
@@ -19,11 +18,11 @@ SMALL = {
     ConvNet: {"width": 8, "blocks": 2},
     MessagePassing: {"hidden": 16, "layers": 2, "radius": 1, "stepping": {"conditioning": "film"}},
 }
-STEPPING = [cls for cls in ALL_SURROGATES if cls is not MLP]
+STEPPING = [cls for cls in FROM_DATA if cls is not MLP]
 
 
 def test_every_surrogate_has_a_small_form_here():
-    assert set(SMALL) == set(ALL_SURROGATES)
+    assert set(SMALL) == set(FROM_DATA)
 
 
 def made(cls, *, problem=None, seed=0, **changes):
@@ -55,13 +54,13 @@ def trained(surrogate, steps, lr=5e-3):
     return sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
 
 
-@pytest.mark.parametrize("cls", ALL_SURROGATES)
+@pytest.mark.parametrize("cls", FROM_DATA)
 def test_the_architecture_rebuilds_the_surrogate(cls):
     surrogate = cls(**SMALL[cls])
     assert cls(**surrogate.architecture()).architecture() == surrogate.architecture()
 
 
-@pytest.mark.parametrize("cls", ALL_SURROGATES)
+@pytest.mark.parametrize("cls", FROM_DATA)
 def test_weights_depend_on_the_seed_alone(cls):
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -73,7 +72,7 @@ def test_weights_depend_on_the_seed_alone(cls):
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("cls", ALL_SURROGATES)
+@pytest.mark.parametrize("cls", FROM_DATA)
 def test_every_weight_is_finite_and_receives_a_gradient(cls):
     surrogate = made(cls)
     if cls is not MLP:
@@ -83,7 +82,7 @@ def test_every_weight_is_finite_and_receives_a_gradient(cls):
         assert torch.isfinite(parameter).all() and parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("cls", ALL_SURROGATES)
+@pytest.mark.parametrize("cls", FROM_DATA)
 def test_the_loss_is_one_number_per_window_and_each_window_stands_alone(cls):
     surrogate = made(cls)
     batch = wave_windows(surrogate.problem, surrogate.window, batch=5)
@@ -104,14 +103,14 @@ def test_learns_an_analytic_problem(cls, steps, rate, factor):
     assert last < first / factor, f"the loss went from {first:.2e} to {last:.2e}"
 
 
-@pytest.mark.parametrize("cls", ALL_SURROGATES)
+@pytest.mark.parametrize("cls", FROM_DATA)
 def test_training_is_deterministic(cls):
     one, two = made(cls), made(cls)
     assert trained(one, 10) == trained(two, 10)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("cls", ALL_SURROGATES)
+@pytest.mark.parametrize("cls", FROM_DATA)
 def test_the_unit_of_the_states_does_not_matter(cls):
     celsius = made(cls)
     kelvin = cls(**SMALL[cls])
@@ -122,7 +121,7 @@ def test_the_unit_of_the_states_does_not_matter(cls):
     assert torch.allclose(kelvin.training_loss(scaled), celsius.training_loss(batch), rtol=1e-3)
 
 
-@pytest.mark.parametrize("cls", ALL_SURROGATES)
+@pytest.mark.parametrize("cls", FROM_DATA)
 def test_wrong_batches_are_named(cls):
     surrogate = made(cls)
     good = wave_windows(surrogate.problem, surrogate.window)
@@ -137,7 +136,7 @@ def test_wrong_batches_are_named(cls):
             surrogate.training_loss(dataclasses.replace(good, **wrong))
 
 
-@pytest.mark.parametrize("cls", ALL_SURROGATES)
+@pytest.mark.parametrize("cls", FROM_DATA)
 def test_use_before_setup_is_named(cls):
     with pytest.raises(RuntimeError, match="call setup"):
         cls(**SMALL[cls]).predict(None, torch.zeros(1, 2), torch.zeros(1))
