@@ -176,12 +176,12 @@ def measure_ranks(quick: bool) -> Iterator[Figure]:
     """Yield the throughput of two ranks over that of two independent processes."""
     runs = [("heat", (1024, 1024), 60), ("spectral", (512, 512), 40), ("staggered", (96, 96, 96), 8)]
     if quick:
-        runs = [("heat", (512, 512), 40), ("spectral", (256, 256), 20), ("staggered", (32, 32, 32), 10)]
+        runs = [("heat", (512, 512), 40), ("spectral", (256, 256), 20), ("staggered", (32, 32, 32), 6)]
     if NUMBA:
         runs.insert(1, ("heat-compiled", *runs[0][1:]))
     for problem, shape, steps in runs:
         best = {"apart": np.inf, "together": np.inf}
-        for _ in range(2 if quick else 4):
+        for _ in range(1 if quick else 4):
             for how in best:
                 best[how] = min(best[how], mpirun(2, problem, shape, steps, how)[0])
         size = " x ".join(map(str, shape))
@@ -243,7 +243,7 @@ def measure_rivals(quick: bool) -> Iterator[Figure]:
               (192, 80), (192, 160)]  # fmt: skip
     steeper = [(64, 60), (128, 120), (256, 240)]  # second-order differences need more points, and steps for stability
     if quick:
-        ladder, steeper = [(32, 20), (64, 40)], [(64, 60)]
+        ladder, steeper = [(64, 40)], [(96, 90)]
     found: dict[str, list[tuple[float, float, str]]] = {name: [] for name in programs}
 
     def run(name: str, points: int, steps: int, folder: str) -> tuple[float, np.ndarray]:
@@ -256,7 +256,7 @@ def measure_rivals(quick: bool) -> Iterator[Figure]:
         return float(done.stdout.split()[-1]), low_modes(np.load(file))
 
     with tempfile.TemporaryDirectory() as folder:
-        reference = run("headrace", *((128, 160) if quick else (256, 640)), folder)[1]
+        reference = run("headrace", *((128, 80) if quick else (256, 640)), folder)[1]
         for points, steps in [*ladder, *steeper]:
             for name in programs:
                 if ((points, steps) in steeper) != (name == "py_pde"):
@@ -318,7 +318,7 @@ def by_hand(u: np.ndarray, nu: float, spacing: float) -> Any:
 def measure_bandwidth(quick: bool) -> Iterator[Figure]:
     """Yield the compulsory traffic of right-hand sides over that of a plain copy."""
     keep_heap()
-    seconds = 0.6 if quick else 3.0
+    seconds = 0.3 if quick else 3.0
     source = np.random.default_rng(0).normal(size=1 << 24)
     target = np.empty_like(source)
     copied = 16 * len(source) / fastest(lambda: np.copyto(target, source), seconds)

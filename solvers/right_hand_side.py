@@ -12,7 +12,7 @@ import numpy as np
 
 from .blocks import Blocks
 from .case import Case
-from .compiled import combination, compiled, traced
+from .compiled import combination, compiled, traced, unsigned
 from .exponential import BlockSemilinear, TensorSemilinear
 from .field import Field, GhostLayersExhausted, uniform
 from .ghosts import GhostLayers, coordinates, padded
@@ -102,7 +102,7 @@ class RightHandSide:
             self._values = np.array([self.parameters[name] for name in self.case.parameters], dtype=np.float64)
             ndim = self.case.grid.ndim
             kernel(self._ghosts.buffer, np.empty((len(self.case.fields), *self.blocks.shape)), self._lines,
-                   self._values, 0.0, (0,) * ndim, (0,) * ndim)  # fmt: skip
+                   self._values, 0.0, unsigned((0,) * ndim), unsigned((0,) * ndim))  # fmt: skip
         except ImportError:
             return "numba is not installed (pip install headrace[fast])"
         except Exception as error:
@@ -132,7 +132,7 @@ class RightHandSide:
         out = np.empty((len(self.case.fields), *shape))
 
         def box(low: tuple[int, ...], high: tuple[int, ...]) -> None:
-            self._kernel(self._ghosts.buffer, out, self._lines, self._values, float(t), low, high)
+            self._kernel(self._ghosts.buffer, out, self._lines, self._values, float(t), *map(unsigned, (low, high)))
 
         low, high = (halo,) * len(shape), tuple(n - halo for n in shape)
         if not self._ghosts.exchanges(0) or any(a >= b for a, b in zip(low, high, strict=True)):
