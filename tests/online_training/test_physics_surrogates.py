@@ -1,0 +1,36 @@
+"""Surrogates whose loss needs no target, but single states or parameters alone, in the same trainer."""
+
+from pathlib import Path
+
+import pytest
+
+from headrace.cases.generate_command import generate_data_set
+from headrace.online_training import Study
+from headrace.solvers.case_file import CaseReference
+
+CASE = CaseReference.of(Path(__file__).with_name("physics_case.py"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("physics") / "data"
+    assert generate_data_set(CASE, simulations=16, held_out=4, folder=folder, seed=0, sampler="sobol", jobs=2,
+                             plain=True) == 0  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize(("name", "error"), [("Stagger", 0.03), ("Points", 0.15)])
+def test_a_surrogate_without_targets_is_trained_and_validated(name, error, data, tmp_path):
+    surrogate = getattr(CASE.load_module(), name)()
+    result = Study(CASE, surrogate, run_dir=tmp_path / "run", offline=str(data), views=100, learning_rate=1e-2).run()
+    # Windows are single states, so every one of the eleven is drawn, the last one too.
+    assert surrogate.window == 1
+    assert result.status == "finished" and result.validation["nrmse"] < error, result.validation
+
+
+@pytest.mark.ray
+def test_a_surrogate_without_targets_learns_from_a_live_stream(tmp_path):
+    surrogate = CASE.load_module().Stagger()
+    result = Study(CASE, surrogate, run_dir=tmp_path / "run", simulations=16, held_out=2, ranks=1, views=60,
+                   learning_rate=1e-2, buffer="1MB").run()  # fmt: skip
+    assert result.status == "finished" and result.validation["nrmse"] < 0.05, result.validation
