@@ -11,7 +11,7 @@ numbers may round differently in the vectorised and in the scalar loops of numpy
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -206,13 +206,26 @@ class SlabTransform:
 
     def _exchange(self, parts: list[np.ndarray], targets: list[np.ndarray]) -> None:
         """Send parts[r] to rank r, and fill targets[r] with what rank r sent; all leading axes in one message."""
-        out = np.concatenate([part.ravel() for part in parts])
-        into = np.empty(sum(target.size for target in targets), dtype=out.dtype)
-        self._comm.Alltoallv([out, [part.size for part in parts]], [into, [target.size for target in targets]])
-        start = 0
-        for target in targets:
-            target[...] = into[start : start + target.size].reshape(target.shape)
-            start += target.size
+        own = self._comm.rank
+        targets[own][...] = parts[own]  # what stays here does not pass through MPI
+        sent, received = ([0 if r == own else a.size for r, a in enumerate(arrays)] for arrays in (parts, targets))
+        out, into = (np.empty(sum(counts), dtype=parts[own].dtype) for counts in (sent, received))
+        for part, place in _places(parts, sent, out):
+            place[...] = part
+        self._comm.Alltoallv([out, sent], [into, received])
+        for target, place in _places(targets, received, into):
+            target[...] = place
+
+
+def _places(
+    arrays: list[np.ndarray], counts: list[int], buffer: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the arrays that are exchanged, each with its place in a message of all ranks."""
+    start = 0
+    for array, count in zip(arrays, counts, strict=True):
+        if count:
+            yield array, buffer[start : start + count].reshape(array.shape)
+            start += count
 
 
 class PoissonSolver:
