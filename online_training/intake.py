@@ -23,6 +23,7 @@ from .peers import Hello, Job, Peer, Peers, Refusal, read_json, rejoin
 from .ring import Ring, ring_bytes
 from .simulation_run import Assignment, SimulationRun
 from .simulation_table import ChecksumError, SimulationTable
+from .stream_statistics import SAVE_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +158,8 @@ class Intake:
             self._peers.remove(peer)
         if self._writer is not None:
             self._writer.close()
+        if self._settings.statistics is not None:
+            self._settings.statistics.save()
         if self._error is None:
             self._ledger.sync()
         self._ledger.close()
@@ -235,6 +238,8 @@ class Intake:
         if now - self._swept > min(1.0, self._settings.lease / 4):
             self._swept = now
             self._sweep(now)
+            if self._settings.statistics is not None:
+                self._settings.statistics.save(at_most_every=SAVE_SECONDS)
 
     # -- peers ---------------------------------------------------------------------------------------------------
 

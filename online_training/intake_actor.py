@@ -12,6 +12,7 @@ import ray
 
 from headrace.solvers import Case, Parameters, Snapshot
 from headrace.solvers.hdf5 import HDF5Sink
+from headrace.surrogates import Problem
 
 from .adaptive_plan import unplanned
 from .client import read_token
@@ -24,6 +25,7 @@ from .run_directory import RunDirectory
 from .session_plan import LEASE_SECONDS, SessionPlan, interleaved
 from .simulation_run import Assignment
 from .slot_memory import SlotMemory
+from .stream_statistics import StreamStatistics
 
 NAMESPACE = "headrace"
 
@@ -81,13 +83,16 @@ def build_intake(directory: RunDirectory, session: int) -> Intake:
     plan = SessionPlan.of(record, layout, assignments, uses_done=trained.get("windows", 0), unplanned=to_come)
     memory = SlotMemory.create(f"{record.study:016x}", layout, plan.slots * layout.step_bytes)
     buffer = Reservoir(len(memory.array), record.window, watermark=plan.watermark, seed=settings.seed + session)
+    statistics = None
+    if settings.statistics:
+        statistics = StreamStatistics(directory.path / "statistics.h5", layout, Problem.of(case))
     intake = Intake(
         IntakeSettings(
             layout=layout, buffer=buffer, memory=memory, views=plan.views, batch_size=settings.batch_size,
             study=record.study, session=session, token=read_token(directory.token_file),
             interface=settings.interface, port=settings.port, run_dir=directory.path, max_running=settings.jobs,
             lease=LEASE_SECONDS, strict=settings.strict, encrypt=settings.encrypt, max_failures=settings.max_failures,
-            when_full=settings.when_full, nan_policy=settings.nan_policy,
+            when_full=settings.when_full, nan_policy=settings.nan_policy, statistics=statistics,
             write_held_out=partial(write_held_out, directory.held_out, case),
         )
     )  # fmt: skip

@@ -9,6 +9,7 @@ from .buffer import Buffer
 from .held_out_writer import WriteHeldOut
 from .layout import StreamLayout
 from .slot_memory import SlotMemory
+from .stream_statistics import StreamStatistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class IntakeSettings:
     when_full : what solvers do with a step for which there is no room: "block" waits, "skip" leaves it out.
     nan_policy : what NaN or infinity from a solver does: "quarantine" drops the rest of the simulation, "stop" also
         asks for the end of the study (status "fatal"), "keep" stores it like any other value.
+    statistics : takes every step of the training simulations; None: nobody does.
     ring_bytes, all_rings_bytes : of shared memory for each rank on this node, at most, and for all; 0: none.
     """
 
@@ -52,6 +54,7 @@ class IntakeSettings:
     write_held_out: WriteHeldOut | None = None
     when_full: str = "block"
     nan_policy: str = "quarantine"
+    statistics: StreamStatistics | None = None
     ring_bytes: int = 16 * 2**20
     all_rings_bytes: int = 2**30
 

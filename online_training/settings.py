@@ -76,6 +76,9 @@ class StudySettings(BaseModel):
     seed: int = Field(0, ge=0, description="Seed of design, sampler and weights.")
     checkpoint_every: float = Field(20.0, gt=0, description="Seconds between checkpoints.")
     max_failures: int = Field(3, ge=0, description="Failures of one simulation, or of the trainer, before giving up.")
+    statistics: bool = Field(
+        False, description="Keep mean, variance, extremes and Sobol indices of the fields over all simulations."
+    )
     offline: str = Field(
         "",
         description="Train on this data set of `headrace generate` instead of live simulations: the static rival, with "

@@ -306,6 +306,8 @@ class SimulationTable:
         if run.assignment.held_out:
             run.times.append(assembly.time)
             return
+        if self._limits.statistics is not None:
+            self._limits.statistics.take(run.number, step, run.assignment.parameters, assembly.target)
         slot = run.slots.pop(step)
         self.slot_times[slot] = assembly.time
         if not self.frozen:
