@@ -100,6 +100,31 @@ def gaps(report: Report, folder: Path, args: argparse.Namespace) -> None:
         )  # fmt: skip
 
 
+def draw(report: Report, folder: Path) -> None:
+    """Draw the population of the buffers, and the uses of windows, over time, from the lines that are there."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(2, 2, figsize=(9, 5.2), sharex="col", constrained_layout=True)
+    for column, (part, title) in enumerate(
+        (("ordering/64x64", "one pass, 64 x 64"), ("gaps", "solvers silent for 8 s"))
+    ):
+        for name in NAMES:
+            curves = [line["curve"] for line in report.lines if line["name"] == f"buffers/{part}/{name}"]
+            for curve in curves:
+                t = [point["t"] for point in curve]
+                axes[0, column].plot(t, [point["population"] for point in curve], label=name)
+                axes[1, column].plot(t, [point["draws"] for point in curve], label=name)
+        axes[0, column].set_title(title)
+        axes[0, column].legend()
+        axes[1, column].set_xlabel("seconds")
+    axes[0, 0].set_ylabel("windows in the buffer")
+    axes[1, 0].set_ylabel("windows drawn")
+    figure.savefig(folder / "buffers.png", dpi=110)
+
+
 def main() -> None:
     """Measure what the flags say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -109,7 +134,11 @@ def main() -> None:
     parser.add_argument("--points", type=int, nargs="+", default=[64, 100], help="of each axis, in `ordering`")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--seconds", type=float, default=300.0, help="limit of one training")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="only draw what the results hold")
     args = parser.parse_args()
+    if args.pictures:
+        draw(Report("buffers", resume=True), args.pictures)
+        return
     report = Report("buffers-quick" if args.quick else "buffers", resume=args.resume)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

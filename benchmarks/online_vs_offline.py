@@ -275,6 +275,38 @@ def summarise(report: Report, results: Path, args: argparse.Namespace) -> None:
                 )  # fmt: skip
 
 
+def draw(report: Report, folder: Path) -> None:
+    """Draw the error over the offline data budget, and the online one beside it, from the lines that are there."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(MODELS), figsize=(12, 3.4), constrained_layout=True)
+    for axis, model in zip(axes, MODELS, strict=True):
+        start = f"online_vs_offline/{model}/"
+        mine = {one["name"].removeprefix(start): one for one in report.lines if one["name"].startswith(start)}
+        for fraction in FRACTIONS:
+            line = mine.get(f"offline T/{round(1 / fraction)}")
+            if line and line["all"]:
+                axis.plot([fraction] * len(line["all"]), line["all"], "o", color="tab:orange", alpha=0.5)
+        points = [(f, mine[f"offline T/{round(1 / f)}"]["value"]) for f in FRACTIONS
+                  if mine.get(f"offline T/{round(1 / f)}", {}).get("value") is not None]  # fmt: skip
+        axis.plot(*zip(*points, strict=True), color="tab:orange", label="offline, median")
+        for value in mine.get("online", {}).get("all", []):
+            axis.axhline(value, color="tab:blue", alpha=0.3)
+        if "online" in mine:
+            axis.axhline(mine["online"]["value"], color="tab:blue", label="online, median")
+        axis.set(
+            xscale="log", yscale="log", title=f"{model}, {MODELS[model][0][0]}", xlabel="time spent generating / T"
+        )
+        axis.set_xticks(FRACTIONS, [f"1/{round(1 / f)}" for f in FRACTIONS])
+        axis.minorticks_off()
+    axes[0].set_ylabel("nRMSE of roll-outs")
+    axes[0].legend()
+    figure.savefig(folder / "online_vs_offline.png", dpi=110)
+
+
 def main() -> None:
     """Measure what the flags say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -287,7 +319,11 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=1e9, help="seconds that the whole may take")
     parser.add_argument("--cells", type=Path, help="folder of the cells' files; default: beside the results")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="only draw what the results hold")
     args = parser.parse_args()
+    if args.pictures:
+        draw(Report("online_vs_offline", resume=True), args.pictures)
+        return
     if args.quick:
         args.seconds, args.seeds, args.only = 3.0, 1, args.only or "mlp"
     report = Report("online_vs_offline-quick" if args.quick else "online_vs_offline", resume=args.resume)
