@@ -1,0 +1,100 @@
+"""One file with one PDE, unseen by the framework: solver, tensors, jets, and two kinds of surrogate come from it."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from headrace.online_training.audit import audit
+from headrace.online_training.run_directory import RunDirectory
+from headrace.solvers.blocks import Blocks
+from headrace.solvers.case_file import CaseReference
+from headrace.solvers.right_hand_side import TensorRightHandSide, right_hand_side
+from headrace.surrogates.jet_operators import JetOperators
+from headrace.surrogates.moving_frame import _coordinates, as_fields, flow_of
+
+FILE = '''
+"""Two pollutants in a shear flow; the second is made from the first."""
+
+import numpy as np
+
+from headrace.solvers import Case, Grid, Uniform
+
+
+def smog(u, d, p, t):
+    """∂a/∂t + w·∇a = ν ∇²a - k a²,  ∂b/∂t + w·∇b = ν ∇²b + k a²."""
+    a, b = u
+    wind = (1 + 0.3 * np.sin(d.x[1]), 0.2 * np.cos(d.x[0]))
+    made = p.k * a**2
+    return p.nu * d.laplacian(a) - d.advect(wind, a) - made, d.diffuse(p.nu, b) - d.advect(wind, b) + made
+
+
+def cloud(x, p, rng):
+    """a = a0 + cos x sin y / 2,  b = sin x / 5."""
+    return p.a0 + 0.5 * np.cos(x[0]) * np.sin(x[1]), 0.2 * np.sin(x[0])
+
+
+case = Case(
+    name="smog", fields=("a", "b"), grid=Grid(shape=(24, 24), extent=(2 * np.pi, 2 * np.pi)), initial=cloud, rhs=smog,
+    parameters={"nu": Uniform(0.05, 0.1), "k": Uniform(0.1, 0.5), "a0": Uniform(0.8, 1.2)}, duration=0.5,
+    num_snapshots=5, accuracy=4,
+)
+'''
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "smog.py"
+    path.write_text(FILE, encoding="utf-8")
+    return path
+
+
+def test_grids_tensors_and_jets_agree_on_the_file(file):
+    errors = []
+    for n in (16, 32):
+        case = CaseReference.of(file, shape=(n, n)).load()
+        p = case.accept({"nu": 0.07, "k": 0.3, "a0": 1.1})
+        axes = np.meshgrid(*[case.grid.points(i, periodic=True) for i in range(2)], indexing="ij")
+        state = np.stack(case.initial(axes, p, None))
+        numeric = right_hand_side(case, p, Blocks(case.grid.shape, case.periodic), state)(state, 0.0)
+        rows = torch.tensor([list(p.values())], dtype=torch.float64)
+        tensors = TensorRightHandSide(case, rows)(torch.tensor(state)[:, None], 0.0)[:, 0].numpy()
+        assert np.abs(tensors - numeric).max() < 1e-12
+        x = _coordinates(torch.tensor(np.stack([axis.ravel() for axis in axes])))
+        u = as_fields(case.initial(x, p, None), x[0])
+        exact = as_fields(case.rhs(u, JetOperators(x), p, 0.0), u).value.numpy()
+        errors.append(np.abs(numeric.reshape(2, -1) - exact).max())
+    assert np.log2(errors[0] / errors[1]) > 3.5, errors
+    assert flow_of(case)[1], "the velocity in d.advect is found"
+
+
+@pytest.mark.ray
+@pytest.mark.mpi
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "model,architecture,bound",
+    [("fno", ["modes=4", "width=8", "layers=2"], 0.4), ("lpinn", ["hidden=16,16", "points=16"], 0.15)],
+)
+def test_the_file_trains_online_on_two_ranks_and_the_ledger_is_clean(file, tmp_path, model, architecture, bound):
+    run_dir = tmp_path / "run"
+    flags = [word for one in architecture for word in ("--architecture", one)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "headrace.cases", "train", str(file), "--model", model, *flags,
+         "--run-dir", str(run_dir), "--simulations", "12", "--held-out", "2", "--ranks", "2", "--batch-size", "8",
+         "--views", "20"],
+        capture_output=True, text=True, timeout=280, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    words = done.stdout.split()
+    error = float(words[words.index("nRMSE") + 1])
+    assert error < bound, done.stdout
+    report = audit(run_dir)
+    assert report.ok, report.lines
+    surrogate = RunDirectory(run_dir).load_model(run_dir / "model")
+    if model == "lpinn":  # needs no state to start from
+        states = surrogate.predict(None, torch.tensor([[0.07, 0.3, 1.0]]), torch.tensor([0.25]))
+        assert states.shape == (1, 1, 2, 24, 24)
