@@ -133,7 +133,10 @@ class Judge:
         """Return the largest relative L2 error over the rows of parameters."""
         worst = 0.0
         for points, truth, offset in self._parts:
-            found = network.values_at(points)[0].double().cpu().numpy().reshape(self._shape)
+            try:
+                found = network.values_at(points)[0].double().cpu().numpy().reshape(self._shape)
+            except ArithmeticError:  # labels have crossed, or not yet found their ways
+                return math.inf
             worst = max(worst, float(np.linalg.norm(found - truth) / np.linalg.norm(truth - offset)))
         return worst
 
