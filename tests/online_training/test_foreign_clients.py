@@ -1,0 +1,208 @@
+"""The client library in C and its Fortran module: the same wire, and MPI solvers that stream into a real intake."""
+
+import json
+import os
+import shutil
+import subprocess
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headrace.online_training.intake import Assignment
+from tests.mpi_run import mpirun
+from tests.online_training.intake_setup import make_layout, plan, running_intake, wait_until
+
+HERE = Path(__file__).parent
+SOURCES = HERE / "foreign"
+CLIENTS = HERE.parents[1] / "online_training" / "clients"
+_BESIDE = Path(np.__file__).resolve().parents[4] / "bin" / "mpicc"  # an MPI wheel's lies beside the packages
+MPICC = _BESIDE if _BESIDE.exists() else Path(mpirun()).with_name("mpicc")
+N, STEPS = 13, 6
+
+
+def _libraries() -> list[str]:
+    found = subprocess.run(
+        ["pkg-config", "--cflags", "--libs", "libzmq", "libsodium"], capture_output=True, text=True, check=False
+    )
+    return [*found.stdout.split(), "-lm", "-pthread"] if found.returncode == 0 else []
+
+
+_MISSING = [tool for tool in ("cc", "gfortran", "pkg-config") if shutil.which(tool) is None]
+pytestmark = pytest.mark.skipif(
+    bool(_MISSING) or not _libraries() or not MPICC.exists(),
+    reason="needs apt-get install -y gcc gfortran pkg-config libzmq3-dev libsodium-dev, and mpicc beside mpirun",
+)
+
+
+def compile_all(folder: Path) -> None:
+    warnings = ["-O2", "-Wall", "-Wextra", "-Werror"]
+    c99, include = ["-std=c99", "-Wpedantic"], ["-I", str(CLIENTS)]
+    commands = [
+        ["cc", *c99, *warnings, *include, "-c", str(CLIENTS / "headrace.c"), "-o", "headrace.o"],
+        ["cc", "-O2", *include, str(SOURCES / "wire.c"), "headrace.o", *_libraries(), "-o", "wire"],
+        [str(MPICC), "-O2", *include, str(SOURCES / "heat.c"), "headrace.o", *_libraries(), "-o", "heat_c"],
+        ["gfortran", "-std=f2008", *warnings, "-c", str(CLIENTS / "headrace.f90"), "-o", "module.o"],
+        ["gfortran", "-std=f2008", "-O2", "-c", str(SOURCES / "heat.f90"), "-o", "heat_f90.o"],
+        [str(MPICC), "-O2", "-c", str(SOURCES / "mpi_for_fortran.c"), "-o", "mpi.o"],
+        [str(MPICC), "heat_f90.o", "module.o", "mpi.o", "headrace.o", *_libraries(), "-lgfortran", "-o", "heat_f90"],
+    ]
+    for command in commands:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the compiled programs: wire, heat_c, heat_f90."""
+    folder = tmp_path_factory.mktemp("programs")
+    compile_all(folder)
+    return folder
+
+
+def start(
+    program: Path, ranks: int, environment: dict[str, str], *arguments: str, n: int = N, steps: int = STEPS
+) -> subprocess.Popen:
+    version = subprocess.run([mpirun(), "--version"], capture_output=True, text=True, check=False).stdout
+    extra = ["--allow-run-as-root", "--oversubscribe"] if "Open MPI" in version else []
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
+    return subprocess.Popen(
+        [mpirun(), *extra, "-n", str(ranks), str(program), str(n), str(steps), *arguments],
+        env={**clean, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen) -> dict:
+    try:
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output + errors
+    return json.loads(output)
+
+
+def heat(nu: float, n: int = N) -> list[np.ndarray]:
+    """The states of the same scheme in numpy, of steps 0 to STEPS."""
+    x, y = np.meshgrid(np.arange(n), np.arange(n), indexing="ij")
+    states = [np.sin(2 * np.pi * x / n) * np.cos(4 * np.pi * y / n) + 0.01 * x * y / n]
+    for _ in range(STEPS):
+        u = states[-1]
+        around = np.roll(u, -1, 0) + np.roll(u, 1, 0) + np.roll(u, -1, 1) + np.roll(u, 1, 1)
+        states.append(u + 0.2 * nu * (around - 4 * u))
+    return states
+
+
+def final_state(folder: Path, simulation: int, ranks: int) -> np.ndarray:
+    return np.concatenate([np.fromfile(folder / f"{simulation}-{r}.bin").reshape(-1, N) for r in range(ranks)])
+
+
+def test_headers_are_those_of_the_wire_s_vectors(programs: Path) -> None:
+    vectors = json.loads((HERE / "wire_vectors.json").read_text())
+    lines = "".join(f"{v['token']} {v['header']} {v['payload'] or '-'}\n" for v in vectors)
+    done = subprocess.run([str(programs / "wire")], input=lines, capture_output=True, text=True, check=True)
+    expected = [f"{v['hmac']} {zlib.crc32(bytes.fromhex(v['payload']))}" for v in vectors]
+    assert done.stdout.splitlines() == expected
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("program", ["heat_c", "heat_f90"])
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_four_ranks_stream_what_numpy_computes(programs: Path, tmp_path: Path, program: str, transport: str) -> None:
+    layout = make_layout(shape=(N, N), num_steps=STEPS)
+    with running_intake(tmp_path, layout, slots=32, transport=transport) as intake:
+        plan(intake, 3)
+        report = finish(start(programs / program, 4, intake.environment, str(tmp_path)))
+        slots, memory = intake.settings.buffer.slots, intake.settings.memory.array
+        assert sorted(slots) == [(s, t) for s in range(3) for t in range(STEPS)]
+        received = len(slots) * layout.step_bytes
+        assert report == {"simulations": 3, "bytes": received}
+        for simulation in range(3):
+            states = heat(simulation + 0.5)
+            np.testing.assert_allclose(final_state(tmp_path, simulation, 4), states[-1], rtol=0, atol=1e-10)
+            for step in range(STEPS):
+                np.testing.assert_allclose(memory[slots[simulation, step], 0], states[step], rtol=0, atol=2e-7)
+
+
+@pytest.mark.mpi
+def test_blocks_of_many_mebibytes_are_cut(programs: Path, tmp_path: Path) -> None:
+    n, steps = 1500, 2
+    layout = make_layout(shape=(n, n), num_steps=steps)
+    with running_intake(tmp_path, layout, slots=2, transport="tcp") as intake:
+        plan(intake, 1)
+        report = finish(start(programs / "heat_c", 1, intake.environment, n=n, steps=steps))
+        assert report == {"simulations": 1, "bytes": steps * layout.step_bytes}
+        slots, memory = intake.settings.buffer.slots, intake.settings.memory.array
+        for step in range(steps):
+            np.testing.assert_allclose(memory[slots[0, step], 0], heat(0.5, n)[step], rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("program", ["heat_c", "heat_f90"])
+def test_without_a_study_the_same_program_computes_and_sends_nothing(
+    programs: Path, tmp_path: Path, program: str
+) -> None:
+    assert finish(start(programs / program, 3, {}, str(tmp_path))) == {"simulations": 1, "bytes": 0}
+    np.testing.assert_allclose(final_state(tmp_path, 0, 3), heat(0.25)[-1], rtol=0, atol=1e-10)
+
+
+@pytest.mark.mpi
+def test_other_fields_are_refused_with_both_named(programs: Path, tmp_path: Path) -> None:
+    with running_intake(tmp_path, make_layout(shape=(N, N + 1), num_steps=STEPS)) as intake:
+        plan(intake, 1)
+        process = start(programs / "heat_c", 1, intake.environment)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "refused" in output + errors and f"{N + 1}" in output + errors
+
+
+@pytest.mark.mpi
+def test_a_stopped_simulation_ends_on_all_ranks(programs: Path, tmp_path: Path) -> None:
+    layout = make_layout(shape=(N, N), num_steps=STEPS)
+    with running_intake(tmp_path, layout, slots=3) as intake:
+        intake.plan([Assignment(simulation=0, parameters={"nu": 0.5}, seed=0)])
+        intake.all_planned()
+        process = start(programs / "heat_c", 2, intake.environment)
+        wait_until(lambda: len(intake.settings.buffer.slots) == 3)
+        intake.request_stop()
+        report = finish(process)
+    assert report["simulations"] == 1 and report["bytes"] < STEPS * layout.step_bytes
+
+
+@pytest.mark.mpi
+def test_an_encrypted_study(programs: Path, tmp_path: Path) -> None:
+    layout = make_layout(shape=(N, N), num_steps=STEPS)
+    with running_intake(tmp_path, layout, transport="tcp", encrypt=True) as intake:
+        assert "curve+" in intake.environment["HEADRACE_ADDRESS"]
+        plan(intake, 1)
+        report = finish(start(programs / "heat_c", 2, intake.environment))
+        assert report == {"simulations": 1, "bytes": STEPS * layout.step_bytes}
+
+
+def test_a_token_that_others_can_read_is_an_error_and_no_abort(programs: Path, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("00" * 32)
+    token.chmod(0o644)
+    environment = {"HEADRACE_ADDRESS": "tcp://127.0.0.1:1", "HEADRACE_TOKEN_FILE": str(token), "HEADRACE_STUDY": "1"}
+    process = start(programs / "heat_c", 1, environment)
+    _, errors = process.communicate(timeout=30)
+    assert "mode 0600" in errors and process.returncode > 0
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="needs apt-get install -y cmake")
+def test_cmake_builds_installs_and_pkg_config_finds_it(tmp_path: Path) -> None:
+    build, prefix = tmp_path / "build", tmp_path / "prefix"
+    settings = ["-DHEADRACE_FORTRAN=ON", f"-DCMAKE_INSTALL_PREFIX={prefix}", "-DCMAKE_INSTALL_LIBDIR=lib"]
+    for command in (
+        ["cmake", "-S", str(CLIENTS), "-B", str(build), *settings],
+        ["cmake", "--build", str(build)],
+        ["cmake", "--install", str(build)],
+    ):
+        subprocess.run(command, check=True, capture_output=True)
+    search = f"{prefix}/lib/pkgconfig:{os.environ.get('PKG_CONFIG_PATH', '')}"
+    flags = subprocess.run(
+        ["pkg-config", "--cflags", "--libs", "headrace"], env={**os.environ, "PKG_CONFIG_PATH": search},
+        capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    subprocess.run(["cc", str(SOURCES / "wire.c"), *flags, "-o", str(tmp_path / "wire")], check=True)
+    assert (prefix / "include" / "headrace.mod").exists()
