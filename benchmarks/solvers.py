@@ -263,6 +263,8 @@ def measure_rivals(quick: bool) -> Iterator[Figure]:
         file = f"{folder}/{name}.npy"
         command = [str(python), str(HERE / "rivals" / script), str(points), str(steps), file]
         done = subprocess.run(command, capture_output=True, text=True, env=ONE_THREAD)
+        if "diverged" in done.stderr:
+            return np.inf, np.full((31, 16), np.nan)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
         return float(done.stdout.split()[-1]), low_modes(np.load(file))
