@@ -15,6 +15,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,8 @@ import numpy as np
 import torch
 
 from headrace.cases.catalogue import find_case
-from headrace.online_training.adaptive_plan import AdaptivePlan, first_generation
-from headrace.online_training.client import Connection
+from headrace.online_training.adaptive_plan import AdaptivePlan
+from headrace.online_training.client import Connection as Solver
 from headrace.online_training.design import ADAPTIVE, draw_design
 from headrace.online_training.feed import Feed
 from headrace.online_training.fifo import FIFO, FIRO
@@ -37,12 +39,13 @@ from headrace.online_training.slot_memory import SlotMemory
 from headrace.online_training.stream_sink import StreamSink
 from headrace.online_training.training_loop import TrainerSettings, train
 from headrace.online_training.validator import HeldOut
-from headrace.solvers import MemorySink
+from headrace.solvers import MemorySink, Parameters
 from headrace.solvers.simulate import simulate
 from headrace.surrogates import Problem, Surrogate, load_surrogate
 
 BUFFERS = {"fifo": FIFO, "firo": FIRO, "reservoir": Reservoir}
-TOKEN = bytes(range(32))
+STUDY, TOKEN = 0x5EED, bytes(range(32))
+CURVE = ("population", "unseen", "draws", "steps_accepted")
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -63,7 +66,7 @@ class LiveSettings:
     buffer: str = "reservoir"
     slots: int = 4000
     watermark: int = 400
-    simulations: int = 100000
+    simulations: int = 20000
     solvers: int = 1
     seconds: float = 60.0
     views: float | None = None
@@ -94,9 +97,9 @@ def solve_for_ever(case: tuple[str, Any], environment: dict[str, str], held_back
     loaded = find_case(*case).load()
     fields = {name: loaded.grid.shape for name in loaded.fields}
     began = time.monotonic()
-    with contextlib.suppress(ConnectionError), Connection(fields, None, steps=loaded.num_snapshots + 1) as connection:
+    with contextlib.suppress(ConnectionError), Solver(fields, None, steps=loaded.num_snapshots + 1) as connection:
         for stream in connection.simulations():
-            parameters = loaded.accept(stream.parameters)
+            parameters = Parameters({name: stream.parameters[name] for name in loaded.parameters})
             simulate(loaded, parameters, StreamSink(stream), study_seed=stream.seed, simulation=stream.simulation)
             now = time.monotonic() - began
             if held_back[0] <= now < held_back[1]:
@@ -110,7 +113,7 @@ def solvers(settings: LiveSettings, addresses: str) -> Iterator[None]:
     for number in range(settings.solvers):
         environment = {
             "HEADRACE_ADDRESS": addresses, "HEADRACE_TOKEN_FILE": str(settings.folder / "token"),
-            "HEADRACE_STUDY": f"{os.getpid():016x}", "HEADRACE_JOB": f"1-{number:04d}", "HEADRACE_LEASE": "60",
+            "HEADRACE_STUDY": f"{STUDY:016x}", "HEADRACE_JOB": f"1-{number:04d}", "HEADRACE_LEASE": "60",
             "HEADRACE_LOG_DIR": str(settings.folder / "ledger"),
         }  # fmt: skip
         jobs.append(
@@ -125,61 +128,91 @@ def solvers(settings: LiveSettings, addresses: str) -> Iterator[None]:
             job.join(5)
 
 
-def train_online(settings: LiveSettings, surrogate: Surrogate) -> dict[str, Any]:
-    """Train while solvers run; return the figures of the training, its curve and the model."""
-    case = find_case(*settings.case).load()
-    prepare(settings.folder, surrogate, Problem.of(case), settings.seed)
-    layout = StreamLayout.of(case, surrogate.window)
+def serve(settings: LiveSettings, pipe: Connection) -> None:
+    """Be the intake, in a process of its own as in a study; answer (method, arguments) until "close"."""
+    case, window = find_case(*settings.case).load(), pipe.recv()
+    layout = StreamLayout.of(case, window)
     memory = SlotMemory.create(f"bench{os.getpid():x}", layout, settings.slots * layout.step_bytes)
-    buffer = BUFFERS[settings.buffer](
-        len(memory.array), layout.window, watermark=settings.watermark, seed=settings.seed
-    )
+    buffer = BUFFERS[settings.buffer](len(memory.array), window, watermark=settings.watermark, seed=settings.seed)
     free = settings.views is None
     intake = Intake(
         IntakeSettings(
             layout=layout, buffer=buffer, memory=memory, views=1.0 if free else settings.views,
-            batch_size=settings.batch_size, study=os.getpid(), session=1, token=TOKEN, interface="127.0.0.1", port=0,
+            batch_size=settings.batch_size, study=STUDY, session=1, token=TOKEN, interface="127.0.0.1", port=0,
             run_dir=settings.folder, max_running=settings.solvers,
         )
     )  # fmt: skip
     if free:  # the trainer is not held back for the sake of a wanted number of uses
         intake._draws._may_draw = lambda: True
+    intake.start()
+    pipe.send(intake.addresses)
+    while True:
+        name, *arguments = pipe.recv()
+        pipe.send(getattr(intake, name)(*arguments))
+        if name == "close":
+            return
+
+
+class IntakeProcess:
+    """The driver's side of an intake process."""
+
+    def __init__(self, settings: LiveSettings, window: int) -> None:
+        self._pipe, theirs = SPAWN.Pipe()
+        self._process = SPAWN.Process(target=serve, args=(settings, theirs), daemon=True)
+        self._lock = threading.Lock()
+        self._process.start()
+        self._pipe.send(window)
+        self.addresses = self._pipe.recv()
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Call a method of the intake."""
+        with self._lock:
+            self._pipe.send((name, *arguments))
+            return self._pipe.recv()
+
+    def close(self) -> None:
+        """End the process."""
+        self.call("close")
+        self._process.join(10)
+
+
+def train_online(settings: LiveSettings, surrogate: Surrogate) -> dict[str, Any]:
+    """Train while solvers run; return the figures of the training, its curve and the model."""
+    case = find_case(*settings.case).load()
+    prepare(settings.folder, surrogate, Problem.of(case), settings.seed)
+    intake = IntakeProcess(settings, surrogate.window)
     plan, log = _plan(settings, case, intake)
     curve: list[dict[str, float]] = []
     over = threading.Event()
-    intake.start()
     began = time.monotonic()
     first: list[float] = []
 
     def watch() -> None:
         while not over.wait(0.25):
-            status, now = intake.status(), time.monotonic() - began
-            curve.append(
-                {"t": now, **{key: status[key] for key in ("population", "unseen", "draws", "steps_accepted")}}
-            )
+            status, now = intake.call("status"), time.monotonic() - began
+            curve.append({"t": round(now, 2), **{key: status[key] for key in CURVE}})
             if plan is not None:
-                plan.follow(status, intake.plan, intake.all_planned)
+                plan.follow(status, partial(intake.call, "plan"), partial(intake.call, "all_planned"))
             if status["steps_accepted"] and not first:
                 first.append(now)
             if first and now - first[0] > settings.seconds:
-                intake.request_stop()
+                intake.call("request_stop")
                 return
 
     watcher = threading.Thread(target=watch, daemon=True)
     try:
         with solvers(settings, intake.addresses):
             watcher.start()
-            feed = Feed(intake.addresses, TOKEN, os.getpid(), batch_size=settings.batch_size)
+            feed = Feed(intake.addresses, TOKEN, STUDY, batch_size=settings.batch_size)
             found = train(trainer_settings(settings), feed)
-        ended, status = time.monotonic() - began, intake.status()
+        ended, status = time.monotonic() - began, intake.call("status")
     finally:
         over.set()
         watcher.join(2)
         intake.close()
         log.close()
     return {
-        "seconds": ended - first[0],
-        "start_up": first[0], "windows": found["windows"], "loss": found["loss"],
+        "seconds": ended - first[0], "start_up": first[0], "windows": found["windows"], "loss": found["loss"],
         "unique": status["starts_used"], "accepted": status["windows_accepted"], "curve": curve,
         "blocked": status["blocked_seconds"] / max(status["solver_seconds"], 1e-9),
         "simulations": status["done"], "model": load_surrogate(settings.folder / "model"),
@@ -196,25 +229,27 @@ def trainer_settings(settings: LiveSettings) -> TrainerSettings:
     )  # fmt: skip
 
 
-def _plan(settings: LiveSettings, case: Any, intake: Intake) -> tuple[AdaptivePlan | None, RecordWriter]:
-    log = RecordWriter(settings.folder / "ledger" / "study-1.log")
+def _plan(settings: LiveSettings, case: Any, intake: IntakeProcess) -> tuple[AdaptivePlan | None, RecordWriter]:
+    log, plan = RecordWriter(settings.folder / "ledger" / "study-1.log"), None
     if settings.sampler == ADAPTIVE:
         study = StudySettings(
             simulations=settings.simulations, held_out=0, jobs=settings.solvers, sampler=ADAPTIVE, seed=settings.seed
         )
         plan = AdaptivePlan(settings.folder, case, study, log)
-        assert first_generation(study) <= settings.simulations
         plan.begin()
-        for number, point in plan.points.items():
-            intake.plan([Assignment(simulation=number, parameters=dict(case.draw(point)), seed=settings.seed)])
-        return plan, log
-    points = draw_design(len(case.parameters), settings.simulations, settings.seed, kind=settings.sampler)
-    intake.plan(
-        Assignment(simulation=n, parameters={**case.draw(point), **dict(settings.fixed)}, seed=settings.seed)
-        for n, point in enumerate(points)
-    )
-    intake.all_planned()
-    return None, log
+        points = plan.points
+    else:
+        kind = settings.sampler
+        points = dict(enumerate(draw_design(len(case.parameters), settings.simulations, settings.seed, kind=kind)))
+    fixed = dict(settings.fixed)
+    assignments = [
+        Assignment(simulation=n, parameters={**case.draw(point), **fixed}, seed=settings.seed)
+        for n, point in points.items()
+    ]
+    intake.call("plan", assignments)
+    if plan is None:
+        intake.call("all_planned")
+    return plan, log
 
 
 def held_out(
