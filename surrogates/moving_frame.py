@@ -17,7 +17,7 @@ The frame dial therefore decides how smooth υ is, not what is solved. Following
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,16 +42,23 @@ class Points:
     """Labels and times, each with a row of parameters.
 
     labels : (ndim, points). times : (points,). rows : (rows, parameters). row_of : (points,), whole numbers.
+    values : (points, parameters), the parameters in the equation where they differ from those of the frame, as where
+        they are sought; None takes those of the rows.
     """
 
     labels: torch.Tensor
     times: torch.Tensor
     rows: torch.Tensor
     row_of: torch.Tensor
+    values: torch.Tensor | None = None
 
     def at(self, labels: torch.Tensor) -> Points:
         """Return the same times and parameters at other labels."""
-        return Points(labels=labels, times=self.times, rows=self.rows, row_of=self.row_of)
+        return replace(self, labels=labels)
+
+    def of_rows(self) -> Points:
+        """Return the same points with the parameters of the rows."""
+        return replace(self, values=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +177,8 @@ class MovingFrame:
     # --- what the case says, as jets in the label
 
     def _scalars(self, points: Points) -> tuple[Parameters, Jet]:
-        columns = points.rows[points.row_of].unbind(1)
+        values = points.values if points.values is not None else points.rows[points.row_of]
+        columns = values.unbind(1)
         p = {name: constant(c, self.ndim) for name, c in zip(self.case.parameters, columns, strict=True)}
         return Parameters(p), constant(points.times, self.ndim)
 
@@ -182,9 +190,9 @@ class MovingFrame:
 
     def initial_velocity(self, points: Points) -> list[Jet]:
         """Return v0(X), one jet per axis, zero across walls."""
-        start = Points(
-            labels=points.labels, times=torch.zeros_like(points.times), rows=points.rows, row_of=points.row_of
-        )
+        # The frame may be any: where parameters are sought it keeps those of the rows.
+        points = points.of_rows()
+        start = replace(points, times=torch.zeros_like(points.times))
         x, (p, t) = _coordinates(points.labels), self._scalars(start)
         zero = x[0] * 0
         return [(zero + part) * self._cutoff(x, axis)
