@@ -70,7 +70,7 @@ def ordering(report: Report, folder: Path, args: argparse.Namespace) -> None:
 def gaps(report: Report, folder: Path, args: argparse.Namespace) -> None:
     """Training speed during a silence of the solvers, over that before it."""
     silence = (2.0, 4.0) if args.quick else (8.0, 16.0)
-    for buffer in NAMES:
+    for buffer in ("fifo", "reservoir") if args.quick else NAMES:
         name = f"buffers/gaps/{buffer}"
         if report.has(name):
             continue

@@ -301,7 +301,10 @@ def draw(report: Report, folder: Path) -> None:
             xscale="log", yscale="log", title=f"{model}, {MODELS[model][0][0]}", xlabel="time spent generating / T"
         )
         axis.set_xticks(FRACTIONS, [f"1/{round(1 / f)}" for f in FRACTIONS])
-        axis.minorticks_off()
+        axis.xaxis.set_minor_locator(plt.NullLocator())
+        axis.yaxis.set_major_formatter("{x:.3g}")
+        axis.yaxis.set_minor_formatter("{x:.2g}")
+        axis.tick_params(axis="y", which="minor", labelsize=7)
     axes[0].set_ylabel("nRMSE of roll-outs")
     axes[0].legend()
     figure.savefig(folder / "online_vs_offline.png", dpi=110)
