@@ -118,7 +118,9 @@ class Session:
         supervisor = SupervisorProcess(
             command=[sys.executable, "-m", "headrace.online_training.solver_job", str(reference)],
             ranks=self._settings.ranks, environment=environment, log_dir=str(self._directory.logs),
-            session=self._number, max_failures=self._settings.max_failures,
+            session=self._number, max_failures=self._settings.max_failures, scheduler=self._settings.scheduler,
+            scheduler_options=self._settings.scheduler_options.split(),
+            scheduler_launch=self._settings.scheduler_launch,
         )  # fmt: skip
         stack.callback(supervisor.stop)
         supervisor.start()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .design import check_sampler
 from .schedule import Schedule
+from .scheduler import Scheduler
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -89,6 +91,13 @@ class StudySettings(BaseModel):
         description="How a data set is read: packed once into float32 and memory-mapped, or from its HDF5 chunks.",
     )
     loader_processes: int = Field(0, ge=0, description="Processes that gather batches from a data set; 0: a thread.")
+    scheduler: str = Field(
+        "local",
+        description="What starts solver jobs: mpirun on this node (local), slurm, pbs, or the path of a TOML file for "
+        "another batch scheduler. Compute nodes must reach the intake: give --interface.",
+    )
+    scheduler_options: str = Field("", description="Further directives of batch jobs, e.g. '--partition=x --time=30'.")
+    scheduler_launch: str = Field("", description="What starts the ranks in a batch job; empty: 'mpirun -n {ranks}'.")
     interface: str = Field("127.0.0.1", description="Address of the interface that the intake listens on.")
     port: int = Field(0, ge=0, le=65535, description="Port of the intake; 0 takes a free one.")
     strict: bool = Field(False, description="Authenticate every payload byte, not only headers and checksums.")
@@ -104,6 +113,14 @@ class StudySettings(BaseModel):
     def _check_buffer(cls, value: str | int) -> str:
         parse_bytes(value)
         return str(value)
+
+    @field_validator("scheduler")
+    @classmethod
+    def _check_scheduler(cls, value: str) -> str:
+        if value == "local":
+            return value
+        Scheduler.load(value)
+        return value if Path(value).stem == value else str(Path(value).absolute())
 
     @model_validator(mode="after")
     def _check_schedule(self) -> StudySettings:

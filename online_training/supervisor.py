@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .batch_launcher import BatchLauncher
 from .launcher import Job, Launcher
 from .local_launcher import LocalLauncher
 
@@ -40,6 +41,9 @@ class SupervisorSettings:
     log_dir : folder for one log per job.
     session : first part of the jobs' names, "2-0003".
     max_failures : failures in a row, per wanted job, that are tolerated; one more and the supervisor gives up.
+    scheduler : "local" for mpirun on this node, else the name or the TOML file of a batch scheduler.
+    scheduler_options : further directives of every job's script.
+    scheduler_launch : what starts the ranks in it; "" for mpirun.
     """
 
     command: Sequence[str]
@@ -48,6 +52,9 @@ class SupervisorSettings:
     log_dir: str
     session: int
     max_failures: int = 3
+    scheduler: str = "local"
+    scheduler_options: Sequence[str] = ()
+    scheduler_launch: str = ""
 
 
 class Supervisor:
@@ -157,6 +164,20 @@ def tail_of(path: Path) -> str:
     return "\n".join(text.splitlines()[-_TAIL_LINES:])
 
 
+def _make_launcher(settings: SupervisorSettings) -> Launcher:
+    """Return what starts the jobs of these settings.
+
+    Raises
+    ------
+    RuntimeError : there is no mpirun.
+    ValueError : no such scheduler.
+    """
+    if settings.scheduler == "local":
+        return LocalLauncher()
+    launch = settings.scheduler_launch or None
+    return BatchLauncher(settings.scheduler, options=settings.scheduler_options, launch=launch)
+
+
 def run_supervisor(settings: SupervisorSettings) -> None:
     """Serve the driver on stdin and stdout until it says stop, closes stdin, or dies."""
     ending = False
@@ -169,7 +190,7 @@ def run_supervisor(settings: SupervisorSettings) -> None:
         signal.signal(number, on_signal)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     driver = os.getppid()
-    supervisor = Supervisor(settings, LocalLauncher(), _write_event)
+    supervisor = Supervisor(settings, _make_launcher(settings), _write_event)
     selector = selectors.DefaultSelector()
     selector.register(0, selectors.EVENT_READ)
     pending = b""
@@ -220,7 +241,7 @@ def main() -> None:
         settings = SupervisorSettings(**json.load(file))
     try:
         run_supervisor(settings)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         _write_event({"event": "gave_up", "failures": 0, "tail": str(error)})
         sys.exit(1)
 

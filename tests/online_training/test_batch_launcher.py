@@ -1,0 +1,228 @@
+"""Solver jobs through batch schedulers: a real Slurm of two nodes, and scripts and answers of the others."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from headrace.online_training.batch_launcher import LOST, BatchLauncher
+from headrace.online_training.launcher import Job
+from headrace.online_training.scheduler import Scheduler, SchedulerError, submission_environment
+from headrace.online_training.settings import StudySettings
+from tests.online_training import slurm_cluster
+from tests.online_training.intake_setup import MPI_PROGRAM, make_layout, plan, running_intake, wait_until
+from tests.online_training.slurm_cluster import SlurmCluster
+from tests.online_training.test_launcher import gone, ranks_in
+
+RANK = str(Path(__file__).with_name("job_rank.py"))
+with_slurm = pytest.mark.skipif(not slurm_cluster.available(), reason=f"needs {slurm_cluster.INSTALL}")
+BUILT_IN = ("slurm", "pbs", "lsf", "flux", "oar")
+
+
+def make_job(tmp_path: Path, name: str = "1-0001", *command: str, ranks: int = 2, **environment: str) -> Job:
+    command = command or ("true",)
+    return Job(name=name, command=command, ranks=ranks, environment=environment, log=tmp_path / f"job-{name}.log")
+
+
+# Scripts ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheduler", BUILT_IN)
+def test_every_script_is_a_shell_program_that_carries_the_job(tmp_path: Path, scheduler: str) -> None:
+    launcher = BatchLauncher(scheduler, options=["--one=1"], launch="run -n {ranks}")
+    job = make_job(tmp_path, "2-0003", "solver", "with space", ranks=7, HEADRACE_TOKEN_FILE="/the path/token")
+    script = launcher.script_of(job)
+    assert script.startswith("#!/bin/bash\n")
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+    assert "export HEADRACE_TOKEN_FILE='/the path/token'" in script
+    assert "run -n 7 solver 'with space' &" in script
+    assert "hr-2-0003" in script and str(job.log) in script and "--one=1" in script
+
+
+def test_directives_of_pbs_professional_are_those_of_its_reference_guide(tmp_path: Path) -> None:
+    launcher = BatchLauncher("pbs", options=["-q workq", "-l walltime=00:30:00"], launch="mpiexec -n {ranks}")
+    lines = launcher.script_of(make_job(tmp_path, ranks=4)).splitlines()
+    directives = [line for line in lines if line.startswith("#PBS")]
+    assert directives == [
+        "#PBS -N hr-1-0001", "#PBS -l select=1:ncpus=4:mpiprocs=4", "#PBS -j oe",
+        f"#PBS -o {tmp_path}/job-1-0001.log", "#PBS -r n", "#PBS -q workq", "#PBS -l walltime=00:30:00",
+    ]  # fmt: skip
+    first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
+    assert not any(line.startswith("#PBS") for line in lines[first_command:])  # PBS stops reading there
+
+
+QSTAT = """
+pbs: 
+                                                            Req'd  Req'd   Elap
+Job ID          Username Queue    Jobname    SessID NDS TSK Memory Time  S Time
+--------------- -------- -------- ---------- ------ --- --- ------ ----- - -----
+1001.pbs        ada      workq    hr-1-0001   12345   1   4    --  00:30 R 00:01
+1002.pbs        ada      workq    hr-1-0002     --    1   4    --  00:30 Q   -- 
+1003.pbs        ada      workq    hr-1-0003   12399   1   4    --  00:30 F 00:02
+1004[].pbs      ada      workq    hr-1-0004     --    1   4    --  00:30 B   -- 
+"""  # noqa: W291
+
+
+def fake_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **programs: str) -> None:
+    """Put shell scripts with these bodies before everything else on PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir(exist_ok=True)
+    for name, body in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_answers_of_pbs_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "answer").write_text(QSTAT)
+    fake_commands(
+        tmp_path, monkeypatch, qsub="echo 1001.pbs", qstat=f"cat {tmp_path}/answer", qdel=f"echo $1 > {tmp_path}/gone"
+    )
+    scheduler = Scheduler.load("pbs")
+    assert scheduler.submit_script(tmp_path / "x.sh") == "1001.pbs"
+    assert scheduler.list_states() == {"1001.pbs": "R", "1002.pbs": "Q", "1003.pbs": "F", "1004[].pbs": "B"}
+    scheduler.cancel_job("1001.pbs")
+    assert (tmp_path / "gone").read_text().strip() == "1001.pbs"
+
+
+def test_a_user_s_own_scheduler_is_a_file(tmp_path: Path) -> None:
+    own = tmp_path / "mine.toml"
+    folder = Path(Scheduler.load.__func__.__globals__["_FOLDER"])
+    own.write_text((folder / "pbs.toml").read_text().replace("#PBS -r n", "#PBS -A {{ acount }}"))
+    with pytest.raises(ValueError, match="acount"):
+        BatchLauncher(str(own)).script_of(make_job(tmp_path))
+    own.write_text("submit = []\nsubmitt = []\n")
+    with pytest.raises(ValueError, match="submitt"):
+        Scheduler.load(str(own))
+    with pytest.raises(ValueError, match="there are flux, lsf, oar, pbs, slurm"):
+        StudySettings(scheduler="sllurm")
+
+
+def test_commands_see_nothing_of_a_surrounding_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_MEM_PER_CPU", "PMI_RANK", "PMIX_RANK", "PBS_JOBID", "RAY_JOB_ID"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    names = set(submission_environment())
+    assert "SLURM_CONF" in names
+    assert not names & {"SLURM_MEM_PER_CPU", "PMI_RANK", "PMIX_RANK", "PBS_JOBID", "RAY_JOB_ID"}
+
+
+# A scheduler that lies ----------------------------------------------------------------------------------------------
+
+
+def test_exit_files_are_believed_over_the_scheduler_and_silence_is_no_death(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    fake_commands(tmp_path, monkeypatch, qsub="echo 7.pbs", qstat="echo unreachable >&2; exit 1", qdel="exit 0")
+    launcher = BatchLauncher("pbs", launch="run -n {ranks}", clock=lambda: now[0])
+    assert launcher.start(make_job(tmp_path)) == 7
+    for _ in range(100):  # the scheduler is down for hours
+        now[0] += 100.0
+        assert launcher.poll() == {}
+    fake_commands(tmp_path, monkeypatch, qstat="true")  # and when it comes back it has forgotten the job
+    now[0] += 100.0
+    assert launcher.poll() == {}
+    (tmp_path / "job-1-0001.exit").write_text("3\n")  # but the job's own word arrives in time
+    now[0] += 1.5
+    assert launcher.poll() == {"1-0001": 3}
+    launcher.start(make_job(tmp_path, "1-0002"))
+    now[0] += 100.0
+    assert launcher.poll() == {}
+    now[0] += 100.0
+    assert launcher.poll() == {"1-0002": LOST}
+
+
+def test_a_refusal_has_the_scheduler_s_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_commands(tmp_path, monkeypatch, qsub="echo 'qsub: Unknown queue' >&2; exit 1")
+    with pytest.raises(SchedulerError, match="Unknown queue"):
+        BatchLauncher("pbs").start(make_job(tmp_path))
+
+
+# The real one -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with SlurmCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch):
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    launcher = BatchLauncher("slurm", poll_seconds=0.5, options=["--time=5"])
+    yield launcher
+    launcher.stop_all()
+
+
+def ends(launcher: BatchLauncher, count: int, seconds: float = 60.0) -> dict[str, int]:
+    codes: dict[str, int] = {}
+    wait_until(lambda: codes.update(launcher.poll()) or len(codes) >= count, seconds)
+    return codes
+
+
+@with_slurm
+def test_jobs_run_at_once_and_their_exit_codes_arrive(slurm: BatchLauncher, tmp_path: Path) -> None:
+    for number, code in enumerate((0, 5, 0)):
+        slurm.start(
+            make_job(tmp_path, f"1-{number}", sys.executable, RANK, "1", str(code), str(tmp_path / f"{number}"))
+        )
+    for number in range(3):
+        assert len(ranks_in(tmp_path / f"{number}", 2)) == 2
+    codes = ends(slurm, 3)
+    assert codes["1-0"] == codes["1-2"] == 0 and codes["1-1"] == 5
+
+
+@with_slurm
+def test_a_stopped_job_leaves_no_rank(slurm: BatchLauncher, tmp_path: Path) -> None:
+    slurm.start(make_job(tmp_path, "2-1", sys.executable, RANK, "300", "0", str(tmp_path / "pids")))
+    pids = ranks_in(tmp_path / "pids", 2)
+    slurm.stop("2-1")
+    gone(pids, 20)
+    assert slurm.poll().get("2-1", LOST) != 0
+
+
+@with_slurm
+def test_a_job_that_its_scheduler_cancels_is_noticed(
+    slurm: BatchLauncher, cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    number = slurm.start(make_job(tmp_path, "3-1", sys.executable, RANK, "300", "0", str(tmp_path / "pids")))
+    ranks_in(tmp_path / "pids", 2)
+    cluster.run("scancel", "--signal=KILL", str(number))
+    cluster.run("scancel", str(number))
+    assert ends(slurm, 1)["3-1"] != 0
+
+
+@with_slurm
+def test_two_jobs_on_two_nodes_stream_into_one_intake(slurm: BatchLauncher, tmp_path: Path) -> None:
+    layout = make_layout(shape=(8, 6))
+    settings = {"shape": layout.shape, "fields": layout.fields, "steps": layout.num_steps, "cut": [2, 1]}
+    with running_intake(tmp_path, layout, slots=64, transport="tcp") as intake:
+        plan(intake, 6)
+        for name in ("4-1", "4-2"):
+            environment = {**intake.environment, "HEADRACE_JOB": name}
+            command = (sys.executable, MPI_PROGRAM, json.dumps(settings))
+            job = make_job(tmp_path, name, *command, ranks=2, **environment)
+            slurm.start(job)
+        assert ends(slurm, 2) == {"4-1": 0, "4-2": 0}
+        assert len(intake.settings.buffer.slots) == 6 * layout.num_steps
+
+
+@with_slurm
+def test_a_controller_that_dies_is_no_death_of_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SlurmCluster() as own:
+        monkeypatch.setenv("SLURM_CONF", own.environment["SLURM_CONF"])
+        launcher = BatchLauncher("slurm", poll_seconds=0.2)
+        launcher.start(make_job(tmp_path, "5-1", sys.executable, RANK, "4", "0", str(tmp_path / "pids")))
+        ranks_in(tmp_path / "pids", 2)
+        own.kill("slurmctld")
+        time.sleep(1.0)
+        assert launcher.poll() == {}
+        assert ends(launcher, 1, 30) == {"5-1": 0}
+        own.restart_controller()
