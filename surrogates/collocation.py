@@ -29,7 +29,8 @@ class Sampler:
     ) -> None:  # fmt: skip
         if not 0 <= adaptive < 1:
             raise ValueError(f"The adaptive share {adaptive} must be 0 or more, and below 1.")
-        self._network, self._rows, self._count, self._adaptive = network, rows, count, adaptive
+        self._network, self._count, self._adaptive = network, count, adaptive
+        self.rows = rows
         weight = network.state.weights[0]
         self._like = weight.detach()
         self._generator = torch.Generator(weight.device).manual_seed(seed)
@@ -49,7 +50,7 @@ class Sampler:
 
     def __call__(self, step: int) -> Points:
         """Return the points of a draw; those of step 0 are uniform, as no residual means anything then."""
-        rows = self._rows if torch.is_tensor(self._rows) else self._rows(self._generator)
+        rows = self.rows if torch.is_tensor(self.rows) else self.rows(self._generator)
         rows = rows.to(self._like)
         chosen = int(self._count * self._adaptive) if step else 0
         base = self.uniform(self._count - chosen, rows)
