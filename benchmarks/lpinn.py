@@ -297,7 +297,8 @@ def line(setup: Setup, runs: list[dict[str, Any]], device: str, threads: int) ->
     return {
         "name": setup.name, "value": statistics.median(errors), "unit": "relative L2", "goal": setup.goal,
         "met": statistics.median(errors) <= setup.goal, "worst": max(errors), "baseline": runs[0]["untrained"],
-        "baseline_is": "untrained network", "seeds": len(runs), "seconds": [round(r["seconds"], 1) for r in runs], "steps": [r["steps"] for r in runs],
+        "baseline_is": "untrained network", "seeds": len(runs), "seconds": [round(r["seconds"], 1) for r in runs],
+        "steps": [r["steps"] for r in runs],
         "reached": [r["reached"] for r in runs], "frame": setup.frame, "note": setup.note,
         "cores": threads, "device": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
         "precision": str(setup.dtype).removeprefix("torch."),
