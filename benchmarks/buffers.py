@@ -30,7 +30,7 @@ NAMES = ("fifo", "firo", "reservoir")
 
 def one(folder: Path, buffer: str, shape: tuple[int, int], seed: int, args: argparse.Namespace) -> dict:
     """Train once through a buffer and evaluate."""
-    simulations, solvers = (30, 1) if args.quick else (250, 2)
+    simulations, solvers = (30, 1) if args.quick else (args.simulations, 2)
     settings = LiveSettings(
         case=("heat2d", shape), folder=folder / f"{buffer}-{seed}", buffer=buffer, slots=simulations * 24,
         watermark=simulations * 4, simulations=simulations, solvers=solvers, seconds=args.seconds, seed=seed,
@@ -45,7 +45,7 @@ def one(folder: Path, buffer: str, shape: tuple[int, int], seed: int, args: argp
 def ordering(report: Report, folder: Path, args: argparse.Namespace) -> None:
     """Validation errors after the stream, per buffer."""
     shapes = [(32, 32)] if args.quick else [(n, n) for n in args.points]
-    seeds = 1 if args.quick else 3
+    seeds = 1 if args.quick else args.seeds
     for shape in shapes:
         label = "x".join(map(str, shape))
         errors: dict[str, list[float]] = {}
@@ -53,10 +53,10 @@ def ordering(report: Report, folder: Path, args: argparse.Namespace) -> None:
             name = f"buffers/ordering/{label}/{buffer}"
             if not report.has(name):
                 runs = [one(folder, buffer, shape, seed, args) for seed in range(seeds)]
+                setup = f"heat2d, {args.simulations} simulations, MLP 256-256 relu, batch 10, Adam 1e-3 constant"
                 report.add(
-                    name, float(np.median([run["errors"]["nrmse"] for run in runs])), "nRMSE", seeds=seeds,
-                    cores=os.cpu_count(), setup="heat2d, MLP 256-256 relu, batch 10, Adam 1e-3 constant",
-                    all=[run["errors"]["nrmse"] for run in runs], windows=[run["windows"] for run in runs],
+                    name, float(np.median([run["errors"]["nrmse"] for run in runs])), "nRMSE", seeds=seeds, setup=setup,
+                    cores=len(os.sched_getaffinity(0)), all=[run["errors"]["nrmse"] for run in runs], windows=[run["windows"] for run in runs],
                     speed=[run["windows"] / run["seconds"] for run in runs], curve=runs[0]["curve"][::2],
                 )  # fmt: skip
             errors[buffer] = next(line["all"] for line in report.lines if line["name"] == name)
@@ -94,7 +94,7 @@ def gaps(report: Report, folder: Path, args: argparse.Namespace) -> None:
         middle = (still[0], still[-1]) if still else silence
         before, during = rate(middle[0] - 2.0, middle[0]), rate(middle[0] + 0.5, middle[1])
         report.add(
-            name, during / before if before else None, "speed in the silence over speed before", cores=os.cpu_count(),
+            name, during / before if before else None, "speed in the silence over speed before", cores=len(os.sched_getaffinity(0)),
             setup=f"heat2d 64 x 64, one solver, silent for {silence[1] - silence[0]:g} s", before=before, during=during,
             curve=found["curve"],
         )  # fmt: skip
@@ -132,6 +132,8 @@ def main() -> None:
     parser.add_argument("--only", choices=("ordering", "gaps"))
     parser.add_argument("--device", default="cpu", choices=("cpu",))
     parser.add_argument("--points", type=int, nargs="+", default=[64, 100], help="of each axis, in `ordering`")
+    parser.add_argument("--simulations", type=int, default=250)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--seconds", type=float, default=300.0, help="limit of one training")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="only draw what the results hold")
