@@ -26,6 +26,7 @@ from headrace.online_training.validator import evaluate
 from headrace.surrogates import MLP
 
 NAMES = ("fifo", "firo", "reservoir")
+CORES = len(os.sched_getaffinity(0))
 
 
 def one(folder: Path, buffer: str, shape: tuple[int, int], seed: int, args: argparse.Namespace) -> dict:
@@ -56,7 +57,7 @@ def ordering(report: Report, folder: Path, args: argparse.Namespace) -> None:
                 setup = f"heat2d, {args.simulations} simulations, MLP 256-256 relu, batch 10, Adam 1e-3 constant"
                 report.add(
                     name, float(np.median([run["errors"]["nrmse"] for run in runs])), "nRMSE", seeds=seeds, setup=setup,
-                    cores=len(os.sched_getaffinity(0)), all=[run["errors"]["nrmse"] for run in runs], windows=[run["windows"] for run in runs],
+                    cores=CORES, all=[run["errors"]["nrmse"] for run in runs], windows=[run["windows"] for run in runs],
                     speed=[run["windows"] / run["seconds"] for run in runs], curve=runs[0]["curve"][::2],
                 )  # fmt: skip
             errors[buffer] = next(line["all"] for line in report.lines if line["name"] == name)
@@ -94,7 +95,7 @@ def gaps(report: Report, folder: Path, args: argparse.Namespace) -> None:
         middle = (still[0], still[-1]) if still else silence
         before, during = rate(middle[0] - 2.0, middle[0]), rate(middle[0] + 0.5, middle[1])
         report.add(
-            name, during / before if before else None, "speed in the silence over speed before", cores=len(os.sched_getaffinity(0)),
+            name, during / before if before else None, "speed in the silence over speed before", cores=CORES,
             setup=f"heat2d 64 x 64, one solver, silent for {silence[1] - silence[0]:g} s", before=before, during=during,
             curve=found["curve"],
         )  # fmt: skip
