@@ -188,11 +188,13 @@ class NodalTemperature:
 Temperature = float | NodalTemperature | Callable[[np.ndarray, float], np.ndarray]
 
 
-def temperature_at(temperature: Temperature, subdomain: Subdomain, time: float) -> np.ndarray:
-    """Return the temperatures of the local nodes: a number, `NodalTemperature`, or a function (points, t) -> (n,)."""
-    points = subdomain.mesh.points
+def temperature_at(temperature: Temperature, points: np.ndarray, nodes: np.ndarray, time: float) -> np.ndarray:
+    """Return the temperatures of nodes, (n,), by their coordinates (n, 3) and global numbers (n,).
+
+    temperature : a number, `NodalTemperature`, or a function (points, t) -> (n,).
+    """
     if isinstance(temperature, NodalTemperature):
-        return temperature.at(time)[subdomain.nodes]
+        return temperature.at(time)[nodes]
     if callable(temperature):
         return np.broadcast_to(np.asarray(temperature(points, time), dtype=float), (len(points),)).copy()
     return np.full(len(points), float(temperature))

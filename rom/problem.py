@@ -86,6 +86,19 @@ class LocalProblem:
             total += load.factor(time) * vector
         return total
 
+    def lifting(self) -> list[np.ndarray]:
+        """Return for each support the displacements that it prescribes at amplitude 1, (num_local_nodes, 3) each.
+
+        Zero elsewhere, also where a later support prescribes the same dof, so that their sum is `prescribed`.
+        """
+        fields = []
+        for nodes, d, value, _ in self._supports:
+            for earlier in fields:
+                earlier[nodes, d] = 0.0
+            fields.append(np.zeros((self.subdomain.mesh.num_nodes, 3)))
+            fields[-1][nodes, d] = value
+        return fields
+
     def prescribed(self, time: float) -> np.ndarray:
         """Return prescribed displacements, (num_local_nodes, 3), zero where free; the last support of a dof wins."""
         values = np.zeros((self.subdomain.mesh.num_nodes, 3))
@@ -99,4 +112,4 @@ class LocalProblem:
 
     def nodal_temperature(self, time: float) -> np.ndarray:
         """Return the temperature of the local nodes, (num_local_nodes,)."""
-        return temperature_at(self.problem.temperature, self.subdomain, time)
+        return temperature_at(self.problem.temperature, self.subdomain.mesh.points, self.subdomain.nodes, time)
