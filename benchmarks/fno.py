@@ -1,12 +1,18 @@
 """Speed and agreement of the Fourier neural operator: our matrix-product form against the usual FFT form.
 
-    python benchmarks/fno.py [--quick] [--only layer|step] [--device cpu|cuda] [--threads N] [--resume]
+    python benchmarks/fno.py [--quick] [--only layer|step|training] [--device cpu|cuda] [--threads N] [--resume]
 
 Parts: `layer`, one spectral layer forward; `step`, a training step (forward, backward, fused Adam) of the whole
 network. The rival is the published form (rfftn, complex products of the kept corners, irfftn, convolutions with kernel
 size 1), written below in plain PyTorch; both run alternately in the same process and the best time of each counts.
-Beside each layer stands its relative distance from the same layer in float64. One JSON line per figure, also in
-benchmarks/results/fno-DEVICE.json.
+Beside each layer stands its relative distance from the same layer in float64.
+
+`training`: the same step in every way that each code can run, eager, compiled and as a CUDA graph, in fp32, tf32 and
+bf16, beside neuraloperator 2.0.0 with and without its channel network, in its own modes; medians of events on the
+device. neuraloperator runs where it can be imported, for instance with the folder made by
+`python -m pip install --target .rivals/neuraloperator neuraloperator==2.0.0` on PYTHONPATH; else "not run" is said.
+
+One JSON line per figure, also in benchmarks/results/fno-DEVICE.json.
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -211,20 +218,162 @@ def has_complex(network: torch.nn.Module) -> bool:
     return any(parameter.is_complex() for parameter in network.parameters())
 
 
-PARTS = {"layer": measure_layer, "step": measure_step}
-GOALS = {"distance": 1e-5, "speed-up": 1.0}
+PRECISIONS = ("fp32", "tf32", "bf16")
+TRAINED = [Shape(20, 32, (64, 64), 12), Shape(64, 64, (64, 64), 16), Shape(16, 64, (256, 256), 16)]
+
+
+def allow(precision: str) -> torch.autocast:
+    """Set the precision of matrix products; bf16 is autocast, which the caller enters."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    return torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16")
+
+
+def training_step(network: torch.nn.Module, loss_of: Callable[[], torch.Tensor], precision: str) -> Callable[[], None]:
+    """Return a whole step, forward, backward and Adam, that a CUDA graph can record."""
+    fused = not has_complex(network)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=fused, foreach=not fused, capturable=True)
+
+    def run() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with allow(precision):
+            loss = loss_of()
+        loss.backward()
+        optimizer.step()
+
+    return run
+
+
+def recorded(run: Callable[[], None]) -> Callable[[], None]:
+    """Return the replay of a step as one CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def device_time(run: Callable[[], None], seconds: float) -> float:
+    """Median time of one call in ms, between events on the device, over at least ten calls and some seconds."""
+    for _ in range(3):
+        run()
+    torch.cuda.synchronize()
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < 10 or (time.perf_counter() - began < seconds and len(times) < 200):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return sorted(times)[len(times) // 2]
+
+
+def neuraloperator(shape: Shape, inputs: int, *, channel_mlp: bool, mixed: bool) -> torch.nn.Module | None:
+    """Return neuraloperator's network with the same sizes; None where it is not installed."""
+    try:
+        from neuralop.models import FNO as TheirFNO
+    except ImportError:
+        return None
+    return TheirFNO(
+        n_modes=tuple(2 * shape.modes for _ in shape.grid), hidden_channels=shape.width, in_channels=inputs,
+        out_channels=1, n_layers=4, use_channel_mlp=channel_mlp, fno_block_precision="mixed" if mixed else "full",
+    )  # fmt: skip
+
+
+def candidates(shape: Shape, precision: str, device: torch.device) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yield (name, maker of a step); a maker that returns None has nothing to run."""
+    ndim = len(shape.grid)
+    states = torch.randn(shape.batch, 2, 1, *shape.grid, device=device)
+    channels = torch.randn(shape.batch, 1 + 2 * ndim, *shape.grid, device=device)
+    batch = WindowBatch(states=states, times=torch.zeros(shape.batch, 2, device=device),
+                        parameters=torch.zeros(shape.batch, 0, device=device))  # fmt: skip
+
+    def ours(compiled: bool) -> Callable[[], None]:
+        network = FNO(modes=shape.modes, width=shape.width, stepping=Stepping(inputs=("position",)))
+        network.setup(Problem(case="benchmark", fields=("u",), shape=shape.grid, extent=(1.0,) * ndim,
+                              periodic=(True,) * ndim, parameters={}, duration=1.0, num_snapshots=10))  # fmt: skip
+        network.to(device)
+        loss = torch.compile(network.training_loss) if compiled else network.training_loss
+        return training_step(network, lambda: loss(batch).mean(), precision)
+
+    def theirs(network: torch.nn.Module | None) -> Callable[[], None] | None:
+        if network is None:
+            return None
+        network = network.to(device)
+        return training_step(network, lambda: (network(channels) - states[:, 1]).square().mean(), precision)
+
+    yield "ours eager", lambda: ours(False)
+    yield "ours graph", lambda: recorded(ours(False))
+    yield "ours compiled graph", lambda: recorded(ours(True))
+    if precision != "bf16":  # FFTs know no bf16; mixed below is the rival's own half precision
+        yield "fft eager", lambda: theirs(FFTNetwork(1 + 2 * ndim, shape))
+        yield "fft graph", lambda: recorded(theirs(FFTNetwork(1 + 2 * ndim, shape)))
+    for mlp in (True, False):
+        name = "neuraloperator" if mlp else "neuraloperator without channel MLP"
+        network = partial(neuraloperator, shape, 1 + 2 * ndim, channel_mlp=mlp, mixed=precision == "bf16")
+        yield f"{name} eager", lambda network=network: theirs(network())
+        yield f"{name} graph", lambda network=network: (step := theirs(network())) and recorded(step)
+
+
+def measure_training(shape: Shape, device: torch.device, seconds: float) -> Iterator[tuple[str, float, str, Any]]:
+    """Yield the time of a training step in every mode and precision, and our best over each rival's best."""
+    if device.type != "cuda":
+        return
+    for precision in PRECISIONS:
+        best: dict[str, float] = {}
+        for name, make in candidates(shape, precision, device):
+            torch.manual_seed(0)
+            try:
+                run = make()
+                if run is None:
+                    continue
+                value = device_time(run, seconds)
+            except Exception as error:  # a mode that a code cannot run in is a finding, not the end
+                yield f"training {shape} {precision}: {name} fails, {type(error).__name__}", math.nan, "ms", None
+                continue
+            who = name.removesuffix(" graph").removesuffix(" compiled").removesuffix(" eager")
+            best[who] = min(value, best.get(who, math.inf))
+            yield f"training {shape} {precision}: {name}", value, "ms", None
+            del run
+            torch.cuda.empty_cache()
+        for who in ("fft", "neuraloperator", "neuraloperator without channel MLP"):
+            speed = best[who] / best["ours"] if who in best and "ours" in best else math.nan
+            baseline = best.get(who, "not run")
+            yield f"training {shape} {precision}: speed-up over the best of {who}", speed, "x", baseline
+    yield f"training {shape}: time", best.get("ours", math.nan), "ms", None
+
+
+PARTS = {"layer": measure_layer, "step": measure_step, "training": measure_training}
+# The first entry whose words are all in a figure's name holds.
+GOALS = {
+    ("distance",): 1e-5,
+    ("speed-up", "bf16", "neuraloperator"): 8.0,
+    ("speed-up", "B20", "neuraloperator"): 8.0,
+    ("speed-up", "neuraloperator without"): 5.0,
+    ("speed-up", "neuraloperator"): 4.0,
+    ("speed-up",): 1.0,
+}
 
 
 def record(figure: tuple[str, float, str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Return the line of one figure."""
     name, value, unit, baseline = figure
-    goal = next((goal for word, goal in GOALS.items() if word in name), None)
-    met = None if goal is None else bool(value <= goal if "distance" in name else value >= goal)
+    goal = next((goal for words, goal in GOALS.items() if all(word in name for word in words)), None)
+    met = None if goal is None or math.isnan(value) else bool(value <= goal if "distance" in name else value >= goal)
+    trained = name.startswith("training")
     device = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
     return {
-        "name": name, "value": value, "unit": unit, "goal": goal, "met": met, "baseline": baseline, "seeds": [0],
-        "cores": options.threads, "device": device, "precision": "fp32",
-        "setup": f"torch {torch.__version__}, eager, best of alternating runs, baseline: FFT form in plain PyTorch",
+        "name": name, "value": None if math.isnan(value) else value, "unit": unit, "goal": goal, "met": met,
+        "baseline": baseline, "seeds": [0], "cores": options.threads, "device": device,
+        "precision": next((word for word in PRECISIONS if f" {word}:" in name), "fp32"),
+        "setup": f"torch {torch.__version__}, "
+        + ("median of device events" if trained else "eager, best of alternating runs, baseline: FFT form in PyTorch"),
     }  # fmt: skip
 
 
@@ -243,7 +392,7 @@ def main() -> None:
     lines = [json.loads(line) for line in path.read_text().splitlines()] if options.resume and path.exists() else []
     done = {line["name"] for line in lines}
     for part, measure in PARTS.items():
-        for shape in QUICK if options.quick else FULL:
+        for shape in TRAINED if part == "training" else QUICK if options.quick else FULL:
             if options.only not in (None, part) or f"{part} {shape}: time" in done:
                 continue
             for figure in measure(shape, device, 0.5 if options.quick else 5.0):
