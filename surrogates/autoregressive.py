@@ -180,7 +180,7 @@ class Autoregressive(Surrogate):
         seen, condition = [known.flatten(1, 2)], []
         for name in s.inputs:
             if name == "position":
-                position = _position(grid, self.problem.periodic, known)
+                position = box_position(grid, self.problem.periodic, known)
                 # Not len(known), which would bind an exported graph to one size of batch.
                 seen.append(position.expand(known.shape[0], *position.shape[1:]))
             elif s.conditioning == "film":
@@ -199,7 +199,7 @@ class Autoregressive(Surrogate):
         return known[:, -1:] + new
 
 
-def _position(grid: tuple[int, ...], periodic: Sequence[bool], like: torch.Tensor) -> torch.Tensor:
+def box_position(grid: tuple[int, ...], periodic: Sequence[bool], like: torch.Tensor) -> torch.Tensor:
     """Position in the box as channels, (1, channels, *grid): a line from wall to wall, a circle if periodic."""
     channels: list[torch.Tensor] = []
     for axis, (n, closed) in enumerate(zip(grid, periodic, strict=True)):

@@ -1,0 +1,104 @@
+"""Training without data: a pool of states of the network's own making, graded by the residual of the discrete equation.
+
+The pool follows Wandel, Weinmann and Klein (2021): draw, step, write back, start again now and then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+
+class Correction(Protocol):
+    """A discretisation whose defect is known as an error of the new state, e.g. `VorticityResidual`."""
+
+    def correction(self, old: Any, new: Any, t: float, dt: float) -> Any:
+        """Return the error of new, as far as the defect of the step tells."""
+
+
+class StatePool:
+    """Windows (size, s_t, fields, *grid) that networks are trained from, and that they replace by their own.
+
+    fresh : count -> so many new windows, at a start or from a running solver.
+    lifetime : windows a simulation lasts before it starts again; starts are spread, so that all ages occur.
+    largest : a value beyond which, or without being finite, a simulation counts as diverged and starts again.
+    """
+
+    def __init__(
+        self, fresh: Callable[[int], torch.Tensor], size: int, *, lifetime: int, largest: float, seed: int = 0
+    ) -> None:
+        if size < 1 or lifetime < 1:
+            raise ValueError(f"A pool of {size} states with a lifetime of {lifetime} needs at least 1 of each.")
+        self._fresh, self._lifetime, self._largest = fresh, lifetime, largest
+        self.states = fresh(size)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._left = torch.randint(1, lifetime + 1, (size,), generator=self._generator)
+        self.diverged = 0
+        self.restarted = 0
+
+    def draw(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the places of so many windows, and the windows."""
+        places = torch.randperm(len(self.states), generator=self._generator)[:count]
+        return places, self.states[places.to(self.states.device)]
+
+    def write_back(self, places: torch.Tensor, windows: torch.Tensor, steps: int = 1) -> None:
+        """Put windows where their predecessors came from; those that diverged or are at their end start again."""
+        windows = windows.detach()
+        bad = ~(windows.flatten(1).abs().amax(1) < self._largest).cpu()  # NaN is bad too
+        self._left[places] -= steps
+        over = bad | (self._left[places] <= 0)
+        self.diverged += int(bad.sum())
+        if over.any():
+            self.restarted += int(over.sum())
+            windows = windows.clone()
+            windows[over.to(windows.device)] = self._fresh(int(over.sum())).to(windows)
+            self._left[places[over]] = self._lifetime
+        self.states[places.to(self.states.device)] = windows.to(self.states)
+
+    def feed(self, windows: torch.Tensor) -> None:
+        """Let windows from outside, e.g. streamed by solvers, take random places."""
+        places = torch.randperm(len(self.states), generator=self._generator)[: len(windows)]
+        self.states[places.to(self.states.device)] = windows[: len(places)].to(self.states)
+        self._left[places] = self._lifetime
+
+
+def physics_loss(equation: Correction, last: torch.Tensor, window: torch.Tensor, dt: float) -> torch.Tensor:
+    """Return the mean squared error of each sample's frames, as the defect tells it, in units of the state's variance.
+
+    last : the frame before the window, (batch, fields, *grid); window : (batch, frames, fields, *grid).
+    """
+    old = torch.cat((last[:, None], window[:, :-1]), dim=1)
+    error = equation.correction(old, window, 0.0, dt)
+    return error.square().flatten(1).mean(1) / last.detach().square().flatten(1).mean(1)
+
+
+def train_without_data(  # noqa: PLR0913
+    network: torch.nn.Module, equation: Correction, pool: StatePool, optimiser: torch.optim.Optimizer, *, dt: float,
+    batch: int = 16, unroll: int = 1, save_memory: bool = False, clip: float = 1.0,
+    data_term: Callable[[torch.nn.Module], torch.Tensor] | None = None,
+) -> Iterator[float]:  # fmt: skip
+    """Train without end, one optimiser step per item; yields the loss.
+
+    dt : time between two frames.
+    unroll : windows that the gradient goes back through.
+    save_memory : compute the windows of the roll-out again on the way back instead of keeping their inner values.
+    data_term : what is added to the loss, e.g. an error against known states.
+    """
+    while True:
+        places, window = pool.draw(batch)
+        loss = window.new_zeros(())
+        for _ in range(unroll):
+            new = checkpoint(network, window, use_reentrant=False) if save_memory else network(window)
+            loss = loss + physics_loss(equation, window[:, -1], new, dt).mean() / unroll
+            window = new
+        if data_term is not None:
+            loss = loss + data_term(network)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
+        optimiser.step()
+        pool.write_back(places, window, unroll)
+        yield float(loss.detach())

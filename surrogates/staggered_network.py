@@ -1,0 +1,124 @@
+"""One small network per part of a stagger: all of them in one batched call, or one alone at its coarse resolution."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.func import functional_call, stack_module_state, vmap
+
+from .autoregressive import box_position
+from .stagger import Stagger
+
+READINGS = ("phase", "offset")
+
+
+class StaggeredNetwork(torch.nn.Module):
+    """A window of s_t frames -> the next s_t frames, each part of it by a network that sees this part only.
+
+    Reading "phase": part (k, i, ...) carries its own frames k, k + s_t, ...; there are s_t chains in time. Reading
+    "offset": every part starts from the last frame, and part (k, i, ...) gives the frame k + 1 steps later. Networks
+    give changes. With one part this is the plain network, called once.
+
+    Parameters
+    ----------
+    make : inputs -> a network (batch, inputs, *coarse) -> (batch, fields, *coarse); one per part, or one if shared.
+    stagger, fields : the decomposition, and the fields of a state.
+    reading : of the factor in time.
+    shared : one network for all parts, which are told apart by `embedding` learned numbers each; with 0 they are not,
+        which is right only where no place differs from another.
+    exchange : learned mixtures of the neighbouring parts at the same coarse point that every network sees as well
+        (beyond the paper). Parts then no longer run alone.
+    position : per axis, whether it is periodic: networks then see where their points lie in the full box; None: not.
+    scale : size of the states; inputs are divided by it and changes multiplied.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self, make: Callable[[int], torch.nn.Module], stagger: Stagger, *, fields: int = 1, reading: str = "phase",
+        shared: bool = False, embedding: int = 4, exchange: int = 0, position: Sequence[bool] | None = None,
+        scale: float = 1.0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if reading not in READINGS:
+            raise ValueError(f"Reading {reading!r} of the factor in time is not one of {', '.join(READINGS)}.")
+        self.stagger, self.reading, self.shared, self.scale = stagger, reading, shared, scale
+        told = embedding if shared else 0
+        self.periodic = None if position is None else tuple(bool(closed) for closed in position)
+        placed = 0 if self.periodic is None else len(self.periodic) + sum(self.periodic)
+        inputs = fields * (1 + exchange) + told + placed
+        self.embedding = torch.nn.Parameter(torch.randn(stagger.parts, told)) if told else None
+        self.mixing = torch.nn.Parameter(
+            torch.randn(exchange, stagger.parts_in_space) / stagger.parts_in_space**0.5
+        ) if exchange else None  # fmt: skip
+        if shared or stagger.parts == 1:
+            self.network = make(inputs)
+            return
+        networks = [make(inputs) for _ in range(stagger.parts)]
+        parameters, buffers = stack_module_state(networks)
+        self._names = list(parameters)
+        self.stacked = torch.nn.ParameterList(parameters[name].detach() for name in self._names)
+        self._buffer_names = list(buffers)
+        for number, name in enumerate(self._buffer_names):
+            self.register_buffer(f"buffer{number}", buffers[name])
+        # In a list, so that the form without weights is not a submodule.
+        self._form = [copy.deepcopy(networks[0]).to("meta")]
+
+    def forward(self, window: torch.Tensor) -> torch.Tensor:
+        """Return the next window, (batch, s_t, fields, *grid)."""
+        if self.reading == "offset":
+            window = window[:, -1:].expand(-1, self.stagger.time, *window.shape[2:])
+        parts = self.stagger.split(window)[:, :, 0]
+        return self.stagger.join((parts + self._changes(self._seen(parts)))[:, :, None])
+
+    def alone(self, index: int, frame: torch.Tensor) -> torch.Tensor:
+        """Return the next frame of one part, (batch, fields, *coarse), from its frame: a solver of coarse resolution.
+
+        In reading "phase" that frame is s_t steps later, in "offset" 1 + k.
+
+        Raises
+        ------
+        ValueError : the networks exchange, so that none runs alone.
+        """
+        if self.mixing is not None:
+            raise ValueError("The parts exchange values: none of them can run alone. Use exchange=0.")
+        return frame + self.scale * self._network(index)(self._told(frame[None] / self.scale, index)[0])
+
+    def _network(self, index: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        if not hasattr(self, "_form"):
+            return self.network
+        state = {name: p[index] for name, p in self._state().items()}
+        return lambda x: functional_call(self._form[0], state, (x,))
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        buffers = {name: getattr(self, f"buffer{n}") for n, name in enumerate(self._buffer_names)}
+        return {**dict(zip(self._names, self.stacked, strict=True)), **buffers}
+
+    def _told(self, parts: torch.Tensor, index: int | None = None) -> torch.Tensor:
+        """Append what tells parts and places apart to (parts, batch, channels, *coarse)."""
+        told, coarse = [parts], parts.shape[3:]
+        if self.embedding is not None:
+            e = self.embedding if index is None else self.embedding[index : index + 1]
+            told.append(e.reshape(len(e), 1, -1, *(1,) * len(coarse)))
+        if self.periodic is not None:
+            fine = tuple(n * s for n, s in zip(coarse, self.stagger.space, strict=True))
+            place = box_position(fine, self.periodic, parts)[:, None].expand(-1, self.stagger.time, -1, *fine)
+            place = self.stagger.split(place)[:, :, 0]
+            told.append(place if index is None else place[index : index + 1])
+        return torch.cat([x.expand(*parts.shape[:2], -1, *coarse) for x in told], dim=2)
+
+    def _seen(self, parts: torch.Tensor) -> torch.Tensor:
+        """Inputs of all networks, (parts, batch, inputs, *coarse)."""
+        parts = parts / self.scale
+        seen = parts
+        if self.mixing is not None:
+            frames = parts.unflatten(0, (self.stagger.time, -1))
+            mixed = torch.einsum("ep,kp...->ke...", self.mixing, frames)  # (s_t, exchange, batch, fields, *coarse)
+            mixed = mixed.movedim(1, 2).flatten(2, 3).repeat_interleave(self.stagger.parts_in_space, dim=0)
+            seen = torch.cat((parts, mixed), dim=2)
+        return self._told(seen)
+
+    def _changes(self, seen: torch.Tensor) -> torch.Tensor:
+        if not hasattr(self, "_form"):
+            return self.scale * self.network(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])
+        return self.scale * vmap(lambda state, x: functional_call(self._form[0], state, (x,)))(self._state(), seen)

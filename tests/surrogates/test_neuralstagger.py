@@ -1,0 +1,353 @@
+"""Staggered networks: exact decompositions, one residual with the solver, batched and single parts, gradients."""
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from headrace.cases.navier_stokes2d import differences, random_vorticity, stirring
+from headrace.solvers import Grid, MemorySink
+from headrace.solvers.simulate import simulate
+from headrace.solvers.vorticity import VORTICITY_SCHEMES
+from headrace.solvers.vorticity_residual import VorticityResidual
+from headrace.surrogates.autoregressive import Channels
+from headrace.surrogates.convolution import BoxConv
+from headrace.surrogates.data_free import StatePool, physics_loss, train_without_data
+from headrace.surrogates.fourier_network import FourierNetwork
+from headrace.surrogates.low_rank_mixer import LowRankMixer
+from headrace.surrogates.stagger import Stagger
+from headrace.surrogates.staggered_network import StaggeredNetwork
+from headrace.surrogates.unet import UNet, UNetwork
+
+STAGGERS = [
+    Stagger((1, 1)), Stagger((2, 2)), Stagger((4, 2)), Stagger((3, 4), 2), Stagger((2, 1, 3), 3), Stagger((5,), 4),
+]  # fmt: skip
+SIZES = {1: (20,), 2: (12, 24), 3: (6, 4, 9)}
+PERIODIC = (True, True)
+
+
+def a_window(stagger, *, frames=1, fields=2, batch=3, dtype=torch.float64, seed=0):
+    shape = SIZES[len(stagger.space)]
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, stagger.time * frames, fields, *shape, generator=generator).to(dtype)
+
+
+def convolutions(width=6, *, outputs=1):
+    """A small network whose output is not zero at first."""
+
+    def make(inputs):
+        return torch.nn.Sequential(
+            BoxConv(inputs, width, periodic=PERIODIC), torch.nn.GELU(), BoxConv(width, outputs, periodic=PERIODIC)
+        )
+
+    return make
+
+
+def seeded(make, seed=0):
+    torch.manual_seed(seed)
+    return make()
+
+
+def networks(stagger, **options):
+    return seeded(lambda: StaggeredNetwork(convolutions(), stagger, **options).double())
+
+
+def vorticity(batch, n=16, *, frames=1, seed=0):
+    rng = np.random.default_rng(seed)
+    x = np.meshgrid(*[np.arange(n) / n] * 2, indexing="ij")
+    fields = np.stack([random_vorticity(x, None, rng) for _ in range(batch * frames)])
+    return torch.tensor(fields).reshape(batch, frames, 1, n, n)
+
+
+def small_case(n=16, scheme=None, **changes):
+    return replace(differences, grid=Grid(shape=(n, n), extent=(1.0, 1.0)), scheme=scheme, **changes)
+
+
+def equation(n=16, **changes):
+    return VorticityResidual(small_case(n, **changes), viscosity=1e-3, forcing=stirring)
+
+
+# 1: the permutation
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.int64, torch.bool])
+@pytest.mark.parametrize("stagger", STAGGERS, ids=str)
+def test_joining_the_parts_gives_the_window_back_bit_for_bit(stagger, dtype):
+    window = (10 * a_window(stagger, frames=2)).to(dtype)
+    parts = stagger.split(window)
+    assert parts.shape[0] == math.prod(stagger.space) * stagger.time == stagger.parts
+    assert parts.dtype == dtype and torch.equal(stagger.join(parts), window)
+
+
+@pytest.mark.parametrize("stagger", STAGGERS, ids=str)
+def test_parts_are_strided_slices_also_of_views(stagger):
+    window = a_window(stagger, frames=2).transpose(3, -1).contiguous().transpose(3, -1)
+    for index, (part, (k, *first)) in enumerate(zip(stagger.split(window), stagger.places, strict=True)):
+        grid = [slice(i, None, s) for i, s in zip(first, stagger.space, strict=True)]
+        assert torch.equal(part, window[(slice(None), slice(k, None, stagger.time), slice(None), *grid)])
+        assert torch.equal(part, stagger.part(window, index))
+
+
+def test_factors_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="divide"):
+        Stagger((5, 2)).split(a_window(Stagger((2, 2))))
+    with pytest.raises(ValueError, match="3 frames"):
+        Stagger((2, 2), 2).split(torch.zeros(1, 3, 1, 4, 4))
+    with pytest.raises(ValueError, match="joins 4 parts"):
+        Stagger((2, 2)).join(torch.zeros(3, 1, 1, 1, 4, 4))
+    with pytest.raises(ValueError, match="at least 1"):
+        Stagger((2, 0))
+
+
+# 2: without factors it is the plain network
+
+
+@pytest.mark.parametrize("reading", ["phase", "offset"])
+def test_without_factors_it_is_the_plain_network_with_the_same_gradients(reading):
+    staggered = seeded(lambda: StaggeredNetwork(convolutions(), Stagger((1, 1)), reading=reading, scale=0.2))
+    plain = seeded(lambda: convolutions()(1))
+    window = vorticity(2).float()
+    loss = physics_loss(equation(), window[:, -1], staggered(window), 0.1).mean()
+    expected = physics_loss(equation(), window[:, -1], window + 0.2 * plain(window[:, 0] / 0.2)[:, None], 0.1).mean()
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    for found, wanted in zip(staggered.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-5, atol=1e-6 * float(wanted.grad.abs().max()))
+
+
+# 3, 4, 5: one discretisation
+
+
+@pytest.mark.parametrize("stagger", [Stagger((2, 2)), Stagger((4, 2), 3)], ids=str)
+def test_the_residual_of_the_joined_window_is_that_of_the_window(stagger):
+    window, residual = vorticity(2, frames=4)[:, : 1 + stagger.time], equation()
+    joined = stagger.join(stagger.split(window[:, 1:]))
+    old = torch.cat((window[:, :1], joined[:, :-1]), 1)
+    found, wanted = residual(old, joined, 0.0, 0.1), residual(window[:, :-1], window[:, 1:], 0.0, 0.1)
+    assert float((found - wanted).abs().max()) <= 1e-12 * float(wanted.abs().max())
+
+
+def test_a_trajectory_of_the_solver_makes_the_physics_loss_vanish():
+    case = small_case(duration=0.4, num_snapshots=4, steps_per_snapshot=1)
+    sink = MemorySink()
+    simulate(case, case.accept({"nu": 1e-3}), sink, simulation=1)
+    states = np.asarray(sink.values)[:, 0]
+    residual = equation()
+    found = [residual(a, b, 0.0, 0.1) for a, b in pairwise(states)]
+    assert np.abs(found).max() <= 1e-8
+    window = torch.tensor(states)[None, :, None]
+    assert float(physics_loss(residual, window[:, 0], window[:, 1:], 0.1)) <= 1e-16
+    spoiled = window.clone()
+    spoiled[0, 2, 0, 3, 3] += 1e-3
+    assert float(physics_loss(residual, spoiled[:, 0], spoiled[:, 1:], 0.1)) > 1e-10
+
+
+@pytest.mark.parametrize("scheme", VORTICITY_SCHEMES, ids=lambda s: type(s).__name__)
+def test_a_step_on_tensors_makes_the_residual_vanish(scheme):
+    residual, old = equation(scheme=scheme), vorticity(2)[:, 0]
+    new = residual.step(old, 0.0, 0.05)
+    assert float(residual(old, new, 0.0, 0.05).abs().max()) <= 1e-10
+    assert float(residual(old, old, 0.0, 0.05).abs().max()) > 1e-2
+
+
+def test_the_correction_is_the_error_of_a_step_to_first_order():
+    residual, old = equation(), vorticity(1)[:, 0]
+    new = residual.step(old, 0.0, 0.01)
+    error = 1e-6 * vorticity(1, seed=5)[:, 0]
+    found = residual.correction(old, new + error, 0.0, 0.01)
+    assert float((found - error).norm() / error.norm()) < 0.05
+
+
+# 6, 7, 9: parts alone, together, and in a loop
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("reading", ["phase", "offset"])
+@pytest.mark.parametrize("position", [None, (True, False)])
+def test_all_parts_in_one_call_equal_a_loop_over_them(reading, shared, position):
+    stagger = Stagger((2, 4), 2)
+    network = networks(stagger, reading=reading, shared=shared, position=position, scale=0.3)
+    window = vorticity(2, frames=2)
+    expected = torch.empty_like(window)
+    source = window if reading == "phase" else window[:, -1:].expand_as(window)
+    for index in range(stagger.parts):
+        part = network.alone(index, stagger.part(source, index)[:, 0])
+        stagger.part(expected, index)[:, 0] = part
+    torch.testing.assert_close(network(window), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_part_alone_for_100_steps_equals_its_slice_of_the_full_run():
+    stagger = Stagger((2, 2))
+    network, window = networks(stagger, shared=True, scale=0.05), vorticity(1)
+    with torch.no_grad():
+        alone = [stagger.part(window, i)[:, 0] for i in range(stagger.parts)]
+        for _ in range(100):
+            window = network(window)
+            alone = [network.alone(i, frame) for i, frame in enumerate(alone)]
+    for index, frame in enumerate(alone):
+        torch.testing.assert_close(frame, stagger.part(window, index)[:, 0], rtol=1e-9, atol=1e-11)
+
+
+def test_without_exchange_a_part_is_bitwise_blind_to_the_others():
+    stagger = Stagger((2, 2))
+    network, window = networks(stagger), vorticity(1)
+    other = window.clone()
+    stagger.part(other, 3)[:] += 1.0
+    with torch.no_grad():
+        first, second = network(window), network(other)
+    assert all(torch.equal(stagger.part(first, i), stagger.part(second, i)) for i in range(3))
+    assert not torch.equal(stagger.part(first, 3), stagger.part(second, 3))
+    mixing = networks(stagger, exchange=2)
+    assert not torch.equal(stagger.part(mixing(window), 0), stagger.part(mixing(other), 0))
+    with pytest.raises(ValueError, match="exchange"):
+        mixing.alone(0, stagger.part(window, 0)[:, 0])
+
+
+@pytest.mark.parametrize("cells", [(1, 0), (0, 1), (3, 2)])
+def test_with_shared_weights_moving_the_input_moves_the_output(cells):
+    stagger = Stagger((2, 4))
+    network, window = networks(stagger, shared=True, embedding=0), vorticity(2)
+    moved = network(window.roll(cells, (-2, -1)))
+    torch.testing.assert_close(moved, network(window).roll(cells, (-2, -1)), rtol=1e-12, atol=1e-13)
+    independent = networks(stagger)
+    away = independent(window.roll(cells, (-2, -1))) - independent(window).roll(cells, (-2, -1))
+    assert float(away.detach().abs().max()) > 1e-4
+
+
+# 8: gradients through roll-outs
+
+
+@pytest.mark.parametrize("horizon", [1, 10, 50])
+def test_gradients_through_roll_outs_agree_with_differences(horizon):
+    network, window = networks(Stagger((2, 2)), scale=0.02), vorticity(1, n=8)
+    start = window.clone().requires_grad_(True)
+
+    def end(state):
+        for _ in range(horizon):
+            state = network(state)
+        return (state * weight).sum()
+
+    weight = vorticity(1, n=8, seed=9)
+    (gradient,) = torch.autograd.grad(end(start), start)
+    found, wanted = [], []
+    with torch.no_grad():
+        for seed in range(8):
+            direction = vorticity(1, n=8, seed=20 + seed)
+            found.append(float((gradient * direction).sum()))
+            wanted.append(float(end(window + 1e-5 * direction) - end(window - 1e-5 * direction)) / 2e-5)
+    found, wanted = np.array(found), np.array(wanted)
+    assert np.linalg.norm(found - wanted) <= 1e-3 * np.linalg.norm(wanted)
+    assert found @ wanted >= 0.99 * np.linalg.norm(found) * np.linalg.norm(wanted)
+
+
+# Backbones
+
+
+def unet(inputs):
+    form = UNet(width=8, multipliers=(1, 2), blocks=1)
+    return UNetwork(Channels(inputs=inputs, states=1, outputs=1, conditions=0), form, PERIODIC)
+
+
+def fno(inputs):
+    return FourierNetwork(inputs, 1, 8, modes=(3, 3), periods=(1.0, 1.0), layers=2)
+
+
+def mixer(inputs):
+    network = LowRankMixer(inputs, 1, shape=(8, 8), width=16, blocks=2, groups=4)
+    torch.nn.init.normal_(network.output.weight)
+    return network
+
+
+@pytest.mark.parametrize("make", [unet, fno, mixer])
+def test_backbones_run_batched_and_alone_alike(make):
+    stagger = Stagger((2, 2))
+    network = seeded(lambda: StaggeredNetwork(make, stagger, scale=0.2)).float()
+    window = vorticity(2).float()
+    new = network(window)
+    for index in range(4):
+        alone = network.alone(index, stagger.part(window, index)[:, 0])
+        torch.testing.assert_close(stagger.part(new, index)[:, 0], alone, rtol=1e-5, atol=1e-5)
+    new.square().sum().backward()
+    assert all(float(p.grad.abs().sum()) > 0 for p in network.parameters() if p.grad is not None)
+    assert any(p.grad is not None for p in network.parameters())
+
+
+def test_the_mixer_reaches_the_whole_grid_and_refuses_another():
+    network = seeded(lambda: mixer(1))
+    x = torch.zeros(1, 1, 8, 8)
+    other = x.clone()
+    other[0, 0, 0, 0] = 1.0
+    assert bool(((network(x) - network(other)).abs() > 0).all())
+    with pytest.raises(ValueError, match="grids of"):
+        network(torch.zeros(1, 1, 8, 12))
+    with pytest.raises(ValueError, match="multiple"):
+        LowRankMixer(1, 1, shape=(8, 8), width=6, groups=4)
+
+
+# Training without data
+
+
+def test_the_pool_writes_back_restarts_and_counts_divergence():
+    pool = StatePool(lambda count: torch.zeros(count, 1, 1, 4), 6, lifetime=3, largest=10.0)
+    places, windows = pool.draw(6)
+    assert sorted(places.tolist()) == list(range(6))
+    windows = windows + 1
+    windows[0], windows[1] = math.nan, 11.0
+    pool.write_back(places, windows)
+    assert pool.diverged == 2 and bool((pool.states[places[:2]] == 0).all())
+    assert set(pool.states.unique().tolist()) <= {0.0, 1.0}
+    for _ in range(3):
+        places, windows = pool.draw(6)
+        pool.write_back(places, windows + 1)
+    assert float(pool.states.max()) <= 3 and pool.restarted >= 6 and pool.diverged == 2
+    pool.feed(torch.full((2, 1, 1, 4), 7.0))
+    assert int((pool.states[:, 0, 0, 0] == 7).sum()) == 2
+
+
+def test_saving_memory_changes_no_loss():
+    losses = []
+    for saving in (False, True):
+        network = networks(Stagger((2, 2)), scale=0.2)
+        pool = StatePool(lambda count: vorticity(count), 8, lifetime=20, largest=100.0)
+        optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
+        training = train_without_data(
+            network, equation(), pool, optimiser, dt=0.1, batch=4, unroll=2, save_memory=saving,
+            data_term=lambda network: 0.1 * network.stacked[0].square().mean(),
+        )  # fmt: skip
+        losses.append([next(training) for _ in range(4)])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-10)
+
+
+@pytest.mark.parametrize(("stagger", "reading"), [(Stagger((2, 2)), "phase"), (Stagger((2, 1), 2), "offset")], ids=str)
+def test_training_without_data_comes_nearer_to_the_solver(stagger, reading):
+    residual, dt = equation(), 0.2
+
+    def make(inputs):
+        return FourierNetwork(inputs, 1, 16, modes=(3, 3), periods=(1.0, 1.0), layers=2)
+
+    network = seeded(lambda: StaggeredNetwork(make, stagger, reading=reading, position=PERIODIC, scale=0.2))
+    seeds = iter(range(100, 10_000))
+
+    def fresh(count):
+        return vorticity(count, seed=next(seeds)).float().expand(-1, stagger.time, -1, -1, -1).clone()
+
+    pool = StatePool(fresh, 64, lifetime=10, largest=100.0)
+    optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
+    training = train_without_data(network, residual, pool, optimiser, dt=dt, batch=16)
+    for _ in range(200):
+        next(training)
+    held_out = vorticity(4, seed=1)
+    truth = [held_out[:, 0]]
+    for _ in range(4):
+        truth.append(residual.step(truth[-1], 0.0, dt))
+    window = held_out.float().expand(-1, stagger.time, -1, -1, -1)
+    with torch.no_grad():
+        for _ in range(4 // stagger.time):
+            window = network(window)
+    error = float((window[:, -1] - truth[-1]).norm() / truth[-1].norm())
+    persistence = float((truth[0] - truth[-1]).norm() / truth[-1].norm())
+    assert error < 0.5 * persistence, (error, persistence)
