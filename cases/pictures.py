@@ -58,7 +58,7 @@ def draw_trajectory(file: Path, picture: Path) -> None:
     named = [f"{name} = {value:g}" for name, value in run.parameters.items()]
     rest = f" and {len(named) - 6} more" if len(named) > 6 else ""
     title = f"{run.case}:  {', '.join(named[:6])}{rest}"
-    picture.write_bytes(frames(rows, run.times, run.extent, title=title))
+    picture.write_bytes(frames(rows, run.times, run.extent, origin=run.origin, title=title))
 
 
 def comparison(
@@ -77,13 +77,14 @@ def comparison(
 
 def frames(
     rows: Mapping[str, np.ndarray], times: np.ndarray, extent: Sequence[float], *,
-    errors: Sequence[str] = (), title: str = "",
+    errors: Sequence[str] = (), title: str = "", origin: Sequence[float] = (0.0,),
 ) -> bytes:  # fmt: skip
     """Return a picture with one row of frames for every entry; all rows but the errors share a scale.
 
     In one dimension the entries stand side by side as space-time pictures.
     rows : name -> (snapshots, *grid).
     errors : names of rows that have a scale of their own, symmetric about zero.
+    origin : lower corner of the box; where a line begins.
     """
     states = [values for name, values in rows.items() if name not in errors]
     # Different fields (no error row) have different units, and so a scale each.
@@ -91,7 +92,8 @@ def frames(
     ndim = next(iter(rows.values())).ndim - 1
     with style(), matplotlib.rc_context({"axes.grid": False}):
         if ndim == 1:
-            figure = _space_time(rows, times, extent, errors, (low, high))
+            line = (origin[0], origin[0] + extent[0])
+            figure = _space_time(rows, times, line, errors, (low, high))
         else:
             figure = _snapshots(rows, times, extent, errors, (low, high))
         if title:
@@ -109,12 +111,12 @@ def _scale(values: np.ndarray, error: bool, limits: tuple[Any, Any]) -> dict[str
 
 
 def _space_time(
-    rows: Mapping[str, np.ndarray], times: np.ndarray, extent: Sequence[float], errors: Sequence[str], limits: tuple
+    rows: Mapping[str, np.ndarray], times: np.ndarray, line: tuple[float, float], errors: Sequence[str], limits: tuple
 ) -> Figure:
     figure = Figure(figsize=(2.9 * len(rows), 2.6), layout="constrained")
     axes = figure.subplots(1, len(rows), squeeze=False)[0]
     for axis, (name, values) in zip(axes, rows.items(), strict=True):
-        box = (0.0, extent[0], float(times[0]), float(times[-1]))
+        box = (*line, float(times[0]), float(times[-1]))
         scale = _scale(values, name in errors, limits)
         image = axis.imshow(values, origin="lower", aspect="auto", extent=box, interpolation="nearest", **scale)
         axis.set_title(name, loc="left")
