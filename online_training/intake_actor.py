@@ -15,12 +15,12 @@ from headrace.solvers.hdf5 import HDF5Sink
 from headrace.surrogates import Problem
 
 from .adaptive_plan import unplanned
+from .buffer_kinds import make_buffer
 from .client import read_token
 from .intake import Intake, IntakeSettings
 from .layout import StreamLayout
 from .ledger import Ledger
 from .metrics_log import last_record
-from .reservoir import Reservoir
 from .run_directory import RunDirectory
 from .session_plan import LEASE_SECONDS, SessionPlan, interleaved
 from .simulation_run import Assignment
@@ -82,7 +82,9 @@ def build_intake(directory: RunDirectory, session: int) -> Intake:
     trained = last_record(directory.path / "metrics.jsonl") or {}
     plan = SessionPlan.of(record, layout, assignments, uses_done=trained.get("windows", 0), unplanned=to_come)
     memory = SlotMemory.create(f"{record.study:016x}", layout, plan.slots * layout.step_bytes)
-    buffer = Reservoir(len(memory.array), record.window, watermark=plan.watermark, seed=settings.seed + session)
+    buffer = make_buffer(
+        settings.buffer_kind, plan.slots, record.window, watermark=plan.watermark, seed=settings.seed + session
+    )
     statistics = None
     if settings.statistics:
         statistics = StreamStatistics(directory.path / "statistics.h5", layout, Problem.of(case))

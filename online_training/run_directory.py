@@ -26,7 +26,9 @@ FORMAT = 1
 _FIRST_ITEMS = {"ledger", "logs", "held_out", "checkpoints", "secrets", "case.py", "model-initial"}
 """What `create` makes before study.toml: a folder with nothing else is a creation that was cut short."""
 
-FIXED_SETTINGS = ("simulations", "held_out", "sampler", "seed", "batch_size", "views", "learning_rate", "offline")
+FIXED_SETTINGS = (
+    "simulations", "held_out", "sampler", "seed", "batch_size", "views", "buffer_kind", "learning_rate", "offline",
+)  # fmt: skip
 """Settings that a resumed study must keep, since its past depends on them; the others may change."""
 
 

@@ -35,6 +35,7 @@ class SessionPlan:
     watermark : windows that must be there before training starts.
     views : uses of each window. In a first session the study's; in a resumed one as many as bring the study
         to the uses it planned, within a factor of three: what was in the lost reservoir cannot be used again.
+        Buffers that use each window once keep to 1.
     """
 
     slots: int
@@ -57,7 +58,7 @@ class SessionPlan:
         slots = max(1, min(settings.buffer_bytes // layout.step_bytes, steps))
         left = record.total_uses(layout.num_steps) - uses_done
         views = settings.views
-        if windows:
+        if windows and settings.buffer_kind == "reservoir":
             views = min(max(views, left / windows), _MOST_VIEWS * views)
         # Steps that running simulations have begun are not windows yet, so the whole reservoir is never reached.
         reachable = max(1, min(windows, slots - settings.jobs * record.window))

@@ -45,6 +45,11 @@ class StudySettings(BaseModel):
         "auto", description="Where to train: auto takes one GPU for each worker where there are as many."
     )
     buffer: str = Field("256MB", description="Size of the reservoir in shared memory.")
+    buffer_kind: Literal["reservoir", "fifo", "firo"] = Field(
+        "reservoir",
+        description="What becomes of windows that were used: drawn again (reservoir), or gone, in the order in which "
+        "they came (fifo) or at random (firo). The last two need views 1.",
+    )
     watermark: float = Field(
         0.1, gt=0, le=1, description="Training starts when this fraction of the reservoir, or of all steps, is there."
     )
@@ -125,6 +130,15 @@ class StudySettings(BaseModel):
     @model_validator(mode="after")
     def _check_schedule(self) -> StudySettings:
         Schedule(kind=self.schedule, warm_up=self.warm_up, halve_every=self.halve_every)
+        return self
+
+    @model_validator(mode="after")
+    def _check_views(self) -> StudySettings:
+        if self.buffer_kind != "reservoir" and self.views != 1:
+            raise ValueError(
+                f"a buffer of kind {self.buffer_kind} uses each window once, but views is {self.views:g}; "
+                "set views to 1, or take the reservoir"
+            )
         return self
 
     @property

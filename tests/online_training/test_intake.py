@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from headrace.online_training.buffer_kinds import make_buffer
 from headrace.online_training.client import STOP, Connection, Header, Kind, Link, StreamLost, connect
 from headrace.online_training.fifo import FIFO
 from headrace.online_training.intake import Assignment
@@ -799,3 +800,29 @@ def test_an_encrypted_intake_serves_those_who_know_the_token_and_nobody_else(tmp
                 link.join()
             link.close()
         assert intake.status()["rejected"] == {}, "nothing of theirs came as far as our own checks"
+
+
+@pytest.mark.parametrize("kind", ["fifo", "firo"])
+def test_a_buffer_without_reuse_deals_each_window_once_and_ends(study, kind: str) -> None:
+    """Also where the solver must wait for the trainer: 4 simulations of 12 steps through 6 slots."""
+    layout, slots, batch = make_layout(num_steps=12), 6, 2
+    buffer = make_buffer(kind, slots, layout.window, watermark=3, seed=1)
+    intake = study(layout, buffer=buffer, slots=slots, views=1.0, batch_size=batch, max_running=1)
+    plan(intake, 4)
+
+    def solve() -> None:
+        with Connection({"u": layout.shape}) as connection:
+            for stream in connection.simulations():
+                with stream:
+                    send_all(stream, layout.shape, range(layout.num_steps))
+
+    solver = threading.Thread(target=solve)
+    solver.start()
+    trainer = TrainerDouble(intake)
+    dealt = [(int(r["simulation"]), int(r["start"])) for records in trainer.drain(batch=batch) for r in records]
+    solver.join(20)
+    trainer.close()
+    assert not solver.is_alive()
+    assert sorted(dealt) == [(s, t) for s in range(4) for t in range(layout.num_starts)], "each once"
+    assert (dealt == sorted(dealt)) == (kind == "fifo"), "in the order of arrival, or not"
+    assert wait_until(lambda: intake.status()["ended"])

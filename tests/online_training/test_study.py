@@ -213,6 +213,8 @@ def test_a_run_directory_of_another_study_is_refused(tmp_path):
         ({"buffer": "many"}, "is not a size"),
         ({"views": -1}, "greater than 0"),
         ({"simulation": 3}, "simulation"),
+        ({"buffer_kind": "fifo", "views": 2.0}, "set views to 1"),
+        ({"buffer_kind": "lifo"}, "'reservoir', 'fifo' or 'firo'"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_anything_starts(tmp_path, settings, message):
