@@ -42,7 +42,8 @@ class Reader(ABC):
         """Return a field at all quadrature points, or None where the results do not have it.
 
         name : "stress" or "strain" (num_points, 6), "p" (num_points,). Points are ordered by element, then as in
-        `elements`. Such fields are only used to check the replay.
+        `elements`. Such fields are only used to check the replay; except "temperature" (num_points,), which is
+        then taken instead of the interpolated temperature of the nodes.
         """
         return None
 

@@ -1,0 +1,330 @@
+"""Input decks of CalculiX (and flat ones of Abaqus): read as a mesh with its sets, written from a problem of ours.
+
+A written deck has one step per increment, in which every load is given as the nodal forces of our own discretisation:
+both programs then solve the same discrete problem. Laws that CalculiX does not have are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from .elastic import IsotropicElasticity
+from .law import Coefficient, ConstitutiveLaw, Table, coefficient_at
+from .mesh import Mesh
+from .problem import LocalProblem, Problem
+from .subdomain import distribute
+from .viscoplastic import NortonChaboche
+
+TYPES = {"C3D4": "tet4", "C3D10": "tet10", "C3D8": "hex8", "C3D20": "hex20", "C3D20R": "hex20r"}
+LARGEST_P = 1.0  # where the written hardening curves end
+
+
+class DeckError(ValueError):
+    """An input deck that cannot be read, or a problem that CalculiX cannot express; names the line or the law."""
+
+
+def read_deck(path: str | Path) -> Mesh:
+    """Return the mesh of an .inp file with node, element and face sets and its labels.
+
+    Read are *NODE, *ELEMENT, *NSET, *ELSET (GENERATE too), *SURFACE (faces of elements, or nodes), *INCLUDE. Set names
+    are kept in upper case, as both programs do. Steps, materials and the like are passed over.
+
+    Raises
+    ------
+    DeckError : elements of types that we do not have (shells, reduced or incompatible ones), sets or elements that
+        name what does not exist, parts and instances.
+    """
+    deck = _Deck(Path(path))
+    for keyword, options, lines, where in _cards(Path(path)):
+        handler = getattr(deck, f"_{keyword.lower().replace(' ', '_')}", None)
+        if handler is not None:
+            try:
+                handler(options, lines)
+            except DeckError:
+                raise
+            except (ValueError, IndexError) as error:
+                raise DeckError(f"{where}: *{keyword} cannot be read: {error}") from error
+    return deck.mesh()
+
+
+def deck_options(path: str | Path, keyword: str) -> list[dict[str, str]]:
+    """Return the options of every card with a keyword, such as "NODE PRINT"."""
+    return [options for name, options, _, _ in _cards(Path(path)) if name == keyword]
+
+
+class _Deck:
+    """What the cards have said so far; one method per card."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.nodes: dict[int, list[float]] = {}
+        self.elements: dict[str, dict[int, list[int]]] = {}
+        self.node_sets: dict[str, list[int | str]] = {}
+        self.element_sets: dict[str, list[int | str]] = {}
+        self.surfaces: dict[str, list[tuple[str, str]]] = {}
+        self.others: set[str] = set()
+
+    def _node(self, options: dict[str, str], lines: list[list[str]]) -> None:
+        for label, *x in lines:
+            self.nodes[int(label)] = ([float(v) if v else 0.0 for v in x] + [0.0] * 3)[:3]
+        if "NSET" in options:
+            self.node_sets.setdefault(options["NSET"], []).extend(int(line[0]) for line in lines)
+
+    def _element(self, options: dict[str, str], lines: list[list[str]]) -> None:
+        kind = options.get("TYPE", "")
+        if kind not in TYPES:
+            self.others.add(kind)
+            return
+        width = {"tet4": 4, "tet10": 10, "hex8": 8, "hex20": 20, "hex20r": 20}[TYPES[kind]] + 1
+        flat = [int(v) for line in lines for v in line if v]
+        if len(flat) % width:
+            raise DeckError(f"{self.path}: *ELEMENT, TYPE={kind} has {len(flat)} numbers, not a multiple of {width}.")
+        rows = np.reshape(flat, (-1, width))
+        self.elements.setdefault(TYPES[kind], {}).update(zip(rows[:, 0].tolist(), rows[:, 1:].tolist(), strict=True))
+        if "ELSET" in options:
+            self.element_sets.setdefault(options["ELSET"], []).extend(rows[:, 0].tolist())
+
+    def _nset(self, options: dict[str, str], lines: list[list[str]]) -> None:
+        self.node_sets.setdefault(options.get("NSET", ""), []).extend(_members(options, lines))
+
+    def _elset(self, options: dict[str, str], lines: list[list[str]]) -> None:
+        self.element_sets.setdefault(options.get("ELSET", ""), []).extend(_members(options, lines))
+
+    def _surface(self, options: dict[str, str], lines: list[list[str]]) -> None:
+        name = options.get("NAME", "")
+        if options.get("TYPE", "ELEMENT") == "NODE":
+            self.node_sets.setdefault(name, []).extend(_members({}, lines))
+        else:
+            self.surfaces.setdefault(name, []).extend((line[0].upper(), line[1].upper()) for line in lines)
+
+    def _instance(self, options: dict[str, str], lines: list[list[str]]) -> None:
+        raise DeckError(f"{self.path} has *INSTANCE; write a flat deck (Abaqus: *PREPRINT, or model attribute "
+                        "'Do not use parts and assemblies in input files').")  # fmt: skip
+
+    def mesh(self) -> Mesh:
+        """Return the mesh, nodes and elements in the order of the file; nodes without an element are left out."""
+        if not self.elements:
+            other = f" It has elements of type {', '.join(sorted(self.others))}." if self.others else ""
+            raise DeckError(f"{self.path} has no volume elements of type {', '.join(TYPES)}.{other}")
+        if solid := [kind for kind in self.others if kind.startswith("C3D")]:
+            raise DeckError(
+                f"{self.path} has elements of type {', '.join(sorted(solid))}; read are {', '.join(TYPES)}."
+            )
+        used = {node for block in self.elements.values() for nodes in block.values() for node in nodes}
+        if missing := sorted(used - set(self.nodes)):
+            raise DeckError(f"{self.path}: elements name node {missing[0]}, which *NODE does not give.")
+        labels = [label for label in self.nodes if label in used]
+        number = {label: k for k, label in enumerate(labels)}
+        cells = {
+            kind: np.array([[number[n] for n in nodes] for nodes in block.values()])
+            for kind, block in self.elements.items()
+        }
+        element_labels = [label for block in self.elements.values() for label in block]
+        element = {label: k for k, label in enumerate(element_labels)}
+        return Mesh(
+            points=np.array([self.nodes[label] for label in labels]),
+            cells=cells,
+            node_labels=np.array(labels),
+            element_labels=np.array(element_labels),
+            node_sets={name: [number[n] for n in self._resolve(name, self.node_sets) if n in number]
+                       for name in self.node_sets},
+            element_sets={name: [element[e] for e in self._resolve(name, self.element_sets) if e in element]
+                          for name in self.element_sets},
+            face_sets={name: self._faces(pairs, element) for name, pairs in self.surfaces.items()},
+        )  # fmt: skip
+
+    def _resolve(self, name: str, sets: dict[str, list[int | str]], depth: int = 0) -> Iterator[int]:
+        if name not in sets or depth > 20:
+            raise DeckError(f"{self.path}: there is no set {name}, or it contains itself.")
+        for member in sets[name]:
+            yield from self._resolve(member, sets, depth + 1) if isinstance(member, str) else (member,)
+
+    def _faces(self, pairs: list[tuple[str, str]], element: dict[int, int]) -> list[tuple[int, int]]:
+        found = []
+        for who, side in pairs:
+            members = [int(who)] if who.isdigit() else self._resolve(who, self.element_sets)
+            found += [(element[label], int(side.lstrip("S")) - 1) for label in members if label in element]
+        return found
+
+
+def _members(options: dict[str, str], lines: Iterable[list[str]]) -> list[int | str]:
+    members: list[int | str] = []
+    for line in lines:
+        if "GENERATE" in options:
+            first, last, *step = (int(v) for v in line if v)
+            members += range(first, last + 1, step[0] if step else 1)
+        else:
+            members += [int(v) if v.lstrip("-").isdigit() else v.upper() for v in line if v]
+    return members
+
+
+def _cards(path: Path) -> Iterator[tuple[str, dict[str, str], list[list[str]], str]]:
+    """Yield (keyword, options, data lines, place in the file) of every card, those of included files too."""
+    card: tuple[str, dict[str, str], list[list[str]], str] | None = None
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise DeckError(f"{path} cannot be read: {error}") from error
+    header = ""
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = raw.strip()
+        if not line or line.startswith("**"):
+            continue
+        if line.startswith("*") or header:
+            header += line
+            if header.endswith(","):
+                continue
+            if card is not None:
+                yield card
+            keyword, *given = (part.strip() for part in header.lstrip("*").split(","))
+            header = ""
+            name = " ".join(keyword.upper().split())
+            pairs = [item.partition("=") for item in given]
+            # Names are upper case in both programs; file names are not.
+            options = {k.strip().upper(): v.strip() if name == "INCLUDE" else v.strip().upper() for k, _, v in pairs}
+            card = (name, options, [], f"{path}, line {number}")
+            if card[0] == "INCLUDE":
+                yield from _cards(path.parent / options["INPUT"].strip('"'))
+                card = None
+        elif card is not None:
+            card[2].append([part.strip() for part in line.rstrip(",").split(",")])
+    if card is not None:
+        yield card
+
+
+def write_deck(
+    path: str | Path, problem: Problem, times: Sequence[float], *, large_strain: bool = False, tight: bool = True
+) -> Path:
+    """Write a problem as an input deck that prints U, S, E and PEEQ of every increment, and NT if it is heated.
+
+    times : of all increments, the start included. large_strain : adds NLGEOM, without which CalculiX 2.20 treats
+    kinematic hardening wrongly. tight : asks for equilibrium to 1e-9 instead of CalculiX's 5e-3.
+
+    Raises
+    ------
+    DeckError : a law or a temperature that CalculiX does not have.
+    """
+    path, times = Path(path), np.asarray(times, dtype=float)
+    mesh = problem.mesh
+    local = LocalProblem(problem, distribute(mesh))
+    start = local.nodal_temperature(times[0])
+    lines = [*_mesh_cards(mesh, problem), *_material_cards(problem, start, large_strain=large_strain)]
+    heated = any(np.ptp(local.nodal_temperature(t) - start) or local.nodal_temperature(t)[0] != start[0] for t in times)
+    lines += ["*INITIAL CONDITIONS, TYPE=TEMPERATURE", *_rows(mesh.node_labels, start)]
+    fixed = [(mesh.node_labels[n], d + 1, n) for n, d in np.argwhere(local.fixed)]
+    lines += ["*BOUNDARY", *(f"{label}, {d}, {d}, 0." for label, d, _ in fixed)]
+    last = np.zeros((mesh.num_nodes, 3))
+    for before, time in pairwise(times):
+        force, moved = local.external_force(time), local.prescribed(time)
+        lines += [f"*STEP, INC=1{', NLGEOM' if large_strain else ''}"]
+        if tight and before == times[0]:
+            lines += ["*CONTROLS, PARAMETERS=FIELD", "1e-9, 1e-8"]
+        lines += ["*VISCO, CETOL=1., DIRECT", f"{time - before:.12e}, {time - before:.12e}"]
+        if heated:
+            lines += ["*TEMPERATURE", *_rows(mesh.node_labels, local.nodal_temperature(time))]
+        if np.any(moved) or np.any(local.prescribed(before)):
+            lines += ["*BOUNDARY", *(f"{label}, {d}, {d}, {moved[n, d - 1]:.12e}" for label, d, n in fixed)]
+        loaded = np.argwhere((force != 0) | (last != 0))
+        if len(loaded):
+            lines += ["*CLOAD", *(f"{mesh.node_labels[n]}, {d + 1}, {force[n, d]:.12e}" for n, d in loaded)]
+        last = force
+        lines += ["*NODE PRINT, NSET=NALL", "U, NT" if heated else "U", "*EL PRINT, ELSET=EALL", "S, E, PEEQ"]
+        lines += ["*END STEP"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def _rows(labels: np.ndarray, values: np.ndarray) -> list[str]:
+    return [f"{label}, {value:.12e}" for label, value in zip(labels, values, strict=True)]
+
+
+def _mesh_cards(mesh: Mesh, problem: Problem) -> list[str]:
+    codes = {ours: theirs for theirs, ours in TYPES.items()}
+    lines = ["*NODE, NSET=NALL"]
+    for label, x in zip(mesh.node_labels, mesh.points, strict=True):
+        lines += [f"{label}, " + ", ".join(f"{v:.12e}" for v in x)]
+    for kind, first, block in mesh.blocks():
+        lines += [f"*ELEMENT, TYPE={codes[kind.name]}, ELSET=EALL"]
+        for label, nodes in zip(mesh.element_labels[first : first + len(block)], mesh.node_labels[block], strict=True):
+            numbers = [str(v) for v in (label, *nodes)]
+            lines += [", ".join(numbers[:11]) + ("," if len(numbers) > 11 else "")]
+            lines += [", ".join(numbers[11:])] if len(numbers) > 11 else []
+    for k, name in enumerate(problem.laws):
+        lines += [f"*ELSET, ELSET=LAW{k}", *(f"{label}," for label in mesh.element_labels[mesh.elements(name)])]
+    for name, nodes in mesh.node_sets.items():
+        lines += [f"*NSET, NSET={name}", *(f"{label}," for label in mesh.node_labels[nodes])] if len(nodes) else []
+    for name, pairs in mesh.face_sets.items():
+        lines += [f"*SURFACE, NAME={name}", *(f"{mesh.element_labels[e]}, S{face + 1}" for e, face in pairs)]
+    return lines
+
+
+def _material_cards(problem: Problem, start: np.ndarray, *, large_strain: bool) -> list[str]:
+    lines = []
+    for k, (name, law) in enumerate(problem.laws.items()):
+        lines += [f"*MATERIAL, NAME=LAW{k}", *_law_cards(name, law, start, large_strain=large_strain)]
+        lines += [f"*SOLID SECTION, ELSET=LAW{k}, MATERIAL=LAW{k}"]
+    return lines
+
+
+def _law_cards(name: str, law: ConstitutiveLaw, start: np.ndarray, *, large_strain: bool) -> list[str]:
+    elastic = law.elasticity if isinstance(law, NortonChaboche) else law
+    if not isinstance(elastic, IsotropicElasticity):
+        raise DeckError(f"The law of {name!r} is a {type(law).__name__}; decks are written of isotropic elasticity and "
+                        "of NortonChaboche.")  # fmt: skip
+    lines = ["*ELASTIC", *_table([elastic.young, elastic.poisson])]
+    if elastic.expansion != 0.0:
+        zero = elastic.reference_temperature
+        if np.any(start != zero):
+            raise DeckError(f"The law of {name!r} expands from {zero:g}, but the body starts at {start[0]:g}; CalculiX "
+                            "starts without thermal strain. Give equal temperatures.")  # fmt: skip
+        lines += [f"*EXPANSION, ZERO={zero:.10g}", *_table([elastic.expansion])]
+    return lines + (_flow_cards(name, law, large_strain=large_strain) if isinstance(law, NortonChaboche) else [])
+
+
+def _flow_cards(name: str, law: NortonChaboche, *, large_strain: bool) -> list[str]:
+    coefficients = [law.yield_stress, law.viscosity, law.exponent, law.linear_hardening]
+    coefficients += [c for term in law.isotropic for c in (term.saturation, term.rate)]
+    coefficients += [term.modulus for term in law.kinematic]
+    kinematic = bool(law.kinematic)
+    if any(term.recall != 0.0 for term in law.kinematic) or (kinematic and (law.isotropic or law.curve)):
+        raise DeckError(f"The law of {name!r} has back-stresses with recall, or both kinds of hardening; CalculiX has "
+                        "linear kinematic or isotropic hardening.")  # fmt: skip
+    if kinematic and not large_strain:
+        raise DeckError(f"The law of {name!r} hardens kinematically, which CalculiX 2.20 gets wrong without NLGEOM "
+                        "(errors of 20 % and more); pass large_strain=True.")  # fmt: skip
+    knots = {0.0, LARGEST_P, *(p for p, _ in law.curve)}
+    knots |= set(np.geomspace(1e-6, LARGEST_P, 200)) if law.isotropic else set()
+    lines = [f"*PLASTIC, HARDENING={'KINEMATIC' if kinematic else 'ISOTROPIC'}"]
+    viscous = ["*CREEP, LAW=NORTON"]
+    for T in _temperatures(coefficients, fine=True):
+        at = np.array([T])
+        for p in sorted(knots):
+            back = sum(coefficient_at(term.modulus, at)[0] for term in law.kinematic)
+            radius = law.hardening(np.array([p]), at)[0][0] + p * back
+            lines += [f"{radius:.10e}, {p:.10e}, {T:.10g}"]
+        K, n = coefficient_at(law.viscosity, at)[0], coefficient_at(law.exponent, at)[0]
+        if K <= 0:
+            raise DeckError(f"The law of {name!r} has no viscosity; decks are written of viscoplastic laws.")
+        viscous += [f"{K**-n:.10e}, {n:.10g}, 0., {T:.10g}"]
+    return lines + viscous
+
+
+def _temperatures(coefficients: Sequence[Coefficient], *, fine: bool = False) -> np.ndarray:
+    """Return the knots of all tables; fine: with 20 points between, as CalculiX interpolates K⁻ⁿ and not K."""
+    knots = np.unique([t for c in coefficients if isinstance(c, Table) for t in c.temperatures] or [20.0])
+    if fine and len(knots) > 1:
+        knots = np.unique(np.concatenate([np.linspace(a, b, 21) for a, b in pairwise(knots)]))
+    return knots
+
+
+def _table(coefficients: Sequence[Coefficient]) -> list[str]:
+    lines = []
+    for T in _temperatures(coefficients):
+        values = [coefficient_at(c, np.array([T]))[0] for c in coefficients]
+        lines += [", ".join(f"{v:.10e}" for v in (*values, T))]
+    return lines
