@@ -6,7 +6,7 @@ Parts: `ordering`, the error of a direct MLP after one pass over the stream of t
 buffer, at 64 x 64 and 100 x 100, with beta = 0 (linear conduction) as published; `gaps`, training speed while all
 solvers are silent for some seconds, as between two series of jobs, neither side being slowed for the sake of reuse.
 Everything is real but Ray and MPI (benchmarks/live.py): solver processes, protocol, intake, shared memory, training.
-In `ordering` every buffer gives as many windows as were produced; the reservoir gives some of them twice on the way.
+In `ordering` every training ends after as many windows as were produced; the reservoir gives some of them twice.
 `curve` in the lines holds population and draws over time.
 """
 
@@ -36,7 +36,7 @@ def one(folder: Path, buffer: str, shape: tuple[int, int], seed: int, args: argp
         case=("heat2d", shape), folder=folder / f"{buffer}-{seed}", buffer=buffer, slots=simulations * 24,
         watermark=simulations * 4, simulations=simulations, solvers=solvers, seconds=args.seconds, seed=seed,
         batch_size=10, learning_rate=1e-3, schedule="constant", total_windows=simulations * 101,
-        views=1.0, fixed=(("beta", 0.0),),
+        most_windows=simulations * 101, views=1.0, fixed=(("beta", 0.0),),
     )  # fmt: skip
     found = train_online(settings, MLP(hidden=(256, 256), activation="relu", log_time=False))
     found["errors"] = evaluate(found.pop("model"), held_out(settings.case, 10, fixed=settings.fixed))

@@ -59,6 +59,7 @@ class LiveSettings:
     slots : steps in the buffer.
     held_back : begin and end, in seconds, of a silence of all solvers, as between series of jobs.
     fixed : parameters that keep one value.
+    most_windows : after which the training ends, though there are more; None: when the stream ends.
     """
 
     case: tuple[str, tuple[int, ...] | None]
@@ -79,6 +80,7 @@ class LiveSettings:
     threads: int = 1
     held_back: tuple[float, float] = (0.0, 0.0)
     fixed: tuple[tuple[str, float], ...] = ()
+    most_windows: int | None = None
 
 
 def prepare(folder: Path, surrogate: Surrogate, problem: Problem, seed: int) -> None:
@@ -204,6 +206,8 @@ def train_online(settings: LiveSettings, surrogate: Surrogate) -> dict[str, Any]
         with solvers(settings, intake.addresses):
             watcher.start()
             feed = Feed(intake.addresses, TOKEN, STUDY, batch_size=settings.batch_size)
+            if settings.most_windows is not None:
+                _limit(feed, settings.most_windows)
             found = train(trainer_settings(settings), feed)
         ended, status = time.monotonic() - began, intake.call("status")
     finally:
@@ -217,6 +221,18 @@ def train_online(settings: LiveSettings, surrogate: Surrogate) -> dict[str, Any]
         "blocked": status["blocked_seconds"] / max(status["solver_seconds"], 1e-9),
         "simulations": status["done"], "model": load_surrogate(settings.folder / "model"),
     }  # fmt: skip
+
+
+def _limit(feed: Feed, most: int) -> None:
+    """Let a feed end after a number of windows."""
+    plain, drawn = feed.next, [0]
+
+    def limited() -> Any:
+        draw = plain() if drawn[0] < most else None
+        drawn[0] += 0 if draw is None else len(draw.table)
+        return draw
+
+    feed.next = limited
 
 
 def trainer_settings(settings: LiveSettings) -> TrainerSettings:
