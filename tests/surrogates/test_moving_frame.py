@@ -193,6 +193,11 @@ def test_viscous_burgers_is_solved_alike_at_every_bulk_speed():
         truth = exact(points.labels[0].numpy(), points.times.numpy())
         errors.append(np.linalg.norm(found - truth) / np.linalg.norm(truth - C))
         assert fit.residual < 0.05
+        x = torch.linspace(-1, 1, 257)[:-1]
+        late = Points(labels=x[None], times=torch.full((256,), 0.4), rows=points.rows,
+                      row_of=torch.zeros(256, dtype=torch.long))  # fmt: skip
+        with torch.no_grad():
+            assert abs(net.values_at(late).mean() - C) < 1e-3  # mass is kept
     assert max(errors) < 2e-3 and max(errors) < 3 * min(errors), errors
 
 
