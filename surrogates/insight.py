@@ -50,7 +50,7 @@ def snapshots(
 
 
 def top_directions(loss: Loss, points: Points, *, count: int = 2, steps: int = 40, seed: int = 0) -> list[torch.Tensor]:
-    """Return the Hessian's eigenvectors of largest magnitude, flat: orthogonal iteration on differences of gradients."""
+    """Return the Hessian's leading eigenvectors, flat: orthogonal iteration on differences of gradients."""
     weights = list(loss.network.parameters())
     sizes = [w.numel() for w in weights]
     base = torch.cat([w.detach().reshape(-1) for w in weights])
