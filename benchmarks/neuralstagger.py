@@ -299,7 +299,7 @@ def train(
     network: StaggeredNetwork, equation: VorticityResidual, frames: int, device: str, minutes: float, name: str
 ) -> tuple[int, StatePool]:
     """Train for so many minutes; the learning rate falls with the time spent."""
-    bank = start_windows(64 if device == "cpu" else 1024, frames, equation, device)
+    bank = start_windows(64 if device == "cpu" else 512, frames, equation, device)
     generator = torch.Generator().manual_seed(3)
 
     def fresh(count: int) -> torch.Tensor:
