@@ -54,10 +54,11 @@ def build_app(own_case: CaseReference | None = None) -> typer.Typer:
     case = _case_parameter(own_case)
     for function, extra in (
         (doctor, []), (cases, []), (solve, case), (generate, case), (train, [*case, *setting_parameters()]),
-        (evaluate, []), (report, []), (status, []), (audit, []),
+        (submit, [*case, *setting_parameters()]),
+        (new_case, []), (evaluate, []), (report, []), (status, []), (audit, []),
     ):  # fmt: skip
-        if not (own_case and function is cases):
-            app.command(name=function.__name__)(_as_verb(function, extra, own_case))
+        if not (own_case and function in (cases, new_case)):
+            app.command(name=function.__name__.replace("_", "-"))(_as_verb(function, extra, own_case))
     return app
 
 
@@ -155,6 +156,49 @@ def train(
     return train_case(
         case, model=model, architecture=architecture or [], run_dir=run_dir, resume=resume, plain=plain, given=chosen
     )
+
+
+def submit(  # noqa: PLR0913  the flags of a command
+    *,
+    case: CaseReference,
+    model: Annotated[str, typer.Option(help=f"Surrogate: {' or '.join(MODELS)}.")] = "mlp",
+    architecture: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Argument of the surrogate, e.g. modes=12; repeat for several."),
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Run directory. Default: runs/CASE-MODEL.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of the allocation.")] = 1,
+    cores: Annotated[int, typer.Option(min=1, help="Cores on each node.")] = 4,
+    minutes: Annotated[int, typer.Option(min=1, help="Time limit; at its end the job goes on by requeueing.")] = 60,
+    notice: Annotated[int, typer.Option(min=1, help="Seconds before the limit for the last checkpoint.")] = 120,
+    directive: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Further directive, as --partition=x; several times too.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script and submit nothing.")] = False,
+    **given: Any,
+) -> None:
+    """Submit one Slurm job that trains a surrogate online; solvers are steps on all of its nodes."""
+    from .submit_command import Allocation, submit_study
+
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if chosen.get("scheduler", "slurm") != "slurm":
+        raise ValueError(f"--scheduler {chosen['scheduler']!r} cannot run a whole study; submit knows slurm.")
+    allocation = Allocation(nodes=nodes, cores=cores, minutes=minutes, notice=notice, options=tuple(directive or ()))
+    submit_study(
+        case, allocation, model=model, architecture=architecture or [], run_dir=run_dir, given=chosen, dry_run=dry_run
+    )
+
+
+def new_case(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the case, as fisher_kpp.", show_default=False)],
+    folder: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write.")] = Path(),
+) -> None:
+    """Write the file of a new case, and its test, to be changed."""
+    from .new_case_command import new_case as write
+
+    write(name, folder)
 
 
 def evaluate(run: Run) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -64,6 +64,7 @@ class LocalLauncher(Launcher):
     Parameters
     ----------
     mpirun : which one; None finds it.
+    flags : its flags before -n; None: those with which ranks share cores.
     grace : seconds between SIGTERM and SIGKILL.
 
     Raises
@@ -71,10 +72,12 @@ class LocalLauncher(Launcher):
     RuntimeError : there is no mpirun.
     """
 
-    def __init__(self, *, mpirun: str | Path | None = None, grace: float = 5.0) -> None:
+    def __init__(
+        self, *, mpirun: str | Path | None = None, flags: Sequence[str] | None = None, grace: float = 5.0
+    ) -> None:
         self.mpirun = Path(mpirun) if mpirun is not None else find_mpirun()
         self._grace = grace
-        self._flags = _flags_of(self.mpirun)
+        self._flags = _flags_of(self.mpirun) if flags is None else list(flags)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._ended: dict[str, int] = {}
         self._identity = uuid.uuid4().hex

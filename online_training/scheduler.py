@@ -15,6 +15,9 @@ import jinja2
 
 from .local_launcher import clean_environment
 
+STEPS = "slurm-steps"
+"""Instead of a scheduler's name: jobs are steps of the surrounding Slurm allocation."""
+
 _FOLDER = Path(__file__).with_name("schedulers")
 _COMMAND_SECONDS = 60.0
 _KEPT = (

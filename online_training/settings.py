@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from .design import check_sampler
 from .schedule import Schedule
-from .scheduler import Scheduler
+from .scheduler import STEPS, Scheduler
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -98,8 +98,9 @@ class StudySettings(BaseModel):
     loader_processes: int = Field(0, ge=0, description="Processes that gather batches from a data set; 0: a thread.")
     scheduler: str = Field(
         "local",
-        description="What starts solver jobs: mpirun on this node (local), slurm, pbs, or the path of a TOML file for "
-        "another batch scheduler. Compute nodes must reach the intake: give --interface.",
+        description="What starts solver jobs: mpirun on this node (local), slurm, pbs, steps of the Slurm allocation "
+        "around the study (slurm-steps), or the path of a TOML file for another batch scheduler. Compute nodes must "
+        "reach the intake: give --interface.",
     )
     scheduler_options: str = Field("", description="Further directives of batch jobs, e.g. '--partition=x --time=30'.")
     scheduler_launch: str = Field("", description="What starts the ranks in a batch job; empty: 'mpirun -n {ranks}'.")
@@ -122,7 +123,7 @@ class StudySettings(BaseModel):
     @field_validator("scheduler")
     @classmethod
     def _check_scheduler(cls, value: str) -> str:
-        if value == "local":
+        if value in ("local", STEPS):
             return value
         Scheduler.load(value)
         return value if Path(value).stem == value else str(Path(value).absolute())

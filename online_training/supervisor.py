@@ -24,6 +24,8 @@ from typing import Any
 from .batch_launcher import BatchLauncher
 from .launcher import Job, Launcher
 from .local_launcher import LocalLauncher
+from .scheduler import STEPS
+from .step_launcher import StepLauncher
 
 _TICK_SECONDS = 0.1
 _TAIL_LINES, _TAIL_BYTES = 20, 4096
@@ -169,11 +171,13 @@ def _make_launcher(settings: SupervisorSettings) -> Launcher:
 
     Raises
     ------
-    RuntimeError : there is no mpirun.
+    RuntimeError : there is no mpirun, or no allocation for steps.
     ValueError : no such scheduler.
     """
     if settings.scheduler == "local":
         return LocalLauncher()
+    if settings.scheduler == STEPS:
+        return StepLauncher(settings.scheduler_options)
     launch = settings.scheduler_launch or None
     return BatchLauncher(settings.scheduler, options=settings.scheduler_options, launch=launch)
 

@@ -1,0 +1,59 @@
+"""Solver jobs as steps of the Slurm allocation that the study itself runs in: srun instead of mpirun."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from .launcher import Job
+from .local_launcher import LocalLauncher
+
+_DEFAULT_MPI = "pmi2"  # MPICH and its kin; a site's Open MPI wants pmix
+_KEPT = ("SLURM_CONF",)
+
+
+def step_flags(environment: Mapping[str, str], options: Sequence[str]) -> list[str]:
+    """Return srun's flags for a job's step.
+
+    Steps get cores of their own (`--exact`) and wait where none are free. That would last for ever where the study
+    is itself a step, which holds the allocation's cores: its jobs share them (`--overlap`).
+
+    Raises
+    ------
+    RuntimeError : this process is in no allocation.
+    """
+    allocation = environment.get("SLURM_JOB_ID")
+    if not allocation:
+        raise RuntimeError(
+            "This process is in no Slurm allocation (SLURM_JOB_ID is unset): use sbatch or salloc first."
+        )
+    share = "--overlap" if environment.get("SLURM_STEP_ID", "").isdigit() else "--exact"
+    mpi = [] if any(option.startswith("--mpi") for option in options) else [f"--mpi={_DEFAULT_MPI}"]
+    return [f"--jobid={allocation}", share, "--cpus-per-task=1", "--kill-on-bad-exit=1", *mpi, *options]
+
+
+class StepLauncher(LocalLauncher):
+    """Runs each job under an srun of its own inside the allocation, on any of its nodes.
+
+    What the local launcher does with mpirun holds for srun: it ends with the supervisor. Ranks on other nodes end
+    with their step, or with their lease.
+
+    options : further flags of srun, e.g. "--mpi=pmix" or "--mem-per-cpu=1G".
+
+    Raises
+    ------
+    RuntimeError : there is no srun, or no allocation.
+    """
+
+    def __init__(self, options: Sequence[str] = ()) -> None:
+        srun = shutil.which("srun")
+        if srun is None:
+            raise RuntimeError("No srun on PATH. Load Slurm's module, or use --scheduler local.")
+        super().__init__(mpirun=srun, flags=step_flags(os.environ, options))
+
+    def start(self, job: Job) -> int:
+        """Start a job's step and return at once, with the process id of its srun."""
+        kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        return super().start(replace(job, environment={**kept, **job.environment}))
