@@ -82,7 +82,7 @@ class Trajectory:
     times : (T,).
     coefficients, lifting : (Q, T, n), (Q, T, supports).
     duals : dual field -> gappy coefficients, (Q, T, modes of it).
-    misfits : dual field -> gappy misfit relative to the largest norm so far, (Q, T): the error indicator.
+    misfits : dual field -> gappy misfit relative to the largest norm of the run, (Q, T): the error indicator.
     steps : the whole batch at each time where it was asked for, else empty.
     """
 
@@ -169,7 +169,7 @@ class ReducedSolver:
         misfits = {}
         for name in self.model.gappy:
             misfit, norm = (np.stack([r[2][name][k] for r in record], axis=1) for k in (1, 2))
-            largest = np.maximum.accumulate(norm, axis=1)
+            largest = np.broadcast_to(norm.max(axis=1, keepdims=True), norm.shape)
             misfits[name] = np.divide(misfit, largest, out=np.zeros_like(misfit), where=largest > 0)
         return Trajectory(
             times=times, coefficients=np.stack([r[0] for r in record], axis=1),

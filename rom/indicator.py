@@ -1,0 +1,117 @@
+"""How wrong a reduced answer is, from what gappy POD cannot fit, and one full step that mends the model.
+
+The misfit of p at the reduced points grows when the body does what training did not show (Casenave and Akkari, Math.
+Comput. Appl. 24(2):41 (2019)). Pairs of misfit and true error of some runs calibrate it; a step of the full solver at
+the first time beyond a limit, from the state that the reduced model has there, adds a snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .offline import Reduction, Snapshots, Tolerances, compress
+from .online import Query, ReducedSolver, Trajectory
+from .solver import Increment, Solver
+
+
+@dataclass(frozen=True)
+class ErrorBound:
+    """error ≤ factor · indicator^power, which holds for all runs that calibrated it; made by `fit`."""
+
+    factor: float
+    power: float
+
+    @classmethod
+    def fit(cls, indicators: np.ndarray, errors: np.ndarray) -> ErrorBound:
+        """Return the bound from pairs of several runs: a line through their logarithms, raised above all of them.
+
+        Raises
+        ------
+        ValueError : fewer than two positive pairs, or pairs that are not finite.
+        """
+        x, y = np.asarray(indicators, dtype=float).ravel(), np.asarray(errors, dtype=float).ravel()
+        if x.shape != y.shape or not (np.isfinite(x).all() and np.isfinite(y).all()):
+            raise ValueError(f"A bound needs as many errors as indicators, all finite; it has {x} and {y}.")
+        positive = (x > 0) & (y > 0)
+        if len(np.unique(x[positive])) < 2:
+            raise ValueError(f"A bound needs at least two different positive indicators; it has {x[positive]}.")
+        x, y = np.log(x[positive]), np.log(y[positive])
+        # A bound that falls where the indicator grows would make no sense.
+        power = max(float(np.polyfit(x, y, 1)[0]), 0.0)
+        return cls(factor=float(np.exp((y - power * x).max())), power=power)
+
+    def __call__(self, indicator: np.ndarray | float) -> np.ndarray | float:
+        """Return the bound on the error."""
+        return self.factor * np.asarray(indicator) ** self.power
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Correction:
+    """A model after enrichment: the reduction, its answer to the query, and the times of the full steps."""
+
+    reduction: Reduction
+    answer: Trajectory
+    full_steps: tuple[float, ...]
+
+
+def full_step(reduction: Reduction, solver: Solver, answer: Trajectory, place: int) -> Increment:
+    """Return one step of the full solver to answer.times[place + 1], from what the answer says of the time before.
+
+    solver : of the query's problem on the subdomain of the reduction. Collective.
+    """
+    local, time = solver.local, float(answer.times[place])
+    displacement = reduction.displacement_field(answer.coefficients[0, place], answer.lifting[0, place])
+    stress = [reduction.dual_field(name, answer.duals[name][0, place]) for name in _stresses(answer)]
+    start = Increment(
+        time=time,
+        displacement=displacement,
+        temperature=local.temperature(time),
+        strain=local.kinematics.strain(displacement),
+        stress=np.stack(stress, axis=1),
+        state=reduction.state_field(answer.duals["state"][0, place]),
+    )
+    return list(solver.run([time, float(answer.times[place + 1])], start=start))[-1]
+
+
+def corrected(
+    reduction: Reduction,
+    solver: Solver,
+    times: Sequence[float],
+    *,
+    limit: float,
+    max_steps: int = 3,
+    tolerances: Tolerances | None = None,
+) -> Correction:
+    """Answer the solver's problem; where the misfit of p exceeds a limit, enrich by one full step and begin again.
+
+    The full step leads to the first time whose misfit exceeds the limit and half of the largest: earlier ones would
+    teach little, later ones begin from a state that is already wrong. solver : of the new problem, on the subdomain of
+    the reduction and with its laws, supports and loads. Collective.
+
+    Raises
+    ------
+    ValueError : a solver of another mesh or partition.
+    """
+    if not np.array_equal(solver.subdomain.points, reduction.local.subdomain.points):
+        raise ValueError("The solver's subdomain is not that of the reduction; make it with the same mesh and parts.")
+    query, steps = Query.of(solver.local.problem), []
+    answer = ReducedSolver(reduction.model).run([query], times)
+    while len(steps) < max_steps:
+        misfit = answer.misfits["p"][0]
+        beyond = np.flatnonzero(misfit > max(limit, misfit.max() / 2))
+        fresh = [k for k in beyond if float(answer.times[k]) not in steps]
+        if not fresh:
+            break
+        increment = full_step(reduction, solver, answer, int(fresh[0]) - 1)
+        steps.append(float(increment.time))
+        snapshots = reduction.snapshots.joined(Snapshots.collect(solver.local, [increment]))
+        reduction = compress(solver.local, snapshots, tolerances)
+        answer = ReducedSolver(reduction.model).run([query], times)
+    return Correction(reduction=reduction, answer=answer, full_steps=tuple(steps))
+
+
+def _stresses(answer: Trajectory) -> list[str]:
+    return [name for name in answer.duals if name.startswith("stress_")]

@@ -1,0 +1,62 @@
+"""The misfit of p ranks errors, its bound holds for what calibrated it, and full steps mend the model."""
+
+import numpy as np
+import pytest
+
+from headrace.cases.rom_cube import rom_cube, times
+from headrace.rom.indicator import ErrorBound, corrected
+from headrace.rom.offline import Snapshots, compress
+from headrace.rom.online import Query, ReducedSolver
+from headrace.rom.solver import Solver
+
+
+def error_of_p(reduction, answer, solver):
+    full = [solver.local.material.field("p", i.state) for i in solver.run(answer.times)]
+    p = reduction.dual_field("p", answer.duals["p"][0])[1:]
+    return max(np.linalg.norm(a - b) for a, b in zip(p, full, strict=True)) / max(np.linalg.norm(f) for f in full)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    solver = Solver(rom_cube())
+    return compress(solver.local, Snapshots.collect(solver.local, solver.run(times())))
+
+
+def test_the_misfit_ranks_new_temperature_fields_by_their_errors(trained):
+    misfits, errors = [], []
+    for spot in ((10, 10, 10), (9.8, 9.3, 9.5), (9, 9.5, 9), (7.9, 9.3, 6.8), (7.3, 3.8, 3.3)):
+        problem = rom_cube(hot_spot=spot)
+        answer = ReducedSolver(trained.model).run([Query.of(problem)], times())
+        misfits.append(answer.misfits["p"].max())
+        errors.append(error_of_p(trained, answer, Solver(problem)))
+    assert errors[0] < 1e-5 < errors[1] and max(errors) > 0.1
+    assert list(np.argsort(misfits)) == list(np.argsort(errors)), (misfits, errors)
+    bound = ErrorBound.fit(misfits, errors)
+    assert np.all(bound(np.array(misfits)) >= 0.999999 * np.array(errors))
+    assert bound.power > 0.5
+
+
+def test_full_steps_mend_the_model_for_a_new_temperature_field(trained):
+    problem = rom_cube(hot_spot=(7.93, 9.31, 6.82), peak=161.4)
+    solver = Solver(problem)
+    before = ReducedSolver(trained.model).run([Query.of(problem)], times())
+    mended = corrected(trained, solver, times(), limit=1e-2, max_steps=3)
+    assert 1 <= len(mended.full_steps) <= 3
+    assert error_of_p(trained, before, solver) > 0.1
+    assert error_of_p(mended.reduction, mended.answer, solver) <= 0.02
+    # What was trained is still there.
+    again = ReducedSolver(mended.reduction.model).run([Query.of(rom_cube())], times())
+    assert error_of_p(mended.reduction, again, Solver(rom_cube())) <= 1e-4
+
+
+def test_no_full_step_is_taken_where_the_misfit_is_small(trained):
+    mended = corrected(trained, Solver(rom_cube()), times(), limit=1e-2)
+    assert mended.full_steps == () and mended.reduction is trained
+
+
+def test_bounds_refuse_what_says_nothing():
+    with pytest.raises(ValueError, match="two different positive"):
+        ErrorBound.fit([0.1, 0.1, 0.0], [0.2, 0.3, 0.0])
+    with pytest.raises(ValueError, match="all finite"):
+        ErrorBound.fit([0.1, 0.2], [np.nan, 0.3])
+    assert ErrorBound.fit([0.1, 0.2], [0.3, 0.1]).power == 0.0
