@@ -18,6 +18,9 @@ class Correction(Protocol):
     def correction(self, old: Any, new: Any, t: float, dt: float) -> Any:
         """Return the error of new, as far as the defect of the step tells."""
 
+    def size(self, fields: Any) -> Any:
+        """Return the values whose mean square an error is measured by."""
+
 
 class StatePool:
     """Windows (size, s_t, fields, *grid) that networks are trained from, and that they replace by their own.
@@ -66,13 +69,13 @@ class StatePool:
 
 
 def physics_loss(equation: Correction, last: torch.Tensor, window: torch.Tensor, dt: float) -> torch.Tensor:
-    """Return the mean squared error of each sample's frames, as the defect tells it, in units of the state's variance.
+    """Return the mean squared error of each sample's frames, as the defect tells it, in units of the state's own.
 
     last : the frame before the window, (batch, fields, *grid); window : (batch, frames, fields, *grid).
     """
     old = torch.cat((last[:, None], window[:, :-1]), dim=1)
     error = equation.correction(old, window, 0.0, dt)
-    return error.square().flatten(1).mean(1) / last.detach().square().flatten(1).mean(1)
+    return error.square().flatten(1).mean(1) / equation.size(last.detach()).square().flatten(1).mean(1)
 
 
 def train_without_data(  # noqa: PLR0913

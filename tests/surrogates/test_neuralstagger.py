@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from headrace.cases.navier_stokes2d import differences, random_vorticity, stirring
-from headrace.solvers import Grid, MemorySink
+from headrace.solvers import Dirichlet, Grid, MemorySink, Parameters
+from headrace.solvers.mac import MAC_MIDPOINT
+from headrace.solvers.mac_potential import PotentialResidual
 from headrace.solvers.simulate import simulate
 from headrace.solvers.vorticity import VORTICITY_SCHEMES
 from headrace.solvers.vorticity_residual import VorticityResidual
@@ -22,11 +24,14 @@ from headrace.surrogates.stagger import Stagger
 from headrace.surrogates.staggered_network import StaggeredNetwork
 from headrace.surrogates.unet import UNet, UNetwork
 
+from ..solvers.mac_cases import driven_box
+
 STAGGERS = [
     Stagger((1, 1)), Stagger((2, 2)), Stagger((4, 2)), Stagger((3, 4), 2), Stagger((2, 1, 3), 3), Stagger((5,), 4),
 ]  # fmt: skip
 SIZES = {1: (20,), 2: (12, 24), 3: (6, 4, 9)}
 PERIODIC = (True, True)
+LEVEL, LID = Dirichlet(0.0), Dirichlet(1.0)
 
 
 def a_window(stagger, *, frames=1, fields=2, batch=3, dtype=torch.float64, seed=0):
@@ -351,3 +356,26 @@ def test_training_without_data_comes_nearer_to_the_solver(stagger, reading):
     error = float((window[:, -1] - truth[-1]).norm() / truth[-1].norm())
     persistence = float((truth[0] - truth[-1]).norm() / truth[-1].norm())
     assert error < 0.5 * persistence, (error, persistence)
+
+
+def test_a_lid_sets_a_box_in_motion_without_data():
+    case = driven_box(shape=(8, 8), scheme=MAC_MIDPOINT, num_snapshots=8, steps_per_snapshot=1, duration=0.8)
+    steady = replace(case, boundary={**case.boundary, "u": {"x": case.boundary["u"]["x"], "y": (LEVEL, LID)}})
+    equation = PotentialResidual(steady, viscosity=0.01, p=Parameters({}))
+
+    def make(inputs):
+        return UNetwork(
+            Channels(inputs=inputs, states=2, outputs=2, conditions=0), UNet(width=8, multipliers=(1, 2), blocks=1),
+            (False, False),
+        )  # fmt: skip
+
+    network = seeded(
+        lambda: StaggeredNetwork(make, Stagger((2, 2)), fields=2, position=(False, False), exchange=2, scale=0.02)
+    ).double()
+    pool = StatePool(lambda count: 1e-3 * torch.randn(count, 1, 2, 8, 8).double(), 16, lifetime=8, largest=10.0)
+    training = train_without_data(
+        network, equation, pool, torch.optim.Adam(network.parameters(), lr=3e-3), dt=0.1, batch=8
+    )
+    losses = [next(training) for _ in range(60)]
+    assert np.isfinite(losses).all() and pool.restarted > 0
+    assert np.mean(losses[-10:]) < 0.3 * np.mean(losses[:10])

@@ -1,0 +1,96 @@
+"""Potentials on staggered grids: no divergence whatever they are, and no defect on the solver's trajectories."""
+
+import numpy as np
+import pytest
+
+from headrace.solvers import Parameters
+from headrace.solvers.mac import MAC_MIDPOINT
+from headrace.solvers.mac_potential import PotentialResidual
+
+from .mac_cases import box_boundary, driven_box, duct, make_case, max_divergence, pipe, run
+
+NONE = Parameters({})
+STEPS = dict(scheme=MAC_MIDPOINT, num_snapshots=3, steps_per_snapshot=1, duration=0.06)
+
+
+def vortices(x, p, rng):
+    """A periodic flow without divergence on the faces of the 12 x 10 grid, and pressure 0."""
+    a = rng.normal(size=x[0].shape)
+    u = (a - np.roll(a, 1, 1)) * 10
+    v = -(a - np.roll(a, 1, 0)) * 12
+    return 0.01 * u, 0.01 * v, 0 * u
+
+
+PROBLEMS = {
+    "lid": (driven_box(**STEPS), (0.0, 0.0)),
+    "periodic": (make_case((12, 10), (1.0, 1.0), initial=vortices, **STEPS), (None, None)),
+    "channel": (make_case((8, 6), (1.0, 1.0), boundary=box_boundary(2, {1: {(0, 1): 1.0}}), **STEPS), (None, 0.0)),
+    "torus": (make_case((8, 6, 4), (1.0, 2.0, 1.0), **STEPS), (None, None, None)),
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_any_potential_gives_a_flow_without_divergence_through_no_wall(name):
+    case, lower = PROBLEMS[name]
+    equation = PotentialResidual(case, viscosity=0.01, p=NONE)
+    rng = np.random.default_rng(0)
+    potential = rng.normal(size=(1 if case.grid.ndim == 2 else 3, 2, *case.grid.shape))
+    velocity = equation.velocity(potential)
+    assert velocity.shape == (case.grid.ndim, 2, *case.grid.shape)
+    states = np.moveaxis(velocity, 1, 0)
+    assert (np.abs(velocity).max(axis=(1, *range(2, velocity.ndim))) > 1).all()
+    assert max_divergence(states, case, lower).max() <= 1e-12 * np.abs(velocity).max() / min(case.grid.spacing)
+    for axis, low in enumerate(lower):
+        if low is not None:
+            assert not np.take(velocity[axis], -1, axis=axis + 1).any()
+
+
+@pytest.mark.parametrize("name", ["lid", "periodic", "channel"])
+def test_the_trajectory_as_potentials_makes_the_defect_vanish(name):
+    case, _ = PROBLEMS[name]
+    states, equation = run(case), PotentialResidual(case, viscosity=0.01, p=NONE)
+    if name == "channel":
+        # The moving wall drives a net flow, which a potential that is 0 on both walls cannot hold: take it off.
+        states[:, 0] -= states[:, 0].mean(axis=(1, 2), keepdims=True)
+    elif name == "periodic":
+        assert np.abs(states[:, :2].mean(axis=(2, 3))).max() < 1e-12
+    potential = _potential(states, case, closed=name != "periodic")
+    fields = np.stack([potential, states[:, 2]], axis=1)
+    np.testing.assert_allclose(equation.state(fields)[:2], np.moveaxis(states[:, :2], 1, 0), atol=1e-12)
+    if name == "channel":
+        return
+    for n in range(3):
+        assert np.abs(equation.correction(fields[n], fields[n + 1], n * 0.02, 0.02)).max() < 0.02 * 1e-8
+        wrong = fields[n + 1].copy()
+        wrong[0, 2, 2] += 1e-3
+        assert np.abs(equation.correction(fields[n], wrong, n * 0.02, 0.02)).max() > 1e-4
+
+
+def _potential(states, case, *, closed):
+    """Return the potential of the velocities (time, components, nx, ny)."""
+    hx, hy = case.grid.spacing
+    a = np.cumsum(states[:, 0], axis=2) * hy
+    if closed:
+        return a
+    # Along y the sums give u; what is left is the line a(x, y_0), from v.
+    line = -np.cumsum(states[:, 1, :, 0], axis=1) * hx
+    return a - a[:, :, :1] + line[:, :, None]
+
+
+def test_tensors_give_the_same_correction_for_batches_and_windows():
+    torch = pytest.importorskip("torch")
+    for case, _ in PROBLEMS.values():
+        equation = PotentialResidual(case, viscosity=0.01, p=NONE)
+        fields = 2 if case.grid.ndim == 2 else 4
+        old, new = np.random.default_rng(1).normal(size=(2, 3, 2, fields, *case.grid.shape))
+        found = equation.correction(torch.tensor(old), torch.tensor(new), 0.0, 0.1)
+        assert found.shape == (3, 2, case.grid.ndim, *case.grid.shape)
+        expected = np.stack([[equation.correction(old[i, j], new[i, j], 0.0, 0.1) for j in (0, 1)] for i in range(3)])
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-11 * np.abs(expected).max())
+        assert equation.size(torch.tensor(old)).shape == found.shape
+
+
+def test_open_sides_and_walls_in_three_dimensions_are_refused():
+    for case in (pipe(**STEPS, solid=None), duct(**STEPS)):
+        with pytest.raises(ValueError, match="potentials are for"):
+            PotentialResidual(case, viscosity=0.01, p=NONE)
