@@ -5,6 +5,7 @@
     python benchmarks/rom.py queries        # 1,000 one-cycle queries on the plate, 20 checked against the full model
     python benchmarks/rom.py temperature    # new hot spots: indicator against error, enrichment
     python benchmarks/rom.py tsqr ecm       # kernels; tsqr also times pyMOR where it is installed
+    python benchmarks/rom.py traffic        # bytes of the collectives, and their formula
     python benchmarks/rom.py --quick        # everything, small
 
 Pieces are independent, so that each may be run by itself and again; --seconds N ends the long ones in time with what
@@ -22,6 +23,7 @@ from dataclasses import replace
 import numpy as np
 
 from headrace.cases import rom_cube, rom_plate
+from headrace.rom.communicator import Communicator, Counting, run_threads
 from headrace.rom.cubature import compressed, cubature
 from headrace.rom.indicator import corrected
 from headrace.rom.offline import Reduction, Snapshots, Tolerances, compress
@@ -236,7 +238,28 @@ def ecm(quick: bool, seconds: float) -> None:
          seconds=time.perf_counter() - start, chosen=len(rule.points), error=float(miss))  # fmt: skip
 
 
-PIECES = {f.__name__: f for f in (cube, plate, queries, temperature, tsqr, ecm)}
+def traffic(quick: bool, seconds: float) -> None:
+    """Bytes that one rank hands over in POD and cubature, beside what docs/rom_scaling.md says."""
+    rng = np.random.default_rng(0)
+    X, G = rng.standard_normal((4000, 20)), rng.standard_normal((2000, 30)) + 1
+    w, every = np.full(2000, 1 / 2000), np.arange(2000)
+
+    def work(comm: Communicator) -> tuple:
+        mine, counted = every[comm.rank :: comm.size], Counting(comm)
+        modes = pod(X[comm.rank :: comm.size], PointProduct(np.ones(4000 // comm.size)), tolerance=1e-6, comm=counted)
+        chosen = Counting(comm)
+        rule = cubature(G[mine], w[mine], mine, tolerance=1e-6, comm=chosen, mode="two-level")
+        own = int(np.isin(mine, rule.points).sum())
+        return counted, modes.modes.shape[1], chosen, own
+
+    for size in (2, 4, 8):
+        counted, n, chosen, _ = run_threads(size, work)[0]
+        line("traffic", ranks=size, pod_exchange=counted.bytes["exchange"],
+             formula=int(np.log2(size)) * 8 * (20**2 + n**2), two_level_gather=chosen.bytes["gather"],
+             candidates=chosen.bytes["gather"] / (8 * (30 + 1)))  # fmt: skip
+
+
+PIECES = {f.__name__: f for f in (cube, plate, queries, temperature, tsqr, ecm, traffic)}
 
 
 def main() -> None:

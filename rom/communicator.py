@@ -167,6 +167,46 @@ class OverThreads(Communicator):
         return self._share(outgoing, lambda slots: {other: np.array(slots[other][self.rank]) for other in outgoing})
 
 
+class Counting(Communicator):
+    """Another communicator, with the bytes that this rank hands over counted by operation.
+
+    Attributes
+    ----------
+    bytes : operation -> bytes; "exchange" counts what goes to each neighbour.
+    calls : operation -> number of calls.
+    """
+
+    def __init__(self, inner: Communicator) -> None:
+        self.inner = inner
+        self.rank, self.size = inner.rank, inner.size
+        self.bytes = dict.fromkeys(("sum", "maximum", "gather", "exchange"), 0)
+        self.calls = dict.fromkeys(self.bytes, 0)
+
+    def _count(self, operation: str, size: int) -> None:
+        self.bytes[operation] += size
+        self.calls[operation] += 1
+
+    def sum(self, values: np.ndarray | float) -> np.ndarray:
+        """Count and sum. Collective."""
+        self._count("sum", np.asarray(values, dtype=float).nbytes)
+        return self.inner.sum(values)
+
+    def maximum(self, value: float) -> float:
+        """Count and return the largest number. Collective."""
+        self._count("maximum", 8)
+        return self.inner.maximum(value)
+
+    def gather(self, values: np.ndarray) -> list[np.ndarray]:
+        """Count and gather. Collective."""
+        self._count("gather", np.asarray(values).nbytes)
+        return self.inner.gather(values)
+
+    def exchange(self, outgoing: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+        """Count and exchange."""
+        self._count("exchange", sum(np.asarray(a, dtype=float).nbytes for a in outgoing.values()))
+        return self.inner.exchange(outgoing)
+
+
 def run_threads(size: int, work: Callable[[Communicator], Any]) -> list[Any]:
     """Call work(communicator) on `size` threads and return the results in rank order.
 

@@ -8,7 +8,7 @@ import pytest
 
 from headrace.rom import distribute
 from headrace.rom.assembly import mass_matrix
-from headrace.rom.communicator import run_threads
+from headrace.rom.communicator import Counting, run_threads
 from headrace.rom.kinematics import Kinematics
 from headrace.rom.pod import MassProduct, PointProduct, enrich, pod
 from tests.mpi_run import run_mpi
@@ -49,6 +49,21 @@ def test_modes_are_those_of_a_serial_svd(size):
     for modes, spectrum in run_threads(size, distributed):
         check(modes, spectrum)
     check(*distributed(None, "gram"), digits=1e-7)
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_the_pod_sends_log2_of_the_ranks_triangles(size):
+    """One butterfly of snapshots² numbers, and one of modes² that makes the modes orthonormal to the last digit."""
+    X = RNG.standard_normal((320, 7))
+
+    def work(comm):
+        counted = Counting(comm)
+        part = X[comm.rank :: size]
+        modes = pod(part, PointProduct(np.ones(len(part))), tolerance=1e-6, comm=counted).modes
+        return counted.bytes["exchange"], counted.calls["exchange"], modes.shape[1]
+
+    for sent, _, n in run_threads(size, work):
+        assert sent == int(np.log2(size)) * 8 * (7**2 + n**2)
 
 
 @pytest.mark.mpi
