@@ -10,8 +10,8 @@
 {% for option in options %}
 #SBATCH {{ option }}
 {% endfor %}
-# The study runs on the first node; its solver jobs are steps on all of them. Ray serves this study alone: it has a token of its
-# own, takes free ports, and ends with the study. Nothing else of this user is stopped.
+# The study runs on the first node; its solver jobs are steps on all of them. Ray serves this study alone: it has a
+# token of its own, takes free ports, and ends with the study. Nothing else of this user is stopped.
 umask 077
 unset http_proxy https_proxy all_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY
 export TMPDIR=/tmp  # Ray's sockets lie below it, and their paths may not exceed 107 bytes

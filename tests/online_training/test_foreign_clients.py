@@ -170,6 +170,18 @@ def test_a_stopped_simulation_ends_on_all_ranks(programs: Path, tmp_path: Path) 
 
 
 @pytest.mark.mpi
+def test_ranks_do_not_outlive_their_study(programs: Path, tmp_path: Path) -> None:
+    with running_intake(tmp_path, make_layout(shape=(N, N), num_steps=STEPS), slots=3, transport="tcp") as intake:
+        plan(intake, 2)
+        process = start(programs / "heat_c", 2, {**intake.environment, "HEADRACE_LEASE": "2"})
+        wait_until(lambda: len(intake.settings.buffer.slots) == 3)
+        assert process.poll() is None
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "heard nothing from the intake" in errors or "No intake answered within 2 s" in errors
+
+
+@pytest.mark.mpi
 def test_an_encrypted_study(programs: Path, tmp_path: Path) -> None:
     layout = make_layout(shape=(N, N), num_steps=STEPS)
     with running_intake(tmp_path, layout, transport="tcp", encrypt=True) as intake:
