@@ -114,6 +114,22 @@ class Intake:
         self._wake()
         return again
 
+    def limit_running(self, count: int) -> None:
+        """Let no more than this many simulations run at the same time; those that run go on.
+
+        Jobs beyond it wait for their next simulation in a socket poll.
+
+        Raises
+        ------
+        ValueError : not within 1 and the settings' max_running, for which room in the buffer was checked.
+        """
+        most = self._settings.max_running
+        if not 1 <= count <= most:
+            raise ValueError(f"{count} simulations at a time cannot be set; this intake was made for 1 to {most}.")
+        with self._lock:
+            self._table.running_limit = count
+        self._wake()
+
     def request_stop(self) -> None:
         """End early: running simulations get the word STOP, the stream of batches ends after the current one."""
         with self._lock:

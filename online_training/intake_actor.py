@@ -58,6 +58,10 @@ class IntakeActor:
         """Tell the intake that a solver job is gone; return the simulations that run again."""
         return self._intake.job_ended(job, code)
 
+    def limit_running(self, count: int) -> None:
+        """Let no more than this many simulations begin to run at the same time."""
+        self._intake.limit_running(count)
+
     def request_stop(self) -> None:
         """End the stream early, in order."""
         self._intake.request_stop()
@@ -92,7 +96,7 @@ def build_intake(directory: RunDirectory, session: int) -> Intake:
         IntakeSettings(
             layout=layout, buffer=buffer, memory=memory, views=plan.views, batch_size=settings.batch_size,
             study=record.study, session=session, token=read_token(directory.token_file),
-            interface=settings.interface, port=settings.port, run_dir=directory.path, max_running=settings.jobs,
+            interface=settings.interface, port=settings.port, run_dir=directory.path, max_running=settings.max_running,
             lease=LEASE_SECONDS, strict=settings.strict, encrypt=settings.encrypt, max_failures=settings.max_failures,
             when_full=settings.when_full, nan_policy=settings.nan_policy, statistics=statistics,
             write_held_out=partial(write_held_out, directory.held_out, case),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from .concurrency import Concurrency
 from .early_stopping import StopRule
 from .intake_actor import NAMESPACE, IntakeActor
 from .metrics_log import MetricsLog, last_record
@@ -51,6 +52,7 @@ class Session:
         self._settings = record.settings
         self._num_steps = record.case.load().num_snapshots + 1
         self._stop_requested = threading.Event()
+        self._started_jobs = record.settings.jobs
         self.early = ""
         """Why the session ended before the last planned window, though nobody asked for it; else empty."""
         self._trainer_result: dict[str, Any] | None = None
@@ -71,6 +73,7 @@ class Session:
         with ExitStack() as stack:
             intake = self._start_intake(stack)
             address = self._ask(intake.start)
+            self._ask(intake.limit_running, self._settings.jobs)
             supervisor = self._start_supervisor(stack, address)
             stack.enter_context(ValidatorProcess(self._directory.path))
             trainer = threading.Thread(target=self._train, args=(address,), name="trainer", daemon=True)
@@ -150,6 +153,7 @@ class Session:
         stopping, started, reported, done, streaming = False, time.monotonic(), 0.0, 0, True
         settings = self._settings
         rule = StopRule(self._directory.path, patience=settings.patience, least=settings.least_improvement)
+        concurrency = Concurrency(settings.jobs, settings.max_running)
         with MetricsLog(self._directory.path, "intake") as intake_log:
             while trainer.is_alive() or (streaming and not stopping and self._trainer_error is None):
                 time.sleep(_TICK_SECONDS)
@@ -173,12 +177,31 @@ class Session:
                     if status["done"] > done:
                         done = status["done"]
                         supervisor.note_progress()
+                    if not stopping:
+                        self._follow_need(concurrency, status, intake, supervisor)
                     if self._plan is not None and not stopping:
                         ask = partial(self._ask, intake.plan), partial(self._ask, intake.all_planned)
                         self._plan.follow(status, *ask)
                     intake_log.append({**status, "elapsed": reported - started})
                     if progress is not None:
                         progress(self._state(status, reported - started))
+
+    def _follow_need(
+        self, concurrency: Concurrency, status: Mapping[str, Any], intake: Any, supervisor: SupervisorProcess
+    ) -> None:  # fmt: skip
+        """Let as many simulations run as the trainer needs.
+
+        Where they become fewer, their jobs stay: none is cut off in a simulation, and the next rise costs no start.
+        """
+        if concurrency.least == concurrency.most:
+            return
+        trainer = last_record(self._directory.path / "metrics.jsonl")
+        if concurrency.follow(status, trainer, time.monotonic()):
+            logger.info("%d simulations run at the same time from now on.", concurrency.limit)
+            if concurrency.limit > self._started_jobs:
+                self._started_jobs = concurrency.limit
+                supervisor.set_jobs(self._started_jobs)
+            self._ask(intake.limit_running, concurrency.limit)
 
     def _handle(self, event: Mapping[str, Any], intake: Any) -> None:
         if event["event"] == "exited":
@@ -215,6 +238,6 @@ def _kind_to_neighbours(settings: StudySettings) -> dict[str, str]:
     Two ranks and a trainer on two cores: a waiting rank that polls keeps the other from running for whole time slices.
     Seen there: 6.4 s a simulation of 100 implicit steps without this, 1.6 s with it.
     """
-    busy = settings.jobs * settings.ranks + settings.workers
+    busy = settings.max_running * settings.ranks + settings.workers
     crowded = busy > len(os.sched_getaffinity(0)) and "MPIR_CVAR_ENABLE_HEAVY_YIELD" not in os.environ
     return {"MPIR_CVAR_ENABLE_HEAVY_YIELD": "1"} if crowded else {}

@@ -61,6 +61,6 @@ class SessionPlan:
         if windows and settings.buffer_kind == "reservoir":
             views = min(max(views, left / windows), _MOST_VIEWS * views)
         # Steps that running simulations have begun are not windows yet, so the whole reservoir is never reached.
-        reachable = max(1, min(windows, slots - settings.jobs * record.window))
+        reachable = max(1, min(windows, slots - settings.max_running * record.window))
         watermark = min(reachable, max(settings.batch_size, round(settings.watermark * min(windows, slots))))
         return cls(slots=slots, watermark=watermark, views=views)

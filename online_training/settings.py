@@ -40,6 +40,11 @@ class StudySettings(BaseModel):
     held_out: int = Field(10, ge=0, description="Further simulations kept for validation.")
     ranks: int = Field(2, ge=1, description="MPI ranks of one solver job.")
     jobs: int = Field(1, ge=1, description="Solver jobs at the same time.")
+    most_jobs: int = Field(
+        0,
+        ge=0,
+        description="More than jobs: as many jobs at the same time as keep the trainer busy, from jobs to this number.",
+    )
     workers: int = Field(1, ge=1, description="Trainer workers (Ray Train, data-parallel).")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where to train: auto takes one GPU for each worker where there are as many."
@@ -141,6 +146,17 @@ class StudySettings(BaseModel):
                 "set views to 1, or take the reservoir"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_jobs(self) -> StudySettings:
+        if 0 < self.most_jobs < self.jobs:
+            raise ValueError(f"most_jobs is {self.most_jobs}, less than jobs, {self.jobs}; raise it, or leave it out")
+        return self
+
+    @property
+    def max_running(self) -> int:
+        """Simulations that may run at the same time, at most."""
+        return max(self.jobs, self.most_jobs)
 
     @property
     def buffer_bytes(self) -> int:

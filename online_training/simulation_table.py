@@ -66,6 +66,7 @@ class SimulationTable:
         names = ("steps_accepted", "steps_dropped", "steps_skipped", "bytes_received", "duplicates", "lost", "short")
         self.counts: Counter[str] = Counter(dict.fromkeys(names, 0))
         self.blocked_seconds = self.solver_seconds = 0.0
+        self.running_limit = limits.max_running
         self.fatal = ""
 
     def plan(self, assignments: Iterable[Assignment]) -> None:
@@ -123,7 +124,7 @@ class SimulationTable:
 
     def admit(self, job: str) -> SimulationRun | None:
         """Give a job its next simulation, if its smallest window of steps fits into the reservoir now."""
-        if not self._queue or self.stopping or len(self._active) >= self._limits.max_running:
+        if not self._queue or self.stopping or len(self._active) >= self.running_limit:
             return None
         run = self._queue[0]
         if run.assignment.held_out and self._writer.waiting >= _WAITING_WRITES:
@@ -438,6 +439,7 @@ class SimulationTable:
             "quarantined": quarantined,
             **self.counts,
             "windows_accepted": self.windows_accepted,
+            "running_limit": self.running_limit,
             "blocked_seconds": self.blocked_seconds,
             "solver_seconds": self.solver_seconds,
             "watermark_reached": self.frozen,

@@ -185,7 +185,7 @@ def require_capacity(settings: StudySettings, case: Case, window: int) -> None:
     ValueError : the window is longer than a trajectory, or the reservoir too small for jobs, window and batch.
     """
     layout = StreamLayout.of(case, window)
-    check_capacity(settings.buffer_bytes // layout.step_bytes, settings.jobs, window, settings.batch_size)
+    check_capacity(settings.buffer_bytes // layout.step_bytes, settings.max_running, window, settings.batch_size)
 
 
 def _require_port(interface: str, port: int) -> None:

@@ -826,3 +826,25 @@ def test_a_buffer_without_reuse_deals_each_window_once_and_ends(study, kind: str
     assert sorted(dealt) == [(s, t) for s in range(4) for t in range(layout.num_starts)], "each once"
     assert (dealt == sorted(dealt)) == (kind == "fifo"), "in the order of arrival, or not"
     assert wait_until(lambda: intake.status()["ended"])
+
+
+def test_the_number_of_running_simulations_is_lowered_and_raised(study) -> None:
+    """Two jobs that ask: the second waits until two may run; neither is cut off when it is one again."""
+    intake = study(make_layout(), max_running=2)
+    plan(intake, 4)
+    intake.limit_running(1)
+    links = [solver_link(intake, f"1-000{i}") for i in range(2)]
+    try:
+        first = request(links[0])
+        assert first is not None and first.simulation == 0
+        assert request(links[1], timeout=0.3) is None, "one at a time"
+        intake.limit_running(2)
+        second = next_of(links[1], Kind.ASSIGN)
+        assert second is not None and second.simulation == 1
+        intake.limit_running(1)
+        assert intake.status()["running"] == 2 and intake.status()["running_limit"] == 1
+        with pytest.raises(ValueError, match="made for 1 to 2"):
+            intake.limit_running(3)
+    finally:
+        for link in links:
+            link.close()
