@@ -450,6 +450,9 @@ class Intake:
         flags = SKIP_NEXT if self._table.decide(run) else 0
         for step, word in done:
             last = step == run.received - 1
+            # Said once, with the acknowledgement, and so to all ranks alike: whoever goes on at this pace will wait.
+            if last and word == Word.CONTINUE and self._table.short_of_room(run):
+                word = Word.SLOW
             self._tell_job(run, Kind.ACK, step=step, value=run.granted << 8 | word, flags=flags if last else 0)
 
     def _on_skip(self, peer: Peer, header: Header, payload: Any) -> None:

@@ -166,6 +166,10 @@ class SimulationTable:
         self._buffer.skip(run.number, step)
         return True
 
+    def short_of_room(self, run: SimulationRun) -> bool:
+        """Whether the next step has neither credit nor, for now, room: the simulation will wait for the trainer."""
+        return run.received == run.granted < self._layout.num_steps
+
     def skip_step(self, run: SimulationRun, header: Header) -> list[tuple[int, Word]]:
         """A rank has left out a step; return (step, word) of the steps that are complete with it.
 

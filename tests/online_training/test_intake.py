@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from headrace.online_training.buffer_kinds import make_buffer
-from headrace.online_training.client import STOP, Connection, Header, Kind, Link, StreamLost, connect
+from headrace.online_training.client import SLOW, STOP, Connection, Header, Kind, Link, StreamLost, connect
 from headrace.online_training.fifo import FIFO
 from headrace.online_training.intake import Assignment
 from headrace.online_training.ledger import read_records
@@ -221,6 +221,24 @@ def test_a_full_reservoir_blocks_the_solver_and_loses_nothing(study) -> None:
     assert sorted(seen) == [(s, t) for s in range(2) for t in range(20)]
     status = intake.status()
     assert status["blocked_seconds"] >= 0.2 and status["ended"] and status["starts_used"] == 40
+
+
+@pytest.mark.mpi
+def test_solvers_that_outrun_the_trainer_hear_slow_on_all_ranks_at_the_same_step(study) -> None:
+    """Five slots, windows of one step, nobody draws: step 4 is the last one with room, and its word says so."""
+    layout = make_layout(num_steps=20, window=1)
+    intake = study(layout, slots=5)
+    plan(intake, 1)
+    job = start_job(intake, 2, cut=[2, 1])
+    wait_until(lambda: intake.status()["population"] == 5, 60.0)
+    trainer = TrainerDouble(intake)
+    trainer.drain(batch=1)
+    trainer.close()
+    out, _ = job.communicate(timeout=60)
+    first, second = (json.loads(line)["words"][0] for line in out.splitlines())
+    assert first == second, "decided once for all ranks"
+    assert first[:5] == [0] * 5 and first[5] == SLOW, "send(step=k) returns the word of step k-1"
+    assert STOP not in first and len(first) == 20
 
 
 def test_admission_waits_until_the_smallest_window_fits(study) -> None:
