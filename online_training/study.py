@@ -182,10 +182,19 @@ def require_capacity(settings: StudySettings, case: Case, window: int) -> None:
 
     Raises
     ------
-    ValueError : the window is longer than a trajectory, or the reservoir too small for jobs, window and batch.
+    ValueError : the window is longer than a trajectory, the reservoir too small for jobs, window and batch, or the
+        whole study smaller than one batch.
     """
     layout = StreamLayout.of(case, window)
     check_capacity(settings.buffer_bytes // layout.step_bytes, settings.max_running, window, settings.batch_size)
+    windows = settings.simulations * layout.num_starts
+    missing = settings.batch_size - round(windows * settings.views)
+    if missing > 0:
+        raise ValueError(
+            f"{settings.simulations} simulations of {layout.num_steps} steps have {windows} windows, each used "
+            f"{settings.views:g} times: {missing} too few for one batch of {settings.batch_size}. "
+            "Take more simulations or views, or smaller batches."
+        )
 
 
 def _require_port(interface: str, port: int) -> None:

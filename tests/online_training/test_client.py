@@ -82,6 +82,13 @@ def test_wrong_use_is_named_with_or_without_a_study(no_study: None, arguments: d
         stream.send(**{"step": 0, "time": 0.0, "values": np.zeros((1, 4, 3)), **arguments})
 
 
+def test_a_step_that_is_sent_twice_is_named(no_study: None) -> None:
+    with connect({"u": (4, 3)}) as stream:
+        stream.send(step=0, time=0.0, values=np.zeros((1, 4, 3)))
+        with pytest.raises(ValueError, match="Step 0 cannot be sent now: the next step is 1"):
+            stream.send(step=0, time=0.0, values=np.zeros((1, 4, 3)))
+
+
 def test_a_field_needs_axes_and_a_known_type(no_study: None) -> None:
     with pytest.raises(ValueError, match="1 to 4 axes"):
         Connection({"u": (1, 2, 3, 4, 5)})

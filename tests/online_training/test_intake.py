@@ -418,7 +418,9 @@ def test_a_damaged_block_costs_the_attempt(study) -> None:
     next_of(link, Kind.ACK, 1.0)
     assert "was damaged on its way" in link.lost
     status = intake.status()
-    assert status["rejected"] == {"checksum": 1} and status["lost"] == 1 and status["queued"] == 1
+    # On a busy machine a sign of life may be on its way when the session ends: it is a stranger's then.
+    assert status["rejected"]["checksum"] == 1 and status["rejected"].keys() <= {"checksum", "session"}
+    assert status["lost"] == 1 and status["queued"] == 1
     link.close()
 
 

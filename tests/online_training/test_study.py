@@ -213,6 +213,8 @@ def test_a_run_directory_of_another_study_is_refused(tmp_path):
         ({"buffer": "many"}, "is not a size"),
         ({"views": -1}, "greater than 0"),
         ({"simulation": 3}, "simulation"),
+        ({"simulations": 1, "views": 1.0, "batch_size": 32}, "11 too few for one batch of 32"),
+        ({"buffer": "30KB", "batch_size": 8, "jobs": 4, "most_jobs": 30}, "9 too few"),
         ({"buffer_kind": "fifo", "views": 2.0}, "set views to 1"),
         ({"buffer_kind": "lifo"}, "'reservoir', 'fifo' or 'firo'"),
     ],
