@@ -23,6 +23,7 @@ from headrace.surrogates.low_rank_mixer import LowRankMixer
 from headrace.surrogates.stagger import Stagger
 from headrace.surrogates.staggered_network import StaggeredNetwork
 from headrace.surrogates.unet import UNet, UNetwork
+from headrace.surrogates.unshuffled_network import UnshuffledNetwork
 
 from ..solvers.mac_cases import driven_box
 
@@ -221,6 +222,25 @@ def test_with_shared_weights_moving_the_input_moves_the_output(cells):
     independent = networks(stagger)
     away = independent(window.roll(cells, (-2, -1))) - independent(window).roll(cells, (-2, -1))
     assert float(away.detach().abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("stagger", [Stagger((1, 1)), Stagger((2, 4), 2)], ids=str)
+def test_the_unshuffled_rival_sees_all_parts_and_is_plain_without_factors(stagger):
+    def make(inputs, outputs):
+        return convolutions(outputs=outputs)(inputs)
+
+    rival = seeded(lambda: UnshuffledNetwork(make, stagger, position=PERIODIC, scale=0.2).double())
+    window = vorticity(2, frames=stagger.time)
+    new = rival(window)
+    assert new.shape == window.shape
+    if stagger.parts == 1:
+        plain = seeded(lambda: StaggeredNetwork(convolutions(), stagger, position=PERIODIC, scale=0.2).double())
+        torch.testing.assert_close(new, plain(window), rtol=1e-12, atol=1e-13)
+    for index in range(stagger.parts):
+        other = window.clone()
+        stagger.part(other, index)[:] += 1.0
+        for seen in stagger.split(rival(other) - new):
+            assert float(seen.detach().abs().max()) > 1e-6
 
 
 # 8: gradients through roll-outs
