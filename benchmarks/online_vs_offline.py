@@ -247,7 +247,7 @@ def _needs(name: str, args: argparse.Namespace) -> float:
 def summarise(report: Report, results: Path, args: argparse.Namespace) -> None:
     """Turn the cells' files into lines."""
     for model in (*MODELS, "breed"):
-        kinds = ("breed-uniform", "breed-breed") if model == "breed" else (model,)
+        kinds = ("breed-uniform", "breed-sobol", "breed-breed") if model == "breed" else (model,)
         by_what: dict[str, list[dict[str, Any]]] = {}
         for path in sorted(path for kind in kinds for path in results.glob(f"{kind}-[0-9]*.json")):
             for line in json.loads(path.read_text()):
@@ -268,12 +268,14 @@ def summarise(report: Report, results: Path, args: argparse.Namespace) -> None:
                 f"online_vs_offline/{model}/gain over the best offline size", 1 - best["online"] / rivals[winner],
                 "of its nRMSE", baseline=winner, seeds=len(by_what["online"]), cores=2, setup=setup,
             )  # fmt: skip
-        if {"uniform", "breed"} <= set(by_what):
+        for rival in ("uniform", "sobol"):
+            if not {rival, "breed"} <= set(by_what):
+                continue
             for figure in ("p99", "max_error", "nrmse"):
-                pairs = zip(by_what["breed"], by_what["uniform"], strict=False)
+                pairs = zip(by_what["breed"], by_what[rival], strict=False)
                 ratios = [one[figure] / other[figure] for one, other in pairs]
                 report.add(
-                    f"online_vs_offline/breed/{figure} over uniform's", float(np.median(ratios)), "ratio",
+                    f"online_vs_offline/breed/{figure} over {rival}'s", float(np.median(ratios)), "ratio",
                     seeds=len(ratios), cores=2, setup=setup, all=ratios,
                 )  # fmt: skip
 
@@ -349,7 +351,7 @@ def main() -> None:
     wanted = [(model, seed) for seed in range(args.seeds) for model in MODELS if args.only in (None, model)]
     if args.only in (None, "breed"):
         seeds = 1 if args.quick else max(5, args.seeds)
-        pairs = [(f"breed-{sampler}", seed) for seed in range(seeds) for sampler in ("uniform", "breed")]
+        pairs = [(f"breed-{sampler}", seed) for seed in range(seeds) for sampler in ("uniform", "sobol", "breed")]
         # One seed of everything first, should the time not suffice.
         wanted = [one for one in wanted if one[1] == 0] + pairs + [one for one in wanted if one[1] > 0]
     if args.resume:
