@@ -219,11 +219,11 @@ class Store(Reader):
 
     def temperature(self, increment: int) -> np.ndarray | None:
         """Return the temperature of the local nodes, or None."""
-        return self._optional("temperature", increment)
+        return self._optional("temperature", increment, "nodes")
 
     def point_field(self, name: str, increment: int) -> np.ndarray | None:
         """Return a field at the local quadrature points, or None."""
-        return self._optional(name, increment)
+        return self._optional(name, increment, "points")
 
     def names(self, group: str = "") -> list[str]:
         """Return the names of all arrays in a group."""
@@ -295,8 +295,10 @@ class Store(Reader):
     def __exit__(self, *rest: object) -> None:
         self.close()
 
-    def _optional(self, name: str, increment: int) -> np.ndarray | None:
-        return self.get(f"snapshots/{self._number(increment):06d}/{name}") if name in self.index["fields"] else None
+    def _optional(self, name: str, increment: int, rows: str) -> np.ndarray | None:
+        if self.index["fields"].get(name) != rows:
+            return None
+        return self.get(f"snapshots/{self._number(increment):06d}/{name}")
 
     def _number(self, increment: int) -> int:
         number = range(len(self._times))[increment]

@@ -63,6 +63,24 @@ def test_vtk_reads_what_was_written(mesh, tmp_path):
     np.testing.assert_allclose(vtk_to_numpy(grid.GetPoints().GetData()), mesh.points)
 
 
+def test_vtk_reads_the_xdmf(tmp_path):
+    pytest.importorskip("vtk", reason="no vtk: pip install vtk")
+    from vtkmodules.util.numpy_support import vtk_to_numpy
+    from vtkmodules.vtkIOXdmf2 import vtkXdmfReader
+
+    mesh = box("hex20r", (2, 1, 1))
+    reader = series(mesh)
+    write_xdmf(reader, tmp_path / "s.xdmf")
+    theirs = vtkXdmfReader()
+    theirs.SetFileName(str(tmp_path / "s.xdmf"))
+    theirs.UpdateTimeStep(0.5)
+    grid = theirs.GetOutputDataObject(0)
+    assert grid.GetNumberOfCells() == mesh.num_elements
+    np.testing.assert_allclose(vtk_to_numpy(grid.GetPointData().GetArray("displacement")), reader.displacement(1))
+    p = vtk_to_numpy(grid.GetCellData().GetArray("p"))
+    np.testing.assert_allclose(p, element_means(mesh, reader.point_field("p", 1)))
+
+
 def test_the_xdmf_names_arrays_as_they_are(tmp_path):
     mesh = mixed()
     reader = series(mesh)
