@@ -288,7 +288,8 @@ def measure_training(quick: bool, device: str, minutes: float) -> Iterator[Figur
                 window = network(window)
                 states += window.unbind(1)
         last = states[frames][:, 0].double()
-        setup = (f"FNO 24 x 12 modes, {weights(network):,} weights, {steps} steps of batch {BATCH[device]} in "
+        setup = (f"FNO width 24, {min(12, POINTS // space // 2 - 1)} modes, "
+                 f"{weights(network):,} weights, {steps} steps of batch {BATCH[device]} in "
                  f"{minutes:g} minutes{os.environ.get('BESIDE', '')}, {pool.diverged} states diverged")  # fmt: skip
         yield (f"{name}: error to truth at t = 10", relative(last, truth), "1", goal, None, setup)
         yield (f"{name}: error to the discrete solution at t = 10",
