@@ -27,6 +27,12 @@ INTERRUPTED = 130
 RESUME_HINT = "; where the study had begun, the same command with --resume goes on"
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory of a study.", show_default=False)]
+Model = Annotated[str, typer.Option(help=f"Surrogate: {' or '.join(MODELS)}.")]
+Architecture = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="Argument of the surrogate, e.g. modes=12; repeat for several."),
+]
+NewRun = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Run directory. Default: runs/CASE-MODEL.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live display.")]
 
 
@@ -135,14 +141,9 @@ def generate(  # noqa: PLR0913  the flags of a command
 def train(
     *,
     case: CaseReference,
-    model: Annotated[str, typer.Option(help=f"Surrogate: {' or '.join(MODELS)}.")] = "mlp",
-    architecture: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Argument of the surrogate, e.g. modes=12; repeat for several."),
-    ] = None,
-    run_dir: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Run directory. Default: runs/CASE-MODEL.")
-    ] = None,
+    model: Model = "mlp",
+    architecture: Architecture = None,
+    run_dir: NewRun = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the study stopped; starts it where there is none yet.")
     ] = False,
@@ -161,14 +162,9 @@ def train(
 def submit(  # noqa: PLR0913  the flags of a command
     *,
     case: CaseReference,
-    model: Annotated[str, typer.Option(help=f"Surrogate: {' or '.join(MODELS)}.")] = "mlp",
-    architecture: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Argument of the surrogate, e.g. modes=12; repeat for several."),
-    ] = None,
-    run_dir: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Run directory. Default: runs/CASE-MODEL.")
-    ] = None,
+    model: Model = "mlp",
+    architecture: Architecture = None,
+    run_dir: NewRun = None,
     nodes: Annotated[int, typer.Option(min=1, help="Nodes of the allocation.")] = 1,
     cores: Annotated[int, typer.Option(min=1, help="Cores on each node.")] = 4,
     minutes: Annotated[int, typer.Option(min=1, help="Time limit; at its end the job goes on by requeueing.")] = 60,
