@@ -28,7 +28,10 @@ def partition(mesh: Mesh, num_parts: int, *, method: str = "coordinates") -> np.
         return np.zeros(mesh.num_elements, dtype=int)
     neighbours = face_graph(mesh)
     if method == "metis":
-        import pymetis
+        try:
+            import pymetis
+        except ImportError as error:
+            raise ValueError("Method 'metis' needs pymetis: pip install pymetis, or use 'coordinates'.") from error
 
         graph = pymetis.CSRAdjacency(neighbours.indptr, neighbours.indices)
         parts = np.array(pymetis.part_graph(num_parts, adjacency=graph)[1])
