@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from live import LiveSettings, Report, held_out, train_online
+from lines import Report
+from live import LiveSettings, held_out, train_online
 
 from headrace.online_training.validator import evaluate
 from headrace.surrogates import MLP
@@ -142,7 +143,7 @@ def main() -> None:
     if args.pictures:
         draw(Report("buffers", resume=True), args.pictures)
         return
-    report = Report("buffers-quick" if args.quick else "buffers", resume=args.resume)
+    report = Report("buffers", quick=args.quick, resume=args.resume)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         for part in (ordering, gaps):

@@ -3,35 +3,29 @@
     python benchmarks/flows.py [--quick] [--only cavity|street] [--resume]
 
 Parts: `cavity`, extremes on the centre lines of the lid-driven cavity (Ghia, Ghia and Shin 1982); `street`, the
-Strouhal number of the vortex street at Re = 100 (0.165 without side walls, Williamson 1989). One JSON line per figure,
+Strouhal number of the vortex street at Re = 100 (0.1643 without side walls, Williamson 1989). One JSON line per figure,
 also in benchmarks/results/flows-cpu.json.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
+from lines import Figure, flags, run_parts
 
 from headrace.cases.cavity import case as cavity
 from headrace.cases.karman import case as karman
 from headrace.solvers import Case, Grid, MemorySink
 from headrace.solvers.simulate import simulate
 
-RESULTS = Path(__file__).parent / "results"
-
 GHIA = {100: (-0.21090, 0.17527, -0.24533), 400: (-0.32726, 0.30203, -0.44993), 1000: (-0.38289, 0.37095, -0.51550)}
 """Smallest u on x = 1/2, largest and smallest v on y = 1/2."""
 
-Figure = tuple[str, float, str, float | None, Any, str]
-"""Name, value, unit, goal (upper bound; lower bound where the unit is x), baseline, setup."""
+
+WILLIAMSON = -3.3265 / 100 + 0.1816 + 1.6e-4 * 100
+"""Strouhal number of parallel shedding at Re = 100, from his fit to measurements: -3.3265/Re + 0.1816 + 1.6e-4 Re."""
 
 
 def trajectory(case: Case, values: dict[str, float]) -> np.ndarray:
@@ -72,46 +66,13 @@ def measure_street(quick: bool) -> Iterator[Figure]:
     strouhal = (len(crossings) - 1) / (crossings[-1] - crossings[0]) * 5
     setup = f"{shape[0]} x {shape[1]} points, {extent[1]:g} diameters wide, inflow {4 - upstream:g} ahead"
     yield (
-        "street Re 100: Strouhal number from Williamson", abs(strouhal / 0.165 - 1), "1",
-        0.12 if quick else 0.05, 0.165, f"{setup}, found {strouhal:.4f}",
+        "street Re 100: Strouhal number from Williamson", abs(strouhal / WILLIAMSON - 1), "1",
+        0.12 if quick else 0.05, WILLIAMSON, f"{setup}, found {strouhal:.4f}",
     )  # fmt: skip
 
 
 PARTS = {"cavity": measure_cavity, "street": measure_street}
 
 
-def record(figure: Figure) -> dict[str, Any]:
-    """Return the line of one figure."""
-    name, value, unit, goal, baseline, setup = figure
-    met = None if goal is None else bool(value >= goal if unit == "x" else value <= goal)
-    return {
-        "name": name, "value": None if np.isnan(value) else float(value), "unit": unit, "goal": goal, "met": met,
-        "baseline": baseline, "seeds": [0],
-        "cores": len(os.sched_getaffinity(0)), "device": platform.processor() or platform.machine(),
-        "precision": "fp64", "setup": setup,
-    }  # fmt: skip
-
-
-def main() -> None:
-    """Measure what is asked for and print one JSON line per figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small grids, under 55 s on 2 cores")
-    parser.add_argument("--only", choices=sorted(PARTS))
-    parser.add_argument("--device", choices=("cpu",), default="cpu")
-    parser.add_argument("--resume", action="store_true", help="keep the parts of an earlier, unfinished call")
-    options = parser.parse_args()
-    path = RESULTS / "flows-cpu.json"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if options.resume and path.exists() else []
-    done = {line["name"].split()[0].rstrip(":") for line in lines}
-    for part, measure in PARTS.items():
-        if options.only not in (None, part) or part in done:
-            continue
-        for figure in measure(options.quick):
-            lines.append(record(figure))
-            print(json.dumps(lines[-1]), flush=True)
-        RESULTS.mkdir(exist_ok=True)
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
 if __name__ == "__main__":
-    main()
+    run_parts("flows", PARTS, flags(__doc__, PARTS).parse_args())

@@ -18,23 +18,19 @@ One JSON line per figure, also in benchmarks/results/fno-DEVICE.json.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
+from lines import Report, flags, processor
 
 from headrace.surrogates import FNO, Problem, Stepping, WindowBatch
 from headrace.surrogates.spectral import SpectralConv
-
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -372,7 +368,7 @@ def record(figure: tuple[str, float, str, Any], options: argparse.Namespace) -> 
     goal = next((goal for words, goal in GOALS.items() if all(word in name for word in words)), None)
     met = None if goal is None or math.isnan(value) else bool(value <= goal if "distance" in name else value >= goal)
     trained = name.startswith("training")
-    device = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
+    device = torch.cuda.get_device_name() if options.device == "cuda" else processor()
     return {
         "name": name, "value": None if math.isnan(value) else value, "unit": unit, "goal": goal, "met": met,
         "baseline": baseline, "seeds": [0], "cores": options.threads, "device": device,
@@ -384,27 +380,18 @@ def record(figure: tuple[str, float, str, Any], options: argparse.Namespace) -> 
 
 def main() -> None:
     """Measure what is asked for and print one JSON line per figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer shapes and repetitions, under 55 s on 2 cores")
-    parser.add_argument("--only", choices=sorted(PARTS))
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser = flags(__doc__, PARTS, devices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch on the CPU")
-    parser.add_argument("--resume", action="store_true", help="keep the figures of an earlier, unfinished call")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    device, path = torch.device(options.device), RESULTS / f"fno-{options.device}.json"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if options.resume and path.exists() else []
-    done = {line["name"] for line in lines}
+    device = torch.device(options.device)
+    report = Report("fno", device=options.device, quick=options.quick, resume=options.resume)
     for part, measure in PARTS.items():
         for shape in TRAINED if part == "training" else QUICK if options.quick else FULL:
-            if options.only not in (None, part) or f"{part} {shape}: time" in done:
-                continue
-            for figure in measure(shape, device, 0.5 if options.quick else 5.0):
-                lines.append(record(figure, options))
-                print(json.dumps(lines[-1]), flush=True)
-            RESULTS.mkdir(exist_ok=True)
-            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            if options.only in (None, part):
+                figures = measure(shape, device, 0.5 if options.quick else 5.0)
+                report.measure(f"{part} {shape}", (record(figure, options) for figure in figures))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ this are its supervisors: Ray Train, the launcher, the validator.
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -313,34 +312,3 @@ def windows_per_second(case: tuple[str, Any], make: Callable[[], Surrogate], bat
         step()
         count += 1
     return count * batch_size / (time.monotonic() - began)
-
-
-class Report:
-    """One JSON line per figure, on standard output and in benchmarks/results/NAME-cpu.json; lines are kept by key.
-
-    With resume, keys that are there are not measured again.
-    """
-
-    def __init__(self, name: str, *, resume: bool) -> None:
-        self.path = Path(os.environ.get("HEADRACE_RESULTS", Path(__file__).parent / "results")) / f"{name}-cpu.json"
-        self.lines: list[dict[str, Any]] = []
-        if resume and self.path.exists():
-            self.lines = [json.loads(line) for line in self.path.read_text().splitlines() if line.strip()]
-
-    def has(self, name: str) -> bool:
-        """Whether a figure is there."""
-        return any(line["name"] == name for line in self.lines)
-
-    def add(self, name: str, value: float | None, unit: str, **more: Any) -> None:
-        """Write one figure."""
-        line = {
-            "name": name, "value": value, "unit": unit, "goal": None, "met": None, "baseline": None, "seeds": 1,
-            "cores": None, "device": "cpu", "precision": "float32", "setup": "", **more,
-        }  # fmt: skip
-        self.lines = [one for one in self.lines if one["name"] != name] + [line]
-        short = {key: item for key, item in line.items() if key != "curve"}
-        print(json.dumps(short), flush=True)
-        self.path.parent.mkdir(exist_ok=True)
-        part = self.path.with_suffix(".part")
-        part.write_text("".join(json.dumps(one) + "\n" for one in self.lines))
-        os.replace(part, self.path)

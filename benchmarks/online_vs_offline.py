@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lines import Report
 from live import (
     SPAWN,
     LiveSettings,
-    Report,
     held_out,
     prepare,
     train_online,
@@ -334,7 +334,7 @@ def main() -> None:
         return
     if args.quick:
         args.seconds, args.seeds, args.only = 3.0, 1, args.only or "mlp"
-    report = Report("online_vs_offline-quick" if args.quick else "online_vs_offline", resume=args.resume)
+    report = Report("online_vs_offline", quick=args.quick, resume=args.resume)
     results = args.cells or Path(os.environ.get("HEADRACE_CELLS", report.path.with_suffix("")))
     results.mkdir(parents=True, exist_ok=True)
     if args.cell:

@@ -22,9 +22,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
-import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -36,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lines import Figure, flags, run_parts
 
 from headrace.cases.gray_scott import case as gray_scott
 from headrace.cases.heat3d import case as heat3d
@@ -49,15 +48,11 @@ from headrace.solvers.scheme import SSPRK3
 from headrace.solvers.simulate import keep_heap, simulate
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results"
 RIVALS = ("exponax", "torch_cfd", "py_pde")
 NUMBA = importlib.util.find_spec("numba") is not None
 ONE_THREAD = {
     **os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1",
 }  # fmt: skip
-
-Figure = tuple[str, float, str, float | None, Any, str]
-"""Name, value, unit, goal (upper bound; lower bound where the unit is x or a fraction), baseline, setup."""
 
 
 def warm(u: Any, d: Any, p: Any, t: Any) -> Any:
@@ -364,51 +359,16 @@ def measure_bandwidth(quick: bool) -> Iterator[Figure]:
 PARTS = {"ranks": measure_ranks, "rivals": measure_rivals, "weak": measure_weak, "bandwidth": measure_bandwidth}
 
 
-def processor() -> str:
-    """Return the name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def record(figure: Figure) -> dict[str, Any]:
-    """Return the line of one figure."""
-    name, value, unit, goal, baseline, setup = figure
-    known = goal is not None and not np.isnan(value)
-    met = bool(value >= goal if unit in ("x", "fraction") else value <= goal) if known else None
-    return {
-        "name": name, "value": None if np.isnan(value) else float(value), "unit": unit, "goal": goal, "met": met,
-        "baseline": baseline, "seeds": [0], "cores": len(os.sched_getaffinity(0)), "device": processor(),
-        "precision": "fp64", "setup": setup,
-    }  # fmt: skip
-
-
 def main() -> None:
     """Measure what is asked for and print one JSON line per figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small grids, under 55 s on 2 cores")
-    parser.add_argument("--only", choices=sorted(PARTS))
-    parser.add_argument("--device", choices=("cpu",), default="cpu")
-    parser.add_argument("--resume", action="store_true", help="keep the parts of an earlier, unfinished call")
+    parser = flags(__doc__, PARTS)
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         problem, shape, steps, how = options.worker
         run_worker(problem, tuple(map(int, shape.split("x"))), int(steps), how)
         return
-    path = RESULTS / "solvers-cpu.json"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if options.resume and path.exists() else []
-    done = {line["name"].split()[0].rstrip(":") for line in lines}
-    for part, measure in PARTS.items():
-        if options.only not in (None, part) or part in done:
-            continue
-        for figure in measure(options.quick):
-            lines.append(record(figure))
-            print(json.dumps(lines[-1]), flush=True)
-        RESULTS.mkdir(exist_ok=True)
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run_parts("solvers", PARTS, options)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -35,8 +34,8 @@ from typing import Any
 
 import numpy as np
 import zmq
+from lines import Report, flags, processor
 
-RESULTS = Path(__file__).parent / "results"
 STUDY, TOKEN = 0x5EED, bytes(range(32))
 PATIENCE = 120
 SLOT_BYTES = 256 * 2**20
@@ -346,7 +345,7 @@ def figure(
     return {
         "name": f"{shape.part} {shape}: {name}", "value": value, "unit": unit, "goal": goal,
         "met": None if goal is None else value >= goal, "baseline": baseline, "seeds": [0],
-        "cores": len(os.sched_getaffinity(0)), "device": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)), "device": processor(),
         "precision": "fp32",
         "load": round(os.getloadavg()[0], 2),
         "setup": f"pyzmq {zmq.__version__}, libzmq {zmq.zmq_version()}, {shape.steps} steps, authentication on, "
@@ -356,28 +355,17 @@ def figure(
 
 def main() -> None:
     """Measure what is asked for and print one JSON line per figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer shapes and repetitions, under 55 s on 2 cores")
-    parser.add_argument("--only", choices=("fields", "messages"))
-    parser.add_argument("--device", choices=("cpu",), default="cpu")
-    parser.add_argument("--resume", action="store_true", help="keep the figures of an earlier, unfinished call")
+    parser = flags(__doc__, ("fields", "messages"))
     parser.add_argument("--role", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role:
         role, shape, *rest = options.role
         ROLES[role](Shape(**shape), *rest)
         return
-    path = RESULTS / "stream-cpu.json"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if options.resume and path.exists() else []
-    done = {line["name"].rpartition(": ")[0] for line in lines}
+    report = Report("stream", quick=options.quick, resume=options.resume)
     for shape in shapes(options.quick):
-        if options.only not in (None, shape.part) or f"{shape.part} {shape}" in done:
-            continue
-        for line in measure(shape, 2 if options.quick else 5):
-            lines.append(line)
-            print(json.dumps(line), flush=True)
-        RESULTS.mkdir(exist_ok=True)
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        if options.only in (None, shape.part):
+            report.measure(f"{shape.part} {shape}:", measure(shape, 2 if options.quick else 5))
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ def test_cavity_agrees_with_ghia_at_reynolds_100():
 
 
 def test_a_cylinder_sheds_vortices_at_its_frequency():
-    """Strouhal number 0.165 in an unbounded stream (Williamson 1989), some per cent more between near sides."""
+    """Strouhal number 0.164 in an unbounded stream (Williamson 1989), some per cent more between near sides."""
     case = replace(karman.resized((96, 48)), duration=50.0, num_snapshots=250)
     signal = run(case, {"reynolds": 100})[120:, 1, 40, 23]
     rises = np.flatnonzero((signal[:-1] <= 0) & (signal[1:] > 0))
