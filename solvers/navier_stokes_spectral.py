@@ -45,32 +45,29 @@ class Torus:
         # All factors are real or purely imaginary (see transforms), stored as complex numbers: numpy multiplies those
         # faster than it converts real ones.
         inverse = np.where(constant, 0.0, 1 / np.where(constant, 1.0, self.squared))
-        self._to_u, self._to_v = 1j * self.ky * inverse, -1j * self.kx * inverse
+        self._to_velocity = np.stack([1j * self.ky * inverse, -1j * self.kx * inverse])
         (nx, ny), (ix, iy) = blocks.grid_shape, (np.abs(k) for k in numbers)
         self.kept = (3 * ix < nx) & (3 * iy < ny)
         """Where the lower two thirds of the wavenumbers lie: products of two such fields have no aliases there."""
         self._kept_of_products = ((ix <= 2 / 3 * (nx // 2)) & (iy <= 2 / 3 * (ny // 2))).astype(complex)
-        self._of_uv = np.where(self.kept, self.kx**2 - self.ky**2, 0.0).astype(complex)
-        self._of_difference = np.where(self.kept, self.kx * self.ky, 0.0).astype(complex)
+        of_uv_and_difference = np.stack([self.kx**2 - self.ky**2, self.kx * self.ky])
+        self._of_products = np.where(self.kept, of_uv_and_difference, 0.0).astype(complex)
         self._spacing = tuple(length / n for length, n in zip(extent, blocks.grid_shape, strict=True))
         self._velocity: np.ndarray | None = None
 
     @property
     def factors(self) -> tuple[np.ndarray, np.ndarray]:
         """What turns the spectrum of the vorticity into those of u and v."""
-        return self._to_u, self._to_v
+        return tuple(self._to_velocity)
 
     @property
     def product_factors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What turns the spectra of u v and v² - u² into that of -u·∇ω; and the modes kept of products."""
-        return self._of_uv, self._of_difference, self._kept_of_products
+        return *self._of_products, self._kept_of_products
 
     def velocity(self, w: np.ndarray) -> np.ndarray:
         """Return (u, v) in physical space, (2, *slab). Collective."""
-        stack = np.empty((2, *w.shape), dtype=complex)
-        np.multiply(w, self._to_u, out=stack[0])
-        np.multiply(w, self._to_v, out=stack[1])
-        self._velocity = self.transform.inverse(stack)
+        self._velocity = self.transform.inverse(w * self._to_velocity)
         return self._velocity
 
     def advection(self, w: np.ndarray) -> np.ndarray:
@@ -83,17 +80,17 @@ class Torus:
         u, v = self.velocity(w)
         stack = np.empty((2, *u.shape))
         np.multiply(u, v, out=stack[0])
-        np.subtract(v * v, u * u, out=stack[1])
-        uv, difference = self.transform.forward(stack)
-        uv *= self._of_uv
-        difference *= self._of_difference
+        np.multiply(v, v, out=stack[1])
+        stack[1] -= u * u
+        uv, difference = parts = self.transform.forward(stack)
+        parts *= self._of_products
         uv += difference
         return uv
 
     def advection_of_products(self, w: np.ndarray) -> np.ndarray:
         """Return the spectrum of -u·∇ω from products in physical space, its outer third removed. Collective."""
         stack = np.empty((4, *w.shape), dtype=complex)
-        for target, factor in zip(stack, (self._to_u, self._to_v, 1j * self.kx, 1j * self.ky), strict=True):
+        for target, factor in zip(stack, (*self._to_velocity, 1j * self.kx, 1j * self.ky), strict=True):
             np.multiply(w, factor, out=target)
         u, v, wx, wy = fields = self.transform.inverse(stack)
         self._velocity = fields[:2]
@@ -184,7 +181,7 @@ class ExponentialRungeKutta4(Integrator):
         z = dt * linear
         phi1, phi2, phi3 = phi_functions(z)
         real = (
-            np.exp(z / 2), np.exp(z), 0.5 * dt * phi_functions(z / 2)[0],
+            np.exp(z / 2), np.exp(z), 0.5 * dt * first_phi_function(z / 2),
             dt * (phi1 - 3 * phi2 + 4 * phi3), dt * (2 * phi2 - 4 * phi3), dt * (4 * phi3 - phi2),
         )  # fmt: skip
         half, whole, q, f1, f2, f3 = map(convert, real)
@@ -219,7 +216,7 @@ def phi_functions(z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return φ1 = (e^z - 1)/z, φ2 = (φ1 - 1)/z, φ3 = (φ2 - 1/2)/z for real z, without loss of digits at z = 0."""
     small = np.abs(z) < 1
     large, near = np.where(small, 1.0, z), np.where(small, z, 0.0)
-    phi1 = np.expm1(large) / large
+    phi1 = first_phi_function(z)
     phi2 = (phi1 - 1) / large
     phi3 = (phi2 - 0.5) / large
     # φ3 = Σ z^j / (j + 3)!; 18 terms reach the last digit for |z| < 1, and recurrences upwards lose none.
@@ -228,8 +225,13 @@ def phi_functions(z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         series = series * near + 1 / math.factorial(j + 3)
     phi3 = np.where(small, series, phi3)
     phi2 = np.where(small, 0.5 + near * phi3, phi2)
-    phi1 = np.where(small, 1 + near * phi2, phi1)
     return phi1, phi2, phi3
+
+
+def first_phi_function(z: np.ndarray) -> np.ndarray:
+    """Return φ1 = (e^z - 1)/z for real z, 1 at z = 0."""
+    nonzero = np.where(z == 0, 1.0, z)
+    return np.where(z == 0, 1.0, np.expm1(nonzero) / nonzero)
 
 
 def solve_vorticity(
@@ -278,13 +280,15 @@ class _March:
 
     def __init__(self, torus: Torus, integrator: Integrator, linear: np.ndarray, source: np.ndarray) -> None:
         self._torus, self._integrator, self._linear, self._source = torus, integrator, linear, source
+        self._forced = bool(source.any())
         self._steppers: dict[float, Callable] = {}
         torus.velocity(source)
         self._acceleration = torus.rate()
 
     def _rest(self, w: np.ndarray) -> np.ndarray:
         n = self._integrator.advection(self._torus, w)
-        n += self._source
+        if self._forced:
+            n += self._source
         return n
 
     def _stepper(self, dt: float) -> Callable:
