@@ -16,6 +16,7 @@ from . import weno
 from .boundary import Boundary
 from .field import Field, GhostLayersExhausted, uniform
 from .stencils import central, diffusion, diffusion4, reach_of, window
+from .vector_calculus import VectorCalculus, total
 from .whole_grid import WholeGrid
 
 VOCABULARY = (
@@ -24,7 +25,7 @@ VOCABULARY = (
 )  # fmt: skip
 
 
-class Operators:
+class Operators(VectorCalculus):
     """Differential operators on one block of a uniform grid.
 
     Parameters
@@ -63,39 +64,6 @@ class Operators:
             central(field.array, n, axis, h, order=order, accuracy=self._accuracy, reach=reach), field, reach
         )
 
-    def grad(self, u: Field) -> tuple[Field, ...]:
-        """Return ∇u by central differences, one field per axis."""
-        return tuple(self.derivative(u, axis) for axis in range(self._ndim))
-
-    def div(self, v: Sequence[Field] | Field) -> Field:
-        """Return ∇·v by central differences; v has one component per axis."""
-        parts = [self.derivative(part, axis) for axis, part in enumerate(self._vector(v, "div"))]
-        return sum(parts[1:], parts[0])
-
-    def curl(self, v: Sequence[Field] | Field) -> Any:
-        """Return the curl by central differences.
-
-        In the plane ∂v_y/∂x - ∂v_x/∂y of a vector, and (∂ψ/∂y, -∂ψ/∂x) of a single field ψ; in space the vector ∇ x v.
-        """
-        if self._ndim == 1:
-            raise ValueError("d.curl needs a grid with 2 or 3 axes; this one has 1.")
-        if self._ndim == 2:
-            if isinstance(v, Field) and not v.components:
-                return self.derivative(v, 1), -self.derivative(v, 0)
-            a, b = self._vector(v, "curl")
-            return self.derivative(b, 0) - self.derivative(a, 1)
-        a, b, c = self._vector(v, "curl")
-        return (
-            self.derivative(c, 1) - self.derivative(b, 2),
-            self.derivative(a, 2) - self.derivative(c, 0),
-            self.derivative(b, 0) - self.derivative(a, 1),
-        )
-
-    def laplacian(self, u: Field) -> Field:
-        """Return ∇²u, the compact sum of second differences."""
-        parts = [self.derivative(u, axis, 2) for axis in range(self._ndim)]
-        return sum(parts[1:], parts[0])
-
     def inverse_laplacian(self, f: Field, boundary: Boundary | None = None) -> Field:
         """Return ψ with ∇²ψ = f, ∇² the discrete Laplacian of this accuracy. Collective.
 
@@ -126,8 +94,7 @@ class Operators:
 
     def advect(self, v: Sequence[Field | float] | Field, u: Field) -> Field:
         """Return v·∇u by central differences; v has one component per axis."""
-        parts = [part * self.derivative(u, axis) for axis, part in enumerate(self._vector(v, "advect"))]
-        return sum(parts[1:], parts[0])
+        return total(part * self.derivative(u, axis) for axis, part in enumerate(self._vector(v, "advect")))
 
     def upwind(self, v: Sequence[Field | float] | Field, u: Field) -> Field:
         """Return v·∇u by first-order differences taken from where v comes."""
@@ -172,7 +139,7 @@ class Operators:
                 arrays[0], bound, arrays[1], self._ndim, axis, self._spacing[axis]
             )
             parts.append(Field(array, halo - weno.REACH, self._ndim, fields[0].components or fields[1].components))
-        return sum(parts[1:], parts[0])
+        return total(parts)
 
     def mean(self, u: Field) -> Field:
         """Return the mean of u over the whole grid, the same in all of space. Collective."""
@@ -196,10 +163,6 @@ class Operators:
             total = term if total is None else total + term
         return total
 
-    def _check_axis(self, axis: int) -> None:
-        if isinstance(axis, bool) or not isinstance(axis, int) or not 0 <= axis < self._ndim:
-            raise ValueError(f"Axis {axis!r} does not exist; the grid has axes 0 to {self._ndim - 1}.")
-
     def _operand(self, u: Any, name: str, reach: int) -> Field:
         if not isinstance(u, Field) or u.halo is None:
             raise TypeError(f"d.{name} takes a field; {u!r} is the same in all of space, so its derivatives are 0.")
@@ -216,12 +179,6 @@ class Operators:
         lead = tuple(array.shape[: -self._ndim])
         wide = array.expand(lead + full) if hasattr(array, "expand") else np.broadcast_to(array, lead + full)
         return Field(wide, field.halo, self._ndim, field.components)
-
-    def _vector(self, v: Any, name: str) -> list[Any]:
-        parts = list(v) if isinstance(v, tuple | list) or (isinstance(v, Field) and v.components) else [v]
-        if len(parts) != self._ndim:
-            raise ValueError(f"d.{name} takes a vector with {self._ndim} components, one per axis; got {len(parts)}.")
-        return parts
 
     def _result(self, array: Any, operand: Field, reach: int) -> Field:
         return Field(array, operand.halo - reach, self._ndim, operand.components)

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from headrace.solvers.vector_calculus import VectorCalculus, total
+
 from .jet import Jet, constant
 
 NON_LOCAL = {
@@ -19,7 +21,7 @@ NON_LOCAL = {
 }
 
 
-class JetOperators:
+class JetOperators(VectorCalculus):
     """Differential operators on jets.
 
     x : coordinates, one jet per axis.
@@ -31,45 +33,17 @@ class JetOperators:
         self, x: tuple[Jet, ...], frame: Sequence[torch.Tensor] | None = None, *, without_advection: bool = False
     ) -> None:
         self.x = x
+        self._ndim = len(x)
         self._frame = frame
         self._without_advection = without_advection
         self.advected: list[tuple[list[Any], Any]] = []
 
     def derivative(self, u: Jet, axis: int, order: int = 1) -> Jet:
         """Return ∂^order u / ∂x_axis^order, order 1 or 2."""
-        if isinstance(axis, bool) or not isinstance(axis, int) or not 0 <= axis < len(self.x):
-            raise ValueError(f"Axis {axis!r} does not exist; the grid has axes 0 to {len(self.x) - 1}.")
+        self._check_axis(axis)
         if order not in (1, 2):
             raise ValueError(f"d.derivative(u, {axis}, order={order}): networks carry derivatives of order 1 and 2.")
         return _operand(u, "derivative").derivative(axis, order)
-
-    def grad(self, u: Jet) -> tuple[Jet, ...]:
-        """Return ∇u, one jet per axis."""
-        return tuple(self.derivative(u, axis) for axis in range(len(self.x)))
-
-    def div(self, v: Sequence[Jet] | Jet) -> Jet:
-        """Return ∇·v."""
-        return _total(self.derivative(part, axis) for axis, part in enumerate(self._vector(v, "div")))
-
-    def curl(self, v: Sequence[Jet] | Jet) -> Any:
-        """Return the curl, as `headrace.solvers.operators.Operators.curl` defines it."""
-        if len(self.x) == 1:
-            raise ValueError("d.curl needs 2 or 3 axes; this case has 1.")
-        if len(self.x) == 2:
-            if isinstance(v, Jet) and not v.components:
-                return self.derivative(v, 1), -self.derivative(v, 0)
-            a, b = self._vector(v, "curl")
-            return self.derivative(b, 0) - self.derivative(a, 1)
-        a, b, c = self._vector(v, "curl")
-        return (
-            self.derivative(c, 1) - self.derivative(b, 2),
-            self.derivative(a, 2) - self.derivative(c, 0),
-            self.derivative(b, 0) - self.derivative(a, 1),
-        )
-
-    def laplacian(self, u: Jet) -> Jet:
-        """Return ∇²u."""
-        return _total(self.derivative(u, axis, 2) for axis in range(len(self.x)))
 
     def diffuse(self, k: Jet | float, u: Jet) -> Jet:
         """Return ∇·(k ∇u)."""
@@ -85,8 +59,8 @@ class JetOperators:
             return u * 0
         slopes = self.grad(u)
         if self._frame is not None:
-            parts = [part - constant(w, len(self.x)) for part, w in zip(parts, self._frame, strict=True)]
-        return _total(part * slope for part, slope in zip(parts, slopes, strict=True))
+            parts = [part - constant(w, self._ndim) for part, w in zip(parts, self._frame, strict=True)]
+        return total(part * slope for part, slope in zip(parts, slopes, strict=True))
 
     upwind = advect
     weno = advect
@@ -99,19 +73,8 @@ class JetOperators:
         reason = NON_LOCAL.get(name, "see headrace.solvers.operators.VOCABULARY")
         raise AttributeError(f"d.{name} does not exist under automatic differentiation: {reason}.")
 
-    def _vector(self, v: Any, name: str) -> list[Any]:
-        parts = list(v) if isinstance(v, tuple | list) or (isinstance(v, Jet) and v.components) else [v]
-        if len(parts) != len(self.x):
-            raise ValueError(f"d.{name} takes a vector with {len(self.x)} components, one per axis; got {len(parts)}.")
-        return parts
-
 
 def _operand(u: Any, name: str) -> Jet:
     if not isinstance(u, Jet):
         raise TypeError(f"d.{name} takes a field; {u!r} is the same in all of space, so its derivatives are 0.")
     return u
-
-
-def _total(parts: Any) -> Jet:
-    first, *rest = parts
-    return sum(rest, first)
