@@ -41,7 +41,7 @@ class _Sides:
 
     planned: dict[int, bool] = field(default_factory=dict)  # simulation -> held out
     finished: bool = False
-    sent: dict[tuple, int] = field(default_factory=dict)  # (s, a, f, t, offset) -> crc32
+    sent: dict[tuple, int] = field(default_factory=dict)  # (s, a, f, t, offset, owner) -> crc32
     received: dict[tuple, int] = field(default_factory=dict)
     accepted: dict[Step, list[tuple[int, int, int]]] = field(default_factory=lambda: defaultdict(list))
     quarantined: set[int] = field(default_factory=set)
@@ -134,14 +134,14 @@ _READERS = {"study": _read_study, "solver": _read_solver, "intake": _read_intake
 
 
 def _block_key(record: dict) -> tuple:
-    return record["s"], record["a"], record["f"], record["t"], tuple(record["o"])
+    return record["s"], record["a"], record["f"], record["t"], tuple(record["o"]), record.get("r")
 
 
 def _compare_bytes(sides: _Sides) -> list[str]:
     """Every block that was received was sent, with the same content."""
     problems = []
     for key, crc in sides.received.items():
-        s, a, f, t, offset = key
+        s, a, f, t, offset, _ = key
         block = f"block {list(offset)} of field {f}, simulation {s} attempt {a} step {t}"
         if key not in sides.sent:
             problems.append(f"The intake received {block}, which no solver says it sent.")

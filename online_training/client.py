@@ -43,6 +43,7 @@ CURVE = "curve+"  # before an address: the connection is encrypted
 PAYLOAD_SIGNED = 1
 IN_RING = 2
 SKIP_NEXT = 4
+BY_INDEX = 8
 RING_HEAD = 64
 DEFAULT_LEASE = 60.0
 EXIT_LEASE_EXPIRED = 75
@@ -80,6 +81,7 @@ class Kind(IntEnum):
     LEASED = 15
     BYE = 16
     SKIP = 17
+    CELLS = 18
     DRAW = 20
     BATCH = 21
     RELEASE = 22
@@ -675,7 +677,7 @@ class Stream:
         step: int,
         time: float,
         values: np.ndarray | Mapping[str, np.ndarray],
-        where: Sequence[slice] | None = None,
+        where: Sequence[slice] | np.ndarray | None = None,
     ) -> Word:
         """Send this rank's block of one snapshot; return what the study said to the snapshot before. Collective.
 
@@ -688,7 +690,9 @@ class Stream:
         step : index of the snapshot: 0, 1, 2, ...
         time : its time.
         values : (fields, *block), or a block for each field's name; free to change once send has returned.
-        where : the block's place in the global grid, a slice for each axis; None: the whole field.
+        where : the block's place in the global grid, a slice for each axis; None: the whole field. Or the cells that
+            this rank owns, (cells,) of int: their numbers in the global field in C order, for values of shape
+            (fields, cells). They travel once, and again only where they change.
 
         Raises
         ------
@@ -705,6 +709,8 @@ class Stream:
         self._next += 1
         if self._stopped_or_lost:
             return self._word
+        if isinstance(where, np.ndarray):
+            self._connection.announce(where)
         if self._connection.link.welcome.get("when_full") == "skip" and self._leaves_out(step, time):
             return self._word
         # While the intake is busy with the step before, this one is copied and its checksums are taken.
@@ -790,7 +796,8 @@ class Stream:
                 Kind.BLOCK, simulation=self.simulation, attempt=self.attempt, field=block.field,
                 dtype=connection.dtype_code, step=step, time=time, block=connection.rank, num_blocks=connection.ranks,
                 global_shape=block.global_shape, offset=block.offset, block_shape=block.shape,
-                payload_length=placed.length, payload_crc32=placed.crc, flags=placed.flags | signed,
+                payload_length=placed.length, payload_crc32=placed.crc,
+                flags=placed.flags | signed | (BY_INDEX if block.by_index else 0),
                 value=2 * placed.position + (not waiting),
             )  # fmt: skip
             ready.append((header, placed))
@@ -861,22 +868,27 @@ class Stream:
 
 
 class _Block(NamedTuple):
-    """What one message carries: parts of one or more fields, which lie one behind the other, at the same place."""
+    """What one message carries: parts of one or more fields, which lie one behind the other, at the same place.
+
+    by_index : the place is one in the list of this rank's cells.
+    """
 
     field: int
     parts: list[np.ndarray]
     offset: tuple[int, ...]
     shape: tuple[int, ...]
     global_shape: tuple[int, ...]
+    by_index: bool = False
 
 
 def _describe(header: Header, placed: Placed) -> str:
     """Return the log's record of a block, as JSON."""
     count = placed.length // (math.prod(header.block_shape) * DTYPES[header.dtype].itemsize)
     several = f', "n": {count}' if count > 1 else ""
+    owner = f', "r": {header.block}' if header.flags & BY_INDEX else ""
     return (
         f'{{"e": "block", "s": {header.simulation}, "a": {header.attempt}, "f": {header.field}, "t": {header.step},'
-        f' "o": {list(header.offset)}, "c": {placed.crc}{several}}}'
+        f' "o": {list(header.offset)}, "c": {placed.crc}{several}{owner}}}'
     )
 
 
@@ -908,6 +920,8 @@ class Connection:
         self.rank, self.ranks = _place(comm)
         self.dtype, self.dtype_code, self._steps = DTYPES[DTYPE_CODES[dtype]], DTYPE_CODES[dtype], steps
         self._round = 0
+        self._cells = np.empty(0, np.int64)
+        self._cells_session = 0
         self._sent: _SentLog | None = None
         self.link: Link | None = None
         if os.environ.get("HEADRACE_ADDRESS"):
@@ -988,7 +1002,7 @@ class Connection:
         return None
 
     def blocks(
-        self, values: np.ndarray | Mapping[str, np.ndarray], where: Sequence[slice] | None
+        self, values: np.ndarray | Mapping[str, np.ndarray], where: Sequence[slice] | np.ndarray | None
     ) -> Iterator[_Block]:
         """Check this rank's values against the declared fields and cut them as they travel: 64 KiB to 4 MiB each."""
         names = list(self.fields)
@@ -997,6 +1011,11 @@ class Connection:
             got = ", ".join(given) if isinstance(values, Mapping) else f"an array of shape {np.shape(values)}"
             raise ValueError(f"values must hold one block for each of the fields {', '.join(names)}; got {got}.")
         arrays = [np.asarray(part) for part in (map(values.get, names) if isinstance(values, Mapping) else values)]
+        if isinstance(where, np.ndarray):
+            self._check_cells(where, dict(zip(names, arrays, strict=True)))
+            for block in self._cut(values, arrays, [((0,), where.shape)] * len(arrays)):
+                yield block._replace(by_index=True)
+            return
         known: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]] = {}
         places = []
         for name, array in zip(names, arrays, strict=True):
@@ -1005,6 +1024,43 @@ class Connection:
                 known[key] = self._place(name, array.shape, where)
             places.append(known[key])
         return self._cut(values, arrays, places)
+
+    def _check_cells(self, cells: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
+        shapes = set(self.fields.values())
+        if len(shapes) > 1:
+            raise ValueError(f"Cells by number need fields of one shape; these have {sorted(shapes)}.")
+        if cells.ndim != 1 or cells.dtype.kind not in "iu":
+            raise ValueError(f"where must be slices or (cells,) of int; got shape {cells.shape} of {cells.dtype}.")
+        for name, array in arrays.items():
+            if array.shape != cells.shape:
+                raise ValueError(
+                    f"The block of field {name!r} has shape {array.shape} but where names {cells.size} cells."
+                )
+
+    def announce(self, cells: np.ndarray) -> None:
+        """Tell the intake which cells this rank owns, where it does not know them yet.
+
+        Raises
+        ------
+        ValueError : a cell that does not exist or is named twice.
+        """
+        session = self.link.session
+        if session == self._cells_session and np.array_equal(cells, self._cells):
+            return
+        table = np.array(cells, "<i8")
+        total = math.prod(next(iter(self.fields.values())))
+        if table.size and not 0 <= table.min() <= table.max() < total:
+            wrong = table.min() if table.min() < 0 else table.max()
+            raise ValueError(f"where names cell {wrong}, but the field's cells are 0 to {total - 1}.")
+        if np.unique(table).size < table.size:
+            raise ValueError("where names a cell twice; each cell is sent by the one rank that owns it.")
+        for (piece,) in pieces(table.shape, table.itemsize):
+            part = table[piece]
+            self.link.send(
+                Kind.CELLS, part.tobytes(), dtype=DTYPE_CODES["int64"], global_shape=table.shape,
+                offset=(piece.start,), block_shape=part.shape,
+            )  # fmt: skip
+        self._cells, self._cells_session = table, session
 
     def _cut(
         self, values: Any, arrays: list[np.ndarray], places: list[tuple[tuple[int, ...], tuple[int, ...]]]

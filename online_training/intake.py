@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket as network
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .cell_list import CellList
 from .client import IN_RING, PAYLOAD_SIGNED, SKIP_NEXT, Header, Kind, WireError, Word
 from .draws import Draws, batch_dtype
 from .held_out_writer import HeldOutResult, HeldOutWriter
@@ -32,7 +34,7 @@ _TICK_MILLISECONDS = 100
 _FLUSH_SECONDS = 0.2
 _KINDS = frozenset(Kind)
 _ROLES = {
-    **dict.fromkeys((Kind.DECLARE, Kind.REQUEST, Kind.BLOCK, Kind.SKIP, Kind.END), "solver"),
+    **dict.fromkeys((Kind.DECLARE, Kind.CELLS, Kind.REQUEST, Kind.BLOCK, Kind.SKIP, Kind.END), "solver"),
     **dict.fromkeys((Kind.DRAW, Kind.RELEASE, Kind.STATISTICS), "trainer"),
 }
 
@@ -72,6 +74,7 @@ class Intake:
             Kind.DECLARE: self._on_declare, Kind.REQUEST: self._on_request, Kind.BLOCK: self._on_block,
             Kind.END: self._on_end, Kind.LEASE: self._on_lease, Kind.BYE: self._on_bye, Kind.DRAW: self._on_draw,
             Kind.SKIP: self._on_skip, Kind.RELEASE: self._on_release, Kind.STATISTICS: self._on_statistics,
+            Kind.CELLS: self._on_cells,
         }  # fmt: skip
 
     # -- public --------------------------------------------------------------------------------------------------
@@ -373,6 +376,28 @@ class Intake:
             peer.ring.seal()
         self._tell(peer, Kind.DECLARED)
 
+    def _on_cells(self, peer: Peer, header: Header, payload: Any) -> None:
+        """A rank names the cells that it owns; the blocks that follow refer to this list."""
+        total = math.prod(self._settings.layout.shape)
+        job = self._peers.jobs[peer.hello.job]
+        try:
+            if not peer.declared or len(header.global_shape) != 1:
+                raise WireError("cells")
+            if header.offset == (0,):
+                # Ranks change their lists one after the other: for a moment two partitions may stand side by side.
+                known = sum(other.cells.shape[0] for other in job.peers.values() if other.cells is not None)
+                if known + header.global_shape[0] > 2 * total:
+                    raise WireError("cells")
+                peer.cells = CellList(peer.cells.number + 1 if peer.cells else 0, header.global_shape[0], total)
+            if peer.cells is None:
+                raise WireError("cells")
+            peer.cells.add(header, bytes(payload))
+        except WireError:
+            peer.cells = None
+            text = f"rank {peer.hello.rank} must name its cells as docs/wire.md says: 0 to {total - 1}, each once"
+            self._tell(peer, Kind.REFUSED, {"error": text})
+            raise
+
     def _refuse(self, peer: Peer, reason: str, error: str) -> None:
         self._rejected[reason] += 1
         self._tell(peer, Kind.REFUSED, {"error": error})
@@ -430,7 +455,8 @@ class Intake:
         if (header.block, header.num_blocks) != (peer.hello.rank, peer.hello.ranks):
             raise WireError("rank")
         try:
-            done = self._table.take_block(run, header, payload)
+            cells = peer.cells if peer.cells is not None and peer.cells.complete else None
+            done = self._table.take_block(run, header, payload, cells)
         except ChecksumError:
             # The sender cannot send it again: its memory may have changed. The whole attempt is run again.
             reason = f"a block of step {header.step} from rank {header.block} was damaged on its way"

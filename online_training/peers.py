@@ -8,6 +8,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
+from .cell_list import CellList
 from .client import Header, Kind, WireError
 from .ring import Ring
 
@@ -84,6 +85,7 @@ class Peer:
     last_heard: float = field(default_factory=time.monotonic)
     declared: bool = False
     ring: Ring | None = None
+    cells: CellList | None = None
 
     def check(self, header: Header, identity: bytes) -> None:
         """Admit a message only from this peer's own sockets and in growing sequence, else WireError."""

@@ -90,6 +90,7 @@ class SimulationRun:
         """Start an attempt in a job."""
         self.status, self.job = RUNNING, job
         self.granted = self.received = 0
+        self.tiling = frozenset()  # another job may own other cells under the same numbers
         self.ends.clear()
         if self.assignment.held_out and self.states is None:
             self.states = np.empty((self._layout.num_steps, *self._layout.step_shape), self._layout.dtype)

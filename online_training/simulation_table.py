@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from .assembly import StepAssembly, in_memory_order, overlap
+from .assembly import Box, StepAssembly, in_memory_order, overlap
 from .buffer import Buffer, Window
-from .client import DTYPE_CODES, FAILED, Header, WireError, Word
+from .cell_list import CellList
+from .client import BY_INDEX, DTYPE_CODES, FAILED, Header, WireError, Word
 from .draws import batch_dtype
 from .held_out_writer import HeldOutResult, HeldOutWriter
 from .intake_settings import IntakeSettings
@@ -203,19 +204,28 @@ class SimulationTable:
 
     # -- blocks --------------------------------------------------------------------------------------------------
 
-    def take_block(self, run: SimulationRun, header: Header, payload: Any) -> list[tuple[int, Word]]:
+    def take_block(
+        self, run: SimulationRun, header: Header, payload: Any, cells: CellList | None = None
+    ) -> list[tuple[int, Word]]:
         """Store one sub-block of one or more fields; return (step, word) of the steps that it completed.
+
+        cells : those that the sending rank owns, where it has named them.
 
         Raises
         ------
         WireError : a block that does not belong here; ChecksumError: its content was damaged.
         """
-        count = self._check(run, header)
+        if not header.flags & BY_INDEX:
+            cells = None
+        elif cells is None:
+            raise WireError("cells")
+        count = self._check(run, header, self._layout.shape if cells is None else cells.shape)
         if zlib.crc32(payload) != header.payload_crc32:
             raise ChecksumError("checksum")
         self.counts["bytes_received"] += header.payload_length
         assembly = run.assemblies.get(header.step)
-        box = (header.field, count, header.offset, header.block_shape)
+        owner = None if cells is None else (header.block, cells.number)
+        box = Box(header.field, count, header.offset, header.block_shape, owner)
         if header.step < run.received or (assembly is not None and box in assembly.boxes):
             self.counts["duplicates"] += 1
             return []
@@ -226,12 +236,15 @@ class SimulationTable:
         finite = math.isfinite(np.dot(values, values)) or bool(np.isfinite(values).all())
         if not finite and self._limits.nan_policy != "keep":
             self._quarantine_infinite(run, header, values.reshape(count, -1))
-        assembly.place(box, values.reshape(count, *header.block_shape), header.payload_crc32)
+        named = None if cells is None else cells.part(header.offset[0], header.block_shape[0])
+        assembly.place(box, values.reshape(count, *header.block_shape), header.payload_crc32, named)
         if assembly.target is not None:
             record = {"e": "block", "s": run.number, "a": run.attempt, "f": header.field, "t": header.step,
                       "o": header.offset, "c": header.payload_crc32}  # fmt: skip
             if count > 1:
                 record["n"] = count
+            if owner is not None:
+                record["r"] = header.block
             self._ledger.append(record)
         if header.value:
             assembly.finished_ranks.add(header.block)
@@ -250,9 +263,8 @@ class SimulationTable:
                 f"{run.reason}. It is in quarantine now: --resume goes on without it."
             )
 
-    def _check(self, run: SimulationRun, header: Header) -> int:
-        """Return how many fields a block carries."""
-        shape = self._layout.shape
+    def _check(self, run: SimulationRun, header: Header, shape: tuple[int, ...]) -> int:
+        """Return how many fields a block carries; shape: that of the grid, or of the list in which its place is one."""
         if header.dtype != self._dtype_code:
             raise WireError("dtype")
         if header.field >= len(self._layout.fields) or header.global_shape != shape:
@@ -275,7 +287,7 @@ class SimulationTable:
 
     def _progress(self, run: SimulationRun, header: Header, assembly: StepAssembly) -> list[tuple[int, Word]]:
         if assembly.missing <= 0 and assembly.boxes.keys() != run.tiling:
-            if overlap(assembly.boxes, self._layout.step_shape):
+            if overlap(assembly.boxes, self._layout.step_shape, assembly.cells):
                 self.quarantine(run, header.step, f"the blocks of step {header.step} overlap")
             run.tiling = frozenset(assembly.boxes)
             run.order = in_memory_order(run.tiling, self._layout.step_shape)

@@ -1,6 +1,7 @@
 """A solver for tests: `mpirun -n N python mpi_stream.py JSON` sends fields whose every value is known.
 
-Settings: shape, fields, steps, cut (ranks along each axis), mode ("one" or "all" simulations),
+Settings: shape, fields, steps, cut (ranks along each axis), cells (true: each rank owns cells here and there, and names
+them), mode ("one" or "all" simulations),
 crash ([simulation, attempt, step]: rank 0 kills itself there), pause (seconds between steps).
 It prints one JSON line per rank: words, bytes sent, seconds blocked, simulations seen.
 """
@@ -27,6 +28,13 @@ def place(rank: int, cut: list[int], shape: list[int]) -> tuple[slice, ...]:
     return tuple(where)
 
 
+def cells_of(rank: int, ranks: int, shape: list[int]) -> np.ndarray:
+    """The numbers of this rank's cells, here and there in the grid; other ranks have others, and more or fewer."""
+    mixed = np.random.default_rng(1).permutation(int(np.prod(shape)))
+    edges = np.linspace(0, 1, ranks + 1) ** 2 * mixed.size
+    return mixed[int(edges[rank]) : int(edges[rank + 1])]
+
+
 def value_of(simulation: int, step: int, shape: list[int], field: int) -> np.ndarray:
     """The same numbers as intake_setup.field_of."""
     cells = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
@@ -34,11 +42,14 @@ def value_of(simulation: int, step: int, shape: list[int], field: int) -> np.nda
 
 
 def simulate(stream, comm, settings: dict) -> list[int]:
-    where = place(comm.rank, settings["cut"], settings["shape"])
+    by_number = settings.get("cells", False)
+    cells = cells_of(comm.rank, comm.size, settings["shape"])
+    where = cells if by_number else place(comm.rank, settings["cut"], settings["shape"])
+    own = np.unravel_index(cells, settings["shape"]) if by_number else where
     words = []
     for step in range(settings["steps"]):
         values = {
-            name: value_of(stream.simulation, step, settings["shape"], i)[where]
+            name: value_of(stream.simulation, step, settings["shape"], i)[own]
             for i, name in enumerate(settings["fields"])
         }
         if settings.get("nan") == [stream.simulation, step] and comm.rank == comm.size - 1:

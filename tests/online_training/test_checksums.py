@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.online_training.assembly import StepAssembly, in_memory_order, overlap
+from headrace.online_training.assembly import Box, StepAssembly, in_memory_order, overlap
 from headrace.online_training.checksums import combine
 
 
@@ -45,7 +45,7 @@ def test_a_step_has_the_checksum_of_its_memory_however_it_was_cut(name: str) -> 
         assert assembly.place(box, values, zlib.crc32(values))
         assert not assembly.place(box, values, zlib.crc32(values)), "a second copy changes nothing"
     assert assembly.missing == 0 and np.array_equal(assembly.target, step)
-    assert not overlap(assembly.boxes, step.shape)
+    assert not overlap(assembly.boxes, step.shape, {})
     order = in_memory_order(assembly.boxes, step.shape)
     # All fields of a few rows are not contiguous, neither are columns.
     assert (order is None) == (name in ("rows", "columns"))
@@ -53,5 +53,5 @@ def test_a_step_has_the_checksum_of_its_memory_however_it_was_cut(name: str) -> 
 
 
 def test_boxes_that_share_a_cell_overlap() -> None:
-    assert overlap([(0, 1, (0, 0), (2, 3)), (0, 2, (1, 2), (1, 1))], (2, 2, 3))
-    assert not overlap([(0, 1, (0, 0), (2, 3)), (1, 1, (1, 2), (1, 1))], (2, 2, 3))
+    assert overlap([Box(0, 1, (0, 0), (2, 3)), Box(0, 2, (1, 2), (1, 1))], (2, 2, 3), {})
+    assert not overlap([Box(0, 1, (0, 0), (2, 3)), Box(1, 1, (1, 2), (1, 1))], (2, 2, 3), {})
