@@ -61,9 +61,9 @@ def build_app(own_case: CaseReference | None = None) -> typer.Typer:
     for function, extra in (
         (doctor, []), (cases, []), (solve, case), (generate, case), (train, [*case, *setting_parameters()]),
         (submit, [*case, *setting_parameters()]),
-        (new_case, []), (evaluate, []), (report, []), (status, []), (audit, []),
+        (convert, []), (certify, []), (new_case, []), (evaluate, []), (report, []), (status, []), (audit, []),
     ):  # fmt: skip
-        if not (own_case and function in (cases, new_case)):
+        if not (own_case and function in (cases, convert, certify, new_case)):
             app.command(name=function.__name__.replace("_", "-"))(_as_verb(function, extra, own_case))
     return app
 
@@ -185,6 +185,45 @@ def submit(  # noqa: PLR0913  the flags of a command
     submit_study(
         case, allocation, model=model, architecture=architecture or [], run_dir=run_dir, given=chosen, dry_run=dry_run
     )
+
+
+def certify(
+    subject: Annotated[
+        str,
+        typer.Argument(
+            metavar="CASE|COMMAND", show_default=False,
+            help="A case, or the command line of a solver, as 'mpirun -n {ranks} ./heat'.",
+        ),
+    ],
+    command: Annotated[str, typer.Option(help="Command line that is to solve the case, instead of its own.")] = "",
+    shape: Annotated[str | None, typer.Option(metavar="NXxNY", help="Number of the case's grid points.")] = None,
+    ranks: Annotated[str, typer.Option(help="Numbers of ranks to compare; the first one serves all checks.")] = "2,1,4",
+    steps: Annotated[int, typer.Option(help="Without a case: snapshots of one simulation.")] = 0,
+    parameter: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=LOW:HIGH", help="Without a case: a parameter and two values.")
+    ] = None,
+) -> int:
+    """Test a solver that is to stream into a study, and say what is wrong with it; exit code 1 where something is."""
+    from .certify_command import certify as run
+
+    return run(subject, command=command, shape=shape, ranks=ranks, steps=steps, parameters=parameter or [])
+
+
+def convert(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What HEADRACE_OUTPUT named.", show_default=False)],
+    of: Annotated[
+        str | None, typer.Option("--case", metavar="CASE", help="Case whose grid it is. Default: points one apart.")
+    ] = None,
+    shape: Annotated[str | None, typer.Option(metavar="NXxNY", help="Number of the case's grid points.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Parameter of the run, kept in the file.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="HDF5 file. Default: FOLDER.h5.")] = None,
+) -> None:
+    """Turn the blocks that a foreign solver wrote without a study into HDF5 that ParaView opens."""
+    from .convert_command import convert as write
+
+    write(folder, case=None if of is None else _chosen_case(of, shape, None), output=output, settings=settings or [])
 
 
 def new_case(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,8 +75,8 @@ def solve_case(
             console.print(f"drew {plot}")
 
 
-def parse_settings(settings: list[str], case: Case) -> dict[str, float]:
-    """Return the values of `--set name=value` flags.
+def parse_settings(settings: Sequence[str], case: Case | None) -> dict[str, float]:
+    """Return the values of `--set name=value` flags; without a case any name will do.
 
     Raises
     ------
@@ -86,7 +87,7 @@ def parse_settings(settings: list[str], case: Case) -> dict[str, float]:
         name, equals, value = (part.strip() for part in text.partition("="))
         if not equals:
             raise ValueError(f"--set {text!r} is not allowed: write NAME=VALUE, e.g. --set t0=300.")
-        if name not in case.parameters:
+        if case is not None and name not in case.parameters:
             raise ValueError(unknown_name(f"parameter of case {case.name} named", name, list(case.parameters)))
         try:
             values[name] = float(value)

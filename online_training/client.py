@@ -632,6 +632,56 @@ class _SentLog:
         os.close(self._file)
 
 
+class BlockFile:
+    """Without a study: the blocks of one rank in FOLDER/blocks-RANK.hdrc, for `headrace convert`.
+
+    The content is that of the wire, message behind message, signed with a token of zeros: HELLO, DECLARE, CELLS, BLOCK,
+    END. The file has its name once it is complete, and `.part` behind it before.
+
+    Raises
+    ------
+    OSError : no such folder, or blocks of another run in it.
+    """
+
+    TOKEN = bytes(32)
+
+    def __init__(self, folder: Path, rank: int, ranks: int, declaration: Mapping[str, Any]) -> None:
+        self._path = folder / f"blocks-{rank:06d}.hdrc"
+        self._part = self._path.with_name(self._path.name + ".part")
+        self._sequence = 0
+        try:
+            if self._path.exists():
+                raise FileExistsError(17, "File exists")
+            self._file = open(self._part, "xb")
+        except OSError as error:
+            raise OSError(
+                error.errno, f"{error.strerror}: choose a folder for HEADRACE_OUTPUT that exists and holds no blocks of"
+                " another run", str(self._part),
+            ) from None  # fmt: skip
+        hello = {"format": "headrace-blocks", "version": 1, "rank": rank, "ranks": ranks}
+        for kind, content in ((Kind.HELLO, hello), (Kind.DECLARE, declaration)):
+            self.write(Header(kind, flags=PAYLOAD_SIGNED), json.dumps(content).encode())
+
+    def write(self, header: Header, payload: Any) -> None:
+        """Append one message."""
+        self._sequence += 1
+        length, crc = len(payload), zlib.crc32(payload)
+        header = header._replace(session=1, sequence=self._sequence, payload_length=length, payload_crc32=crc)
+        self._file.write(header.sign(self.TOKEN, payload))
+        self._file.write(payload)
+
+    def flush(self) -> None:
+        """Hand what was written to the operating system."""
+        self._file.flush()
+
+    def finish(self) -> None:
+        """Bring everything to the disk and give the file its name."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._part, self._path)
+
+
 class Stream:
     """One simulation: its parameters, and the way of its snapshots to the study.
 
@@ -658,6 +708,10 @@ class Stream:
         self._next = 0
         self._ended = False
         self._began = clock.monotonic()
+        self._file: BlockFile | None = None
+        if connection.link is None and os.environ.get("HEADRACE_OUTPUT"):
+            folder = Path(os.environ["HEADRACE_OUTPUT"])
+            self._file = BlockFile(folder, connection.rank, connection.ranks, connection.declaration())
 
     def __enter__(self) -> Stream:
         return self
@@ -707,10 +761,13 @@ class Stream:
             )
         waiting = deque(self._connection.blocks(values, where))
         self._next += 1
+        if self._file is not None:
+            self._keep(step, time, waiting, where)
         if self._stopped_or_lost:
             return self._word
         if isinstance(where, np.ndarray):
-            self._connection.announce(where)
+            for header, payload in self._connection.new_cells(where, self._connection.link.session):
+                self._connection.link.send_block(header, payload)
         if self._connection.link.welcome.get("when_full") == "skip" and self._leaves_out(step, time):
             return self._word
         # While the intake is busy with the step before, this one is copied and its checksums are taken.
@@ -723,6 +780,20 @@ class Stream:
         self._wait(lambda: step == 0 or step - 1 in self._words, step)
         self._wait_until_free(trackers)
         return self._word
+
+    def _keep(self, step: int, time: float, blocks: deque[_Block], where: Any) -> None:
+        """Write a step into this rank's file."""
+        messages = []
+        if isinstance(where, np.ndarray):
+            messages += self._connection.new_cells(where, session=1)
+        while blocks:
+            block = blocks.popleft()
+            placed = Transport().place(block.parts, self._connection.dtype)
+            messages.append((self._header(step, time, block, placed, last=not blocks), placed.frame))
+            self.bytes_sent += placed.length
+        for header, payload in messages:
+            self._file.write(header, payload)
+        self._file.flush()
 
     def _leaves_out(self, step: int, time: float) -> bool:
         """Wait for what the study says to the step before; say whether this one is not to be sent. Collective.
@@ -792,16 +863,19 @@ class Stream:
             if placed is None:
                 break
             waiting.popleft()
-            header = Header(
-                Kind.BLOCK, simulation=self.simulation, attempt=self.attempt, field=block.field,
-                dtype=connection.dtype_code, step=step, time=time, block=connection.rank, num_blocks=connection.ranks,
-                global_shape=block.global_shape, offset=block.offset, block_shape=block.shape,
-                payload_length=placed.length, payload_crc32=placed.crc,
-                flags=placed.flags | signed | (BY_INDEX if block.by_index else 0),
-                value=2 * placed.position + (not waiting),
-            )  # fmt: skip
-            ready.append((header, placed))
+            header = self._header(step, time, block, placed, last=not waiting)
+            ready.append((header._replace(flags=header.flags | signed), placed))
         return ready
+
+    def _header(self, step: int, time: float, block: _Block, placed: Placed, *, last: bool) -> Header:
+        connection = self._connection
+        return Header(
+            Kind.BLOCK, simulation=self.simulation, attempt=self.attempt, field=block.field,
+            dtype=connection.dtype_code, step=step, time=time, block=connection.rank, num_blocks=connection.ranks,
+            global_shape=block.global_shape, offset=block.offset, block_shape=block.shape,
+            payload_length=placed.length, payload_crc32=placed.crc,
+            flags=placed.flags | (BY_INDEX if block.by_index else 0), value=2 * placed.position + last,
+        )  # fmt: skip
 
     def _transmit(
         self, step: int, time: float, ready: list[tuple[Header, Placed]], waiting: deque[_Block]
@@ -841,6 +915,11 @@ class Stream:
 
         Collective where it did not fail.
         """
+        if self._file is not None and not self._ended:
+            self._ended = True
+            report = json.dumps({"reason": (failure or "")[:2000], "bytes": self.bytes_sent}).encode()
+            self._file.write(Header(Kind.END, value=FAILED if failure else COMPLETED, flags=PAYLOAD_SIGNED), report)
+            self._file.finish()
         if self._ended or not self.active:
             return
         link, last = self._connection.link, self._next - 1
@@ -900,7 +979,8 @@ class Connection:
     dtype : of the values on the wire.
     steps : number of snapshots the solver will send; checked against the study's where given.
 
-    Without HEADRACE_ADDRESS in the environment there is no study: one stream without parameters that sends nothing.
+    Without HEADRACE_ADDRESS in the environment there is no study: one stream without parameters, whose blocks go to
+    files in the folder HEADRACE_OUTPUT, for `headrace convert`, or nowhere.
     """
 
     def __init__(
@@ -977,7 +1057,7 @@ class Connection:
         while True:
             if self.link.lost is not None:
                 self.link.join()
-                if self._ask(Kind.DECLARE, {Kind.DECLARED}, payload=self._declaration()) is None:
+                if self._ask(Kind.DECLARE, {Kind.DECLARED}, payload=self.declaration()) is None:
                     continue
             answer = self._ask(Kind.REQUEST, {Kind.ASSIGN, Kind.FINISHED}, value=self._round)
             if answer is not None:
@@ -989,7 +1069,8 @@ class Connection:
             raise ValueError(f"The solver will send {self._steps} steps but the study expects {header.value}.")
         return Stream(self, header, payload, owner)
 
-    def _declaration(self) -> dict[str, Any]:
+    def declaration(self) -> dict[str, Any]:
+        """Return what DECLARE says."""
         fields = [{"name": name, "shape": shape, "dtype": self.dtype.name} for name, shape in self.fields.items()]
         return {"fields": fields}
 
@@ -1023,7 +1104,7 @@ class Connection:
             if key not in known:
                 known[key] = self._place(name, array.shape, where)
             places.append(known[key])
-        return self._cut(values, arrays, places)
+        yield from self._cut(values, arrays, places)
 
     def _check_cells(self, cells: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
         shapes = set(self.fields.values())
@@ -1037,14 +1118,13 @@ class Connection:
                     f"The block of field {name!r} has shape {array.shape} but where names {cells.size} cells."
                 )
 
-    def announce(self, cells: np.ndarray) -> None:
-        """Tell the intake which cells this rank owns, where it does not know them yet.
+    def new_cells(self, cells: np.ndarray, session: int) -> Iterator[tuple[Header, bytes]]:
+        """Return the messages that name the cells which this rank owns; none where the session knows them.
 
         Raises
         ------
         ValueError : a cell that does not exist or is named twice.
         """
-        session = self.link.session
         if session == self._cells_session and np.array_equal(cells, self._cells):
             return
         table = np.array(cells, "<i8")
@@ -1054,13 +1134,14 @@ class Connection:
             raise ValueError(f"where names cell {wrong}, but the field's cells are 0 to {total - 1}.")
         if np.unique(table).size < table.size:
             raise ValueError("where names a cell twice; each cell is sent by the one rank that owns it.")
-        for (piece,) in pieces(table.shape, table.itemsize):
-            part = table[piece]
-            self.link.send(
-                Kind.CELLS, part.tobytes(), dtype=DTYPE_CODES["int64"], global_shape=table.shape,
-                offset=(piece.start,), block_shape=part.shape,
-            )  # fmt: skip
         self._cells, self._cells_session = table, session
+        for (piece,) in pieces(table.shape, table.itemsize):
+            part = table[piece].tobytes()
+            yield Header(
+                Kind.CELLS, dtype=DTYPE_CODES["int64"], global_shape=table.shape, offset=(piece.start,),
+                block_shape=(len(part) // 8,), payload_length=len(part), payload_crc32=zlib.crc32(part),
+                flags=PAYLOAD_SIGNED,
+            ), part  # fmt: skip
 
     def _cut(
         self, values: Any, arrays: list[np.ndarray], places: list[tuple[tuple[int, ...], tuple[int, ...]]]
@@ -1123,7 +1204,8 @@ def connect(
 ) -> Stream:
     """Take one simulation from the study and return its stream, a context manager. Collective.
 
-    The arguments are those of `Connection`. Without HEADRACE_ADDRESS the stream has no parameters and sends nothing.
+    The arguments are those of `Connection`. Without HEADRACE_ADDRESS the stream has no parameters; its blocks
+    go to files in the folder HEADRACE_OUTPUT, or nowhere.
 
     Raises
     ------

@@ -11,16 +11,18 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 #include <zmq.h>
 
 enum { HEADER = 224, SIGNED = 192, MAX_BLOCK = 4 << 20, MAX_FRAME = MAX_BLOCK + (64 << 10), MAX_JSON = 64 << 10 };
-enum { PAYLOAD_SIGNED = 1, IN_RING = 2, SKIP_NEXT = 4, EXIT_LEASE_EXPIRED = 75, MAX_ADDRESSES = 8 };
+enum { PAYLOAD_SIGNED = 1, IN_RING = 2, SKIP_NEXT = 4, BY_INDEX = 8, EXIT_LEASE_EXPIRED = 75, MAX_ADDRESSES = 8 };
+enum { RING_HEAD = 64, RING_ALIGNMENT = 64 };
 enum {
     HELLO = 1, WELCOME, REFUSED, DECLARE, DECLARED, REQUEST, ASSIGN, FINISHED, CREDIT, BLOCK, ACK, END, ENDED, LEASE,
-    LEASED, BYE, SKIP
+    LEASED, BYE, SKIP, CELLS
 };
 
 typedef struct {
@@ -35,7 +37,10 @@ typedef struct {
 typedef struct {
     char *name;
     int ndim, put;
-    int64_t shape[HEADRACE_MAX_NDIM], offset[HEADRACE_MAX_NDIM], block_shape[HEADRACE_MAX_NDIM];
+    int64_t shape[HEADRACE_MAX_NDIM];
+    /* the block that was put: a box of the field, or a part of the list of this rank's cells */
+    int by_index, block_ndim;
+    int64_t global[HEADRACE_MAX_NDIM], offset[HEADRACE_MAX_NDIM], block_shape[HEADRACE_MAX_NDIM];
     unsigned char *data;
     size_t capacity;
 } staged;
@@ -58,6 +63,12 @@ struct headrace {
     unsigned char *payload; /* of the last message received, a string */
     size_t payload_length;
     int log;
+    char *file_name; /* without a study: where the blocks go; file: open while a simulation runs */
+    FILE *file;
+    int64_t *cells, num_cells;
+    uint64_t cells_session; /* that knows the cells; 0: none */
+    unsigned char *ring;    /* RING_HEAD + ring_size bytes that the intake made; NULL: blocks travel as frames */
+    uint64_t ring_size, ring_end;
     uint64_t round;
     /* the simulation */
     int running, simulation_lost, ended, word, once;
@@ -386,27 +397,36 @@ static int watch(headrace *h, int events, double seconds)
 static void send_message(headrace *h, message *m, const void *payload)
 {
     unsigned char header[HEADER];
+    size_t length = m->flags & IN_RING ? 0 : m->length; /* of the second frame */
     if (h->broken) return;
     m->session = h->session;
     m->sequence = ++h->sequence;
     pack(h, m, header);
-    headrace_wire_sign(header, h->token, payload, m->length);
-    while (zmq_send(h->socket, header, HEADER, ZMQ_DONTWAIT | (m->length ? ZMQ_SNDMORE : 0)) < 0) {
+    headrace_wire_sign(header, h->token, payload, length);
+    if (h->file) {
+        fwrite(header, 1, HEADER, h->file);
+        fwrite(payload, 1, length, h->file);
+        return;
+    }
+    while (zmq_send(h->socket, header, HEADER, ZMQ_DONTWAIT | (length ? ZMQ_SNDMORE : 0)) < 0) {
         if (errno != EAGAIN && errno != EINTR) lose(h, "sending to %s failed: %s", h->address, zmq_strerror(errno));
         if (!h->broken) watch(h, ZMQ_POLLOUT, 1.0);
         if (h->broken) return;
     }
-    if (m->length && zmq_send(h->socket, payload, m->length, 0) < 0)
+    if (length && zmq_send(h->socket, payload, length, 0) < 0)
         lose(h, "sending to %s failed: %s", h->address, zmq_strerror(errno));
 }
 
-static void send_json(headrace *h, message *m, const char *json)
+/* Send a message whose payload is authenticated. */
+static void send_payload(headrace *h, message *m, const void *payload, size_t length)
 {
-    m->length = strlen(json);
-    m->crc = headrace_wire_crc32(0, json, m->length);
+    m->length = length;
+    m->crc = headrace_wire_crc32(0, payload, length);
     m->flags = PAYLOAD_SIGNED;
-    send_message(h, m, json);
+    send_message(h, m, payload);
 }
+
+static void send_json(headrace *h, message *m, const char *json) { send_payload(h, m, json, strlen(json)); }
 
 /* Receive frames of one message without waiting: 1 an authentic one, 0 nothing, -1 one to drop. */
 static int take_frames(headrace *h, void *socket, message *m, unsigned char **payload, size_t *length)
@@ -477,6 +497,54 @@ static int receive(headrace *h, double seconds, message *m)
         return 1;
     }
     return 0;
+}
+
+/* ---- the ring: memory shared with the intake of this node ----------------------------------------------------- */
+
+static void leave_ring(headrace *h)
+{
+    if (h->ring) munmap(h->ring, RING_HEAD + h->ring_size);
+    h->ring = NULL;
+    h->ring_size = h->ring_end = 0;
+}
+
+/* Map what WELCOME offers. Where it cannot be had, the intake is elsewhere after all and blocks travel as frames. */
+static void enter_ring(headrace *h, const char *offer)
+{
+    char path[256], nonce[64], found[33];
+    const char *bytes = json_find(offer, "bytes");
+    struct stat status;
+    void *memory = MAP_FAILED;
+    uint64_t size = bytes ? strtoull(bytes, NULL, 10) : 0;
+    int file;
+    leave_ring(h);
+    if (!size) return;
+    json_text(offer, "path", path, sizeof path);
+    json_text(offer, "nonce", nonce, sizeof nonce);
+    file = open(path, O_RDWR | O_CLOEXEC);
+    if (file < 0) return;
+    if (!fstat(file, &status) && (uint64_t)status.st_size == RING_HEAD + size)
+        memory = mmap(NULL, RING_HEAD + size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    close(file);
+    if (memory == MAP_FAILED) return;
+    h->ring = memory;
+    h->ring_size = size;
+    sodium_bin2hex(found, sizeof found, h->ring + 8, 16);
+    if (strcmp(found, nonce)) leave_ring(h);
+}
+
+/* Copy a part into the ring: 1 and its position, 0 where what lies there is not read yet, -1 where it never fits. */
+static int place_in_ring(headrace *h, const unsigned char *data, uint64_t length, uint64_t *position)
+{
+    uint64_t at = (h->ring_end + RING_ALIGNMENT - 1) / RING_ALIGNMENT * RING_ALIGNMENT, read;
+    if (!h->ring || length > h->ring_size / 2) return -1;
+    if (at % h->ring_size + length > h->ring_size) at = (at + h->ring_size - 1) / h->ring_size * h->ring_size;
+    read = __atomic_load_n((uint64_t *)(void *)h->ring, __ATOMIC_ACQUIRE);
+    if (at + length - read > h->ring_size && read < h->ring_end) return 0;
+    memcpy(h->ring + RING_HEAD + at % h->ring_size, data, length);
+    h->ring_end = at + length;
+    *position = at;
+    return 1;
 }
 
 /* Say "I am alive" once a second; end a process whose study is silent. */
@@ -579,6 +647,7 @@ static int greet(headrace *h, char *address, double deadline)
             pthread_mutex_unlock(&h->mutex);
             h->strict = json_is((char *)h->payload, "strict", "true");
             h->skips = json_is((char *)h->payload, "when_full", "\"skip\"");
+            enter_ring(h, json_find((char *)h->payload, "ring"));
             return 1;
         }
     }
@@ -667,6 +736,13 @@ static int begin(headrace *h)
     return 0;
 }
 
+static void name_file(headrace *h, const char *folder)
+{
+    h->file_name = malloc(strlen(folder) + 32);
+    if (h->file_name) sprintf(h->file_name, "%s/blocks-%06d.hdrc", folder, h->rank);
+    else fail(h, HEADRACE_SYSTEM, "No memory is left.");
+}
+
 headrace *headrace_open(const headrace_field *fields, int num_fields, int type, int rank, int ranks)
 {
     headrace *h = calloc(1, sizeof *h);
@@ -700,6 +776,7 @@ headrace *headrace_open(const headrace_field *fields, int num_fields, int type, 
             }
     }
     if (getenv("HEADRACE_ADDRESS") && *getenv("HEADRACE_ADDRESS")) begin(h);
+    else if (getenv("HEADRACE_OUTPUT") && *getenv("HEADRACE_OUTPUT")) name_file(h, getenv("HEADRACE_OUTPUT"));
     return h;
 }
 
@@ -718,6 +795,10 @@ void headrace_close(headrace *h)
     shut(h, 1000);
     if (h->context) zmq_ctx_term(h->context);
     if (h->log >= 0) close(h->log);
+    if (h->file) fclose(h->file);
+    leave_ring(h);
+    free(h->file_name);
+    free(h->cells);
     for (int f = 0; h->fields && f < h->num_fields; f++) {
         free(h->fields[f].name);
         free(h->fields[f].data);
@@ -767,14 +848,13 @@ static int ask(headrace *h, message *question, const char *json, int answer, int
     return 0;
 }
 
-static int declare(headrace *h)
+/* The fields as DECLARE says them; NULL without memory. */
+static char *declaration(const headrace *h)
 {
     static const char *types[] = {"", "float32", "float64", "int32", "int64", "uint8"};
     char *json = malloc(MAX_JSON), name[600];
     size_t n = 0;
-    message question = {0}, m;
-    int code;
-    if (!json) return fail(h, HEADRACE_SYSTEM, "No memory is left.");
+    if (!json) return NULL;
     n += (size_t)sprintf(json, "{\"fields\": [");
     for (int f = 0; f < h->num_fields && n + 1024 < MAX_JSON; f++) {
         json_quote(h->fields[f].name, name, sizeof name);
@@ -784,10 +864,59 @@ static int declare(headrace *h)
         n += (size_t)sprintf(json + n, "], \"dtype\": \"%s\"}", types[h->type]);
     }
     sprintf(json + n, "]}");
+    return json;
+}
+
+static int declare(headrace *h)
+{
+    char *json = declaration(h);
+    message question = {0}, m;
+    int code;
+    if (!json) return fail(h, HEADRACE_SYSTEM, "No memory is left.");
     question.kind = DECLARE;
     code = ask(h, &question, json, DECLARED, DECLARED, &m);
     free(json);
     return code;
+}
+
+static int file_error(headrace *h, const char *what)
+{
+    return fail(h, HEADRACE_SYSTEM, "%s.part cannot be %s: %s. Choose a folder for HEADRACE_OUTPUT that exists, has room and"
+                " holds no blocks of another run.", h->file_name, what, strerror(errno));
+}
+
+/* Without a study: begin the file that takes this rank's blocks, as messages signed with a token of zeros. */
+static int open_file(headrace *h)
+{
+    char part[4096], json[256], *fields;
+    message m = {0}, d = {0};
+    int handle;
+    snprintf(part, sizeof part, "%s.part", h->file_name);
+    if (!access(h->file_name, F_OK)) errno = EEXIST;
+    else if ((handle = open(part, O_WRONLY | O_CREAT | O_EXCL, 0644)) >= 0) h->file = fdopen(handle, "wb");
+    if (!h->file) return file_error(h, "made");
+    fields = declaration(h);
+    if (!fields) return fail(h, HEADRACE_SYSTEM, "No memory is left.");
+    h->session = 1;
+    m.kind = HELLO;
+    snprintf(json, sizeof json, "{\"format\": \"headrace-blocks\", \"version\": 1, \"rank\": %d, \"ranks\": %d}", h->rank,
+             h->ranks);
+    send_json(h, &m, json);
+    d.kind = DECLARE;
+    send_json(h, &d, fields);
+    free(fields);
+    return 0;
+}
+
+/* After its last block the file gets its own name. */
+static int finish_file(headrace *h)
+{
+    char part[4096];
+    int wrong = fflush(h->file) || fsync(fileno(h->file)) || ferror(h->file);
+    snprintf(part, sizeof part, "%s.part", h->file_name);
+    wrong |= fclose(h->file);
+    h->file = NULL;
+    return wrong || rename(part, h->file_name) ? file_error(h, "finished") : 0;
 }
 
 int headrace_next(headrace *h)
@@ -803,7 +932,9 @@ int headrace_next(headrace *h)
     h->began = now();
     for (int i = 0; i < 8; i++) h->words[i].step = -1;
     if (!h->active) {
+        int code;
         if (h->once) return 0;
+        if (h->file_name && (code = open_file(h)) < 0) return code;
         h->once = h->running = 1;
         return 1;
     }
@@ -863,16 +994,36 @@ static void convert_line(int wire, int type, void *target, const void *source, i
     }
 }
 
+/* Make room for a block of count values of a field. */
+static int stage(headrace *h, staged *s, int type, const void *values, int64_t count)
+{
+    size_t wanted = (size_t)count * (size_t)size_of(h->type);
+    unsigned char *larger;
+    if (type < HEADRACE_FLOAT32 || type > HEADRACE_UINT8) return fail(h, HEADRACE_WRONG_USE, "Type %d is unknown.", type);
+    if (count && !values) return fail(h, HEADRACE_WRONG_USE, "The block of field %s has no values.", s->name);
+    if (wanted <= s->capacity) return 0;
+    larger = realloc(s->data, wanted);
+    if (!larger) return fail(h, HEADRACE_SYSTEM, "No memory is left for a block of %zu bytes.", wanted);
+    s->data = larger;
+    s->capacity = wanted;
+    return 0;
+}
+
+static int check_field(headrace *h, int field)
+{
+    if (!h->running) return fail(h, HEADRACE_WRONG_USE, "No simulation is running; ask for one with headrace_next.");
+    if (field < 0 || field >= h->num_fields)
+        return fail(h, HEADRACE_WRONG_USE, "Field %d was not declared; there are %d.", field, h->num_fields);
+    return 0;
+}
+
 int headrace_put(headrace *h, int field, int type, const void *values, const int64_t *strides, const int64_t *offset,
                  const int64_t *shape)
 {
     int64_t packed[HEADRACE_MAX_NDIM], index[HEADRACE_MAX_NDIM] = {0}, count = 1, lines;
     staged *s;
-    int last;
-    if (!h->running) return fail(h, HEADRACE_WRONG_USE, "No simulation is running; ask for one with headrace_next.");
-    if (field < 0 || field >= h->num_fields)
-        return fail(h, HEADRACE_WRONG_USE, "Field %d was not declared; there are %d.", field, h->num_fields);
-    if (type < HEADRACE_FLOAT32 || type > HEADRACE_UINT8) return fail(h, HEADRACE_WRONG_USE, "Type %d is unknown.", type);
+    int last, code;
+    if ((code = check_field(h, field)) < 0) return code;
     s = &h->fields[field];
     last = s->ndim - 1;
     for (int i = last; i >= 0; i--) {
@@ -883,14 +1034,10 @@ int headrace_put(headrace *h, int field, int type, const void *values, const int
         count *= shape[i];
     }
     if (!strides) strides = packed;
-    if (count && !values) return fail(h, HEADRACE_WRONG_USE, "The block of field %s has no values.", s->name);
-    if ((size_t)count * (size_t)size_of(h->type) > s->capacity) {
-        size_t wanted = (size_t)count * (size_t)size_of(h->type);
-        unsigned char *larger = realloc(s->data, wanted);
-        if (!larger) return fail(h, HEADRACE_SYSTEM, "No memory is left for a block of %zu bytes.", wanted);
-        s->data = larger;
-        s->capacity = wanted;
-    }
+    if ((code = stage(h, s, type, values, count)) < 0) return code;
+    s->by_index = 0;
+    s->block_ndim = s->ndim;
+    memcpy(s->global, s->shape, sizeof s->shape);
     memcpy(s->offset, offset, (size_t)s->ndim * sizeof *offset);
     memcpy(s->block_shape, shape, (size_t)s->ndim * sizeof *shape);
     lines = count ? count / shape[last] : 0;
@@ -901,6 +1048,63 @@ int headrace_put(headrace *h, int field, int type, const void *values, const int
                      (const unsigned char *)values + from * size_of(type), shape[last], strides[last]);
         for (int i = last - 1; i >= 0 && ++index[i] == shape[i]; i--) index[i] = 0;
     }
+    s->put = 1;
+    return 0;
+}
+
+int headrace_cells(headrace *h, const int64_t *cells, int64_t num_cells)
+{
+    int64_t total = 1, *copy;
+    unsigned char *seen;
+    for (int f = 1; f < h->num_fields; f++)
+        if (h->fields[f].ndim != h->fields[0].ndim || memcmp(h->fields[f].shape, h->fields[0].shape, sizeof h->fields[0].shape))
+            return fail(h, HEADRACE_WRONG_USE, "Cells by number need fields of one shape; %s has another one than %s.",
+                        h->fields[f].name, h->fields[0].name);
+    for (int i = 0; i < h->fields[0].ndim; i++) total *= h->fields[0].shape[i];
+    if (num_cells < 0 || num_cells > total || (num_cells && !cells))
+        return fail(h, HEADRACE_WRONG_USE, "A rank cannot own %lld cells of a field with %lld.", (long long)num_cells,
+                    (long long)total);
+    copy = malloc((size_t)num_cells * sizeof *copy + 1);
+    seen = calloc((size_t)total / 8 + 1, 1);
+    if (!copy || !seen) {
+        free(copy);
+        free(seen);
+        return fail(h, HEADRACE_SYSTEM, "No memory is left for a list of %lld cells.", (long long)num_cells);
+    }
+    for (int64_t i = 0; i < num_cells; i++) {
+        int wrong = cells[i] < 0 || cells[i] >= total;
+        if (wrong || seen[cells[i] / 8] & 1 << cells[i] % 8) {
+            free(copy);
+            free(seen);
+            if (wrong)
+                return fail(h, HEADRACE_WRONG_USE, "Cell %lld does not exist: the field's cells are 0 to %lld.",
+                            (long long)cells[i], (long long)total - 1);
+            return fail(h, HEADRACE_WRONG_USE, "Cell %lld is named twice; each is sent by the one rank that owns it.",
+                        (long long)cells[i]);
+        }
+        seen[cells[i] / 8] |= (unsigned char)(1 << cells[i] % 8);
+        copy[i] = cells[i];
+    }
+    free(seen);
+    free(h->cells);
+    h->cells = copy;
+    h->num_cells = num_cells;
+    h->cells_session = 0;
+    return 0;
+}
+
+int headrace_put_cells(headrace *h, int field, int type, const void *values, int64_t stride)
+{
+    staged *s;
+    int code;
+    if ((code = check_field(h, field)) < 0) return code;
+    if (!h->cells) return fail(h, HEADRACE_WRONG_USE, "This rank's cells are not known; name them with headrace_cells.");
+    s = &h->fields[field];
+    if ((code = stage(h, s, type, values, h->num_cells)) < 0) return code;
+    convert_line(h->type, type, s->data, values, h->num_cells, stride);
+    s->by_index = s->block_ndim = 1;
+    s->global[0] = s->block_shape[0] = h->num_cells;
+    s->offset[0] = 0;
     s->put = 1;
     return 0;
 }
@@ -954,40 +1158,82 @@ static int wait_for(headrace *h, int credit, int64_t step)
     return code < 0 ? code : 0;
 }
 
+/* A message about this rank's share of a step. */
+static message about_step(const headrace *h, uint16_t kind, int64_t step, double time)
+{
+    message m = {0};
+    m.kind = kind;
+    m.simulation = h->simulation;
+    m.attempt = h->attempt;
+    m.step = (uint64_t)step;
+    m.time = time;
+    m.block = (uint32_t)h->rank;
+    m.num_blocks = (uint32_t)h->ranks;
+    return m;
+}
+
+/* Tell the session which cells this rank owns, where it does not know them yet. */
+static void send_cells(headrace *h)
+{
+    int64_t most = MAX_BLOCK / 8;
+    unsigned char *table;
+    if (!h->num_cells || h->cells_session == h->session || !(table = malloc((size_t)most * 8))) return;
+    for (int64_t first = 0; first < h->num_cells; first += most) {
+        int64_t count = h->num_cells - first < most ? h->num_cells - first : most;
+        message m = {0};
+        for (int64_t i = 0; i < count; i++) store(table + 8 * i, (uint64_t)h->cells[first + i], 8);
+        m.kind = CELLS;
+        m.type = HEADRACE_INT64;
+        m.ndim = 1;
+        m.shape[0] = h->num_cells;
+        m.offset[0] = first;
+        m.block_shape[0] = count;
+        send_payload(h, &m, table, (size_t)count * 8);
+    }
+    free(table);
+    h->cells_session = h->session;
+}
+
 /* Send a contiguous part of a field's block: rows first..stop of axis `axis`, with single indices before it. */
 static int send_part(headrace *h, int f, int axis, const int64_t *corner, int64_t first, int64_t stop,
                      const unsigned char *data, int64_t step, double time, int last_part)
 {
     staged *s = &h->fields[f];
-    message m = {0};
+    message m = about_step(h, BLOCK, step, time);
     char record[1024];
     int64_t bytes = size_of(h->type);
+    uint64_t position;
     size_t n;
-    int code;
-    m.kind = BLOCK;
-    m.simulation = h->simulation;
-    m.attempt = h->attempt;
+    int code, placed;
     m.field = (uint16_t)f;
     m.type = h->type;
-    m.ndim = s->ndim;
-    m.step = (uint64_t)step;
-    m.time = time;
-    m.block = (uint32_t)h->rank;
-    m.num_blocks = (uint32_t)h->ranks;
-    for (int i = 0; i < s->ndim; i++) {
-        m.shape[i] = s->shape[i];
+    m.ndim = s->block_ndim;
+    for (int i = 0; i < s->block_ndim; i++) {
+        m.shape[i] = s->global[i];
         m.offset[i] = s->offset[i] + (i < axis ? corner[i] : i == axis ? first : 0);
         m.block_shape[i] = i < axis ? 1 : i == axis ? stop - first : s->block_shape[i];
         bytes *= m.block_shape[i];
     }
     m.length = (uint64_t)bytes;
     m.crc = headrace_wire_crc32(0, data, m.length);
-    m.flags = h->strict ? PAYLOAD_SIGNED : 0;
+    m.flags = (h->strict ? PAYLOAD_SIGNED : 0u) | (s->by_index ? BY_INDEX : 0u);
     m.value = (uint64_t)last_part;
     n = (size_t)sprintf(record, "{\"e\": \"block\", \"s\": %llu, \"a\": %lu, \"f\": %d, \"t\": %lld, \"o\": [",
                         (unsigned long long)h->simulation, (unsigned long)h->attempt, f, (long long)step);
-    for (int i = 0; i < s->ndim; i++) n += (size_t)sprintf(record + n, "%s%lld", i ? ", " : "", (long long)m.offset[i]);
-    sprintf(record + n, "], \"c\": %lu}", (unsigned long)m.crc);
+    for (int i = 0; i < m.ndim; i++) n += (size_t)sprintf(record + n, "%s%lld", i ? ", " : "", (long long)m.offset[i]);
+    n += (size_t)sprintf(record + n, "], \"c\": %lu", (unsigned long)m.crc);
+    if (s->by_index) n += (size_t)sprintf(record + n, ", \"r\": %d", h->rank);
+    sprintf(record + n, "}");
+    while ((placed = place_in_ring(h, data, m.length, &position)) == 0) {
+        message answer;
+        if (h->broken) return 0;
+        if ((code = receive(h, 0.001, &answer)) < 0) return code;
+        if (code) take(h, &answer);
+    }
+    if (placed > 0) {
+        m.flags |= IN_RING;
+        m.value |= 2 * position;
+    }
     if ((code = write_log(h, record)) < 0) return code;
     send_message(h, &m, data);
     h->bytes += m.length;
@@ -1001,9 +1247,9 @@ static int send_parts(headrace *h, int f, int axis, int64_t *corner, const unsig
     staged *s = &h->fields[f];
     int64_t row = size_of(h->type), n = s->block_shape[axis], rows;
     int code = 0, outer_last = last_field;
-    for (int i = axis + 1; i < s->ndim; i++) row *= s->block_shape[i];
+    for (int i = axis + 1; i < s->block_ndim; i++) row *= s->block_shape[i];
     for (int i = 0; i < axis; i++) outer_last = outer_last && corner[i] == s->block_shape[i] - 1;
-    if (row > MAX_BLOCK && axis + 1 < s->ndim) {
+    if (row > MAX_BLOCK && axis + 1 < s->block_ndim) {
         for (int64_t i = 0; i < n && code >= 0; i++) {
             corner[axis] = i;
             code = send_parts(h, f, axis + 1, corner, data + i * row, step, time, last_field);
@@ -1021,8 +1267,20 @@ static int send_parts(headrace *h, int f, int axis, int64_t *corner, const unsig
 static int64_t count_of(const staged *s)
 {
     int64_t count = 1;
-    for (int i = 0; i < s->ndim; i++) count *= s->block_shape[i];
+    for (int i = 0; i < s->block_ndim; i++) count *= s->block_shape[i];
     return count;
+}
+
+/* Send the blocks of all fields that were put; last: the last one that is not empty. */
+static int send_blocks(headrace *h, int64_t step, double time, int last)
+{
+    int code = 0;
+    for (int f = 0; f < h->num_fields && code >= 0; f++) {
+        int64_t corner[HEADRACE_MAX_NDIM] = {0};
+        if (h->fields[f].by_index) send_cells(h);
+        if (count_of(&h->fields[f])) code = send_parts(h, f, 0, corner, h->fields[f].data, step, time, f == last);
+    }
+    return code;
 }
 
 int headrace_send(headrace *h, int64_t step, double time)
@@ -1039,43 +1297,55 @@ int headrace_send(headrace *h, int64_t step, double time)
     }
     for (int f = 0; f < h->num_fields; f++) h->fields[f].put = 0;
     h->next++;
+    if (h->file) {
+        if ((code = send_blocks(h, step, time, last)) < 0) return code;
+        return fflush(h->file) || ferror(h->file) ? file_error(h, "written") : h->word;
+    }
     /* A rank whose session is lost computes on and sends nothing: leaving alone would hang the others inside MPI. */
     if (!h->active || h->simulation_lost || h->word == HEADRACE_STOP) return h->word;
     if (h->skips && step > 0) {
         if ((code = wait_for(h, 0, step)) < 0) return code;
         if (h->simulation_lost || h->word == HEADRACE_STOP) return h->word;
         if (h->skip_step == step) {
-            message m = {0};
-            m.kind = SKIP;
-            m.simulation = h->simulation;
-            m.attempt = h->attempt;
-            m.step = (uint64_t)step;
-            m.time = time;
-            m.block = (uint32_t)h->rank;
-            m.num_blocks = (uint32_t)h->ranks;
+            message m = about_step(h, SKIP, step, time);
             send_message(h, &m, NULL);
             return h->word;
         }
     }
     if ((code = wait_for(h, 1, step)) < 0) return code;
     if (h->simulation_lost || h->word == HEADRACE_STOP) return h->word;
-    for (int f = 0; f < h->num_fields; f++) {
-        int64_t corner[HEADRACE_MAX_NDIM] = {0};
-        if (!count_of(&h->fields[f])) continue;
-        if ((code = send_parts(h, f, 0, corner, h->fields[f].data, step, time, f == last)) < 0) return code;
-    }
+    if ((code = send_blocks(h, step, time, last)) < 0) return code;
     if ((code = wait_for(h, 0, step)) < 0) return code;
     return h->word;
 }
 
+/* Send END with a status (0 completed, 1 failed, 2 stopped) and what this rank measured. */
+static void send_end(headrace *h, const char *failure, int status)
+{
+    char reason[2048], json[4096];
+    message m = {0};
+    json_quote(failure ? failure : "", reason, sizeof reason);
+    snprintf(json, sizeof json, "{\"reason\": %s, \"blocked\": %.9g, \"elapsed\": %.9g, \"bytes\": %llu}", reason, h->blocked,
+             now() - h->began, (unsigned long long)h->bytes);
+    m.kind = END;
+    m.simulation = h->simulation;
+    m.attempt = h->attempt;
+    m.value = (uint64_t)status;
+    send_json(h, &m, json);
+}
+
 int headrace_end(headrace *h, const char *failure)
 {
-    char record[128], reason[2048], *json;
-    message question = {0}, m;
+    char record[128];
+    message m;
     double deadline;
     int status, code = 0;
     if (!h->running) return 0;
     h->running = 0;
+    if (h->file) {
+        send_end(h, failure, failure ? 1 : 0);
+        return finish_file(h);
+    }
     if (!h->active) return 0;
     if (!failure && h->next > 0 && !h->simulation_lost && h->word != HEADRACE_STOP) code = wait_for(h, 0, h->next);
     if (h->broken) h->simulation_lost = 1;
@@ -1085,17 +1355,7 @@ int headrace_end(headrace *h, const char *failure)
              (unsigned long long)h->simulation, (unsigned long)h->attempt, status);
     if ((code = write_log(h, record)) < 0) return code;
     if (h->simulation_lost) return 0;
-    json = malloc(4096);
-    if (!json) return fail(h, HEADRACE_SYSTEM, "No memory is left.");
-    json_quote(failure ? failure : "", reason, sizeof reason);
-    snprintf(json, 4096, "{\"reason\": %s, \"blocked\": %.9g, \"elapsed\": %.9g, \"bytes\": %llu}", reason, h->blocked,
-             now() - h->began, (unsigned long long)h->bytes);
-    question.kind = END;
-    question.simulation = h->simulation;
-    question.attempt = h->attempt;
-    question.value = (uint64_t)status;
-    send_json(h, &question, json);
-    free(json);
+    send_end(h, failure, status);
     /* After a failure the other ranks may never come to their end: do not wait for them. */
     deadline = now() + 2;
     while (!h->ended && !h->broken && (!failure || now() < deadline)) {

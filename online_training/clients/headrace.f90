@@ -8,10 +8,12 @@ module headrace
   implicit none
   private
   public :: headrace_study, headrace_open, headrace_next, headrace_parameter, headrace_put, headrace_send
+  public :: headrace_cells, headrace_put_cells, headrace_put_address
   public :: headrace_end, headrace_close, headrace_last_error, headrace_num_steps, headrace_bytes_sent
   public :: headrace_simulation, headrace_active, headrace_lost
 
-  integer(c_int), parameter, public :: headrace_float32 = 1, headrace_float64 = 2
+  integer(c_int), parameter, public :: headrace_float32 = 1, headrace_float64 = 2, headrace_int32 = 3
+  integer(c_int), parameter, public :: headrace_int64 = 4, headrace_uint8 = 5
   integer(c_int), parameter, public :: headrace_continue = 0, headrace_stop = 1, headrace_slow = 2
   integer(c_int), parameter, public :: headrace_wrong_use = -1, headrace_refused = -2
   integer(c_int), parameter, public :: headrace_unreachable = -3, headrace_system = -4
@@ -28,6 +30,16 @@ module headrace
     integer(c_int) :: ndim
     integer(c_int64_t) :: shape(max_ndim)
   end type c_field
+
+  !> Make this rank's handle: fields of one shape, or of a shape each.
+  interface headrace_open
+    module procedure open_alike, open_each
+  end interface headrace_open
+
+  !> Copy the values of this rank's cells, in the order in which headrace_cells named them.
+  interface headrace_put_cells
+    module procedure put_cells_real32, put_cells_real64
+  end interface headrace_put_cells
 
   !> Copy a block of a field for the next headrace_send.
   interface headrace_put
@@ -60,6 +72,20 @@ module headrace
       integer(c_int64_t), intent(in) :: strides(*), offset(*), shape(*)
       integer(c_int) :: code
     end function c_put
+    function c_cells(handle, cells, number) bind(c, name="headrace_cells") result(code)
+      import :: c_ptr, c_int, c_int64_t
+      type(c_ptr), value :: handle
+      integer(c_int64_t), intent(in) :: cells(*)
+      integer(c_int64_t), value :: number
+      integer(c_int) :: code
+    end function c_cells
+    function c_put_cells(handle, field, type, values, stride) bind(c, name="headrace_put_cells") result(code)
+      import :: c_ptr, c_int, c_int64_t
+      type(c_ptr), value :: handle, values
+      integer(c_int), value :: field, type
+      integer(c_int64_t), value :: stride
+      integer(c_int) :: code
+    end function c_put_cells
     function c_send(handle, step, time) bind(c, name="headrace_send") result(code)
       import :: c_ptr, c_int, c_int64_t, c_double
       type(c_ptr), value :: handle
@@ -116,10 +142,20 @@ module headrace
 contains
 
   !> Make this rank's handle for fields that all have one shape; ask headrace_last_error afterwards. Collective.
-  subroutine headrace_open(study, names, shape, type, rank, ranks)
+  subroutine open_alike(study, names, shape, type, rank, ranks)
     type(headrace_study), intent(out) :: study
     character(len=*), intent(in) :: names(:)
     integer, intent(in) :: shape(:)
+    integer(c_int), intent(in) :: type
+    integer, intent(in) :: rank, ranks
+    call open_each(study, names, spread(shape, 2, size(names)), type, rank, ranks)
+  end subroutine open_alike
+
+  !> Make this rank's handle for fields of shapes(:, i) each, filled up with zeros where one has fewer axes. Collective.
+  subroutine open_each(study, names, shapes, type, rank, ranks)
+    type(headrace_study), intent(out) :: study
+    character(len=*), intent(in) :: names(:)
+    integer, intent(in) :: shapes(:, :)
     integer(c_int), intent(in) :: type
     integer, intent(in) :: rank, ranks
     character(len=len(names)+1, kind=c_char), target :: texts(size(names))
@@ -128,12 +164,12 @@ contains
     do i = 1, size(names)
       texts(i) = trim(names(i)) // c_null_char
       fields(i)%name = c_loc(texts(i))
-      fields(i)%ndim = size(shape)
+      fields(i)%ndim = count(shapes(:, i) > 0)
       fields(i)%shape = 0
-      fields(i)%shape(:min(size(shape), max_ndim)) = shape(:min(size(shape), max_ndim))
+      fields(i)%shape(:min(size(shapes, 1), max_ndim)) = shapes(:min(size(shapes, 1), max_ndim), i)
     end do
     study%handle = c_open(fields, size(names, kind=c_int), type, int(rank, c_int), int(ranks, c_int))
-  end subroutine headrace_open
+  end subroutine open_each
 
   !> Take the next simulation: 1 there is one, 0 none is left, negative an error. Collective.
   integer function headrace_next(study) result(code)
@@ -228,6 +264,40 @@ contains
     integer, intent(in) :: bytes
     elements = (transfer(there, 0_c_intptr_t) - transfer(here, 0_c_intptr_t)) / bytes
   end function distance
+
+  !> Name the cells that this rank owns, where they are no box: x * ny + y (and so on) with x, y from 0. Sent once.
+  integer function headrace_cells(study, cells) result(code)
+    type(headrace_study), intent(in) :: study
+    integer(c_int64_t), intent(in) :: cells(:)
+    code = c_cells(study%handle, cells, size(cells, kind=c_int64_t))
+  end function headrace_cells
+
+  integer function put_cells_real32(study, field, values) result(code)
+    type(headrace_study), intent(in) :: study
+    integer, intent(in) :: field
+    real(real32), intent(in), target, contiguous :: values(:)
+    code = c_put_cells(study%handle, int(field - 1, c_int), headrace_float32, c_loc(values), 1_c_int64_t)
+  end function put_cells_real32
+
+  integer function put_cells_real64(study, field, values) result(code)
+    type(headrace_study), intent(in) :: study
+    integer, intent(in) :: field
+    real(real64), intent(in), target, contiguous :: values(:)
+    code = c_put_cells(study%handle, int(field - 1, c_int), headrace_float64, c_loc(values), 1_c_int64_t)
+  end function put_cells_real64
+
+  !> headrace_put for a contiguous array of any type with one to four axes, by its address: c_loc(values).
+  integer function headrace_put_address(study, field, type, address, shape, offset) result(code)
+    type(headrace_study), intent(in) :: study
+    integer, intent(in) :: field, shape(:), offset(:)
+    integer(c_int), intent(in) :: type
+    type(c_ptr), intent(in) :: address
+    integer(c_int64_t) :: strides(size(shape))
+    integer :: i
+    strides = [(product(int(shape(:i - 1), c_int64_t)), i = 1, size(shape))]
+    code = c_put(study%handle, int(field - 1, c_int), type, address, strides, int(offset, c_int64_t), &
+                 int(shape, c_int64_t))
+  end function headrace_put_address
 
   integer function put_real32_1(study, field, values, offset) result(code)
     type(headrace_study), intent(in) :: study

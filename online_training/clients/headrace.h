@@ -56,7 +56,8 @@ typedef struct headrace headrace;
 
 /* Make a handle for this rank; `type` is the type of the values on the wire. Collective.
  * Never NULL except without memory: ask headrace_last_error, empty where all is well. Without HEADRACE_ADDRESS in the
- * environment there is no study: headrace_next then gives one simulation without parameters, and nothing is sent. */
+ * environment there is no study: headrace_next then gives one simulation without parameters, and its blocks go to files in
+ * the folder HEADRACE_OUTPUT, for `headrace convert`, or nowhere. */
 headrace *headrace_open(const headrace_field *fields, int num_fields, int type, int rank, int ranks);
 
 /* Take the next simulation: 1 there is one, 0 none is left, negative an error. Collective. */
@@ -78,6 +79,13 @@ int headrace_lost(const headrace *study);            /* 1: the study did not kee
  * NULL: C order without gaps. offset, shape: place and size of the block in the global field. */
 int headrace_put(headrace *study, int field, int type, const void *values, const int64_t *strides,
                  const int64_t *offset, const int64_t *shape);
+
+/* Name the cells that this rank owns, where they are no box: their numbers in the global field, in C order. They are copied,
+ * and travel once. All fields must have one shape. */
+int headrace_cells(headrace *study, const int64_t *cells, int64_t num_cells);
+
+/* headrace_put for the values of these cells, in their order; stride: distance of neighbours, in elements. */
+int headrace_put_cells(headrace *study, int field, int type, const void *values, int64_t stride);
 
 /* Send the step whose fields were all put; return what the study said to the step before, the same on all ranks, or an
  * error. Collective. Steps are 0, 1, 2, ... Waits, asleep in a poll, while the study has no room. */

@@ -38,9 +38,9 @@ CUTS = {
 def test_a_step_has_the_checksum_of_its_memory_however_it_was_cut(name: str) -> None:
     step = np.random.default_rng(0).random((2, 256, 300), np.float32)
     assembly = StepAssembly(np.empty_like(step), step.size, 0.0)
-    boxes = CUTS[name]
+    boxes = [Box(*cut) for cut in CUTS[name]]
     for box in boxes:
-        field, count, (i, j), (rows, columns) = box
+        field, count, (i, j), (rows, columns), _ = box
         values = np.ascontiguousarray(step[field : field + count, i : i + rows, j : j + columns])
         assert assembly.place(box, values, zlib.crc32(values))
         assert not assembly.place(box, values, zlib.crc32(values)), "a second copy changes nothing"

@@ -4,12 +4,14 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from headrace.online_training.block_files import BlockFiles
 from headrace.online_training.intake import Assignment
 from tests.mpi_run import mpirun
 from tests.online_training.intake_setup import make_layout, plan, running_intake, wait_until
@@ -61,14 +63,18 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def start_python(ranks: int, environment: dict[str, str], folder: str) -> subprocess.Popen:
+    return start(Path(sys.executable), ranks, environment, str(SOURCES / "heat.py"), str(N), str(STEPS), folder, n=None)
+
+
 def start(
-    program: Path, ranks: int, environment: dict[str, str], *arguments: str, n: int = N, steps: int = STEPS
+    program: Path, ranks: int, environment: dict[str, str], *arguments: str, n: int | None = N, steps: int = STEPS
 ) -> subprocess.Popen:
     version = subprocess.run([mpirun(), "--version"], capture_output=True, text=True, check=False).stdout
     extra = ["--allow-run-as-root", "--oversubscribe"] if "Open MPI" in version else []
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
     return subprocess.Popen(
-        [mpirun(), *extra, "-n", str(ranks), str(program), str(n), str(steps), *arguments],
+        [mpirun(), *extra, "-n", str(ranks), str(program), *([str(n), str(steps)] if n else []), *arguments],
         env={**clean, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -107,12 +113,15 @@ def test_headers_are_those_of_the_wire_s_vectors(programs: Path) -> None:
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("program", ["heat_c", "heat_f90"])
-@pytest.mark.parametrize("transport", ["tcp", "ipc"])
-def test_four_ranks_stream_what_numpy_computes(programs: Path, tmp_path: Path, program: str, transport: str) -> None:
+@pytest.mark.parametrize(("transport", "cells"), [("tcp", []), ("ipc", ["cells"]), ("shm", []), ("shm", ["cells"])])
+def test_four_ranks_stream_what_numpy_computes(
+    programs: Path, tmp_path: Path, program: str, transport: str, cells: list[str]
+) -> None:
     layout = make_layout(shape=(N, N), num_steps=STEPS)
     with running_intake(tmp_path, layout, slots=32, transport=transport) as intake:
         plan(intake, 3)
-        report = finish(start(programs / program, 4, intake.environment, str(tmp_path)))
+        report = finish(start(programs / program, 4, intake.environment, str(tmp_path), *cells))
+        assert intake.status()["bytes_received"] == report["bytes"] and not intake.status()["rejected"]
         slots, memory = intake.settings.buffer.slots, intake.settings.memory.array
         assert sorted(slots) == [(s, t) for s in range(3) for t in range(STEPS)]
         received = len(slots) * layout.step_bytes
@@ -125,10 +134,55 @@ def test_four_ranks_stream_what_numpy_computes(programs: Path, tmp_path: Path, p
 
 
 @pytest.mark.mpi
-def test_blocks_of_many_mebibytes_are_cut(programs: Path, tmp_path: Path) -> None:
+def test_c_fortran_and_python_solvers_share_a_study(programs: Path, tmp_path: Path) -> None:
+    """Whoever solves a simulation, its samples are the same; the study does not know who it was."""
+    nus = [0.1 * (1 + i) for i in range(9)]  # the explicit scheme is stable up to 1.25
+    layout = make_layout(shape=(N, N), num_steps=STEPS)
+    with running_intake(tmp_path, layout, slots=60) as intake:
+        intake.plan([Assignment(simulation=i, parameters={"nu": nu}) for i, nu in enumerate(nus)])
+        intake.all_planned()
+        jobs = {name: {**intake.environment, "HEADRACE_JOB": name} for name in ("heat_c", "heat_f90", "heat_python")}
+        processes = [start(programs / name, 4, jobs[name], str(tmp_path)) for name in ("heat_c", "heat_f90")]
+        processes.append(start_python(2, jobs["heat_python"], str(tmp_path)))
+        reports = [finish(process) for process in processes]
+        wait_until(lambda: intake.status()["done"] == 9)
+        slots, memory = intake.settings.buffer.slots, intake.settings.memory.array
+        assert sum(report["simulations"] for report in reports) == 9
+        assert sum(report["bytes"] for report in reports) == intake.status()["bytes_received"]
+        assert len(slots) == 9 * STEPS
+        for (simulation, step), slot in slots.items():
+            np.testing.assert_allclose(memory[slot, 0], heat(nus[simulation])[step], rtol=0, atol=2e-7)
+        for simulation in range(9):
+            ranks = len(list(tmp_path.glob(f"{simulation}-*.bin")))
+            found = final_state(tmp_path, simulation, ranks)
+            np.testing.assert_allclose(found, heat(nus[simulation])[-1], rtol=0, atol=1e-10)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("program", ["heat_c", "heat_f90"])
+@pytest.mark.parametrize("cells", [[], ["cells"]])
+def test_without_a_study_blocks_go_to_files(programs: Path, tmp_path: Path, program: str, cells: list[str]) -> None:
+    blocks = tmp_path / "blocks"
+    blocks.mkdir()
+    environment = {"HEADRACE_OUTPUT": str(blocks)}
+    report = finish(start(programs / program, 4, environment, str(tmp_path), *cells))
+    assert report == {"simulations": 1, "bytes": 4 * N * N * STEPS}
+    found = BlockFiles(blocks)
+    assert found.finished and found.fields == {"u": (N, N)}
+    np.testing.assert_allclose(found.times, 0.1 * np.arange(STEPS))
+    for step in range(STEPS):
+        np.testing.assert_allclose(found.step(step)["u"], heat(0.25)[step], rtol=0, atol=2e-7)
+    again = start(programs / program, 4, environment, str(tmp_path))
+    output, errors = again.communicate(timeout=60)
+    assert again.returncode != 0 and "holds no blocks of another run" in output + errors
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("transport", ["tcp", "shm"])
+def test_blocks_of_many_mebibytes_are_cut(programs: Path, tmp_path: Path, transport: str) -> None:
     n, steps = 1500, 2
     layout = make_layout(shape=(n, n), num_steps=steps)
-    with running_intake(tmp_path, layout, slots=2, transport="tcp") as intake:
+    with running_intake(tmp_path, layout, slots=2, transport=transport) as intake:
         plan(intake, 1)
         report = finish(start(programs / "heat_c", 1, intake.environment, n=n, steps=steps))
         assert report == {"simulations": 1, "bytes": steps * layout.step_bytes}

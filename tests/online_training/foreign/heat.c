@@ -1,5 +1,6 @@
 /* A heat solver in C for the tests: explicit steps on a periodic square, slabs of rows, one ghost row on each side.
- * heat N STEPS [FOLDER]: the last state goes to FOLDER/SIMULATION-RANK.bin, as doubles. */
+ * heat N STEPS [FOLDER [cells]]: the last state goes to FOLDER/SIMULATION-RANK.bin, as doubles; with the word cells a rank
+ * names its cells by number, the last one first, instead of its slab. */
 #include "headrace_mpi.h"
 #include <math.h>
 #include <stdio.h>
@@ -17,7 +18,7 @@ static int check(headrace *study, int code)
 
 int main(int argc, char **argv)
 {
-    int rank, ranks, n = atoi(argv[1]), steps = atoi(argv[2]), simulations = 0;
+    int rank, ranks, n = atoi(argv[1]), steps = atoi(argv[2]), simulations = 0, by_cells = argc > 4;
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &ranks);
@@ -27,6 +28,12 @@ int main(int argc, char **argv)
     unsigned long long sent = 0;
     headrace_field field = {"u", 2, {n, n}};
     headrace *study = headrace_open_comm(&field, 1, HEADRACE_FLOAT32, MPI_COMM_WORLD);
+    if (by_cells) {
+        int64_t *cells = malloc(sizeof *cells * (size_t)(rows * n));
+        for (int i = 0; i < rows * n; i++) cells[i] = (int64_t)n * (first + rows) - 1 - i;
+        check(study, headrace_cells(study, cells, (int64_t)rows * n));
+        free(cells);
+    }
     while (check(study, headrace_next(study)) == 1) {
         double nu = 0.25;
         headrace_parameter(study, "nu", &nu);
@@ -35,7 +42,8 @@ int main(int argc, char **argv)
                 u[(i + 1) * n + j] = sin(2 * M_PI * (first + i) / n) * cos(4 * M_PI * j / n) + (first + i) * 0.01 * j / n;
         for (int step = 0; step < steps; step++) {
             int64_t offset[] = {first, 0}, shape[] = {rows, n};
-            check(study, headrace_put(study, 0, HEADRACE_FLOAT64, u + n, NULL, offset, shape));
+            if (by_cells) check(study, headrace_put_cells(study, 0, HEADRACE_FLOAT64, u + n + rows * n - 1, -1));
+            else check(study, headrace_put(study, 0, HEADRACE_FLOAT64, u + n, NULL, offset, shape));
             if (check(study, headrace_send(study, step, 0.1 * step)) == HEADRACE_STOP) break;
             int up = (rank + 1) % ranks, down = (rank + ranks - 1) % ranks;
             MPI_Sendrecv(u + rows * n, n, MPI_DOUBLE, up, 0, u, n, MPI_DOUBLE, down, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);

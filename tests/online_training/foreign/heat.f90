@@ -29,6 +29,8 @@ program heat
   character(len=1024) :: text, folder
   integer(c_int) :: rank, ranks
   integer :: n, steps, first, rows, step, i, j, code, simulations, unit
+  integer(int64), allocatable :: cells(:)
+  logical :: by_cells
   type(headrace_study) :: study
 
   call get_command_argument(1, text)
@@ -43,6 +45,11 @@ program heat
   sent = 0
   simulations = 0
   call headrace_open(study, ["u"], [n, n], headrace_float32, rank, ranks)
+  by_cells = command_argument_count() > 3
+  if (by_cells) then
+    cells = [((int(n, int64) * (first + i - 1) + j - 1, i = 1, rows), j = 1, n)]
+    call check(headrace_cells(study, cells))
+  end if
   do
     code = headrace_next(study)
     call check(code)
@@ -55,7 +62,11 @@ program heat
       end do
     end do
     do step = 0, steps - 1
-      call check(headrace_put(study, 1, u(1:rows, :), [first, 0]))
+      if (by_cells) then
+        call check(headrace_put_cells(study, 1, reshape(u(1:rows, :), [rows * n])))
+      else
+        call check(headrace_put(study, 1, u(1:rows, :), [first, 0]))
+      end if
       code = headrace_send(study, step, 0.1_real64 * step)
       call check(code)
       if (code == headrace_stop) exit

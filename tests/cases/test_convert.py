@@ -1,0 +1,143 @@
+"""Blocks that a solver wrote without a study become trajectories: every cell, every step, nothing damaged."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headrace.cases.catalogue import find_case
+from headrace.cases.convert_command import convert
+from headrace.online_training.block_files import BlockFileError, BlockFiles
+from headrace.online_training.client import MAX_BLOCK, Connection, connect
+from headrace.solvers.hdf5 import read_trajectory
+from tests.mpi_run import run_mpi
+from tests.online_training.intake_setup import MPI_PROGRAM, field_of
+
+
+class Ranks:
+    """Stands for the communicator of one rank among several."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "blocks"
+    folder.mkdir()
+    monkeypatch.delenv("HEADRACE_ADDRESS", raising=False)
+    monkeypatch.setenv("HEADRACE_OUTPUT", str(folder))
+    return folder
+
+
+def write(steps: int = 3, shape: tuple[int, ...] = (6, 5), *, ranks: int = 2, killed: int | None = None) -> None:
+    """Write u and v of some ranks, slabs of rows; a killed rank leaves its file after two steps."""
+    for rank in range(ranks):
+        rows = slice(shape[0] * rank // ranks, shape[0] * (rank + 1) // ranks)
+        stream = connect({"u": shape, "v": shape}, Ranks(rank, ranks), dtype="float64")
+        for step in range(2 if rank == killed else steps):
+            values = {name: field_of(0, step, shape, i)[rows] + 1e-9 for i, name in enumerate("uv")}
+            stream.send(step=step, time=0.5 * step, values=values, where=(rows, slice(0, shape[1])))
+        if rank == killed:
+            (Path(stream._file._part)).open("ab").write(b"HDRC torn")
+        else:
+            stream.end()
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("cells", [False, True])
+def test_a_run_on_three_ranks_becomes_one_file(folder: Path, cells: bool) -> None:
+    shape = [8, 6]
+    settings = {"shape": shape, "fields": ["u", "v"], "steps": 4, "cut": [3, 1], "mode": "one", "cells": cells}
+    program = folder.parent / "run.py"
+    text = Path(MPI_PROGRAM).read_text()
+    # Without a study there are no parameters, and nothing to report of them.
+    program.write_text(text.replace('stream.parameters["nu"]', "None"))
+    done = run_mpi(3, [str(program), json.dumps(settings)])
+    assert done.returncode == 0, done.stderr
+    (file,) = convert(folder, settings=["nu=0.5"])
+    run = read_trajectory(file)
+    assert file == folder.with_suffix(".h5") and run.fields == ("u", "v") and run.parameters == {"nu": 0.5}
+    np.testing.assert_allclose(run.times, [0.0, 0.1, 0.2, 0.3])
+    expected = [[field_of(0, step, (8, 6), i) for i in range(2)] for step in range(4)]
+    np.testing.assert_array_equal(run.values, expected)
+
+
+def test_all_digits_are_kept_and_the_case_gives_the_grid(folder: Path, tmp_path: Path) -> None:
+    with connect({"u": (16, 16)}, dtype="float64") as stream:
+        stream.send(step=0, time=0.0, values=np.full((1, 16, 16), np.pi))
+    case = find_case("fisher_kpp", (16, 16))
+    (file,) = convert(folder, case=case, output=tmp_path / "one.h5")
+    run = read_trajectory(file)
+    assert run.case == "fisher_kpp" and run.extent == case.load().grid.extent and (run.values == np.pi).all()
+    with pytest.raises(BlockFileError, match=r"but case fisher_kpp has .*--shape"):
+        convert(folder, case=find_case("fisher_kpp", (8, 8)))
+
+
+def test_fields_of_two_shapes_become_two_files(folder: Path) -> None:
+    with connect({"u": (4, 5), "w": (3,)}, dtype="int32") as stream:
+        stream.send(step=0, time=0.0, values={"u": np.arange(20).reshape(4, 5), "w": np.arange(3)})
+    one, other = convert(folder)
+    assert (one.name, other.name) == ("blocks-u.h5", "blocks-w.h5")
+    np.testing.assert_array_equal(read_trajectory(one).values[0, 0], np.arange(20).reshape(4, 5))
+    np.testing.assert_array_equal(read_trajectory(other).values[0, 0], np.arange(3))
+
+
+def test_blocks_larger_than_a_message(folder: Path) -> None:
+    n = MAX_BLOCK // 8 // 100 + 3
+    with connect({"u": (n, 150)}, dtype="float64") as stream:
+        stream.send(step=0, time=0.0, values=np.arange(n * 150.0).reshape(1, n, 150))
+    np.testing.assert_array_equal(BlockFiles(folder).step(0)["u"], np.arange(n * 150.0).reshape(n, 150))
+
+
+def test_of_a_killed_run_the_complete_steps_remain(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    write(killed=1)
+    (file,) = convert(folder)
+    assert "first 2 steps" in capsys.readouterr().err
+    np.testing.assert_array_equal(read_trajectory(file).values[1, 1], field_of(0, 1, (6, 5), 1) + 1e-9)
+
+
+def test_damage_is_named(folder: Path) -> None:
+    write()
+    path = folder / "blocks-000001.hdrc"
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 97):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        with pytest.raises(BlockFileError):
+            blocks = BlockFiles(folder)
+            for step in range(len(blocks.times)):
+                blocks.step(step)
+    for size in (0, 100, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(BlockFileError):
+            BlockFiles(folder)
+
+
+def test_a_rank_that_is_missing_is_named(folder: Path) -> None:
+    write()
+    (folder / "blocks-000000.hdrc").unlink()
+    with pytest.raises(BlockFileError, match=r"ranks \[1\], but the run had 2"):
+        BlockFiles(folder)
+    with pytest.raises(BlockFileError, match="HEADRACE_OUTPUT="):
+        BlockFiles(folder.parent)
+
+
+def test_cells_that_nobody_or_two_ranks_sent_are_named(folder: Path) -> None:
+    for rank, rows in enumerate((slice(0, 3), slice(2, 5))):
+        with connect({"u": (6, 5)}, Ranks(rank, 2)) as stream:
+            stream.send(step=0, time=0.0, values=np.ones((1, 3, 5)), where=(rows, slice(0, 5)))
+    with pytest.raises(BlockFileError, match="Step 0 of field u has cells that were sent twice"):
+        BlockFiles(folder).step(0)
+    for path in folder.iterdir():
+        path.unlink()
+    with connect({"u": (6, 5)}) as stream:
+        stream.send(step=0, time=0.0, values=np.ones((1, 3, 5)), where=(slice(0, 3), slice(0, 5)))
+    with pytest.raises(BlockFileError, match="leave 15 of 30 values of step 0 out"):
+        BlockFiles(folder)
+
+
+def test_blocks_of_another_run_are_not_overwritten(folder: Path) -> None:
+    write()
+    with pytest.raises(OSError, match="holds no blocks of another run"):
+        Connection({"u": (4,)}).next()
