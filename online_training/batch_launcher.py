@@ -87,7 +87,8 @@ class BatchLauncher(Launcher):
         """Return the script that `start` submits."""
         exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in job.environment.items())
         body = _BODY.format(
-            exports=exports, exit_file=shlex.quote(str(_exit_file(job))), launch=self._launch.format(ranks=job.ranks),
+            exports=exports, exit_file=shlex.quote(str(_exit_file(job))),
+            launch="" if job.own_mpirun else self._launch.format(ranks=job.ranks),
             command=shlex.join(job.command),
         )  # fmt: skip
         values = {"name": job.name, "ranks": job.ranks, "log": job.log.absolute(), "options": self._options}

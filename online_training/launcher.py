@@ -17,6 +17,7 @@ class Job:
     ranks : MPI ranks.
     environment : variables to set beside the scrubbed environment of the launcher.
     log : file for stdout and stderr of all ranks.
+    own_mpirun : the command starts all ranks by itself; the launcher puts nothing before it.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Job:
     ranks: int
     environment: Mapping[str, str]
     log: Path
+    own_mpirun: bool = False
 
 
 class Launcher(ABC):

@@ -87,8 +87,9 @@ class LocalLauncher(Launcher):
         if job.name in self._running:
             raise ValueError(f"Job {job.name} is running already; every job needs a name of its own.")
         wrapper = [sys.executable, "-I", "-S", die_with_parent.__file__]
-        command = [*wrapper, str(self.mpirun), *self._flags, "-n", str(job.ranks), *wrapper, *job.command]
-        environment = {**clean_environment(os.environ), **job.environment, _TAG: self._tag(job.name)}
+        ranks = [str(self.mpirun), *self._flags, "-n", str(job.ranks), *wrapper]
+        command = [*wrapper, *([] if job.own_mpirun else ranks), *job.command]
+        environment = {**clean_environment(os.environ), **job.environment, _TAG: self.tag(job.name)}
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with open(job.log, "ab") as log:
             process = subprocess.Popen(
@@ -104,7 +105,7 @@ class LocalLauncher(Launcher):
             code = process.poll()
             if code is not None:
                 del self._running[name]
-                _end(_processes_of(self._tag(name), process.pid), 0.0)  # ranks that outlived their mpirun
+                _end(processes_of(self.tag(name), process.pid), 0.0)  # ranks that outlived their mpirun
                 self._ended[name] = code if code >= 0 else 128 - code
         ended, self._ended = self._ended, {}
         return ended
@@ -127,16 +128,17 @@ class LocalLauncher(Launcher):
         """
         self._stop(list(self._running))
 
-    def _tag(self, name: str) -> str:
+    def tag(self, name: str) -> str:
+        """Return the mark that every process of a job carries in its environment."""
         return f"{self._identity}-{name}"
 
     def _stop(self, names: Iterable[str]) -> None:
         stopped = {name: self._running.pop(name) for name in names if name in self._running}
-        members = {name: _processes_of(self._tag(name), process.pid) for name, process in stopped.items()}
+        members = {name: processes_of(self.tag(name), process.pid) for name, process in stopped.items()}
         _end([process for processes in members.values() for process in processes], self._grace)
         for name, process in stopped.items():
             code = process.wait(_KILL_SECONDS)
-            left = [member.pid for member in _processes_of(self._tag(name), process.pid)]
+            left = [member.pid for member in processes_of(self.tag(name), process.pid)]
             if left:
                 raise RuntimeError(f"Processes {left} of job {name} cannot be killed; look at them on this node.")
             self._ended[name] = code if code >= 0 else 128 - code
@@ -158,7 +160,7 @@ def _flags_of(mpirun: Path) -> list[str]:
     return [*flags, "--allow-run-as-root"] if os.geteuid() == 0 else flags
 
 
-def _processes_of(tag: str, pid: int) -> list[psutil.Process]:
+def processes_of(tag: str, pid: int) -> list[psutil.Process]:
     """Return the live processes of a job: descendants of its mpirun, and all that carry the job's tag.
 
     Neither sessions nor parents alone would do: MPICH gives every rank a session, and a rank whose mpirun was
@@ -175,7 +177,7 @@ def _processes_of(tag: str, pid: int) -> list[psutil.Process]:
                 found[process.pid] = process
         except (OSError, psutil.Error):
             continue  # it ended while we looked, or belongs to somebody else
-    return [process for process in found.values() if _alive(process)]
+    return [process for process in found.values() if is_alive(process)]
 
 
 def _end(processes: list[psutil.Process], grace: float) -> None:
@@ -190,11 +192,12 @@ def _end(processes: list[psutil.Process], grace: float) -> None:
                 pass
         deadline = time.monotonic() + patience
         while processes and time.monotonic() < deadline:
-            processes = [process for process in processes if _alive(process)]
+            processes = [process for process in processes if is_alive(process)]
             time.sleep(0.02)
 
 
-def _alive(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
+    """Say whether a process runs; one that only waits for its parent's look does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from headrace.solvers.streaming import StreamingProgram
+
 from .concurrency import Concurrency
 from .early_stopping import StopRule
 from .intake_actor import NAMESPACE, IntakeActor
@@ -118,9 +120,12 @@ class Session:
             "HEADRACE_LEASE": f"{LEASE_SECONDS:g}",
             **_kind_to_neighbours(self._settings),
         }
+        case, ranks = self._record.case.load(), self._settings.ranks
+        foreign = isinstance(case.solver, StreamingProgram)
+        own = [sys.executable, "-m", "headrace.online_training.solver_job", str(reference)]
         supervisor = SupervisorProcess(
-            command=[sys.executable, "-m", "headrace.online_training.solver_job", str(reference)],
-            ranks=self._settings.ranks, environment=environment, log_dir=str(self._directory.logs),
+            command=case.solver.words(case, ranks) if foreign else own, own_mpirun=foreign,
+            ranks=ranks, environment=environment, log_dir=str(self._directory.logs),
             session=self._number, max_failures=self._settings.max_failures, scheduler=self._settings.scheduler,
             scheduler_options=self._settings.scheduler_options.split(),
             scheduler_launch=self._settings.scheduler_launch,
@@ -161,7 +166,7 @@ class Session:
                     stopping = True
                     self._ask(intake.request_stop)
                 for event in supervisor.events():
-                    self._handle(event, intake)
+                    self._handle(event, intake, supervisor)
                 if time.monotonic() - reported >= _REPORT_SECONDS:
                     reported = time.monotonic()
                     status = self._ask(intake.status)
@@ -203,11 +208,14 @@ class Session:
                 supervisor.set_jobs(self._started_jobs)
             self._ask(intake.limit_running, concurrency.limit)
 
-    def _handle(self, event: Mapping[str, Any], intake: Any) -> None:
+    def _handle(self, event: Mapping[str, Any], intake: Any, supervisor: SupervisorProcess) -> None:
         if event["event"] == "exited":
             job, code = event["job"], event["code"]
             for simulation in self._ask(intake.job_ended, job, code):
                 logger.warning("Simulation %d is run again: job %s ended with code %d.", simulation, job, code)
+            # A program that takes one simulation and ends is started again while there are any.
+            if code == 0 and self._ask(intake.status)["queued"] and not self._stop_requested.is_set():
+                supervisor.set_jobs(self._started_jobs)
         elif event["event"] == "gave_up":
             raise StudyError(f"Solver jobs keep failing. The last one said:\n{event.get('tail', '')}")
 

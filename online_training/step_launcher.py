@@ -54,6 +54,13 @@ class StepLauncher(LocalLauncher):
         super().__init__(mpirun=srun, flags=step_flags(os.environ, options))
 
     def start(self, job: Job) -> int:
-        """Start a job's step and return at once, with the process id of its srun."""
+        """Start a job's step and return at once, with the process id of its srun.
+
+        Raises
+        ------
+        RuntimeError : the job brings an mpirun of its own, which cannot be a step.
+        """
+        if job.own_mpirun:
+            raise RuntimeError(f"{job.command[0]} starts its own ranks; run it with --scheduler slurm or local.")
         kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
         return super().start(replace(job, environment={**kept, **job.environment}))

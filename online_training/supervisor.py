@@ -46,6 +46,7 @@ class SupervisorSettings:
     scheduler : "local" for mpirun on this node, else the name or the TOML file of a batch scheduler.
     scheduler_options : further directives of every job's script.
     scheduler_launch : what starts the ranks in it; "" for mpirun.
+    own_mpirun : command starts all ranks of a job by itself.
     """
 
     command: Sequence[str]
@@ -57,6 +58,7 @@ class SupervisorSettings:
     scheduler: str = "local"
     scheduler_options: Sequence[str] = ()
     scheduler_launch: str = ""
+    own_mpirun: bool = False
 
 
 class Supervisor:
@@ -121,6 +123,7 @@ class Supervisor:
         job = Job(
             name=name, command=self._settings.command, ranks=self._settings.ranks,
             environment={**self._settings.environment, "HEADRACE_JOB": name}, log=self._log(name),
+            own_mpirun=self._settings.own_mpirun,
         )  # fmt: skip
         try:
             pid = self._launcher.start(job)
