@@ -57,6 +57,10 @@ class Buffer(ABC):
     def ready(self) -> bool:
         """Whether the watermark was reached, or never can be because the buffer is full or closed; stays true."""
 
+    def shard_of(self, slot: int) -> int:
+        """Return the shard, a contiguous part of the slots, that a slot belongs to."""
+        return 0
+
     @abstractmethod
     def mark_used(self, simulation: int, starts: Iterable[int]) -> None:
         """These starts were used before the simulation was run again: they are not offered and need no slots.

@@ -127,17 +127,20 @@ class Draws:
             return False
         if not windows:
             return False
+        # Slices are cut in the order of shards: whatever their number, the workers share out the shards among them.
+        windows.sort(key=lambda window: self._buffer.shard_of(window.slots[0]))
         records = self._tabulate(windows)
         self.drawn += len(windows)
         self._tickets.update((window.ticket, _Ticket(1, window.first)) for window in windows)
-        # All workers get slices of the same length, whatever is left at the end: a few windows are then used twice.
-        share = -(-len(records) // self._num_workers)
-        order = np.arange(share * self._num_workers) % len(records)
-        for extra in order[len(records) :]:
-            self._tickets[windows[extra].ticket].copies += 1
-        dealt = records[order]
-        dealt["first"][len(records) :] = 0
-        slices = list(dealt.reshape(self._num_workers, share))
+        slices = np.array_split(records, self._num_workers)
+        if len(records) < self._num_workers:
+            # Every worker needs something to compute on: at the very end a few windows are used twice.
+            order = np.arange(self._num_workers) % len(records)
+            for extra in order[len(records) :]:
+                self._tickets[windows[extra].ticket].copies += 1
+            dealt = records[order]
+            dealt["first"][len(records) :] = 0
+            slices = np.array_split(dealt, self._num_workers)
         self._batches[self._next] = _Batch(slices, set(range(self._num_workers)))
         self._next += 1
         return True

@@ -12,8 +12,8 @@ from .slot_buffer import SlotBuffer, Start
 class FIFO(SlotBuffer):
     """Draws windows in the order in which they became complete; each is used once."""
 
-    def __init__(self, capacity: int, window: int, watermark: int = 1, seed: int = 0) -> None:
-        super().__init__(capacity, window, watermark, seed)
+    def __init__(self, capacity: int, window: int, watermark: int = 1, seed: int = 0, shards: int = 1) -> None:
+        super().__init__(capacity, window, watermark, seed, shards)
         self._queue: OrderedDict[Start, None] = OrderedDict()
 
     def _offer(self, start: Start, *, again: bool) -> None:
@@ -45,8 +45,8 @@ class FIFO(SlotBuffer):
 class FIRO(SlotBuffer):
     """Draws uniformly at random while more windows than the watermark wait; each is used once (Meyer et al., SC23)."""
 
-    def __init__(self, capacity: int, window: int, watermark: int = 1, seed: int = 0) -> None:
-        super().__init__(capacity, window, watermark, seed)
+    def __init__(self, capacity: int, window: int, watermark: int = 1, seed: int = 0, shards: int = 1) -> None:
+        super().__init__(capacity, window, watermark, seed, shards)
         self._offered: RandomSet[Start] = RandomSet(self._generator)
 
     def _offer(self, start: Start, *, again: bool) -> None:

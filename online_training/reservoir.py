@@ -14,8 +14,8 @@ class Reservoir(SlotBuffer):
     one last time.
     """
 
-    def __init__(self, capacity: int, window: int, watermark: int = 1, seed: int = 0) -> None:
-        super().__init__(capacity, window, watermark, seed)
+    def __init__(self, capacity: int, window: int, watermark: int = 1, seed: int = 0, shards: int = 1) -> None:
+        super().__init__(capacity, window, watermark, seed, shards)
         self._offered: RandomSet[Start] = RandomSet(self._generator)
 
     def _offer(self, start: Start, *, again: bool) -> None:
@@ -44,7 +44,7 @@ class Reservoir(SlotBuffer):
         return self._deal(starts, last=True)
 
 
-def check_capacity(capacity: int, max_running: int, window: int, batch: int) -> None:
+def check_capacity(capacity: int, max_running: int, window: int, batch: int, spare: int = 0) -> None:
     """Refuse a buffer in which simulations could wait for each other for ever, or a batch does not fit beside them.
 
     Parameters
@@ -53,15 +53,17 @@ def check_capacity(capacity: int, max_running: int, window: int, batch: int) -> 
     max_running : simulations at the same time.
     window : steps of one window.
     batch : windows of one batch.
+    spare : slots of steps that wait for their turn in a fixed order.
 
     Raises
     ------
     ValueError : says by how many slots it is short.
     """
-    needed = max_running * window + batch
+    needed = max_running * window + batch + spare
+    waiting = f", beside {spare} steps that wait for their turn," if spare else ""
     if capacity < needed:
         raise ValueError(
             f"The buffer holds {capacity} steps, but {max_running} running simulations with windows of {window} steps "
-            f"and a batch of {batch} windows need {needed}: {needed - capacity} too few. "
+            f"and a batch of {batch} windows{waiting} need {needed}: {needed - capacity} too few. "
             "Enlarge the buffer, or take fewer simulations at the same time or smaller batches."
         )

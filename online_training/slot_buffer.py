@@ -30,16 +30,18 @@ class Start:
 class _Trajectory:
     """The steps and starts of one simulation.
 
+    shard : where its steps lie as long as there is room; None before the first.
     slots : slot of each step that is here.
     pending : for each start whose window is not complete, how many of its steps are here.
     starts : the complete, living ones.
     dead : starts that were evicted, used up, or used before a resume.
     """
 
-    __slots__ = ("attempt", "dead", "pending", "simulation", "slots", "starts")
+    __slots__ = ("attempt", "dead", "pending", "shard", "simulation", "slots", "starts")
 
     def __init__(self, simulation: int) -> None:
         self.simulation, self.attempt = simulation, 0
+        self.shard: int | None = None
         self.slots: dict[int, int] = {}
         self.pending: dict[int, int] = {}
         self.starts: dict[int, Start] = {}
@@ -65,25 +67,35 @@ class SlotBuffer(Buffer):
     steps for starts still to come, so that a full buffer has complete windows, which `sample` then hands out
     whatever the watermark.
 
+    The slots are divided into shards, equal and contiguous. A simulation goes to the shard with most room and
+    stays there; only where nothing is free in it does a step go to another, so that shards never hold less than one
+    buffer of the same capacity would, and cannot deadlock where that could not. Draws know nothing of shards.
+
     capacity : slots.
     window : steps of one window.
     watermark : windows that must be there before the first draw.
     seed : of every random choice.
+    shards : into how many parts the slots are divided.
     """
 
-    def __init__(self, capacity: int, window: int, watermark: int = 1, seed: int = 0) -> None:
+    def __init__(self, capacity: int, window: int, watermark: int = 1, seed: int = 0, shards: int = 1) -> None:
         if not 1 <= window <= capacity:
             raise ValueError(f"{capacity} slots cannot hold a window of {window} steps; window must be 1..{capacity}.")
+        if not 1 <= shards <= capacity:
+            raise ValueError(f"{capacity} slots cannot be divided into {shards} shards; shards must be 1..{capacity}.")
         if watermark < 1:
             raise ValueError(f"watermark is a positive number of windows; got {watermark}.")
         self._window, self._watermark = window, watermark
         self._generator = random.Random(seed)
-        self._free = list(range(capacity - 1, -1, -1))
+        self.shards = shards
+        self._free: list[list[int]] = [[] for _ in range(shards)]
+        for slot in range(capacity - 1, -1, -1):
+            self._free[slot * shards // capacity].append(slot)
         self._owner: list[tuple[_Trajectory, int] | None] = [None] * capacity
         self._needed = [0] * capacity
         self._held = [0] * capacity
-        self._reclaimable: RandomSet[int] = RandomSet(self._generator)
-        self._next_victim: tuple[_Trajectory, int] | None = None
+        self._reclaimable: list[RandomSet[int]] = [RandomSet(self._generator) for _ in range(shards)]
+        self._next_victim: list[tuple[_Trajectory, int] | None] = [None] * shards
         self._reserved: set[int] = set()
         self._trajectories: dict[int, _Trajectory] = {}
         self._ended: set[int] = set()
@@ -144,19 +156,44 @@ class SlotBuffer(Buffer):
             trajectory = self._trajectories[simulation] = _Trajectory(simulation)
         return trajectory
 
+    def shard_of(self, slot: int) -> int:
+        """Return the shard that a slot belongs to."""
+        return slot * self.shards // self.capacity
+
     def reserve(self, simulation: int) -> int | None:
         """Return a slot for the simulation's next step, evicting seen starts if need be; None where it must wait."""
-        if not self._free and not self._reclaim():
+        home = self._home(simulation)
+        if not any(self._free) and not self._reclaim(home):
             self._refused = True
             return None
-        slot = self._free.pop()
+        shard = home if self._free[home] else max(range(self.shards), key=lambda i: len(self._free[i]))
+        slot = self._free[shard].pop()
         self._reserved.add(slot)
         return slot
+
+    def _home(self, simulation: int) -> int:
+        """Return the shard of a simulation; a new one goes to where most slots are free or can be reclaimed."""
+        if self.shards == 1:
+            return 0
+        trajectory = self._trajectory(simulation)
+        if trajectory.shard is None:
+            room = [len(free) + len(seen) for free, seen in zip(self._free, self._reclaimable, strict=True)]
+            trajectory.shard = room.index(max(room))
+        return trajectory.shard
+
+    def _free_slot(self, slot: int) -> None:
+        self._free[self.shard_of(slot)].append(slot)
+
+    def adopt(self, slots: Iterable[int]) -> None:
+        """Reserve these slots, which hold steps of an earlier session; to be called before anything else."""
+        adopted = set(slots)
+        self._free = [[slot for slot in free if slot not in adopted] for free in self._free]
+        self._reserved |= adopted
 
     def cancel(self, slot: int) -> None:
         """A reserved slot will not be filled."""
         self._unreserve(slot)
-        self._free.append(slot)
+        self._free_slot(slot)
 
     def _unreserve(self, slot: int) -> None:
         if slot not in self._reserved:
@@ -175,7 +212,7 @@ class SlotBuffer(Buffer):
         trajectory.attempt = attempt
         starts = [s for s in range(max(0, step - self._window + 1), step + 1) if s not in trajectory.dead]
         if not starts:
-            self._free.append(slot)
+            self._free_slot(slot)
             return
         trajectory.slots[step] = slot
         self._owner[slot] = (trajectory, step)
@@ -219,13 +256,28 @@ class SlotBuffer(Buffer):
         if not trajectory.slots and trajectory.simulation in self._ended:
             self._trajectories.pop(trajectory.simulation, None)
 
+    def slot_of(self, simulation: int, step: int) -> int | None:
+        """Return where a step lies; None where it is not here."""
+        trajectory = self._trajectories.get(simulation)
+        return None if trajectory is None else trajectory.slots.get(step)
+
+    def dead_starts(self, simulation: int, num_starts: int) -> frozenset[int] | None:
+        """Return which starts of a simulation will never be drawn again; None where nothing of it is needed."""
+        trajectory = self._trajectories.get(simulation)
+        ended = simulation in self._ended
+        if ended and (trajectory is None or not trajectory.slots):
+            return None
+        if trajectory is None:
+            return frozenset()
+        return frozenset(set(range(num_starts)).difference(trajectory.starts) if ended else trajectory.dead)
+
     # -- counting who needs and who holds a slot -------------------------------------------------------------------
 
     def _hold(self, trajectory: _Trajectory, index: int) -> None:
         for step in range(index, index + self._window):
             slot = trajectory.slots[step]
             self._held[slot] += 1
-            self._reclaimable.discard(slot)
+            self._reclaimable[self.shard_of(slot)].discard(slot)
 
     def _unhold(self, trajectory: _Trajectory, index: int) -> None:
         for step in range(index, index + self._window):
@@ -233,7 +285,7 @@ class SlotBuffer(Buffer):
             if slot is not None:
                 self._held[slot] -= 1
                 if self._held[slot] == 0:
-                    self._reclaimable.add(slot)
+                    self._reclaimable[self.shard_of(slot)].add(slot)
 
     def _unneed(self, trajectory: _Trajectory, index: int) -> None:
         for step in range(index, index + self._window):
@@ -243,8 +295,8 @@ class SlotBuffer(Buffer):
                 if self._needed[slot] == 0:
                     del trajectory.slots[step]
                     self._owner[slot] = None
-                    self._reclaimable.discard(slot)
-                    self._free.append(slot)
+                    self._reclaimable[self.shard_of(slot)].discard(slot)
+                    self._free_slot(slot)
                     self._refused = False
 
     def _kill(self, start: Start) -> None:
@@ -256,35 +308,37 @@ class SlotBuffer(Buffer):
         self._unneed(trajectory, start.index)
         self._forget_if_empty(trajectory)
 
-    def _reclaim(self) -> bool:
-        """Evict the seen starts that need some slot; say whether there was one."""
-        if not self._reclaimable:
+    def _reclaim(self, shard: int) -> bool:
+        """Evict the seen starts that need some slot, in a shard if it has one; say whether there was one."""
+        if not self._reclaimable[shard]:
+            shard = max(range(self.shards), key=lambda i: len(self._reclaimable[i]))
+        if not self._reclaimable[shard]:
             return False
-        slot = self._victim()
+        slot = self._victim(shard)
         trajectory, step = self._owner[slot]
         for index in range(max(0, step - self._window + 1), step + 1):
             start = trajectory.starts.get(index)
             if start is not None:
                 self._withdraw(start)
                 self._kill(start)
-        self._next_victim = (trajectory, step + 1)
+        self._next_victim[shard] = (trajectory, step + 1)
         return True
 
-    def _victim(self) -> int:
+    def _victim(self, shard: int) -> int:
         """Windows of one step are evicted at random.
 
         Longer ones overlap: each gap in a trajectory costs window-1 starts that free no slot. So a trajectory that was
         opened, at a random step, is consumed from there on before the next is opened; else the reservoir would be
         full of gaps, or, were trajectories nibbled from their ends, short of early and late times.
         """
-        if self._window > 1 and self._next_victim is not None:
-            trajectory, step = self._next_victim
+        if self._window > 1 and self._next_victim[shard] is not None:
+            trajectory, step = self._next_victim[shard]
             slot = trajectory.slots.get(step)
             if slot is None and trajectory.slots:
                 slot = trajectory.slots[min(trajectory.slots)]
-            if slot is not None and slot in self._reclaimable:
+            if slot is not None and slot in self._reclaimable[shard]:
                 return slot
-        return self._reclaimable.choose()
+        return self._reclaimable[shard].choose()
 
     # -- draws -----------------------------------------------------------------------------------------------------
 

@@ -69,10 +69,12 @@ def require_consistent(buffer) -> None:
     owned = {slot: key for slot, key in enumerate(buffer._owner) if key is not None}
     assert set(needed) == set(owned)
     assert all(needed[slot] == buffer._needed[slot] and held[slot] == buffer._held[slot] for slot in owned)
-    assert all((held[slot] == 0) == (slot in buffer._reclaimable) for slot in owned)
-    assert len(buffer._reclaimable) <= len(owned)
-    # Free, reserved and needed slots are all slots, each in one of these states only.
-    assert sorted([*buffer._free, *buffer._reserved, *owned]) == list(range(buffer.capacity))
+    assert all((held[slot] == 0) == (slot in buffer._reclaimable[buffer.shard_of(slot)]) for slot in owned)
+    assert sum(map(len, buffer._reclaimable)) <= len(owned)
+    # Free, reserved and needed slots are all slots, each in one of these states only, and in its own shard.
+    free = [slot for shard in buffer._free for slot in shard]
+    assert sorted([*free, *buffer._reserved, *owned]) == list(range(buffer.capacity))
+    assert all(buffer.shard_of(slot) == shard for shard, free in enumerate(buffer._free) for slot in free)
     assert (population, unseen) == (buffer.population, buffer.unseen)
     assert population <= buffer.capacity
 
@@ -82,11 +84,11 @@ class Story(RuleBasedStateMachine):
 
     @initialize(
         kind=st.sampled_from(ALL_BUFFERS), window=st.integers(1, 4), spare=st.integers(0, 12),
-        watermark=st.integers(1, 12), seed=st.integers(0, 3),
+        watermark=st.integers(1, 12), seed=st.integers(0, 3), shards=st.integers(1, 3),
     )  # fmt: skip
-    def begin(self, kind, window, spare, watermark, seed) -> None:
+    def begin(self, kind, window, spare, watermark, seed, shards) -> None:
         self.window, self.length = window, window + 4
-        self.buffer = kind(3 * window + spare, window, watermark, seed)
+        self.buffer = kind(3 * window + spare, window, watermark, seed, shards)
         self.content: dict[int, tuple[int, int]] = {}
         self.reserved: dict[int, list[int]] = {s: [] for s in range(3)}  # running simulation: its reserved slots
         self.next_step = dict.fromkeys(range(3), 0)
@@ -107,7 +109,7 @@ class Story(RuleBasedStateMachine):
         slot = self.buffer.reserve(simulation)
         if slot is None:
             # Only where evicting all seen starts would free nothing.
-            assert not self.buffer._free and all(
+            assert not any(self.buffer._free) and all(
                 self.buffer._held[slot] for slot, key in enumerate(self.buffer._owner) if key is not None
             )
             return
@@ -210,7 +212,7 @@ class Story(RuleBasedStateMachine):
         assert all(self.first_uses[key] == 1 for key in self.accepted), "a first use was not counted once"
         if not isinstance(self.buffer, Reservoir):
             assert all(self.uses[key] == 1 for key in self.accepted)
-        assert self.buffer.population == 0 and len(self.buffer._free) == self.buffer.capacity
+        assert self.buffer.population == 0 and sum(map(len, self.buffer._free)) == self.buffer.capacity
 
 
 TestStory = Story.TestCase
@@ -223,14 +225,15 @@ TestStory.settings = settings(
 @given(
     kind=st.sampled_from(ALL_BUFFERS), window=st.integers(1, 5), max_running=st.integers(1, 4), ahead=st.integers(1, 4),
     watermark=st.integers(1, 40), batch=st.integers(1, 9), prefetch=st.integers(0, 2), seed=st.integers(0, 10**6),
+    shards=st.integers(1, 3),
 )  # fmt: skip
 @settings(max_examples=100, deadline=None, derandomize=True)
 def test_producers_and_a_trainer_never_wait_for_each_other(
-    kind, window, max_running, ahead, watermark, batch, prefetch, seed
+    kind, window, max_running, ahead, watermark, batch, prefetch, seed, shards
 ) -> None:
     """The smallest buffer that must do, in any order of events, with a watermark that may never be reached."""
     chance = random.Random(seed)
-    buffer = kind(max_running * window, window, watermark, seed)
+    buffer = kind(max_running * window, window, watermark, seed, min(shards, max_running * window))
     length, planned = window + chance.randrange(6), list(range(6))
     running: dict[int, list] = {}  # simulation: [next step, reserved slots]
     held, used, ended, idle = [], Counter(), False, 0
@@ -300,11 +303,26 @@ def test_producers_and_a_trainer_never_wait_for_each_other(
     assert set(used) == {(s, k) for s in range(6) for k in range(length - window + 1)}
 
 
-@pytest.mark.parametrize("kind", [FIRO, Reservoir])
-def test_draws_are_uniform(kind) -> None:
+def test_a_simulation_stays_in_the_shard_that_had_most_room() -> None:
+    buffer = Reservoir(40, 2, shards=4)
+    homes = [{buffer.shard_of(slot) for slot in put_steps(buffer, simulation, range(5))} for simulation in range(8)]
+    assert all(len(home) == 1 for home in homes)
+    assert Counter(home.pop() for home in homes) == dict.fromkeys(range(4), 2), "and all shards fill alike"
+
+
+def test_a_full_shard_borrows_before_anything_is_evicted() -> None:
+    buffer = Reservoir(8, 1, shards=2)
+    slots = put_steps(buffer, 0, range(6))
+    assert Counter(map(buffer.shard_of, slots)) == {0: 4, 1: 2}
+    assert buffer.population == 6
+
+
+@pytest.mark.parametrize(("kind", "shards"), [(FIRO, 1), (Reservoir, 1), (Reservoir, 4)])
+def test_draws_are_uniform(kind, shards) -> None:
+    """Also over the shards: a simulation that stays in one of them is drawn no more often for it."""
     population, counts = 60, Counter()
     for trial in range(400 if kind is FIRO else 1):
-        buffer = kind(population, 1, watermark=10, seed=trial)
+        buffer = kind(population, 1, watermark=10, seed=trial, shards=shards)
         for simulation in range(population):
             put_steps(buffer, simulation, [0])
         for _ in range(1 if kind is FIRO else 400):
@@ -380,7 +398,7 @@ def test_short_trajectories_give_fewer_windows_or_none(kind) -> None:
         put_steps(buffer, simulation, range(length))
         buffer.end(simulation)
     assert buffer.population == 0 + 1 + 4
-    assert len(buffer._free) == 40 - 4 - 7  # the steps that no window needs are gone at once
+    assert sum(map(len, buffer._free)) == 40 - 4 - 7  # the steps that no window needs are gone at once
     buffer.close()
     assert sorted(drain(buffer)) == [(1, 0), (2, 0), (2, 1), (2, 2), (2, 3)]
 
@@ -453,7 +471,7 @@ def test_windows_used_before_a_resume_are_not_offered_and_need_no_slots(kind) ->
     buffer = kind(20, 3)
     buffer.mark_used(7, range(4))
     put_steps(buffer, 7, range(8), attempt=2)
-    assert buffer.population == 2 and len(buffer._free) == 20 - 4  # steps 4..7 serve starts 4 and 5
+    assert buffer.population == 2 and sum(map(len, buffer._free)) == 20 - 4  # steps 4..7 serve starts 4 and 5
     buffer.end(7)
     buffer.close()
     assert sorted(drain(buffer)) == [(7, 4), (7, 5)]
