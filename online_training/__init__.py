@@ -11,16 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .audit import AuditReport, audit
+    from .buffer_choice import FIFO, FIRO, Reservoir
     from .client import connect
     from .run_directory import RunDirectory, StudyError
     from .settings import StudySettings
     from .study import Study, StudyResult
 
-__all__ = ["Study", "StudyResult", "StudySettings", "StudyError", "RunDirectory", "audit", "AuditReport", "connect"]
+__all__ = [
+    "Study", "StudyResult", "StudySettings", "StudyError", "RunDirectory", "Reservoir", "FIFO", "FIRO", "audit",
+    "AuditReport", "connect",
+]  # fmt: skip
 
 _HOMES = {
     "Study": "study", "StudyResult": "study", "StudySettings": "settings", "StudyError": "run_directory",
-    "RunDirectory": "run_directory", "audit": "audit", "AuditReport": "audit", "connect": "client",
+    "RunDirectory": "run_directory", "Reservoir": "buffer_choice", "FIFO": "buffer_choice", "FIRO": "buffer_choice",
+    "audit": "audit", "AuditReport": "audit", "connect": "client",
 }  # fmt: skip
 
 

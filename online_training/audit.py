@@ -44,6 +44,7 @@ class _Sides:
     sent: dict[tuple, int] = field(default_factory=dict)  # (s, a, f, t, offset, owner) -> crc32
     received: dict[tuple, int] = field(default_factory=dict)
     accepted: dict[Step, list[tuple[int, int, int]]] = field(default_factory=lambda: defaultdict(list))
+    kept: dict[Step, set[tuple[int, int]]] = field(default_factory=lambda: defaultdict(set))  # -> (session, crc32)
     quarantined: set[int] = field(default_factory=set)
     lost_attempts: set[tuple[int, int]] = field(default_factory=set)
     # (s, start) -> (session, trainer generation, crc32 of each step), one entry for every "first" use
@@ -80,6 +81,7 @@ def audit(run_dir: str | Path) -> AuditReport:
         "steps of simulations in quarantine": quarantined,
         "steps not yet there": missing,
         "steps lost before use and run again": again,
+        "steps kept for a later session": len(sides.kept),
         "blocks sent": len(sides.sent),
         "blocks received": len(sides.received),
         "windows first used": len(sides.first_uses),
@@ -119,6 +121,8 @@ def _read_intake(sides: _Sides, record: dict, epoch: tuple[int, ...]) -> None:
         sides.received[_block_key(record)] = record["c"]
     elif event == "step":
         sides.accepted[record["s"], record["t"]].append((epoch[0], record["a"], record["h"]))
+    elif event == "kept":
+        sides.kept[record["s"], record["t"]].add((epoch[0], record["h"]))
     elif event == "quarantined":
         sides.quarantined.add(record["s"])
     elif event == "lost":
@@ -171,6 +175,7 @@ def _check_uses(sides: _Sides) -> list[str]:
         for session, _, hashes in uses:
             for t, content in enumerate(hashes, start):
                 accepted = {h for accepted_in, _, h in sides.accepted.get((s, t), ()) if accepted_in == session}
+                accepted |= {h for kept_in, h in sides.kept.get((s, t), ()) if kept_in == session}
                 if content not in accepted:
                     problems.append(f"The trainer used simulation {s} step {t} with bytes the intake never accepted.")
     if sides.finished and sides.first_uses:

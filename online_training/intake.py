@@ -20,6 +20,7 @@ from .draws import Draws, batch_dtype
 from .held_out_writer import HeldOutResult, HeldOutWriter
 from .intake_settings import IntakeSettings
 from .intake_socket import Content, IntakeSocket
+from .kept_steps import KeptStep
 from .ledger import RecordWriter
 from .peers import Hello, Job, Peer, Peers, Refusal, read_json, rejoin
 from .ring import Ring, ring_bytes
@@ -103,6 +104,11 @@ class Intake:
         with self._lock:
             self._table.plan(assignments)
         self._wake()
+
+    def recover(self, steps: Iterable[KeptStep]) -> None:
+        """Take up what an earlier session left in the reservoir's slots; to be called once, after `plan`."""
+        with self._lock:
+            self._table.recover(steps)
 
     def all_planned(self) -> None:
         """Say that `plan` will not be called again."""
@@ -472,6 +478,8 @@ class Intake:
         """Tell all ranks of a job that steps are complete, with their words, and what to do with the next one."""
         if not done:
             return
+        if self._settings.durability != "memory":
+            self._make_durable()
         # Credits travel with the acknowledgement; `_advance` grants later what there is no room for now.
         flags = SKIP_NEXT if self._table.decide(run) else 0
         for step, word in done:
@@ -480,6 +488,14 @@ class Intake:
             if last and word == Word.CONTINUE and self._table.short_of_room(run):
                 word = Word.SLOW
             self._tell_job(run, Kind.ACK, step=step, value=run.granted << 8 | word, flags=flags if last else 0)
+
+    def _make_durable(self) -> None:
+        """Return when what is acknowledged next would outlive what it is promised to outlive."""
+        if self._settings.durability == "disk":
+            self._settings.memory.sync()
+            self._ledger.sync()
+        else:
+            self._ledger.flush()
 
     def _on_skip(self, peer: Peer, header: Header, payload: Any) -> None:
         _, run = self._running(peer, header)

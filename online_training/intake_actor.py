@@ -18,16 +18,16 @@ from .adaptive_plan import unplanned
 from .buffer_kinds import make_buffer
 from .client import read_token
 from .intake import Intake, IntakeSettings
+from .kept_steps import kept_steps
 from .layout import StreamLayout
 from .ledger import Ledger
 from .metrics_log import last_record
+from .repetition import repeat_session
 from .run_directory import RunDirectory
 from .session_plan import LEASE_SECONDS, SessionPlan, interleaved
 from .simulation_run import Assignment
-from .slot_memory import SlotMemory
+from .slot_memory import SlotMemory, kept_path
 from .stream_statistics import StreamStatistics
-
-NAMESPACE = "headrace"
 
 
 @ray.remote(num_cpus=0, max_restarts=0)
@@ -84,11 +84,20 @@ def build_intake(directory: RunDirectory, session: int) -> Intake:
     assignments, to_come = ledger.assignments(), unplanned(settings, ledger)
     layout = StreamLayout.of(case, record.window)
     trained = last_record(directory.path / "metrics.jsonl") or {}
-    plan = SessionPlan.of(record, layout, assignments, uses_done=trained.get("windows", 0), unplanned=to_come)
-    memory = SlotMemory.create(f"{record.study:016x}", layout, plan.slots * layout.step_bytes)
-    buffer = make_buffer(
-        settings.buffer_kind, plan.slots, record.window, watermark=plan.watermark, seed=settings.seed + session
-    )
+    if settings.deterministic:
+        plan = SessionPlan.of(record, layout, ledger.whole_plan())
+        buffer, assignments = repeat_session(record, layout, plan, ledger, directory.checkpoints)
+    else:
+        plan = SessionPlan.of(record, layout, assignments, uses_done=trained.get("windows", 0), unplanned=to_come)
+        buffer = make_buffer(
+            settings.buffer_kind, plan.slots, record.window, watermark=plan.watermark, seed=settings.seed + session,
+            shards=min(settings.shards, plan.slots),
+        )  # fmt: skip
+    num_slots = plan.slots + plan.spare
+    if settings.durability == "memory":
+        memory = SlotMemory.create(f"{record.study:016x}", layout, num_slots * layout.step_bytes)
+    else:
+        memory = SlotMemory.keep(kept_path(record.study, directory.path, settings.durability), layout, num_slots)
     statistics = None
     if settings.statistics:
         statistics = StreamStatistics(directory.path / "statistics.h5", layout, Problem.of(case))
@@ -98,11 +107,13 @@ def build_intake(directory: RunDirectory, session: int) -> Intake:
             study=record.study, session=session, token=read_token(directory.token_file),
             interface=settings.interface, port=settings.port, run_dir=directory.path, max_running=settings.max_running,
             lease=LEASE_SECONDS, strict=settings.strict, encrypt=settings.encrypt, max_failures=settings.max_failures,
-            when_full=settings.when_full, nan_policy=settings.nan_policy, statistics=statistics,
-            write_held_out=partial(write_held_out, directory.held_out, case),
+            when_full=settings.when_full, durability=settings.durability, nan_policy=settings.nan_policy,
+            statistics=statistics, write_held_out=partial(write_held_out, directory.held_out, case),
         )
     )  # fmt: skip
     intake.plan(interleaved(assignments))
+    if memory.reopened:
+        intake.recover(kept_steps(directory.ledger, memory.array))
     if not to_come:
         intake.all_planned()
     return intake

@@ -29,6 +29,8 @@ class IntakeSettings:
     max_failures : attempts of one simulation before it goes into quarantine.
     write_held_out : writes a finished held-out simulation; called in a thread of its own.
     when_full : what solvers do with a step for which there is no room: "block" waits, "skip" leaves it out.
+    durability : what an acknowledgement promises: that the step is in the intake's "memory"; that it outlives the
+        intake's process ("node"); that it is on the "disk".
     nan_policy : what NaN or infinity from a solver does: "quarantine" drops the rest of the simulation, "stop" also
         asks for the end of the study (status "fatal"), "keep" stores it like any other value.
     statistics : takes every step of the training simulations; None: nobody does.
@@ -53,6 +55,7 @@ class IntakeSettings:
     max_failures: int = 3
     write_held_out: WriteHeldOut | None = None
     when_full: str = "block"
+    durability: str = "memory"
     nan_policy: str = "quarantine"
     statistics: StreamStatistics | None = None
     ring_bytes: int = 16 * 2**20

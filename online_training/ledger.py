@@ -7,7 +7,7 @@ import os
 import threading
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -262,19 +262,32 @@ class Ledger:
         What a reservoir held died with its session. So a simulation is run again, under a new attempt,
         unless it is in quarantine, or all of its windows were used, or its file lies in held_out/.
         """
-        from .simulation_run import Assignment
-
         files = self.folder.parent / "held_out"
         return [
-            Assignment(
-                simulation=one.number, parameters=one.parameters, seed=one.seed, held_out=one.held_out,
-                attempt=one.next_attempt, used=frozenset(one.used),
-            )
-            for one in self.simulations.values()
+            replace(assignment, used=frozenset(one.used))
+            for assignment, one in zip(self.whole_plan(), self.simulations.values(), strict=True)
             if one.quarantine is None
             and not one.exhausted
             and not (one.held_out and (files / f"sim-{one.number:06d}.h5").exists())
+        ]
+
+    def whole_plan(self) -> list[Assignment]:
+        """Return all planned simulations, each with the number of its next attempt, as if no window had been used."""
+        from .simulation_run import Assignment
+
+        return [
+            Assignment(
+                simulation=one.number, parameters=one.parameters, seed=one.seed, held_out=one.held_out,
+                attempt=one.next_attempt,
+            )
+            for one in self.simulations.values()
         ]  # fmt: skip
+
+    def extents(self) -> tuple[dict[int, int], dict[int, int]]:
+        """Return how many steps were ever accepted, from the first on, of each simulation; and of those that ended."""
+        arrived = {number: max(one.accepted, default=-1) + 1 for number, one in self.simulations.items()}
+        over = ("completed", "quarantined")
+        return arrived, {number: arrived[number] for number, one in self.simulations.items() if one.status in over}
 
     @property
     def _log_names(self) -> dict[int, list[Path]]:

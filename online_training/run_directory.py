@@ -28,8 +28,12 @@ _FIRST_ITEMS = {"ledger", "logs", "held_out", "checkpoints", "secrets", "case.py
 
 FIXED_SETTINGS = (
     "simulations", "held_out", "sampler", "seed", "batch_size", "views", "buffer_kind", "learning_rate", "offline",
+    "shards", "deterministic", "durability",
 )  # fmt: skip
 """Settings that a resumed study must keep, since its past depends on them; the others may change."""
+
+FIXED_ORDER_SETTINGS = ("jobs", "buffer", "watermark", "nan_policy")
+"""Further ones where the draws have a fixed order, which these decide."""
 
 
 class StudyError(Exception):
@@ -199,7 +203,7 @@ class RunDirectory:
                 f"{self.path} is the run directory of another study: its case is {_told(record.case)}, "
                 f"not {_told(case)}. Choose another run directory, or take the case back."
             )
-        for name in FIXED_SETTINGS:
+        for name in FIXED_SETTINGS + (FIXED_ORDER_SETTINGS if record.settings.deterministic else ()):
             old, new = getattr(record.settings, name), getattr(settings, name)
             if old != new:
                 raise StudyError(f"{self.path} was started with {name} = {old}; it cannot go on with {new}.")

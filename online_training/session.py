@@ -19,13 +19,13 @@ from headrace.solvers.streaming import StreamingProgram
 
 from .concurrency import Concurrency
 from .early_stopping import StopRule
-from .intake_actor import NAMESPACE, IntakeActor
+from .intake_actor import IntakeActor
 from .metrics_log import MetricsLog, last_record
 from .run_directory import RunDirectory, StudyError, StudyRecord
-from .session_plan import LEASE_SECONDS
+from .session_plan import LEASE_SECONDS, NAMESPACE, intake_name
 from .settings import StudySettings
 from .supervisor import SupervisorProcess
-from .trainer import run_trainer
+from .trainer import TrainerDied, run_trainer
 from .training_loop import TrainerSettings
 from .validator import ValidatorProcess
 
@@ -37,10 +37,11 @@ logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.25
 _REPORT_SECONDS = 1.0
+_TRAINER_SECONDS = 120.0
 
 
-class IntakeLost(Exception):
-    """The intake's process died; what it held in memory must be run again."""
+class SessionLost(Exception):
+    """A part died that the session cannot go on without; the next session takes up what is left."""
 
 
 class Session:
@@ -70,7 +71,7 @@ class Session:
         Raises
         ------
         StudyError : solver jobs or the trainer failed too often; the message holds their last words.
-        IntakeLost : the intake's process died.
+        SessionLost : the intake's process died; or the trainer, where its draws cannot be given back.
         """
         with ExitStack() as stack:
             intake = self._start_intake(stack)
@@ -80,14 +81,23 @@ class Session:
             stack.enter_context(ValidatorProcess(self._directory.path))
             trainer = threading.Thread(target=self._train, args=(address,), name="trainer", daemon=True)
             trainer.start()
-            self._watch(intake, supervisor, trainer, progress)
+            try:
+                self._watch(intake, supervisor, trainer, progress)
+            except SessionLost:
+                # The next session's trainer must be the only one: this one ends when it finds the intake gone.
+                trainer.join(_TRAINER_SECONDS)
+                if trainer.is_alive():
+                    raise StudyError("The intake died, and the trainer did not end. Resume the study.") from None
+                raise
             trainer.join()
             if self._trainer_error is not None:
+                if self._settings.deterministic and isinstance(self._trainer_error, TrainerDied):
+                    raise SessionLost(f"trainer lost: {self._trainer_error}") from self._trainer_error
                 raise StudyError(f"The trainer failed: {self._trainer_error}") from self._trainer_error
             return "stopped" if self._stop_requested.is_set() else "finished"
 
     def _start_intake(self, stack: ExitStack) -> Any:
-        name = f"intake-{self._record.study:016x}-{self._number}"
+        name = intake_name(self._record.study, self._number)
         actor = IntakeActor.options(name=name, namespace=NAMESPACE, lifetime="detached").remote(
             str(self._directory.path), self._number
         )
@@ -107,7 +117,7 @@ class Session:
         except ray.exceptions.RayTaskError as error:
             raise StudyError(str(error.cause)) from error.cause
         except ray.exceptions.RayActorError as error:
-            raise IntakeLost(str(error)) from error
+            raise SessionLost(f"intake lost: {error}") from error
 
     def _start_supervisor(self, stack: ExitStack, address: str) -> SupervisorProcess:
         reference = self._directory.path / "secrets" / "case.json"
@@ -147,8 +157,9 @@ class Session:
                     report_losses=self._plan is not None, schedule=settings.schedule, warm_up=settings.warm_up,
                     halve_every=settings.halve_every, callbacks=settings.callbacks,
                 ),
-                settings.workers,
-                settings.max_failures,
+                settings.workers if settings.most_workers == 0 else (settings.workers, settings.max_workers),
+                # What a dead trainer had drawn cannot be given back in a fixed order: the whole session starts again.
+                0 if settings.deterministic else settings.max_failures,
             )  # fmt: skip
         except BaseException as error:
             self._trainer_error = error
@@ -156,6 +167,7 @@ class Session:
     def _watch(self, intake: Any, supervisor: SupervisorProcess, trainer: threading.Thread, progress: Any) -> None:
         """Pass events between the parts until the trainer is done and the last held-out simulation is written."""
         stopping, started, reported, done, streaming = False, time.monotonic(), 0.0, 0, True
+        told_short = False
         settings = self._settings
         rule = StopRule(self._directory.path, patience=settings.patience, least=settings.least_improvement)
         concurrency = Concurrency(settings.jobs, settings.max_running)
@@ -174,6 +186,12 @@ class Session:
                         raise StudyError(f"The intake failed: {status['error']}")
                     if status.get("fatal"):
                         raise StudyError(status["fatal"])
+                    if status["short"] and not told_short:
+                        told_short = True
+                        logger.warning(
+                            "A simulation ended in order before its last step, so it gives fewer windows. If that is "
+                            "not meant, see that the solver sends a snapshot for each of the case's times."
+                        )
                     if not stopping and (reason := rule.reason()) is not None:
                         stopping, self.early = True, reason
                         logger.info("The training ends early: %s.", reason)
@@ -246,6 +264,6 @@ def _kind_to_neighbours(settings: StudySettings) -> dict[str, str]:
     Two ranks and a trainer on two cores: a waiting rank that polls keeps the other from running for whole time slices.
     Seen there: 6.4 s a simulation of 100 implicit steps without this, 1.6 s with it.
     """
-    busy = settings.max_running * settings.ranks + settings.workers
+    busy = settings.max_running * settings.ranks + settings.max_workers
     crowded = busy > len(os.sched_getaffinity(0)) and "MPIR_CVAR_ENABLE_HEAVY_YIELD" not in os.environ
     return {"MPIR_CVAR_ENABLE_HEAVY_YIELD": "1"} if crowded else {}

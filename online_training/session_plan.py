@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .fixed_order import spare_slots
+
 if TYPE_CHECKING:
     from .layout import StreamLayout
     from .run_directory import StudyRecord
@@ -14,8 +16,16 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 60.0
 """Silence after which a solver rank gives up on its study, and the intake on a peer."""
 
+NAMESPACE = "headrace"
+"""Of the intakes' actors in Ray."""
+
 _MOST_VIEWS = 3.0
 """A resumed session may use its windows this many times as often as planned, to make up for lost ones."""
+
+
+def intake_name(study: int, session: int) -> str:
+    """Return the name of a session's intake among Ray's actors."""
+    return f"intake-{study:016x}-{session}"
 
 
 def interleaved(assignments: Sequence[Assignment]) -> list[Assignment]:
@@ -32,6 +42,7 @@ class SessionPlan:
     """Sizes of one session.
 
     slots : steps that the reservoir holds; never more than the session can bring.
+    spare : slots beside them, for steps that wait for their turn in a fixed order.
     watermark : windows that must be there before training starts.
     views : uses of each window. In a first session the study's; in a resumed one as many as bring the study
         to the uses it planned, within a factor of three: what was in the lost reservoir cannot be used again.
@@ -39,6 +50,7 @@ class SessionPlan:
     """
 
     slots: int
+    spare: int
     watermark: int
     views: float
 
@@ -52,10 +64,13 @@ class SessionPlan:
         uses_done : window uses that are behind us. unplanned : simulations that will come beside the assignments.
         """
         settings = record.settings
+        spare = spare_slots(settings.jobs, record.window) if settings.deterministic else 0
         training = [one for one in assignments if not one.held_out]
         windows = sum(layout.num_starts - len(one.used) for one in training) + unplanned * layout.num_starts
-        steps = (len(training) + unplanned) * layout.num_steps
-        slots = max(1, min(settings.buffer_bytes // layout.step_bytes, steps))
+        # A file that is kept must have the same size in every session.
+        simulations = len(training) + unplanned if settings.durability == "memory" else settings.simulations
+        steps = simulations * layout.num_steps
+        slots = max(1, min(settings.buffer_bytes // layout.step_bytes - spare, steps))
         left = record.total_uses(layout.num_steps) - uses_done
         views = settings.views
         if windows and settings.buffer_kind == "reservoir":
@@ -63,4 +78,4 @@ class SessionPlan:
         # Steps that running simulations have begun are not windows yet, so the whole reservoir is never reached.
         reachable = max(1, min(windows, slots - settings.max_running * record.window))
         watermark = min(reachable, max(settings.batch_size, round(settings.watermark * min(windows, slots))))
-        return cls(slots=slots, watermark=watermark, views=views)
+        return cls(slots=slots, spare=spare, watermark=watermark, views=views)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from .buffer_choice import BufferChoice
 from .design import check_sampler
 from .schedule import Schedule
 from .scheduler import STEPS, Scheduler
@@ -46,6 +47,12 @@ class StudySettings(BaseModel):
         description="More than jobs: as many jobs at the same time as keep the trainer busy, from jobs to this number.",
     )
     workers: int = Field(1, ge=1, description="Trainer workers (Ray Train, data-parallel).")
+    most_workers: int = Field(
+        0,
+        ge=0,
+        description="More than workers: as many as Ray has room for, from workers to this number, following the room. "
+        "In Python: workers=(1, 4).",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where to train: auto takes one GPU for each worker where there are as many."
     )
@@ -55,11 +62,22 @@ class StudySettings(BaseModel):
         description="What becomes of windows that were used: drawn again (reservoir), or gone, in the order in which "
         "they came (fifo) or at random (firo). The last two need views 1.",
     )
+    shards: int = Field(
+        1,
+        ge=1,
+        description="Parts of the buffer; a simulation stays in the one that had most room, and trainer workers share "
+        "the parts out among them, whatever their number.",
+    )
     watermark: float = Field(
         0.1, gt=0, le=1, description="Training starts when this fraction of the reservoir, or of all steps, is there."
     )
     when_full: Literal["block", "skip"] = Field(
         "block", description="What solvers do with a snapshot that the buffer has no room for: wait, or leave it out."
+    )
+    durability: Literal["memory", "node", "disk"] = Field(
+        "memory",
+        description="What an acknowledged step outlives: nothing (memory), the intake's process (node), the machine "
+        "(disk; the reservoir then lies in the run directory). What is lost before its first use is run again.",
     )
     views: float = Field(10.0, gt=0, description="Target number of uses of each training window.")
     batch_size: int = Field(32, ge=1, description="Windows in one batch, over all workers.")
@@ -86,6 +104,11 @@ class StudySettings(BaseModel):
         "own:NAME for a function NAME(count, dims, rng) in the case's file.",
     )
     seed: int = Field(0, ge=0, description="Seed of design, sampler and weights.")
+    deterministic: bool = Field(
+        False,
+        description="Draw in an order that the plan alone decides: a run repeats bit for bit on the CPU, also where it "
+        "was killed and resumed. Solvers may wait for each other.",
+    )
     checkpoint_every: float = Field(20.0, gt=0, description="Seconds between checkpoints.")
     max_failures: int = Field(3, ge=0, description="Failures of one simulation, or of the trainer, before giving up.")
     statistics: bool = Field(
@@ -148,10 +171,51 @@ class StudySettings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _check_order(self) -> StudySettings:
+        if self.deterministic and self.durability != "memory":
+            raise ValueError("a deterministic run runs again what it needs; leave durability at memory")
+        timed = {"sampler": ("breed", "sobol"), "when_full": ("skip", "block")}
+        for name, (value, other) in timed.items():
+            if self.deterministic and getattr(self, name) == value:
+                raise ValueError(f"{name} {value} follows the clock, so no deterministic run has it; take {other}")
+        for name in ("most_jobs", "patience"):
+            if self.deterministic and getattr(self, name):
+                raise ValueError(f"{name} follows the clock, so no deterministic run has it; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _check_jobs(self) -> StudySettings:
         if 0 < self.most_jobs < self.jobs:
             raise ValueError(f"most_jobs is {self.most_jobs}, less than jobs, {self.jobs}; raise it, or leave it out")
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_python(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """What Python says in one word: buffer=Reservoir("1GB"), workers=(1, 4)."""
+        if isinstance(choice := values.get("buffer"), BufferChoice):
+            values = {**choice.defaults, **values, **choice.settings()}
+        if isinstance(values.get("workers"), tuple | list):
+            least, most = values["workers"]
+            return {**values, "workers": least, "most_workers": most}
+        return values
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> StudySettings:
+        if 0 < self.most_workers < self.workers:
+            raise ValueError(
+                f"most_workers is {self.most_workers}, less than workers, {self.workers}; raise it, or leave it out"
+            )
+        if self.batch_size < self.max_workers:
+            raise ValueError(
+                f"a batch of {self.batch_size} windows cannot be dealt to {self.max_workers} workers; enlarge it"
+            )
+        return self
+
+    @property
+    def max_workers(self) -> int:
+        """Trainer workers, at most."""
+        return max(self.workers, self.most_workers)
 
     @property
     def max_running(self) -> int:

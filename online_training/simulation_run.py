@@ -43,6 +43,7 @@ class SimulationRun:
     tiling, order : the sub-blocks of the step accepted last, and their order in memory.
     skipped : steps that are not sent, because there was no room for them when the step before was complete.
     kept : steps 0..kept-1 were complete in this or an earlier attempt of this session.
+    recovered : further steps that are there, from an earlier session.
     dropping : nothing is stored any more (quarantine or stop); every step is acknowledged with `word`.
     """
 
@@ -55,6 +56,7 @@ class SimulationRun:
         self.job: str | None = None
         self.granted = self.received = self.kept = 0
         self.skipped: set[int] = set()
+        self.recovered: set[int] = set()
         self.dropping = False
         self.word = Word.CONTINUE
         self.slots: dict[int, int] = {}
@@ -78,8 +80,13 @@ class SimulationRun:
 
     def stores(self, step: int) -> bool:
         """Whether a step must be kept: not there yet, and part of a window that was not used."""
-        wanted = step >= self.kept and step not in self.skipped
+        wanted = step >= self.kept and step not in self.skipped and step not in self.recovered
         return wanted and not self.dropping and bool(self._needed[step])
+
+    @property
+    def needs_nothing(self) -> bool:
+        """Whether everything that it would bring is there."""
+        return not any(map(self.stores, range(self._layout.num_steps)))
 
     def completes_window(self, step: int) -> bool:
         """Whether a window that was not used before ends with this step."""

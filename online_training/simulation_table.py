@@ -15,8 +15,10 @@ from .buffer import Buffer, Window
 from .cell_list import CellList
 from .client import BY_INDEX, DTYPE_CODES, FAILED, Header, WireError, Word
 from .draws import batch_dtype
+from .fixed_order import FixedOrder
 from .held_out_writer import HeldOutResult, HeldOutWriter
 from .intake_settings import IntakeSettings
+from .kept_steps import KeptStep
 from .layout import StreamLayout
 from .ledger import RecordWriter
 from .running_statistics import RunningStatistics
@@ -26,6 +28,15 @@ from .simulation_run import STOPPED as RUN_STOPPED
 PIPELINE_DEPTH = 4
 _WAITING_WRITES = 2
 _DRIFT_EVERY = 16
+_COUNTS = (
+    "steps_accepted", "steps_recovered", "steps_dropped", "steps_skipped", "bytes_received", "duplicates", "lost",
+    "short",
+)  # fmt: skip
+
+
+def _all_finite(values: np.ndarray) -> bool:
+    """Say whether all of (n,) values are finite; the product settles it without further memory in most cases."""
+    return math.isfinite(np.dot(values, values)) or bool(np.isfinite(values).all())
 
 
 class ChecksumError(WireError):
@@ -64,11 +75,14 @@ class SimulationTable:
         self.statistics = RunningStatistics(len(layout.fields))
         self._recent = RunningStatistics(len(layout.fields))
         self.windows_accepted = 0
-        names = ("steps_accepted", "steps_dropped", "steps_skipped", "bytes_received", "duplicates", "lost", "short")
-        self.counts: Counter[str] = Counter(dict.fromkeys(names, 0))
+        self.counts: Counter[str] = Counter(dict.fromkeys(_COUNTS, 0))
         self.blocked_seconds = self.solver_seconds = 0.0
         self.running_limit = limits.max_running
         self.fatal = ""
+        self._too_short = 0
+        self._in_order = isinstance(buffer, FixedOrder)
+        if self._in_order:
+            buffer.on_step = self._count
 
     def plan(self, assignments: Iterable[Assignment]) -> None:
         """Add simulations to the end of the queue."""
@@ -85,6 +99,25 @@ class SimulationTable:
                 self._buffer.mark_used(run.number, assignment.used)
             self.runs[run.number] = run
             self._queue.append(run)
+
+    def recover(self, steps: Iterable[KeptStep]) -> None:
+        """Take up steps that an earlier session left in their slots; what is complete with them is not run again.
+
+        Steps of simulations that are not planned are forgotten, as are those that no unused window needs.
+        """
+        runs = self.runs
+        wanted = [one for one in sorted(steps) if one.simulation in runs and runs[one.simulation].stores(one.step)]
+        self._buffer.adopt(one.slot for one in wanted)
+        for one in wanted:
+            run = runs[one.simulation]
+            self.counts["steps_recovered"] += 1
+            self._ledger.append(one.record)
+            self._take_in(run, one.attempt, one.step, one.slot, one.time)
+            run.recovered.add(one.step)
+        for run in [run for run in self._queue if run.recovered and run.needs_nothing]:
+            self._queue.remove(run)
+            run.status = DONE
+            self._buffer.end(run.number)
 
     @property
     def exhausted(self) -> bool:
@@ -110,12 +143,16 @@ class SimulationTable:
     @property
     def throttled(self) -> bool:
         """Whether the trainer must catch up before more windows are stored."""
+        if self._in_order:
+            return False
         # Windows that are gone should have been used as often as wanted; a batch may be on its way.
         gone = self.windows_accepted - self._buffer.population
         return self._limits.views * gone > self._drawn() + self._limits.batch_size
 
     def may_draw(self) -> bool:
-        """Whether the windows may be used more often yet."""
+        """Whether the windows may be used more often yet; a fixed order sees to that itself."""
+        if self._in_order:
+            return True
         # The drain at the end uses what is there once more; without this reserve it would come on top of the views.
         views = self._limits.views
         reserve = self._buffer.population * max(0.0, 1 - 1 / views)
@@ -233,8 +270,8 @@ class SimulationTable:
             assembly = StepAssembly(self._target(run, header.step), self._num_cells, header.time)
             run.assemblies[header.step] = assembly
         values = np.frombuffer(payload, dtype=self._layout.dtype)
-        finite = math.isfinite(np.dot(values, values)) or bool(np.isfinite(values).all())
-        if not finite and self._limits.nan_policy != "keep":
+        # In a fixed order a step is looked at as a whole: which block comes first depends on time.
+        if self._limits.nan_policy != "keep" and not self._in_order and not _all_finite(values):
             self._quarantine_infinite(run, header, values.reshape(count, -1))
         named = None if cells is None else cells.part(header.offset[0], header.block_shape[0])
         assembly.place(box, values.reshape(count, *header.block_shape), header.payload_crc32, named)
@@ -314,25 +351,44 @@ class SimulationTable:
         return done
 
     def _accept(self, run: SimulationRun, step: int, assembly: StepAssembly) -> None:
+        if self._in_order and assembly.target is not None and self._limits.nan_policy != "keep":
+            if not _all_finite(assembly.target.ravel()):
+                self.quarantine(run, step, f"NaN or infinity in step {step}, time {assembly.time:g}")
+                self._stop_if_asked(run)
+                assembly.target = None
         if assembly.target is None:
             self.counts["steps_skipped" if step in run.skipped else "steps_dropped"] += 1
             return
         self.counts["steps_accepted"] += 1
         record = {"e": "step", "s": run.number, "a": run.attempt, "t": step, "h": assembly.crc32(run.order)}
-        self._ledger.append(record)
         if run.assignment.held_out:
+            self._ledger.append(record)
             run.times.append(assembly.time)
             return
-        if self._limits.statistics is not None:
-            self._limits.statistics.take(run.number, step, run.assignment.parameters, assembly.target)
         slot = run.slots.pop(step)
-        self.slot_times[slot] = assembly.time
-        if not self.frozen:
-            self.statistics.add(assembly.target)
-        elif self.counts["steps_accepted"] % _DRIFT_EVERY == 0:
-            self._recent.add(assembly.target)
-        self._buffer.put(run.number, run.attempt, step, slot)
+        if self._limits.durability != "memory":
+            record.update(l=slot, x=assembly.time)
+        self._ledger.append(record)
+        self._take_in(run, run.attempt, step, slot, assembly.time)
+
+    def _take_in(self, run: SimulationRun, attempt: int, step: int, slot: int, time: float) -> None:
+        """A step of a training simulation is complete in its slot."""
+        if self._limits.statistics is not None:
+            self._limits.statistics.take(run.number, step, run.assignment.parameters, self._slots[slot])
+        self.slot_times[slot] = time
+        if not self._in_order:
+            self._count(slot)
+        self._buffer.put(run.number, attempt, step, slot)
         self.windows_accepted += run.completes_window(step)
+
+    def _count(self, slot: int) -> None:
+        """Take a step of the stream into the normaliser's statistics; once they are frozen, some into the drift."""
+        if not self.frozen:
+            self.statistics.add(self._slots[slot])
+            # No later step may slip in, however many take their turn before anybody looks.
+            self.frozen = self._in_order and self._buffer.ready
+        elif self.counts["steps_accepted"] % _DRIFT_EVERY == 0:
+            self._recent.add(self._slots[slot])
 
     # -- ends ----------------------------------------------------------------------------------------------------
 
@@ -343,11 +399,14 @@ class SimulationTable:
         run.ends[rank] = status
         self.blocked_seconds += float(report.get("blocked", 0.0))
         self.solver_seconds += float(report.get("elapsed", 0.0))
-        if status == FAILED and run.status == RUNNING:
-            reason = str(report.get("reason", ""))[:2000] or "the solver failed without saying why"
-            self.quarantine(run, run.received, reason)
+        last = len(run.ends) == num_ranks
+        if status == FAILED:
+            run.reason = run.reason or str(report.get("reason", ""))[:2000] or "the solver failed without saying why"
+        # In a fixed order the steps that other ranks still send are waited for.
+        if FAILED in run.ends.values() and run.status == RUNNING and (last or not self._in_order):
+            self.quarantine(run, run.received, run.reason)
             self._stop_if_asked(run)
-        if len(run.ends) < num_ranks:
+        if not last:
             return False
         worst = FAILED if FAILED in run.ends.values() else max(run.ends.values())
         self._ledger.append({"e": "ended", "s": run.number, "a": run.attempt, "status": worst, "steps": run.received})
@@ -362,6 +421,8 @@ class SimulationTable:
         run.slots.clear()
         run.assemblies.clear()
         self.counts["short"] += run.received < self._layout.num_steps
+        if run.received < self._layout.window and not run.assignment.held_out:
+            self._note_too_short(run)
         if not run.assignment.held_out:
             run.status = DONE
             self._buffer.end(run.number)
@@ -371,6 +432,16 @@ class SimulationTable:
             self._writer.put(run.number, run.assignment.parameters, np.array(run.times), states)
         else:
             self.quarantine(run, 0, "it ended without a single step")
+
+    def _note_too_short(self, run: SimulationRun) -> None:
+        """Where the first simulations give no window at all, the others would not either."""
+        self._too_short += 1
+        if not self.windows_accepted and self._too_short >= max(1, self._limits.max_failures) and not self.fatal:
+            self.fatal = (
+                f"{self._too_short} simulations ended in order but gave no window; the last one, {run.number}, after "
+                f"{run.received} of {self._layout.num_steps} steps, and a window has {self._layout.window}. Let the "
+                "solver send all its steps, or take a model with a shorter window."
+            )
 
     def held_out_written(self, result: HeldOutResult) -> None:
         """Record that a held-out simulation lies in its file, or cannot."""

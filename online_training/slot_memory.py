@@ -22,6 +22,9 @@ SHARED_MEMORY = Path("/dev/shm")
 _PREFIX = "headrace-"
 # Populated: page faults come here, once, and not in the middle of the stream.
 _SHARED = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+_KEPT = "headrace-kept-"
+_LOCK_SECONDS = 20.0
+"""How long a kept file is waited for whose process is just being ended."""
 _SURELY_LOCKED = 60.0
 """Seconds after which a file that nobody has locked is an orphan and not one that is being made."""
 
@@ -31,12 +34,17 @@ class SlotMemory:
 
     array : (num_slots, fields, *grid); read-only where attached.
     path : of the file, for other processes of this node.
+    reopened : it is the file of an earlier session, with what that one left in it.
     """
 
-    def __init__(self, path: Path, mapping: mmap.mmap, layout: StreamLayout, *, lock: int | None) -> None:
+    def __init__(
+        self, path: Path, mapping: mmap.mmap, layout: StreamLayout, *, lock: int | None, kept: bool = False,
+        reopened: bool = False,
+    ) -> None:  # fmt: skip
         self.path = path
         self.layout = layout
-        self._mapping = mapping
+        self.reopened = reopened
+        self._mapping, self._kept = mapping, kept
         # The creator's descriptor: its lock ends with the process, however that ends.
         self._lock = lock
         count = len(mapping) // layout.step_bytes
@@ -76,6 +84,28 @@ class SlotMemory:
                 raise
             logger.warning("%s The reservoir goes to %s instead, which may be slower.", error.strerror, fallback)
             return cls._create(Path(fallback) / f"{_PREFIX}{name}", layout, size)
+
+    @classmethod
+    def keep(cls, path: Path, layout: StreamLayout, num_slots: int) -> SlotMemory:
+        """Make the file, or take up the one of an earlier session; it stays after `close` and after a kill.
+
+        A file of another size is replaced.
+
+        Raises
+        ------
+        OSError : there is no room, or the folder cannot be written.
+        """
+        size = num_slots * layout.step_bytes
+        descriptor = _open_kept(path, size)
+        if descriptor is None:
+            memory = cls._create(path, layout, size)
+            memory._kept = True
+            return memory
+        return cls(path, mmap.mmap(descriptor, size, flags=_SHARED), layout, lock=descriptor, kept=True, reopened=True)
+
+    def sync(self) -> None:
+        """Return when everything that was written is on the disk, where the file lies on one."""
+        os.fdatasync(self._lock)
 
     @classmethod
     def _create(cls, path: Path, layout: StreamLayout, size: int) -> SlotMemory:
@@ -121,11 +151,11 @@ class SlotMemory:
         return cls(path, mapping, layout, lock=None)
 
     def close(self) -> None:
-        """Unmap, and remove the file if it was created here; a second call does nothing."""
+        """Unmap, and remove the file if it was created here and is not kept; a second call does nothing."""
         if self._lock is not None:
             try:
                 # A newer session of the study may have put its own file in this place.
-                if self.path.stat().st_ino == os.fstat(self._lock).st_ino:
+                if not self._kept and self.path.stat().st_ino == os.fstat(self._lock).st_ino:
                     self.path.unlink()
             except FileNotFoundError:
                 pass  # somebody cleaned up already
@@ -142,6 +172,31 @@ class SlotMemory:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def kept_path(study: int, run_dir: Path, durability: str) -> Path:
+    """Return where the reservoir of a study lies whose durability is "node" or "disk"."""
+    return run_dir / "reservoir" if durability == "disk" else SHARED_MEMORY / f"{_KEPT}{study:016x}"
+
+
+def _open_kept(path: Path, size: int) -> int | None:
+    """Open and lock the file of an earlier session; None where there is none of this size, or another intake has it."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while os.fstat(descriptor).st_size == size:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+    os.close(descriptor)
+    logger.warning("%s has another size, or another intake; the steps in it are run again.", path)
+    return None
 
 
 def _remove_stale(path: Path) -> None:
@@ -161,6 +216,8 @@ def _remove_orphans(folder: Path) -> None:
     for path in folder.glob(f"{_PREFIX}*"):
         try:
             status = path.lstat()
+            if path.name.startswith(_KEPT):
+                continue  # its study will take it up
             if status.st_uid != os.geteuid() or time.time() - status.st_ctime < _SURELY_LOCKED:
                 continue
             descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import sys
@@ -20,14 +21,18 @@ from headrace.surrogates import Problem, Surrogate
 from .adaptive_plan import AdaptivePlan
 from .callbacks import find_callbacks
 from .design import ADAPTIVE, draw_design, own_sampler
+from .fixed_order import spare_slots
 from .layout import StreamLayout
 from .ledger import Ledger, RecordWriter
 from .ledger_index import rebuild_index
 from .local_launcher import find_mpirun
-from .ray_session import prepare_environment, ray_session
+from .ray_session import ray_session
 from .reservoir import check_capacity
 from .run_directory import RunDirectory, StudyError, StudyRecord
 from .settings import StudySettings
+from .slot_memory import kept_path
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -112,10 +117,6 @@ class Study:
         except RuntimeError as error:
             raise StudyError(str(error)) from error
         _require_port(self.settings.interface, self.settings.port)
-        if self.settings.batch_size % self.settings.workers:
-            raise ValueError(
-                f"Batch size {self.settings.batch_size} cannot be dealt to {self.settings.workers} workers evenly."
-            )
         if resume and self.directory.exists:
             record = self.directory.read()
             self.directory.require_same(record, self.case, self.settings)
@@ -127,33 +128,43 @@ class Study:
         return self.directory.create(self.case, self.surrogate, self.settings)
 
     def _run_sessions(self, record: StudyRecord, progress: Progress | None) -> str:
-        prepare_environment(self.directory)
-        from .session import IntakeLost, Session  # imports Ray, which reads its environment then
+        # One Ray for all sessions: a process that stops it and starts it again may lose what Ray Train leaves running.
+        with ray_session(self.directory, num_cpus=self.settings.max_workers + 1):
+            for _ in range(self.settings.max_failures + 1):
+                if (status := self._run_session(record, progress)) is not None:
+                    rebuild_index(self.directory.ledger)
+                    if status == "finished":
+                        kept_path(record.study, self.directory.path, record.settings.durability).unlink(missing_ok=True)
+                    return status
+        raise StudyError(
+            f"{self.settings.max_failures + 1} sessions were lost one after the other; see {self.directory.logs}."
+        )
 
-        for _ in range(self.settings.max_failures + 1):
-            number = Ledger(self.directory.ledger).next_session()
-            with RecordWriter(self.directory.ledger / f"study-{number}.log") as log:
-                log.append({"e": "session", "n": number})
-                adaptive = None
-                if record.settings.sampler == ADAPTIVE:
-                    adaptive = AdaptivePlan(self.directory.path, record.case.load(), record.settings, log)
-                    adaptive.begin()
-                self._plan(record, log)
-                log.sync()
-                with ray_session(self.directory, num_cpus=self.settings.workers + 1):
-                    session = Session(self.directory, record, number, adaptive)
-                    try:
-                        with orderly_stop(session.request_stop):
-                            status = session.run(progress)
-                    except IntakeLost as error:
-                        log.append({"e": "stopped", "reason": f"intake lost: {error}"})
-                        continue
-                finished = {"e": "finished", **({"early": session.early} if session.early else {})}
-                log.append(finished if status == "finished" else {"e": "stopped", "reason": "asked to stop"})
-                log.sync()
-            rebuild_index(self.directory.ledger)
-            return status
-        raise StudyError(f"The intake died {self.settings.max_failures + 1} times; see {self.directory.logs}.")
+    def _run_session(self, record: StudyRecord, progress: Progress | None) -> str | None:
+        """Run one session to its end and say how it ended; None: a part of it died, and another session is needed."""
+        from .session import Session, SessionLost  # imports Ray, which must find its environment prepared
+
+        number = Ledger(self.directory.ledger).next_session()
+        with RecordWriter(self.directory.ledger / f"study-{number}.log") as log:
+            log.append({"e": "session", "n": number})
+            adaptive = None
+            if record.settings.sampler == ADAPTIVE:
+                adaptive = AdaptivePlan(self.directory.path, record.case.load(), record.settings, log)
+                adaptive.begin()
+            self._plan(record, log)
+            log.sync()
+            session = Session(self.directory, record, number, adaptive)
+            try:
+                with orderly_stop(session.request_stop):
+                    status = session.run(progress)
+            except SessionLost as error:
+                logger.warning("The study starts a new session: %s", error)
+                log.append({"e": "stopped", "reason": str(error)})
+                return None
+            finished = {"e": "finished", **({"early": session.early} if session.early else {})}
+            log.append(finished if status == "finished" else {"e": "stopped", "reason": "asked to stop"})
+            log.sync()
+        return status
 
     def _plan(self, record: StudyRecord, log: RecordWriter) -> None:
         """Write down the parameters of all simulations that no earlier session wrote; held-out ones come last."""
@@ -186,7 +197,14 @@ def require_capacity(settings: StudySettings, case: Case, window: int) -> None:
         whole study smaller than one batch.
     """
     layout = StreamLayout.of(case, window)
-    check_capacity(settings.buffer_bytes // layout.step_bytes, settings.max_running, window, settings.batch_size)
+    spare = spare_slots(settings.jobs, window) if settings.deterministic else 0
+    capacity = settings.buffer_bytes // layout.step_bytes
+    check_capacity(capacity, settings.max_running, window, settings.batch_size, spare)
+    if settings.shards > capacity:
+        raise ValueError(
+            f"A buffer of {settings.buffer} holds {capacity} steps, too few for {settings.shards} shards. "
+            "Enlarge it, or take fewer."
+        )
     windows = settings.simulations * layout.num_starts
     missing = settings.batch_size - round(windows * settings.views)
     if missing > 0:

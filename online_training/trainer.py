@@ -23,9 +23,13 @@ _CPU_PER_WORKER = 0.5  # for Ray's bookkeeping only: the study asks for at least
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
+class TrainerDied(RuntimeError):
+    """The workers were cut off, or failed in a way that a restart might mend; more often than is allowed."""
+
+
 def run_trainer(
     settings: TrainerSettings,
-    workers: int,
+    workers: int | tuple[int, int],
     max_failures: int,
     *,
     connect: Callable[[TrainerSettings], Feed] = connect,
@@ -36,12 +40,15 @@ def run_trainer(
     checkpoint under the next generation. Samples, checkpoints and metrics do not pass through Ray.
 
     settings : generation, rank and num_ranks are set here, per start and worker.
+    workers : how many; (least, most): as many as Ray has room for at each start, and again when that changes. The
+        global batches are the same for any number of workers.
     max_failures : restarts before giving up.
     connect : makes the feed of each worker; a function of a module that the workers can import.
 
     Raises
     ------
-    RuntimeError : the workers failed too often, or in a way that a restart does not mend; holds their last words.
+    TrainerDied : the workers failed too often; holds their last words.
+    RuntimeError : they failed in a way that a restart does not mend.
     ValueError : the batch cannot be dealt to the workers.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -49,7 +56,8 @@ def run_trainer(
 
     # Nothing of ours asks for what this actor finds out, and its start takes 3 s of a core.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    replace(settings, num_ranks=workers)  # refuses a batch that cannot be dealt, here and not in every worker
+    most = workers if isinstance(workers, int) else workers[1]
+    replace(settings, num_ranks=most)  # refuses a batch that cannot be dealt, here and not in every worker
     on_gpu = settings.device.startswith("cuda")
     trainer = TorchTrainer(
         _work,
@@ -68,7 +76,7 @@ def run_trainer(
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        raise RuntimeError(_last_words(error, max_failures)) from error
+        raise TrainerDied(_last_words(error, max_failures)) from error
     outcome = _newest_outcome(settings.run_dir)
     if "error" in outcome:
         raise RuntimeError(outcome["error"])
@@ -111,13 +119,28 @@ def _work(config: dict[str, Any]) -> None:
         if settings.rank == 0:
             _leave(outcome, summary)
     except Exception as error:
-        if isinstance(error, FloatingPointError | ValueError) or getattr(error, "errno", None) in _FULL_DISK:
+        hopeless = isinstance(error, FloatingPointError | ValueError) or getattr(error, "errno", None) in _FULL_DISK
+        if hopeless or (isinstance(error, ConnectionError) and not _intake_lives(settings)):
             _leave(outcome, {"error": str(error)})
         if settings.num_ranks > 1:
             # Wakes the workers that wait for this one; they find its reason beside the generation.
             torch.distributed.destroy_process_group()
         if not outcome.exists():
             raise
+
+
+def _intake_lives(settings: TrainerSettings) -> bool:
+    """Whether a broken connection may be made again, because its other end is still there."""
+    import ray
+
+    from .session_plan import NAMESPACE, intake_name
+
+    try:
+        intake = ray.get_actor(intake_name(settings.study, settings.session), namespace=NAMESPACE)
+        ray.get(intake.status.remote(), timeout=10)
+    except (ValueError, ray.exceptions.RayError):
+        return False
+    return True
 
 
 def _leave(path: Path, outcome: dict[str, Any]) -> None:
@@ -135,7 +158,7 @@ def _newest_outcome(run_dir: str) -> dict[str, Any]:
     try:
         return json.loads((generations / f"{newest}.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RuntimeError(
+        raise TrainerDied(
             f"Trainer generation {newest} was cut short before it could say how it ended. Resume the study."
         ) from None
 

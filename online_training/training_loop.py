@@ -85,10 +85,9 @@ class TrainerSettings:
     callbacks: str = ""
 
     def __post_init__(self) -> None:
-        if self.batch_size % self.num_ranks:
+        if self.batch_size < self.num_ranks:
             raise ValueError(
-                f"Batch size {self.batch_size} cannot be dealt to {self.num_ranks} workers evenly; "
-                f"take {math.ceil(self.batch_size / self.num_ranks) * self.num_ranks}."
+                f"A batch of {self.batch_size} windows cannot be dealt to {self.num_ranks} workers; enlarge it."
             )
         if self.total_windows < 1 or self.threads < 1:
             raise ValueError(f"total_windows {self.total_windows} and threads {self.threads} must be positive.")

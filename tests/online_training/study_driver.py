@@ -1,8 +1,9 @@
 """A study as a user's script starts it; the test beside it sends the signals.
 
-python study_driver.py RUN_DIR MODEL new|resume
+python study_driver.py RUN_DIR MODEL new|resume SETTINGS_AS_JSON
 """
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -49,8 +50,8 @@ MODELS = {"mlp": OwnMLP, "fno": lambda: FNO(modes=4, width=8, layers=2)}
 SETTINGS = {"simulations": 30, "held_out": 3, "ranks": 2, "batch_size": 8, "views": 4.0, "checkpoint_every": 0.5}
 
 if __name__ == "__main__":
-    run_dir, model, how = sys.argv[1:]
-    study = Study(case, MODELS[model](), run_dir=Path(run_dir), **SETTINGS)
+    run_dir, model, how, changes = sys.argv[1:]
+    study = Study(case, MODELS[model](), run_dir=Path(run_dir), **{**SETTINGS, **json.loads(changes)})
     result = study.run(resume=how == "resume")
     print("status", result.status)
     print("validation", result.validation)

@@ -1,5 +1,6 @@
 """Whole studies with real ranks and Ray, while processes of theirs are killed."""
 
+import json
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from headrace.online_training import FIFO, FIRO, Reservoir
 from headrace.online_training.audit import audit
 from headrace.online_training.ledger import Ledger, read_records
 from headrace.online_training.metrics_log import last_record, read_metrics
@@ -20,7 +22,7 @@ from headrace.online_training.study import Study
 from headrace.solvers.case_file import CaseReference
 from headrace.surrogates import MLP, load_surrogate
 
-pytestmark = [pytest.mark.ray, pytest.mark.mpi, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.mpi, pytest.mark.timeout(1200)]
 
 DRIVER = Path(__file__).with_name("study_driver.py")
 
@@ -28,16 +30,18 @@ DRIVER = Path(__file__).with_name("study_driver.py")
 class Driver:
     """A study in a process of its own."""
 
-    def __init__(self, run_dir: Path, model: str, how: str, *, log_folder: Path | None = None) -> None:
+    def __init__(
+        self, run_dir: Path, model: str, how: str, *, log_folder: Path | None = None, **settings: object
+    ) -> None:  # fmt: skip
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.run_dir = run_dir
         self.output = open((log_folder or run_dir.parent) / f"driver-{time.monotonic_ns()}.log", "w+")
         self.process = subprocess.Popen(
-            [sys.executable, str(DRIVER), str(run_dir), model, how],
+            [sys.executable, str(DRIVER), str(run_dir), model, how, json.dumps(settings)],
             stdout=self.output, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
         )  # fmt: skip
 
-    def wait_until(self, condition, seconds=120.0):
+    def wait_until(self, condition, seconds=300.0):
         """Wait for a condition while the driver lives."""
         deadline = time.monotonic() + seconds
         while not (value := condition()):
@@ -50,7 +54,7 @@ class Driver:
         self.output.flush()
         return Path(self.output.name).read_text()
 
-    def finish(self, seconds=200.0) -> str:
+    def finish(self, seconds=500.0) -> str:
         self.process.wait(seconds)
         return self.text()
 
@@ -166,6 +170,33 @@ def test_a_killed_driver_and_ctrl_c_are_resumed(tmp_path):
     assert text.splitlines()[-1] == again.splitlines()[-1], "a finished study only repeats its result"
 
 
+def test_a_deterministic_run_has_the_same_bits_killed_and_resumed_or_not(tmp_path):
+    what = {"deterministic": True, "simulations": 12, "held_out": 1, "jobs": 2, "views": 8.0, "buffer": "60KB"}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    driver = Driver(whole, "mlp", "new", **what)
+    text = driver.finish()
+    assert driver.process.returncode == 0 and "status finished" in text, text
+
+    driver = Driver(parts, "mlp", "new", **what)
+    driver.wait_until(lambda: batches_of(parts) > 20 and list((parts / "checkpoints").iterdir()))
+    driver.process.send_signal(signal.SIGKILL)
+    driver.process.wait()
+    require_no_process(parts)
+    stopped_at = batches_of(parts)
+    driver = Driver(parts, "mlp", "resume", **what)
+    driver.wait_until(lambda: batches_of(parts) > stopped_at + 20)
+    driver.kill("RayTrainWorker")
+    text = driver.finish()
+    assert driver.process.returncode == 0 and "status finished" in text, text
+
+    assert len(list((parts / "ledger").glob("study-*.log"))) == 3, "driver and trainer were killed in time"
+    one, two = (last_record(run / "metrics.jsonl") for run in (whole, parts))
+    assert (one["batch"], one["windows"]) == (two["batch"], two["windows"])
+    assert (whole / "model" / "model.safetensors").read_bytes() == (parts / "model" / "model.safetensors").read_bytes()
+    assert audit(parts).ok, audit(parts).lines
+    require_no_process(parts)
+
+
 def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -209,7 +240,16 @@ def test_a_run_directory_of_another_study_is_refused(tmp_path):
     [
         ({"ranks": 100}, "cannot be split over 100 ranks"),
         ({"buffer": "20KB", "batch_size": 32}, "14 too few"),
-        ({"batch_size": 7, "workers": 2}, "cannot be dealt"),
+        ({"batch_size": 1, "workers": 2}, "a batch of 1 windows cannot be dealt to 2 workers"),
+        ({"batch_size": 8, "workers": (2, 9)}, "a batch of 8 windows cannot be dealt to 9 workers"),
+        ({"workers": 3, "most_workers": 2}, "less than workers"),
+        ({"deterministic": True, "durability": "node"}, "leave durability at memory"),
+        ({"buffer": "40KB", "shards": 100}, "too few for 100 shards"),
+        ({"deterministic": True, "sampler": "breed"}, "sampler breed follows the clock.*take sobol"),
+        ({"deterministic": True, "when_full": "skip"}, "when_full skip follows the clock.*take block"),
+        ({"deterministic": True, "most_jobs": 3}, "most_jobs follows the clock"),
+        ({"deterministic": True, "patience": 3}, "patience follows the clock"),
+        ({"deterministic": True, "buffer": "40KB", "batch_size": 30}, "beside 12 steps that wait for their turn"),
         ({"buffer": "many"}, "is not a size"),
         ({"views": -1}, "greater than 0"),
         ({"simulation": 3}, "simulation"),
@@ -223,6 +263,19 @@ def test_settings_that_cannot_work_are_refused_before_anything_starts(tmp_path, 
     with pytest.raises(ValueError, match=message):
         Study(reference(), MLP(), run_dir=tmp_path / "run", **settings)._prepare(resume=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_buffer_is_chosen_by_what_it_is(tmp_path):
+    def chosen(**settings):
+        study = Study(reference(), MLP(), run_dir=tmp_path / "run", **settings)
+        return [getattr(study.settings, name) for name in ("buffer", "buffer_kind", "watermark", "views")]
+
+    assert chosen(buffer=Reservoir("512MB", watermark=0.2), views=5) == ["512MB", "reservoir", 0.2, 5]
+    assert chosen(buffer=FIFO(2**20)) == [str(2**20), "fifo", 0.1, 1]
+    with pytest.raises(ValueError, match="set views to 1"):
+        chosen(buffer=FIRO("1MB"), views=2)
+    with pytest.raises(ValueError, match="'many' is not a size"):
+        chosen(buffer=Reservoir("many"))
 
 
 def test_two_drivers_do_not_run_one_study(tmp_path):

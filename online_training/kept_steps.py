@@ -1,0 +1,53 @@
+"""Steps that outlived their intake: found in the logs of earlier sessions, and checked against their checksums."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .ledger import read_records
+
+
+class KeptStep(NamedTuple):
+    """One step of a simulation in the slot where an earlier session stored it; content : its checksum."""
+
+    simulation: int
+    step: int
+    attempt: int
+    slot: int
+    time: float
+    content: int
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the ledger of the session that takes it up says."""
+        return {"e": "kept", "s": self.simulation, "a": self.attempt, "t": self.step, "h": self.content,
+                "l": self.slot, "x": self.time}  # fmt: skip
+
+
+def kept_steps(ledger: Path, slots: np.ndarray) -> list[KeptStep]:
+    """Return the steps that lie in slots (num_slots, fields, *grid) just as the logs in a folder say.
+
+    Slots in which something else was written since, wholly or in part, do not match their checksum.
+
+    Raises
+    ------
+    LedgerDamage : a log is damaged elsewhere than at its torn end.
+    """
+    newest: dict[int, KeptStep] = {}
+    logs = sorted(ledger.glob("intake-*.log"), key=lambda path: int(path.stem.split("-")[1]))
+    for record in (record for path in logs for record in read_records(path)):
+        if record["e"] in ("step", "kept") and "l" in record:
+            newest[record["l"]] = KeptStep(
+                record["s"], record["t"], record["a"], record["l"], record["x"], record["h"]
+            )  # fmt: skip
+    # The same step may lie in two slots, of an attempt that was run again in vain: one of them will do.
+    steps = {
+        (one.simulation, one.step): one
+        for one in newest.values()
+        if one.slot < len(slots) and zlib.crc32(slots[one.slot]) == one.content
+    }
+    return list(steps.values())
