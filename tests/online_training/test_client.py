@@ -89,6 +89,13 @@ def test_a_step_that_is_sent_twice_is_named(no_study: None) -> None:
             stream.send(step=0, time=0.0, values=np.zeros((1, 4, 3)))
 
 
+def test_steps_out_of_order_are_named(no_study: None) -> None:
+    with connect({"u": (4, 3)}) as stream:
+        stream.send(step=0, time=0.0, values=np.zeros((1, 4, 3)))
+        with pytest.raises(ValueError, match="Step 2 cannot be sent now: the next step is 1"):
+            stream.send(step=2, time=0.2, values=np.zeros((1, 4, 3)))
+
+
 def test_a_field_needs_axes_and_a_known_type(no_study: None) -> None:
     with pytest.raises(ValueError, match="1 to 4 axes"):
         Connection({"u": (1, 2, 3, 4, 5)})
@@ -142,6 +149,11 @@ def study(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 def test_fields_that_differ_are_refused_with_both_named(study) -> None:
     with pytest.raises(RuntimeError, match=r"'p'.*\[7, 6\].*but the study has.*'u'.*\[7, 5\]"):
         connect({"p": (7, 6)})
+
+
+def test_a_dtype_that_differs_is_refused_with_both_named(study) -> None:
+    with pytest.raises(RuntimeError, match=r"'dtype': 'float64'.*but the study has.*'dtype': 'float32'"):
+        connect({"u": (7, 5)}, dtype="float64")
 
 
 def test_the_number_of_steps_is_compared(study) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -504,6 +505,18 @@ def test_a_short_simulation_is_done_with_the_windows_it_has(study) -> None:
     trainer = TrainerDouble(intake)
     assert [len(records) for records in trainer.drain()] == [2]
     trainer.close()
+
+
+def test_simulations_that_give_no_window_end_the_study_with_what_to_change(study) -> None:
+    intake = study(make_layout(window=4), max_failures=2)
+    plan(intake, 6)
+    with Connection({"u": (7, 5)}) as connection:
+        for _, stream in zip(range(2), connection.simulations(), strict=False):
+            assert intake.status()["fatal"] == ""
+            with stream:
+                send_all(stream, (7, 5), range(3))
+    message = "2 simulations ended in order but gave no window.* after 3 of 6 steps, and a window has 4. Let the solver"
+    assert re.match(message, intake.status()["fatal"])
 
 
 # -- steps left out where there is no room ---------------------------------------------------------------------------
