@@ -5,17 +5,20 @@ yield stress 10 MPa, kinematic hardening C = 100 GPa, D = 1000, α = 2e-5 / K.
 
 Cost: about half a second on one core; 10 steps.
     mpirun -n 2 python cases/rom_cube.py
+    python cases/rom_cube.py --calculix runs/cube     # by CalculiX, of a similar law
 """
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 
 from headrace.rom.box import box_mesh
+from headrace.rom.calculix_solver import chosen_solver
 from headrace.rom.elastic import IsotropicElasticity
 from headrace.rom.loads import Amplitude, Centrifugal, Pressure, Support
 from headrace.rom.problem import Problem
-from headrace.rom.solver import Solver
 from headrace.rom.viscoplastic import KinematicHardening, NortonChaboche
 
 STEPS_PER_CYCLE = 10
@@ -67,13 +70,13 @@ def main() -> None:
     """Solve one cycle on all ranks and check that the body yields and keeps a permanent set."""
     from mpi4py import MPI
 
-    solver = Solver(rom_cube(), MPI.COMM_WORLD)
+    solver = chosen_solver(rom_cube(), sys.argv[1:], MPI.COMM_WORLD)
     for increment in solver.run(times()):
         u = solver.comm.maximum(float(np.abs(increment.displacement).max()))
         p = solver.comm.maximum(float(solver.local.material.field("p", increment.state).max()))
         if solver.comm.rank == 0:
             print(f"t = {increment.time:.1f}  iterations {increment.iterations}  max |u| {u:.4e} mm  max p {p:.4e}")
-    assert 1e-3 < p < 1e-2 and u > 1e-2, (u, p)
+    assert 1e-3 < p < 5e-2 and u > 1e-2, (u, p)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,21 @@
 
 Cost: about 20 seconds per cycle on one core with the default mesh; two cycles.
     mpirun -n 2 python cases/rom_plate.py
+    python cases/rom_plate.py --calculix runs/plate     # by CalculiX, of a similar law
 """
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 
 from headrace.rom.box import box_mesh
+from headrace.rom.calculix_solver import chosen_solver
 from headrace.rom.elastic import IsotropicElasticity
 from headrace.rom.loads import Amplitude, Pressure, Support
 from headrace.rom.mesh import Mesh
 from headrace.rom.problem import Problem
-from headrace.rom.solver import Solver
 from headrace.rom.viscoplastic import KinematicHardening, NortonChaboche
 
 HALF_WIDTH, HOLE, HALF_THICKNESS = 20.0, 5.0, 2.0
@@ -79,7 +82,7 @@ def main() -> None:
     """Solve two cycles on all ranks and check that the hole's edge goes on yielding in the second."""
     from mpi4py import MPI
 
-    solver = Solver(rom_plate(), MPI.COMM_WORLD)
+    solver = chosen_solver(rom_plate(), sys.argv[1:], MPI.COMM_WORLD)
     seen = []
     for increment in solver.run(times()):
         seen.append(solver.comm.maximum(float(solver.local.material.field("p", increment.state).max())))

@@ -7,13 +7,14 @@ both programs then solve the same discrete problem. Laws that CalculiX does not 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from .elastic import IsotropicElasticity
-from .law import Coefficient, ConstitutiveLaw, Table, coefficient_at
+from .law import Coefficient, ConstitutiveLaw, Table, coefficient_at, coefficient_range
 from .mesh import Mesh
 from .problem import LocalProblem, Problem
 from .subdomain import distribute
@@ -21,6 +22,9 @@ from .viscoplastic import NortonChaboche
 
 TYPES = {"C3D4": "tet4", "C3D10": "tet10", "C3D8": "hex8", "C3D20": "hex20", "C3D20R": "hex20r"}
 LARGEST_P = 1.0  # where the written hardening curves end
+MOST_KNOTS = 200  # CalculiX keeps no more points of a hardening curve, and overwrites others of them beyond
+MOST_EXPONENT = 5.0  # of counterparts: CalculiX seeks the overstress f in 15 Newton steps on f**n, each at most f / n
+SMALLEST_RATE = 1e-20  # CalculiX raises smaller coefficients A of its Norton law to this, without a word
 
 
 class DeckError(ValueError):
@@ -206,7 +210,7 @@ def write_deck(
 
     Raises
     ------
-    DeckError : a law or a temperature that CalculiX does not have.
+    DeckError : a law or a temperature that CalculiX does not have, or coefficients that it would change.
     """
     path, times = Path(path), np.asarray(times, dtype=float)
     mesh = problem.mesh
@@ -272,59 +276,106 @@ def _material_cards(problem: Problem, start: np.ndarray, *, large_strain: bool) 
 
 
 def _law_cards(name: str, law: ConstitutiveLaw, start: np.ndarray, *, large_strain: bool) -> list[str]:
-    elastic = law.elasticity if isinstance(law, NortonChaboche) else law
+    flows = isinstance(law, NortonChaboche)
+    elastic = law.elasticity if flows else law
     if not isinstance(elastic, IsotropicElasticity):
         raise DeckError(f"The law of {name!r} is a {type(law).__name__}; decks are written of isotropic elasticity and "
                         "of NortonChaboche.")  # fmt: skip
-    lines = ["*ELASTIC", *_table([elastic.young, elastic.poisson])]
+    stiffness = [elastic.young, elastic.poisson]
+    # CalculiX interpolates creep data at the temperatures of the elastic ones, so those must be as fine.
+    temperatures = _temperatures([*stiffness, *(_flow_coefficients(law) if flows else [])], fine=flows)
+    lines = ["*ELASTIC", *_table(stiffness, temperatures)]
     if elastic.expansion != 0.0:
         zero = elastic.reference_temperature
         if np.any(start != zero):
             raise DeckError(f"The law of {name!r} expands from {zero:g}, but the body starts at {start[0]:g}; CalculiX "
                             "starts without thermal strain. Give equal temperatures.")  # fmt: skip
-        lines += [f"*EXPANSION, ZERO={zero:.10g}", *_table([elastic.expansion])]
-    return lines + (_flow_cards(name, law, large_strain=large_strain) if isinstance(law, NortonChaboche) else [])
+        lines += [f"*EXPANSION, ZERO={zero:.10g}", *_table([elastic.expansion], _temperatures([elastic.expansion]))]
+    return lines + (_flow_cards(name, law, temperatures, large_strain=large_strain) if flows else [])
 
 
-def _flow_cards(name: str, law: NortonChaboche, *, large_strain: bool) -> list[str]:
+def _flow_coefficients(law: NortonChaboche) -> list[Coefficient]:
     coefficients = [law.yield_stress, law.viscosity, law.exponent, law.linear_hardening]
     coefficients += [c for term in law.isotropic for c in (term.saturation, term.rate)]
-    coefficients += [term.modulus for term in law.kinematic]
+    return coefficients + [term.modulus for term in law.kinematic]
+
+
+def _flow_cards(name: str, law: NortonChaboche, temperatures: np.ndarray, *, large_strain: bool) -> list[str]:
     kinematic = bool(law.kinematic)
     if any(term.recall != 0.0 for term in law.kinematic) or (kinematic and (law.isotropic or law.curve)):
         raise DeckError(f"The law of {name!r} has back-stresses with recall, or both kinds of hardening; CalculiX has "
-                        "linear kinematic or isotropic hardening.")  # fmt: skip
+                        "linear kinematic or isotropic hardening. `counterpart` gives a similar one.")  # fmt: skip
     if kinematic and not large_strain:
         raise DeckError(f"The law of {name!r} hardens kinematically, which CalculiX 2.20 gets wrong without NLGEOM "
                         "(errors of 20 % and more); pass large_strain=True.")  # fmt: skip
     knots = {0.0, LARGEST_P, *(p for p, _ in law.curve)}
-    knots |= set(np.geomspace(1e-6, LARGEST_P, 200)) if law.isotropic else set()
+    if law.isotropic:
+        knots |= set(np.geomspace(1e-6, LARGEST_P, max(MOST_KNOTS + 1 - len(knots), 2)))
+    if len(knots) > MOST_KNOTS:
+        raise DeckError(f"The hardening of {name!r} has {len(knots)} points; CalculiX keeps {MOST_KNOTS}. Give fewer.")
     lines = [f"*PLASTIC, HARDENING={'KINEMATIC' if kinematic else 'ISOTROPIC'}"]
     viscous = ["*CREEP, LAW=NORTON"]
-    for T in _temperatures(coefficients, fine=True):
+    for T in temperatures:
         at = np.array([T])
         for p in sorted(knots):
             back = sum(coefficient_at(term.modulus, at)[0] for term in law.kinematic)
-            radius = law.hardening(np.array([p]), at)[0][0] + p * back
-            lines += [f"{radius:.10e}, {p:.10e}, {T:.10g}"]
+            radius = law.hardening(at)(np.array([p]))[0][0] + p * back
+            lines += [f"{radius:.10e}, {p:.10e}, {T:.10e}"]
         K, n = coefficient_at(law.viscosity, at)[0], coefficient_at(law.exponent, at)[0]
         if K <= 0:
             raise DeckError(f"The law of {name!r} has no viscosity; decks are written of viscoplastic laws.")
-        viscous += [f"{K**-n:.10e}, {n:.10g}, 0., {T:.10g}"]
+        if K**-n < SMALLEST_RATE:
+            raise DeckError(
+                f"The law of {name!r} has viscosity {K:g} and exponent {n:g}, hence A = K**-n = {K**-n:.3g}; "
+                f"CalculiX takes {SMALLEST_RATE:g} instead of any smaller A. `counterpart` gives one with a lower n."
+            )
+        viscous += [f"{K**-n:.10e}, {n:.10g}, 0., {T:.10e}"]
     return lines + viscous
 
 
+def counterpart(problem: Problem) -> Problem:
+    """Return a problem like the given one that CalculiX solves, too; equal to it where nothing stands in the way.
+
+    Back-stresses become isotropic hardening with the same curve under pulling in one direction, in 31 straight pieces.
+    Exponents fall to 5, or to what keeps A = K**-n: CalculiX 2.20 does not solve the flow of larger ones in steps that
+    double the overstress or more, and ends with "solution seems to diverge". Temperatures are `plain_temperature`.
+
+    Raises
+    ------
+    DeckError : a back-stress without recall or with coefficients that depend on temperature, or beside other hardening.
+    """
+    laws = {k: _counterpart(k, v) if isinstance(v, NortonChaboche) else v for k, v in problem.laws.items()}
+    return replace(problem, laws=laws, plain_temperature=True)
+
+
+def _counterpart(name: str, law: NortonChaboche) -> NortonChaboche:
+    largest = coefficient_range(law.viscosity)[1]
+    limit = min(MOST_EXPONENT, -np.log10(SMALLEST_RATE) / np.log10(largest) if largest > 1 else MOST_EXPONENT)
+    if coefficient_range(law.exponent)[1] > limit:
+        law = replace(law, exponent=limit)
+    if not law.kinematic:
+        return law
+    tables = any(isinstance(c, Table) for term in law.kinematic for c in (term.modulus, term.recall))
+    if tables or law.isotropic or law.curve or any(term.recall == 0 for term in law.kinematic):
+        raise DeckError(f"The law of {name!r} has no counterpart; one needs back-stresses with recall, coefficients "
+                        "that do not depend on temperature, and no other curve of hardening.")  # fmt: skip
+    fastest, slowest = (f(term.recall for term in law.kinematic) for f in (max, min))
+    p = np.append(0.0, np.geomspace(0.02 / fastest, 10 / slowest, 31))
+    stress = sum(term.modulus / term.recall * -np.expm1(-term.recall * p) for term in law.kinematic)
+    return replace(law, kinematic=(), curve=tuple(zip(p, stress, strict=True)))
+
+
 def _temperatures(coefficients: Sequence[Coefficient], *, fine: bool = False) -> np.ndarray:
-    """Return the knots of all tables; fine: with 20 points between, as CalculiX interpolates K⁻ⁿ and not K."""
+    """Return the knots of all tables; fine: with 80 points between, as CalculiX interpolates K⁻ⁿ and not K."""
     knots = np.unique([t for c in coefficients if isinstance(c, Table) for t in c.temperatures] or [20.0])
     if fine and len(knots) > 1:
-        knots = np.unique(np.concatenate([np.linspace(a, b, 21) for a, b in pairwise(knots)]))
+        knots = np.unique(np.concatenate([np.linspace(a, b, 82) for a, b in pairwise(knots)]))
     return knots
 
 
-def _table(coefficients: Sequence[Coefficient]) -> list[str]:
+def _table(coefficients: Sequence[Coefficient], temperatures: np.ndarray) -> list[str]:
     lines = []
-    for T in _temperatures(coefficients):
+    for T in temperatures:
         values = [coefficient_at(c, np.array([T]))[0] for c in coefficients]
         lines += [", ".join(f"{v:.10e}" for v in (*values, T))]
     return lines

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from .calculix_deck import deck_options, read_deck
-from .elements import cube_linear, simplex_linear
 from .mesh import Mesh
 from .reader import Reader
 
@@ -109,12 +108,15 @@ class CalculixReader(Reader):
     def point_field(self, name: str, increment: int) -> np.ndarray | None:
         """Return "stress", "strain" (engineering shear), "p" or "temperature" at all quadrature points, or None.
 
-        Temperatures there are what CalculiX takes: see `point_temperature`.
+        Temperatures there are what CalculiX takes: see `Problem.plain_temperature`.
         """
         number = range(len(self._times))[increment]
         if name == "temperature":
             nodal = self.temperature(number)
-            return None if nodal is None else point_temperature(self._mesh, nodal)
+            if nodal is None:
+                return None
+            pieces = [(nodal[block] @ kind.plain_values.T).ravel() for kind, _, block in self._mesh.blocks()]
+            return np.concatenate(pieces)
         if name not in ("stress", "strain", "p") or not self._blocks.get(name):
             return None
         width = 1 if name == "p" else 6
@@ -185,30 +187,14 @@ class CalculixReader(Reader):
                               "Was a node set printed twice, or are these results of two runs?")  # fmt: skip
         sta = self.deck.with_suffix(".sta")
         made = converged_times(sta) if sta.exists() else np.zeros(0)
-        lost = [t for t in made if np.min(np.abs(self._times - t)) > 2e-6 * max(abs(t), 1e-12)]
+        # The .sta file has six digits of the time, which late in a run may be more than a millionth of it.
+        lost = [t for t in made if np.min(np.abs(self._times - t)) > 6e-6 * max(abs(t), 1e-12)]
         if lost:
             card = "NODE PRINT" if self._source == "dat" else "NODE FILE"
             often = [o["FREQUENCY"] for o in deck_options(self.deck, card) if o.get("FREQUENCY", "1") != "1"]
             why = f" The deck says *{card}, FREQUENCY={often[0]}; it must be 1." if often else ""
             raise ResultError(f"{self._path} lacks {len(lost)} of the {len(made)} increments that CalculiX made, "
                               f"the first at time {lost[0]:g}, but the law needs every one.{why}")  # fmt: skip
-
-
-def point_temperature(mesh: Mesh, nodal: np.ndarray) -> np.ndarray:
-    """Return the temperatures that CalculiX takes at the quadrature points, (num_points,), from those of the nodes.
-
-    Linear elements have the mean of their nodes everywhere, so that thermal strain does not lock them; quadratic ones
-    interpolate linearly between their corners (CalculiX 2.20; agreement of stresses in tests/rom/test_calculix.py).
-    """
-    pieces = []
-    for kind, _, block in mesh.blocks():
-        corners = 4 if kind.name.startswith("tet") else 8
-        if kind.num_nodes == corners:
-            values = np.full((kind.num_points, corners), 1.0 / corners)
-        else:
-            values = (simplex_linear if corners == 4 else cube_linear)(kind.points)[0]
-        pieces.append((nodal[block[:, :corners]] @ values.T).ravel())
-    return np.concatenate(pieces)
 
 
 def converged_times(path: str | Path) -> np.ndarray:

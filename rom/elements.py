@@ -43,6 +43,8 @@ class ElementType:
     num_nodes : nodes of one element.
     points, weights : quadrature on the reference element, (num_points, dimension) and (num_points,).
     values : shape functions at the quadrature points, (num_points, num_nodes).
+    plain_values : what CalculiX takes for temperatures instead: the mean of the nodes of hex8, for hex20 the trilinear
+        function through what the shape functions give at the points of hex20r; the shape functions of the others.
     gradients : their derivatives by the reference coordinates, (num_points, num_nodes, dimension).
     shape : function (points) -> (values, gradients) anywhere.
     faces : local node numbers of each face, outward, corner nodes first; () for face types.
@@ -54,6 +56,7 @@ class ElementType:
     points: np.ndarray
     weights: np.ndarray
     values: np.ndarray
+    plain_values: np.ndarray
     gradients: np.ndarray
     shape: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     faces: tuple[tuple[int, ...], ...] = ()
@@ -160,6 +163,17 @@ def _face_nodes(
     )
 
 
+def _plain_values(name: str, points: np.ndarray, values: np.ndarray) -> np.ndarray:
+    if name == "hex8":
+        return np.full_like(values, 1 / 8)
+    if name == "hex20":
+        inner = gauss_cube(2, 3)[0]
+        # Multilinear functions with nodes at the inner points; those come with the first coordinate fastest.
+        at_corners = inner[[0, 1, 3, 2, 4, 5, 7, 6]]
+        return cube_linear(points / np.abs(inner[0, 0]))[0] @ cube_serendipity(at_corners)[0]
+    return values
+
+
 @cache
 def element_type(name: str) -> ElementType:
     """Return an element type by name.
@@ -185,8 +199,9 @@ def element_type(name: str) -> ElementType:
     num_nodes, shape, (points, weights), faces, face_type = known[name]
     values, gradients = shape(points)
     return ElementType(
-        name=name, num_nodes=num_nodes, points=points, weights=weights, values=values, gradients=gradients,
-        shape=shape, faces=faces, face_type=face_type,
+        name=name, num_nodes=num_nodes, points=points, weights=weights, values=values,
+        plain_values=_plain_values(name, points, values), gradients=gradients, shape=shape, faces=faces,
+        face_type=face_type,
     )  # fmt: skip
 
 

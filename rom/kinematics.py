@@ -51,11 +51,15 @@ class Kinematics:
         self.num_points = first
         self.weights = np.concatenate([block.weights.ravel() for block in self.blocks])
 
-    def interpolate(self, nodal: np.ndarray) -> np.ndarray:
-        """Return a nodal field, (num_nodes, ...), at the quadrature points, (num_points, ...)."""
+    def interpolate(self, nodal: np.ndarray, *, plain: bool = False) -> np.ndarray:
+        """Return a nodal field, (num_nodes, ...), at the quadrature points, (num_points, ...).
+
+        plain : by the element types' `plain_values`, as CalculiX does with temperatures.
+        """
         pieces = []
         for block in self.blocks:
-            values = np.tensordot(nodal[block.nodes], block.kind.values, axes=(1, 1))  # (e, ..., q)
+            shape = block.kind.plain_values if plain else block.kind.values
+            values = np.tensordot(nodal[block.nodes], shape, axes=(1, 1))  # (e, ..., q)
             pieces.append(np.moveaxis(values, -1, 1).reshape(-1, *nodal.shape[1:]))
         return np.concatenate(pieces)
 

@@ -273,6 +273,7 @@ def _temperature_rows(local: LocalProblem, here: np.ndarray) -> tuple[np.ndarray
         inside = (here >= block.points.start) & (here < block.points.stop)
         element, q = np.divmod(here[inside] - block.points.start, block.weights.shape[1])
         n = block.kind.num_nodes
-        values[inside, :n] = block.kind.values[q]
+        kind = block.kind
+        values[inside, :n] = (kind.plain_values if local.problem.plain_temperature else kind.values)[q]
         nodes[inside, :n] = local.subdomain.nodes[block.nodes[element][:, :n]]
     return values, nodes

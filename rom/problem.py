@@ -25,6 +25,8 @@ class Problem:
     laws : element set -> law, disjoint sets that cover the mesh; "all" is every element.
     loads, supports : see `loads`.
     temperature : a number, `NodalTemperature`, or a function (points, t) -> temperatures.
+    plain_temperature : whether quadrature points take temperatures as CalculiX does (`ElementType.plain_values`), by
+        which thermal strains of hex8 and hex20 do not vary faster than strains; else the shape functions say.
 
     Raises
     ------
@@ -36,6 +38,7 @@ class Problem:
     loads: tuple[Load, ...] = ()
     supports: tuple[Support, ...] = ()
     temperature: Temperature = field(default=20.0)
+    plain_temperature: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loads", tuple(self.loads))
@@ -108,7 +111,7 @@ class LocalProblem:
 
     def temperature(self, time: float) -> np.ndarray:
         """Return the temperature at the quadrature points, (num_local_points,)."""
-        return self.kinematics.interpolate(self.nodal_temperature(time))
+        return self.kinematics.interpolate(self.nodal_temperature(time), plain=self.problem.plain_temperature)
 
     def nodal_temperature(self, time: float) -> np.ndarray:
         """Return the temperature of the local nodes, (num_local_nodes,)."""

@@ -17,6 +17,7 @@ where the terms are close to exponentials and Newton converges from the right wi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ from .elastic import IDENTITY, TENSOR_FROM_ENGINEERING, IsotropicElasticity
 from .law import COMPONENTS, Coefficient, ConstitutiveLaw, ConvergenceError, coefficient_at, require_range
 
 CONTRACTION = 1 / TENSOR_FROM_ENGINEERING  # a:b = Σ CONTRACTION a b for tensors stored by components
+DEVIATORIC = np.diag(TENSOR_FROM_ENGINEERING) - np.outer(IDENTITY, IDENTITY) / 3  # of engineering strains
 MAX_ITERATIONS = 60
 SMALLEST_LOG = -600.0  # a trial step whose Δp is below exp(-600) is elastic in double precision
 
@@ -101,20 +103,28 @@ class NortonChaboche(ConstitutiveLaw):
         """Dynamic recovery of a back-stress makes the tangent unsymmetric."""
         return all(term.recall == 0.0 for term in self.kinematic)
 
-    def hardening(self, p: np.ndarray, temperature: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the yield radius R(p) and its slope dR/dp."""
-        slope = coefficient_at(self.linear_hardening, temperature)
-        radius = coefficient_at(self.yield_stress, temperature) + slope * p
-        for term in self.isotropic:
-            Q, b = coefficient_at(term.saturation, temperature), coefficient_at(term.rate, temperature)
-            radius = radius + Q * -np.expm1(-b * p)
-            slope = slope + Q * b * np.exp(-b * p)
-        if self.curve:
-            knots, stresses = np.array(self.curve).T
-            slopes = np.append(np.diff(stresses) / np.diff(knots), 0.0)
-            radius = radius + np.interp(p, knots, stresses)
-            slope = slope + slopes[np.searchsorted(knots, p, side="right") - 1]
-        return radius, slope
+    def hardening(self, temperature: np.ndarray) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        """Return the function of p that gives the yield radius R(p) and its slope dR/dp at these temperatures."""
+        start = coefficient_at(self.yield_stress, temperature)
+        linear = coefficient_at(self.linear_hardening, temperature)
+        terms = [
+            (coefficient_at(term.saturation, temperature), coefficient_at(term.rate, temperature))
+            for term in self.isotropic
+        ]
+        knots, stresses = np.array(self.curve or [(0.0, 0.0)]).T
+        slopes = np.append(np.diff(stresses) / np.diff(knots), 0.0)
+
+        def radius_and_slope(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            radius, slope = start + linear * p, linear
+            for Q, b in terms:
+                left = np.exp(-b * p)
+                radius, slope = radius + Q * (1 - left), slope + Q * b * left
+            if self.curve:
+                radius = radius + np.interp(p, knots, stresses)
+                slope = slope + slopes[np.searchsorted(knots, p, side="right") - 1]
+            return radius, slope
+
+        return radius_and_slope
 
     def update(
         self,
@@ -129,7 +139,7 @@ class NortonChaboche(ConstitutiveLaw):
         strain = strain0 + strain_increment
         elastic = self.elasticity.elastic_strain(temperature1, strain) - state[:, :6]
         tangent = self.elasticity.stiffness(temperature1)
-        stress = np.einsum("pij,pj->pi", tangent, elastic)
+        stress = (tangent @ elastic[..., None])[..., 0]
         finite = np.isfinite(stress).all(axis=1)
         if not finite.all():
             bad = np.flatnonzero(~finite)
@@ -139,8 +149,8 @@ class NortonChaboche(ConstitutiveLaw):
         new = state.copy()
         C = self._kinematic_at(temperature1)[0]
         alpha = state[:, 7:].reshape(len(state), len(self.kinematic), 6) * TENSOR_FROM_ENGINEERING
-        trial = deviator - np.einsum("pk,pki->pi", 2 / 3 * C, alpha)
-        radius, _ = self.hardening(state[:, 6], temperature1)
+        trial = deviator - ((2 / 3 * C)[:, None] @ alpha)[:, 0]
+        radius, _ = self.hardening(temperature1)(state[:, 6])
         flows = np.flatnonzero((equivalent(trial) > radius) & ((dt > 0) | (self._viscosity(temperature1) == 0)))
         if flows.size:
             step = _Flow(self, temperature1[flows], deviator[flows], alpha[flows], state[flows, 6], dt, flows)
@@ -161,7 +171,7 @@ class NortonChaboche(ConstitutiveLaw):
 
 def contract(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return a:b of symmetric tensors stored by their six components, (...,)."""
-    return np.einsum("...i,...i,i->...", a, b, CONTRACTION)
+    return (a * b) @ CONTRACTION
 
 
 def equivalent(deviator: np.ndarray) -> np.ndarray:
@@ -170,7 +180,10 @@ def equivalent(deviator: np.ndarray) -> np.ndarray:
 
 
 class _Flow:
-    """The points of one step that flow: the scalar equation for Δp, and what follows from its solution."""
+    """The points of one step that flow: the scalar equation for Δp, and what follows from its solution.
+
+    Z is a combination of s_tr and the α_k0, so that J(Z) needs only their inner products, which are computed once.
+    """
 
     def __init__(
         self,
@@ -187,18 +200,25 @@ class _Flow:
         self.G = law.elasticity.moduli(temperature)[1]
         self.C, self.D = law._kinematic_at(temperature)
         self.K, self.n = law._viscosity(temperature), coefficient_at(law.exponent, temperature)
+        self.hardening = law.hardening(temperature)
+        self.parts = np.concatenate([deviator[:, None], alpha], axis=1)
+        self.products = 1.5 * (self.parts * CONTRACTION) @ np.swapaxes(self.parts, 1, 2)
 
     def terms(self, dp: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return F, dF/dΔp, Z, J(Z) and dZ/dΔp."""
+        """Return F, dF/dΔp, J(Z), the coefficients of Z in s_tr and the α_k0, and their derivatives by Δp."""
         theta = 1 / (1 + self.D * dp[:, None])
-        Z = self.deviator - np.einsum("pk,pki->pi", 2 / 3 * self.C * theta, self.alpha)
-        dZ = np.einsum("pk,pki->pi", 2 / 3 * self.C * self.D * theta**2, self.alpha)
-        J = equivalent(Z)
-        radius, slope = self.law.hardening(self.p0 + dp, self.temperature)
-        viscous = np.where(self.K > 0, self.K * (dp / (self.dt or 1.0)) ** (1 / self.n), 0.0)
-        F = dp * (3 * self.G + (self.C * theta).sum(axis=1)) + radius + viscous - J
-        slope = 3 * self.G + (self.C * theta**2).sum(axis=1) + slope + viscous / (self.n * dp)
-        return F, slope - 1.5 * contract(Z, dZ) / J, Z, J, dZ
+        modulus = self.C * theta
+        c, dc = np.ones((2, len(dp), self.C.shape[1] + 1))
+        np.multiply(modulus, -2 / 3, out=c[:, 1:])
+        dc[:, 0] = 0
+        np.multiply(2 / 3 * modulus, theta * self.D, out=dc[:, 1:])
+        along = (self.products @ c[..., None])[..., 0]
+        J = np.sqrt((c * along).sum(axis=1))
+        radius, slope = self.hardening(self.p0 + dp)
+        viscous = self.K * (dp / (self.dt or 1.0)) ** (1 / self.n)
+        F = dp * (3 * self.G + modulus.sum(axis=1)) + radius + viscous - J
+        slope = 3 * self.G + (modulus * theta).sum(axis=1) + slope + viscous / (self.n * dp)
+        return F, slope - (dc * along).sum(axis=1) / J, J, c, dc
 
     def solve(self) -> np.ndarray:
         """Return Δp of every point; 0 where it underflows."""
@@ -217,14 +237,19 @@ class _Flow:
             dp = np.exp(y)
             F, slope, *_ = self.terms(dp)
             low, high = np.where(F < 0, y, low), np.where(F > 0, y, high)
-            # Softening and moving recall coefficients may break monotony: then bisect, or look further to the right.
             with np.errstate(divide="ignore", invalid="ignore"):
                 newton = y - F / (dp * slope)
-                middle = (low + high) / 2
-            fallback = np.where(np.isfinite(middle), middle, np.where(np.isfinite(high), y - 5, y + 1))
-            good = np.isfinite(newton) & (newton >= low) & (newton <= high) & (slope > 0)
-            y_new = np.where(done, y, np.where(good, newton, fallback))
-            done |= np.abs(y_new - y) <= 1e-10
+            good = (newton >= low) & (newton <= high) & (slope > 0) & np.isfinite(newton)
+            y_new = newton
+            if not (good | done).all():
+                # Softening and moving recall coefficients may break monotony: then bisect, or look further right.
+                with np.errstate(invalid="ignore"):
+                    middle = (low + high) / 2
+                fallback = np.where(np.isfinite(middle), middle, np.where(np.isfinite(high), y - 5, y + 1))
+                y_new = np.where(good, newton, fallback)
+            y_new = np.where(done, y, y_new)
+            # Newton's method squares the error, so after a step of 1e-6 nothing is left to do.
+            done |= np.abs(y_new - y) <= np.where(good, 1e-6, 1e-10)
             y = y_new
             if done.all():
                 return np.where(elastic, 0.0, np.exp(y))
@@ -246,8 +271,9 @@ class _Flow:
         """
         moving = dp > 0
         where, dp = self.where[moving], dp[moving]
-        flow = self._restrict(moving)
-        _, H, Z, J, Zp = flow.terms(dp)
+        flow = self if moving.all() else self._restrict(moving)
+        _, H, J, c, dc = flow.terms(dp)
+        Z, Zp = ((a[:, None] @ flow.parts)[:, 0] for a in (c, dc))
         m = 1.5 * Z / J[:, None]
         twoG = 2 * flow.G
         stress[where] -= (twoG * dp)[:, None] * m
@@ -258,9 +284,8 @@ class _Flow:
         state[where, 7:] = (theta[..., None] * (flow.alpha + strain[:, None]) * CONTRACTION).reshape(len(where), -1)
         w = (twoG / H)[:, None] * m  # dΔp = w·dε with engineering strains
         turn = (1.5 * dp / J)[:, None, None]
-        deviatoric = np.diag(TENSOR_FROM_ENGINEERING) - np.outer(IDENTITY, IDENTITY) / 3
-        along = twoG[:, None] * m + contract(m, Zp)[:, None] * w
-        dZ = twoG[:, None, None] * deviatoric + Zp[:, :, None] * w[:, None, :]
+        along = twoG[:, None] * m + ((m * Zp) @ CONTRACTION)[:, None] * w
+        dZ = twoG[:, None, None] * DEVIATORIC + Zp[:, :, None] * w[:, None, :]
         spin = dZ - 2 / 3 * m[:, :, None] * along[:, None, :]
         tangent[where] -= twoG[:, None, None] * (m[:, :, None] * w[:, None, :] + turn * spin)
 

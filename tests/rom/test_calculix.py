@@ -7,24 +7,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from headrace.cases import rom_blade, rom_cube, rom_plate
 from headrace.rom import TimeSeries
 from headrace.rom.box import box_mesh
-from headrace.rom.calculix_deck import DeckError, read_deck, write_deck
+from headrace.rom.calculix_deck import DeckError, counterpart, read_deck, write_deck
 from headrace.rom.calculix_reader import CalculixReader, ResultError
+from headrace.rom.calculix_solver import CalculixSolver
 from headrace.rom.campaign import run_calculix, run_campaign
 from headrace.rom.elastic import IsotropicElasticity
 from headrace.rom.law import Table
 from headrace.rom.loads import Amplitude, Centrifugal, Pressure, Support
 from headrace.rom.problem import Problem
 from headrace.rom.replay import Replay
-from headrace.rom.solver import NewtonSettings, solve
-from headrace.rom.viscoplastic import KinematicHardening, NortonChaboche
+from headrace.rom.solver import NewtonSettings, Solver, solve
+from headrace.rom.viscoplastic import KinematicHardening, NortonChaboche, equivalent
 
 needs_ccx = pytest.mark.skipif(shutil.which("ccx") is None, reason="no ccx: apt-get install -y calculix-ccx")
 LAW = NortonChaboche(
     elasticity=IsotropicElasticity(young=200e3, poisson=0.3, expansion=1e-5), yield_stress=10.0, viscosity=300.0,
     exponent=8.0, linear_hardening=20e3,
 )  # fmt: skip
+KINDS = ("hex8", "hex20r", "tet4", "tet10", "hex20")
 TIMES = np.array([0, 0.1, 0.2, 0.35, 0.5, 0.6, 0.75, 1.0])
 
 
@@ -35,17 +38,17 @@ def heated_problem(kind, counts=(3, 2, 2)):
         supports=[Support(nodes="x0", direction=d) for d in "xyz"],
         loads=[Pressure(faces="z1", value=lambda x: 20 * x[:, 0], amplitude=up),
                Centrifugal(density=8e-9, amplitude=Amplitude((0, 1), (0, 3000.0)), origin=(-30, 0, 0))],
-        temperature=lambda x, t: 20 + 50 * t * x[:, 0],
+        temperature=lambda x, t: 20 + 5 * t * x[:, 0] ** 2 * (1 + x[:, 1]), plain_temperature=True,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory):
-    """Results of four cases, two at a time; name -> (problem, deck)."""
+    """Results of five cases, two at a time; name -> (problem, deck)."""
     if shutil.which("ccx") is None:
         pytest.skip("no ccx: apt-get install -y calculix-ccx")
     folder = tmp_path_factory.mktemp("campaign")
-    problems = {kind: heated_problem(kind) for kind in ("hex8", "hex20r", "tet4", "tet10")}
+    problems = {kind: heated_problem(kind) for kind in KINDS}
     decks = {kind: write_deck(folder / f"{kind}.inp", problem, TIMES) for kind, problem in problems.items()}
     results = run_campaign(decks, at_once=2)
     assert not any(result.error or result.reused for result in results.values()), results
@@ -53,7 +56,7 @@ def computed(tmp_path_factory):
     return {kind: (problems[kind], decks[kind]) for kind in decks}
 
 
-@pytest.mark.parametrize("kind", ["hex8", "hex20r", "tet4", "tet10"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_replay_of_printed_displacements_gives_calculix_stress_and_p(computed, kind):
     """Pressure, centrifugal force and heat; 7 digits of displacement; the goals of the issue of each quantity."""
     problem, deck = computed[kind]
@@ -67,8 +70,10 @@ def test_replay_of_printed_displacements_gives_calculix_stress_and_p(computed, k
     assert worst["equilibrium of the printed stress"] <= 1e-6 and worst["equilibrium"] <= 5e-5, worst
 
 
-def test_the_embedded_solver_agrees_with_calculix(computed):
-    problem, deck = computed["hex20r"]
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_embedded_solver_agrees_with_calculix(computed, kind):
+    """The temperature is quadratic, so that it matters how an element takes it from its nodes."""
+    problem, deck = computed[kind]
     reader = CalculixReader(deck)
     ours = solve(problem, TIMES, settings=NewtonSettings(tolerance=1e-10))
     for k in range(1, len(TIMES)):
@@ -146,6 +151,44 @@ def test_the_frd_file_serves_with_six_digits(tmp_path):
 
 
 @needs_ccx
+@pytest.mark.parametrize(
+    ("case", "problem", "times"),
+    [("cube", counterpart(rom_cube.rom_cube()), rom_cube.times()[:5]),
+     ("plate", counterpart(rom_plate.rom_plate(counts=(4, 6, 1))), rom_plate.times(1)[::2]),
+     ("blade", counterpart(rom_blade.rom_blade(counts=(4, 1, 6))), rom_blade.times()[:11])],
+)  # fmt: skip
+def test_the_cases_are_solved_alike_by_calculix(case, problem, times, tmp_path):
+    theirs, ours = CalculixSolver(problem, tmp_path / case), Solver(problem)
+    increments = list(theirs.run(times))
+    assert theirs.seconds > 0 and theirs.report.worst()["equilibrium of the printed stress"] < 5e-6
+    for a, b in zip(increments, ours.run(times), strict=True):
+        p, q = (ours.local.material.field("p", i.state) for i in (a, b))
+        assert np.abs(a.displacement - b.displacement).max() <= 2e-6 * np.abs(b.displacement).max()
+        assert np.abs(p - q).max() <= 1e-4 * q.max()
+    assert q.max() > 1e-4
+    with pytest.raises(ValueError, match="begins at time 0"):
+        next(theirs.run(times[1:]))
+
+
+def test_the_counterpart_of_a_law_hardens_alike_when_pulled_one_way():
+    problem = rom_plate.rom_plate(counts=(2, 2, 1))
+    law, similar = problem.laws["all"], counterpart(problem).laws["all"]
+    assert law.kinematic and not similar.kinematic and similar.exponent == 5.0
+    ends = np.array([[1e-3], [3e-3], [1e-2]]) * np.array([1.0, -0.3, -0.3, 0, 0, 0])
+    T, sizes = np.full(3, 20.0), []
+    for which in (law, similar):
+        which = replace(which, viscosity=0.0)
+        state = which.initial_state(3)
+        for k in range(50):
+            stress, state, _ = which.update(T, T, ends * k / 50, ends / 50, state, 1.0)
+        sizes.append(equivalent(stress - stress[:, :3].mean(axis=1, keepdims=True) * [1, 1, 1, 0, 0, 0]))
+    np.testing.assert_allclose(*sizes, rtol=1e-2)
+    linear = replace(law, kinematic=(KinematicHardening(modulus=1e5),))
+    with pytest.raises(DeckError, match="has no counterpart"):
+        counterpart(replace(problem, laws={"all": linear}))
+
+
+@needs_ccx
 def test_a_failing_case_is_named_and_does_not_stop_the_others(tmp_path):
     good = write_deck(tmp_path / "good.inp", heated_problem("hex8", (1, 1, 1)), TIMES[:3])
     bad = tmp_path / "bad.inp"
@@ -163,10 +206,19 @@ def test_temperature_tables_reach_calculix_as_tables(tmp_path):
     text = write_deck(
         tmp_path / "t.inp", replace(heated_problem("hex8"), laws={"all": law}), TIMES[:2]
     ).read_text().splitlines()  # fmt: skip
-    at = text.index("*ELASTIC")
-    assert [float(v) for v in text[at + 2].split(",")] == [150e3, 0.3, 600.0]
-    at = text.index("*CREEP, LAW=NORTON")
-    assert float(text[at + 1].split(",")[0]) == pytest.approx(300.0**-8)
+    tables = {}
+    for name in ("*ELASTIC", "*CREEP, LAW=NORTON"):
+        rows = text[text.index(name) + 1 :]
+        tables[name] = [
+            [float(v) for v in row.split(",")] for row in rows[: [r.startswith("*") for r in rows].index(True)]
+        ]
+    young, creep = np.array(tables["*ELASTIC"]), np.array(tables["*CREEP, LAW=NORTON"])
+    np.testing.assert_array_equal(young[:, 2], creep[:, 3])  # CalculiX takes creep at the temperatures of the first
+    np.testing.assert_allclose(young[[0, -1], 0], [200e3, 150e3])
+    np.testing.assert_allclose(creep[[0, -1], 0], [300.0**-8, 200.0**-8], rtol=1e-9)
+    middle = creep[:-1, 0] / 2 + creep[1:, 0] / 2
+    exact = np.interp(creep[:-1, 3] / 2 + creep[1:, 3] / 2, (20, 600), (300, 200)) ** -8.0
+    assert np.abs(middle / exact - 1).max() < 4e-4
 
 
 def test_what_calculix_does_not_have_is_refused(tmp_path):
@@ -174,6 +226,8 @@ def test_what_calculix_does_not_have_is_refused(tmp_path):
     recall = replace(LAW, linear_hardening=0.0, kinematic=(KinematicHardening(modulus=1e5, recall=100.0),))
     linear = replace(LAW, linear_hardening=0.0, kinematic=(KinematicHardening(modulus=1e5),))
     for law, message in ((recall, "back-stresses with recall"), (linear, "gets wrong without NLGEOM"),
+                         (replace(LAW, exponent=9.0), "takes 1e-20 instead of any smaller A"),
+                         (replace(LAW, curve=[(p, p) for p in np.arange(250) / 250]), "has 251 points"),
                          (replace(LAW, viscosity=0.0), "no viscosity")):  # fmt: skip
         with pytest.raises(DeckError, match=message):
             write_deck(tmp_path / "x.inp", replace(problem, laws={"all": law}), TIMES)
