@@ -18,6 +18,7 @@ from .conformance_trial import Subject, Trial, TrialEnded
 
 ENOUGH_SECONDS = 120.0
 CERTIFY_LEASE = 5.0
+STOP_SECONDS = 30.0
 _SAME = 1e-5
 
 _ADVICE = {
@@ -197,8 +198,8 @@ class Conformance:
         with self._trial(self._low, slots=self._few_slots()) as trial:
             trial.wait_until(trial.blocked, ENOUGH_SECONDS, "the solver to wait for room")
             trial.request_stop()
-            if not trial.wait_for_end(30.0):
-                raise _Wrong("30 s after the study said STOP the job still runs: leave the time loop at STOP.")
+            if not trial.wait_for_end(STOP_SECONDS):
+                raise _Wrong(f"{STOP_SECONDS:g} s after the word STOP the job still runs: leave the time loop at STOP.")
             code = trial.last_code
             if code:
                 raise _Wrong(f"After STOP the job ended with code {code} instead of 0. It said: {trial.tail()}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import string
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 _POLL_SECONDS = 0.01
+_PLACE = re.compile(r"@\{(\w+)(?::([^{}]*))?\}")
 _LAUNCHER_VARIABLES = ("PMI_", "PMIX_", "OMPI_", "MPI_LOCAL", "HYDRA_", "HYDI_")
 """A program that calls MPI must not believe that our launcher started it."""
 
@@ -52,15 +54,20 @@ class ExternalProgram:
     ----------
     equation : what the program solves, for people.
     command : words of the command line; {name} stands for a parameter, {nx}, {ny}, {nz} for points along an axis,
-        {duration} and {num_snapshots} for those of the case, {python} for this interpreter. No shell is involved.
-    snapshot : name of the file of a snapshot, with {step} where its number stands.
-    read : function (folder, step, case) -> array (fields, *grid).
+        {duration}, {num_snapshots} and {interval}, the time between two, for those of the case, {python} for this
+        interpreter. No shell is involved.
+    files : name -> text of files to write first, a parameter file or an input deck; @{name} in a text stands for what
+        {name} is in command, @{name:.8e} for it in a format of Python. Nothing else in the text is touched.
+    snapshot : name of the file or folder of a snapshot, with {step} where its number stands, or {time} for its time as
+        C prints it (%g). A name without either is one file for all: it is read when the program has ended.
+    read : function (folder, step, case) -> array (fields, *grid); readers of common formats: docs/foreign_solvers.md.
     prepare : function (folder, case, p, initial) that writes what else the program needs, e.g. its own input deck.
     timeout : seconds after which a simulation is given up; None waits for ever.
     """
 
     equation: str
     command: tuple[str, ...]
+    files: Mapping[str, str] = field(default_factory=dict)
     snapshot: str = "snapshot-{step:06d}.npy"
     read: Callable[[Path, int, Case], Any] = read_npy
     prepare: Callable[[Path, Case, Parameters, np.ndarray], None] | None = None
@@ -102,20 +109,32 @@ class ExternalProgram:
         with tempfile.TemporaryDirectory(prefix="headrace-") as name:
             folder = Path(name)
             _write_input(folder, case, p, initial)
+            self._write_files(folder, case, p)
             if self.prepare is not None:
                 self.prepare(folder, case, p, initial)
             with _Run(self._words(case, p), folder, self.timeout) as run:
                 for step in range(case.num_snapshots + 1):
-                    run.wait_for(self._file(folder, step), self._file(folder, step + 1))
+                    run.wait_for(self._file(folder, step, case), self._file(folder, step + 1, case))
                     yield self._checked(folder, step, case)
 
-    def _file(self, folder: Path, step: int) -> Path:
-        return folder / self.snapshot.format(step=step)
+    def _file(self, folder: Path, step: int, case: Case) -> Path:
+        return folder / self.snapshot.format(step=step, time=f"{step * case.duration / case.num_snapshots:g}")
+
+    def _write_files(self, folder: Path, case: Case, p: Parameters) -> None:
+        known = _known(case, p)
+
+        def filled(match: re.Match[str]) -> str:
+            if match[1] not in known:
+                raise ProgramError(f"{match[0]} in {name} is no parameter; known are {', '.join(known)}.")
+            return format(known[match[1]], match[2] or "")
+
+        for name, text in self.files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(_PLACE.sub(filled, text), encoding="utf-8")
 
     def _words(self, case: Case, p: Parameters) -> list[str]:
-        known: dict[str, Any] = {"python": sys.executable, "duration": case.duration, **p}
-        known["num_snapshots"] = case.num_snapshots
-        known |= dict(zip(("nx", "ny", "nz"), case.grid.shape, strict=False))
+        known = _known(case, p)
         for word in self.command:
             for _, name, _, _ in string.Formatter().parse(word):
                 if name is not None and name not in known:
@@ -125,7 +144,7 @@ class ExternalProgram:
     def _checked(self, folder: Path, step: int, case: Case) -> np.ndarray:
         try:
             state = np.asarray(self.read(folder, step, case), dtype=np.float64)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError) as error:
             raise ProgramError(f"Snapshot {step} of {self.command[0]} cannot be read: {error}.") from error
         if state.shape != (len(case.fields), *case.grid.shape):
             raise ProgramError(
@@ -155,13 +174,15 @@ class _Run:
                 ) from error
 
     def wait_for(self, file: Path, following: Path) -> None:
-        """Return when a file is complete.
+        """Return when a file is complete: the following one is there, or the program has ended.
+
+        A file that is its own following one is complete when the program has ended.
 
         Raises
         ------
         ProgramError : the program ended without it, or with a code other than 0, or takes too long.
         """
-        while not following.exists():
+        while following == file or not following.exists():
             ended = self._process.poll()
             if ended is not None:
                 if ended != 0:
@@ -188,6 +209,14 @@ class _Run:
     def _said(self) -> str:
         text = self._log.read_bytes()[-2000:].decode("utf-8", "replace").strip()
         return " | ".join(text.splitlines()[-5:]) or "nothing"
+
+
+def _known(case: Case, p: Parameters) -> dict[str, Any]:
+    """Return what may stand in a command or in a file."""
+    known: dict[str, Any] = {"python": sys.executable, "duration": case.duration, **p}
+    known["num_snapshots"] = case.num_snapshots
+    known["interval"] = case.duration / case.num_snapshots
+    return known | dict(zip(("nx", "ny", "nz"), case.grid.shape, strict=False))
 
 
 def _write_input(folder: Path, case: Case, p: Parameters, initial: np.ndarray) -> None:

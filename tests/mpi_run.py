@@ -16,12 +16,16 @@ def mpirun() -> str:
     return found
 
 
+def open_mpi_flags() -> list[str]:
+    """Flags that let Open MPI share cores and run as root; none for other MPIs."""
+    version = subprocess.run([mpirun(), "--version"], capture_output=True, text=True, check=False).stdout
+    return ["--allow-run-as-root", "--oversubscribe"] if "Open MPI" in version else []
+
+
 def run_mpi(ranks: int, args: list[str], timeout: float = 120, **kwargs) -> subprocess.CompletedProcess:
     """Run `python *args` on a number of ranks; output is captured as text."""
-    version = subprocess.run([mpirun(), "--version"], capture_output=True, text=True, check=False).stdout
-    extra = ["--allow-run-as-root", "--oversubscribe"] if "Open MPI" in version else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **kwargs.pop("env", {})}
     return subprocess.run(
-        [mpirun(), *extra, "-n", str(ranks), sys.executable, *args],
+        [mpirun(), *open_mpi_flags(), "-n", str(ranks), sys.executable, *args],
         capture_output=True, text=True, timeout=timeout, env=environment, check=False, **kwargs,
     )  # fmt: skip

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from headrace.online_training.audit import audit
 from headrace.online_training.block_files import BlockFiles
 from headrace.online_training.intake import Assignment
-from tests.mpi_run import mpirun
+from tests.mpi_run import mpirun, open_mpi_flags
 from tests.online_training.intake_setup import make_layout, plan, running_intake, wait_until
 
 HERE = Path(__file__).parent
@@ -70,11 +71,9 @@ def start_python(ranks: int, environment: dict[str, str], folder: str) -> subpro
 def start(
     program: Path, ranks: int, environment: dict[str, str], *arguments: str, n: int | None = N, steps: int = STEPS
 ) -> subprocess.Popen:
-    version = subprocess.run([mpirun(), "--version"], capture_output=True, text=True, check=False).stdout
-    extra = ["--allow-run-as-root", "--oversubscribe"] if "Open MPI" in version else []
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
     return subprocess.Popen(
-        [mpirun(), *extra, "-n", str(ranks), str(program), *([str(n), str(steps)] if n else []), *arguments],
+        [mpirun(), *open_mpi_flags(), "-n", str(ranks), str(program), *([str(n), str(steps)] if n else []), *arguments],
         env={**clean, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -272,3 +271,29 @@ def test_cmake_builds_installs_and_pkg_config_finds_it(tmp_path: Path) -> None:
     ).stdout.split()  # fmt: skip
     subprocess.run(["cc", str(SOURCES / "wire.c"), *flags, "-o", str(tmp_path / "wire")], check=True)
     assert (prefix / "include" / "headrace.mod").exists()
+
+
+@pytest.mark.mpi
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_a_study_trains_on_a_program_that_takes_one_simulation_at_a_time(programs: Path, tmp_path: Path) -> None:
+    """The whole of it: the program is started again for each simulation, and nothing is lost or counted twice."""
+    folder = tmp_path / "states"
+    folder.mkdir()
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        "TEST_MPIRUN": mpirun(), "TEST_MPI_FLAGS": " ".join(open_mpi_flags()), "TEST_HEAT": str(programs / "heat_c"),
+        "TEST_FOLDER": str(folder),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "headrace.cases", "train", str(SOURCES / "streaming_case.py"), "--model", "mlp",
+         "--simulations", "6", "--held-out", "1", "--ranks", "3", "--views", "2", "--batch-size", "8", "--plain",
+         "--run-dir", str(tmp_path / "run")],
+        env=environment, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = audit(tmp_path / "run")
+    assert report.ok and report.counts["steps accepted"] == 7 * STEPS, report.lines
+    jobs = list((tmp_path / "run" / "logs").glob("job-*.log"))
+    assert len(jobs) >= 7
+    assert len(list(folder.glob("*-2.bin"))) == 7

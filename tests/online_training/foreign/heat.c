@@ -1,6 +1,6 @@
 /* A heat solver in C for the tests: explicit steps on a periodic square, slabs of rows, one ghost row on each side.
  * heat N STEPS [FOLDER [cells]]: the last state goes to FOLDER/SIMULATION-RANK.bin, as doubles; with the word cells a rank
- * names its cells by number, the last one first, instead of its slab. */
+ * names its cells by number, the last one first, instead of its slab; with the word once it ends after one simulation. */
 #include "headrace_mpi.h"
 #include <math.h>
 #include <stdio.h>
@@ -18,7 +18,7 @@ static int check(headrace *study, int code)
 
 int main(int argc, char **argv)
 {
-    int rank, ranks, n = atoi(argv[1]), steps = atoi(argv[2]), simulations = 0, by_cells = argc > 4;
+    int rank, ranks, n = atoi(argv[1]), steps = atoi(argv[2]), simulations = 0, by_cells = argc > 4 && !strcmp(argv[4], "cells");
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &ranks);
@@ -66,6 +66,7 @@ int main(int argc, char **argv)
             fclose(file);
         }
         simulations++;
+        if (argc > 4 && !strcmp(argv[4], "once")) break;
     }
     headrace_close(study);
     unsigned long long all = 0;
