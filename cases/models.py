@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 MODELS = {
     "mlp": "MLP", "fno": "FNO", "unet": "UNet", "convnet": "ConvNet", "mp-pde": "MessagePassing", "lpinn": "LPINN",
+    "neuralstagger": "NeuralStagger",
 }  # fmt: skip
 """Name on the command line and class in `headrace.surrogates`."""
 

@@ -43,6 +43,9 @@ class Case:
     stiff : linear part of rhs, same signature, to be treated implicitly.
     solver : function (case, p, comm, rng) -> iterator of `Snapshot`, in place of rhs, where the PDE needs its own;
         rng is what `initial` takes, the same on all ranks; its docstring is the equation.
+    correction : function (case) -> function (old, new, t, dt, p) -> error of new after one step, for arrays or tensors
+        (batch, fields, *grid) and parameters that broadcast against them; it lets surrogates learn from the equation
+        of a case that has a solver in place of rhs (see `step_correction`).
     frame_velocity : function (u, d, p, t) -> velocity of the Lagrangian frame.
     description : one sentence for people; cost and source included.
     accuracy : order of the central operators of d: 2, 4, or "spectral" where every axis is periodic.
@@ -68,6 +71,7 @@ class Case:
     steps_per_snapshot: int | None = None
     stiff: Callable[..., Any] | None = None
     solver: Callable[..., Any] | None = None
+    correction: Callable[..., Any] | None = None
     frame_velocity: Callable[..., Any] | None = None
     description: str = ""
     accuracy: int | str = 2

@@ -83,6 +83,7 @@ class WholePlane(Plane):
         self._shape = tuple(shape)
         transform = SlabTransform(slabs(shape, (True, True)), (Ends.PERIODIC, Ends.PERIODIC))
         self._laplacian = transform.second_differences(spacing)
+        self._factors: dict[tuple[Any, ...], Any] = {}
 
     def padded(self, a: Any) -> Any:
         """Return the plane with its opposite edges repeated around it."""
@@ -92,10 +93,13 @@ class WholePlane(Plane):
 
     def solve(self, sigma: float, beta: float, a: Any) -> Any:
         """Return w with sigma·w - beta ∇²w = a, by transforms."""
-        factor, fft = _inverse(sigma - beta * self._laplacian), _library(a).fft
-        if hasattr(a, "new_tensor"):
-            factor = a.new_tensor(factor)
-        return fft.irfft2(fft.rfft2(a) * factor, self._shape)
+        fft = _library(a).fft
+        key = (sigma, beta, a.dtype, getattr(a, "device", None))
+        if key not in self._factors:
+            # Kept, because an upload in every call costs time and cannot be part of a CUDA graph.
+            factor = _inverse(sigma - beta * self._laplacian)
+            self._factors[key] = a.new_tensor(factor) if hasattr(a, "new_tensor") else factor
+        return fft.irfft2(fft.rfft2(a) * self._factors[key], self._shape)
 
     def largest(self, a: Any) -> float:
         """Return max |a|."""

@@ -30,12 +30,16 @@ class VorticityResidual:
         if forcing is not None:
             axes = [grid.points(axis, periodic=True) for axis in range(grid.ndim)]
             self._forcing = np.broadcast_to(np.asarray(forcing(tuple(np.ix_(*axes))), dtype=float), grid.shape).copy()
+        self._tensors: dict[tuple[Any, Any], Any] = {}
 
     def flow(self, like: Any) -> VorticityFlow:
         """Return ∂ω/∂t for arrays or tensors of the kind of `like`."""
         forcing = self._forcing
-        if hasattr(like, "new_tensor") and not hasattr(forcing, "new_tensor") and np.ndim(forcing):
-            forcing = like.new_tensor(forcing)
+        if hasattr(like, "new_tensor") and np.ndim(forcing):
+            kind = (like.dtype, like.device)
+            if kind not in self._tensors:
+                self._tensors[kind] = like.new_tensor(forcing)
+            forcing = self._tensors[kind]
         return VorticityFlow(self.plane, self._spacing, viscosity=self._viscosity, drag=self._drag, forcing=forcing)
 
     def __call__(self, old: Any, new: Any, t: float, dt: float) -> Any:

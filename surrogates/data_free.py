@@ -80,7 +80,7 @@ def physics_loss(equation: Correction, last: torch.Tensor, window: torch.Tensor,
 
 def train_without_data(  # noqa: PLR0913
     network: torch.nn.Module, equation: Correction, pool: StatePool, optimiser: torch.optim.Optimizer, *, dt: float,
-    batch: int = 16, unroll: int = 1, save_memory: bool = False, clip: float = 1.0,
+    batch: int = 16, unroll: int = 1, save_memory: bool = False, clip: float = 1.0, graph: bool = False,
     data_term: Callable[[torch.nn.Module], torch.Tensor] | None = None,
 ) -> Iterator[float]:  # fmt: skip
     """Train without end, one optimiser step per item; yields the loss.
@@ -88,10 +88,12 @@ def train_without_data(  # noqa: PLR0913
     dt : time between two frames.
     unroll : windows that the gradient goes back through.
     save_memory : compute the windows of the roll-out again on the way back instead of keeping their inner values.
+    graph : record the step as a CUDA graph and replay it, for small networks several times as fast; the optimiser must
+        be capturable with its learning rate in a tensor, and nothing in the loss may depend on values on the host.
     data_term : what is added to the loss, e.g. an error against known states.
     """
-    while True:
-        places, window = pool.draw(batch)
+
+    def step(window: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         loss = window.new_zeros(())
         for _ in range(unroll):
             new = checkpoint(network, window, use_reentrant=False) if save_memory else network(window)
@@ -103,5 +105,39 @@ def train_without_data(  # noqa: PLR0913
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
         optimiser.step()
-        pool.write_back(places, window, unroll)
-        yield float(loss.detach())
+        return loss.detach(), window.detach()
+
+    if graph:
+        step = Recorded(step, pool.draw(batch)[1])
+    while True:
+        places, window = pool.draw(batch)
+        loss, new = step(window)
+        pool.write_back(places, new, unroll)
+        yield float(loss)
+
+
+class Recorded:
+    """A training step as a CUDA graph: windows of one shape -> loss and new windows, valid until the next call.
+
+    It is made by three steps on an example, which train as any other.
+    """
+
+    def __init__(
+        self, step: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], example: torch.Tensor
+    ) -> None:
+        self._window = example.clone()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                step(self._window)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._results = step(self._window)
+
+    def __call__(self, window: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Train on a window."""
+        self._window.copy_(window)
+        self._graph.replay()
+        return self._results

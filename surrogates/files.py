@@ -21,6 +21,7 @@ from .fno import FNO
 from .lpinn import LPINN
 from .message_passing import MessagePassing
 from .mlp import MLP
+from .neuralstagger import NeuralStagger
 from .problem import Problem
 from .request import require_setup
 from .surrogate import Surrogate
@@ -30,7 +31,7 @@ FORMAT = "headrace-surrogate"
 VERSION = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
-ALL_SURROGATES: tuple[type[Surrogate], ...] = (MLP, FNO, UNet, ConvNet, MessagePassing, LPINN)
+ALL_SURROGATES: tuple[type[Surrogate], ...] = (MLP, FNO, UNet, ConvNet, MessagePassing, LPINN, NeuralStagger)
 """The classes that `load_surrogate` knows by name."""
 
 

@@ -30,23 +30,33 @@ class StaggeredNetwork(torch.nn.Module):
         which is right only where no place differs from another.
     exchange : learned mixtures of the neighbouring parts at the same coarse point that every network sees as well
         (beyond the paper). Parts then no longer run alone.
+    conditions : numbers of each sample that every network sees at all points, such as the parameters of the equation.
+    guess : a classical step of every part by itself, (parts, batch, fields, *coarse) and the part's index, or None for
+        all of them -> the same shape; networks then see its changes too and correct them (beyond the paper).
     position : per axis, whether it is periodic: networks then see where their points lie in the full box; None: not.
     scale : size of the states; inputs are divided by it and changes multiplied.
+    gain : size of the changes over that of the states, for corrections that are small.
+    streams : on a GPU, run networks with weights of their own beside each other on streams instead of batched; in a
+        CUDA graph they become branches, each with the kernels of the plain network.
     """
 
     def __init__(  # noqa: PLR0913
         self, make: Callable[[int], torch.nn.Module], stagger: Stagger, *, fields: int = 1, reading: str = "phase",
-        shared: bool = False, embedding: int = 4, exchange: int = 0, position: Sequence[bool] | None = None,
-        scale: float = 1.0,
+        shared: bool = False, embedding: int = 4, exchange: int = 0, conditions: int = 0,
+        guess: Callable[[torch.Tensor, int | None], torch.Tensor] | None = None,
+        position: Sequence[bool] | None = None, scale: float = 1.0, gain: float = 1.0,
+        streams: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         if reading not in READINGS:
             raise ValueError(f"Reading {reading!r} of the factor in time is not one of {', '.join(READINGS)}.")
-        self.stagger, self.reading, self.shared, self.scale = stagger, reading, shared, scale
+        self.stagger, self.reading, self.shared, self.guess = stagger, reading, shared, guess
+        self.streams = streams
+        self.scale, self._change = scale, scale * gain
         told = embedding if shared else 0
         self.periodic = None if position is None else tuple(bool(closed) for closed in position)
         placed = 0 if self.periodic is None else len(self.periodic) + sum(self.periodic)
-        inputs = fields * (1 + exchange) + told + placed
+        inputs = fields * (1 + exchange + (guess is not None)) + told + placed + conditions
         self.embedding = torch.nn.Parameter(torch.randn(stagger.parts, told)) if told else None
         self.mixing = torch.nn.Parameter(
             torch.randn(exchange, stagger.parts_in_space) / stagger.parts_in_space**0.5
@@ -64,14 +74,15 @@ class StaggeredNetwork(torch.nn.Module):
         # In a list, so that the form without weights is not a submodule.
         self._form = [copy.deepcopy(networks[0]).to("meta")]
 
-    def forward(self, window: torch.Tensor) -> torch.Tensor:
-        """Return the next window, (batch, s_t, fields, *grid)."""
+    def forward(self, window: torch.Tensor, conditions: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the next window, (batch, s_t, fields, *grid); conditions (batch, conditions)."""
         if self.reading == "offset":
             window = window[:, -1:].expand(-1, self.stagger.time, *window.shape[2:])
         parts = self.stagger.split(window)[:, :, 0]
-        return self.stagger.join((parts + self._changes(self._seen(parts)))[:, :, None])
+        guessed = self._guessed(parts)
+        return self.stagger.join((guessed + self._changes(self._seen(parts, guessed, conditions)))[:, :, None])
 
-    def alone(self, index: int, frame: torch.Tensor) -> torch.Tensor:
+    def alone(self, index: int, frame: torch.Tensor, conditions: torch.Tensor | None = None) -> torch.Tensor:
         """Return the next frame of one part, (batch, fields, *coarse), from its frame: a solver of coarse resolution.
 
         In reading "phase" that frame is s_t steps later, in "offset" 1 + k.
@@ -82,7 +93,19 @@ class StaggeredNetwork(torch.nn.Module):
         """
         if self.mixing is not None:
             raise ValueError("The parts exchange values: none of them can run alone. Use exchange=0.")
-        return frame + self.scale * self._network(index)(self._told(frame[None] / self.scale, index)[0])
+        part = frame[None]
+        guessed = self._guessed(part, index)
+        seen = self._told(self._known(part, guessed), conditions, index)
+        return guessed[0] + self._change * self._network(index)(seen[0])
+
+    def _guessed(self, parts: torch.Tensor, index: int | None = None) -> torch.Tensor:
+        return parts if self.guess is None else self.guess(parts, index)
+
+    def _known(self, parts: torch.Tensor, guessed: torch.Tensor) -> torch.Tensor:
+        """Return what a part knows by itself: its state and the change of its classical step, where there is one."""
+        if self.guess is None:
+            return parts / self.scale
+        return torch.cat((parts, guessed - parts), dim=2) / self.scale
 
     def _network(self, index: int) -> Callable[[torch.Tensor], torch.Tensor]:
         if not hasattr(self, "_form"):
@@ -94,7 +117,7 @@ class StaggeredNetwork(torch.nn.Module):
         buffers = {name: getattr(self, f"buffer{n}") for n, name in enumerate(self._buffer_names)}
         return {**dict(zip(self._names, self.stacked, strict=True)), **buffers}
 
-    def _told(self, parts: torch.Tensor, index: int | None = None) -> torch.Tensor:
+    def _told(self, parts: torch.Tensor, conditions: torch.Tensor | None, index: int | None = None) -> torch.Tensor:
         """Append what tells parts and places apart to (parts, batch, channels, *coarse)."""
         told, coarse = [parts], parts.shape[3:]
         if self.embedding is not None:
@@ -105,20 +128,35 @@ class StaggeredNetwork(torch.nn.Module):
             place = box_position(fine, self.periodic, parts)[:, None].expand(-1, self.stagger.time, -1, *fine)
             place = self.stagger.split(place)[:, :, 0]
             told.append(place if index is None else place[index : index + 1])
+        if conditions is not None:
+            told.append(conditions[(None, ..., *(None,) * len(coarse))])
         return torch.cat([x.expand(*parts.shape[:2], -1, *coarse) for x in told], dim=2)
 
-    def _seen(self, parts: torch.Tensor) -> torch.Tensor:
+    def _seen(self, parts: torch.Tensor, guessed: torch.Tensor, conditions: torch.Tensor | None) -> torch.Tensor:
         """Inputs of all networks, (parts, batch, inputs, *coarse)."""
-        parts = parts / self.scale
-        seen = parts
+        seen = self._known(parts, guessed)
         if self.mixing is not None:
-            frames = parts.unflatten(0, (self.stagger.time, -1))
+            frames = (parts / self.scale).unflatten(0, (self.stagger.time, -1))
             mixed = torch.einsum("ep,kp...->ke...", self.mixing, frames)  # (s_t, exchange, batch, fields, *coarse)
             mixed = mixed.movedim(1, 2).flatten(2, 3).repeat_interleave(self.stagger.parts_in_space, dim=0)
-            seen = torch.cat((parts, mixed), dim=2)
-        return self._told(seen)
+            seen = torch.cat((seen, mixed), dim=2)
+        return self._told(seen, conditions)
 
     def _changes(self, seen: torch.Tensor) -> torch.Tensor:
         if not hasattr(self, "_form"):
-            return self.scale * self.network(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])
-        return self.scale * vmap(lambda state, x: functional_call(self._form[0], state, (x,)))(self._state(), seen)
+            return self._change * self.network(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])
+        if self.streams and seen.is_cuda:
+            return self._change * self._side_by_side(seen)
+        return self._change * vmap(lambda state, x: functional_call(self._form[0], state, (x,)))(self._state(), seen)
+
+    def _side_by_side(self, seen: torch.Tensor) -> torch.Tensor:
+        main, streams, results = torch.cuda.current_stream(), [torch.cuda.Stream() for _ in seen], []
+        for index, stream in enumerate(streams):
+            stream.wait_stream(main)
+            with torch.cuda.stream(stream):
+                # The layout in which convolutions are fast on a GPU.
+                x = seen[index].contiguous(memory_format=torch.channels_last) if seen.ndim == 5 else seen[index]
+                results.append(self._network(index)(x))
+        for stream in streams:
+            main.wait_stream(stream)
+        return torch.stack(results)

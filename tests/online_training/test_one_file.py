@@ -1,4 +1,4 @@
-"""One file with one PDE, unseen by the framework: solver, tensors, jets, and two kinds of surrogate come from it."""
+"""One file with one PDE, unseen by the framework: solver, tensors, jets, and three kinds of surrogate come from it."""
 
 import os
 import subprocess
@@ -76,7 +76,8 @@ def test_grids_tensors_and_jets_agree_on_the_file(file):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "model,architecture,bound",
-    [("fno", ["modes=4", "width=8", "layers=2"], 0.4), ("lpinn", ["hidden=16,16", "points=16"], 0.15)],
+    [("fno", ["modes=4", "width=8", "layers=2"], 0.4), ("lpinn", ["hidden=16,16", "points=16"], 0.15),
+     ("neuralstagger", ["modes=3", "width=12"], 0.4)],
 )
 def test_the_file_trains_online_on_two_ranks_and_the_ledger_is_clean(file, tmp_path, model, architecture, bound):
     run_dir = tmp_path / "run"

@@ -4,10 +4,10 @@ import math
 
 import torch
 
-from headrace.surrogates import ALL_SURROGATES, LPINN, Problem, WindowBatch
+from headrace.surrogates import ALL_SURROGATES, LPINN, NeuralStagger, Problem, WindowBatch
 
-FROM_DATA = [cls for cls in ALL_SURROGATES if cls is not LPINN]
-"""Those that need no case beside their problem; tests/surrogates/test_moving_frame.py has the other."""
+FROM_DATA = [cls for cls in ALL_SURROGATES if cls not in (LPINN, NeuralStagger)]
+"""Those that need no case beside their problem; the others have files of their own."""
 
 
 def wave_problem(shape=(16, 12), *, periodic=None, fields=("u", "v"), num_snapshots=10):

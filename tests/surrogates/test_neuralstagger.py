@@ -186,6 +186,27 @@ def test_all_parts_in_one_call_equal_a_loop_over_them(reading, shared, position)
     torch.testing.assert_close(network(window), expected, rtol=1e-5, atol=1e-7)
 
 
+def test_a_classical_step_of_every_part_is_corrected_batched_and_alone():
+    stagger, window = Stagger((2, 4), 2), vorticity(2, frames=2)
+    pace = torch.arange(1.0, 17.0, dtype=torch.float64).reshape(-1, 1, 1, 1, 1)
+
+    def guess(parts, index):
+        return parts.roll(1, -1) * (pace if index is None else pace[index])
+
+    network = networks(stagger, guess=guess, gain=0.1, scale=0.3)
+    without = networks(stagger, guess=guess, gain=0.0, scale=0.3)
+    expected, guessed = torch.empty_like(window), torch.empty_like(window)
+    for index in range(stagger.parts):
+        frame = stagger.part(window, index)[:, 0]
+        stagger.part(expected, index)[:, 0] = network.alone(index, frame)
+        stagger.part(guessed, index)[:, 0] = guess(frame[None], index)[0]
+    torch.testing.assert_close(network(window), expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(without(window), guessed)
+    # What is added is a tenth of what the same weights add without the gain.
+    full = networks(stagger, guess=guess, scale=0.3)
+    torch.testing.assert_close(10 * (network(window) - guessed), full(window) - guessed, rtol=1e-6, atol=1e-9)
+
+
 def test_a_part_alone_for_100_steps_equals_its_slice_of_the_full_run():
     stagger = Stagger((2, 2))
     network, window = networks(stagger, shared=True, scale=0.05), vorticity(1)
@@ -285,6 +306,25 @@ def mixer(inputs):
     network = LowRankMixer(inputs, 1, shape=(8, 8), width=16, blocks=2, groups=4)
     torch.nn.init.normal_(network.output.weight)
     return network
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_streams_and_recorded_steps_change_no_result():
+    stagger = Stagger((2, 2), 2)
+    batched = seeded(lambda: StaggeredNetwork(unet, stagger, scale=0.2)).cuda()
+    beside = seeded(lambda: StaggeredNetwork(unet, stagger, scale=0.2, streams=True)).cuda()
+    window = vorticity(2, frames=2).float().cuda()
+    torch.testing.assert_close(beside(window), batched(window), rtol=1e-3, atol=1e-4)
+    losses = []
+    for graph in (False, True):
+        network = seeded(lambda: StaggeredNetwork(fno, stagger, scale=0.2)).cuda()
+        pool = StatePool(lambda count: vorticity(count, frames=2).float().cuda(), 8, lifetime=20, largest=100.0)
+        rate = torch.tensor(1e-3, device="cuda")
+        optimiser = torch.optim.Adam(network.parameters(), lr=rate, capturable=True)
+        training = train_without_data(network, equation(), pool, optimiser, dt=0.1, batch=8, graph=graph)
+        losses.append([next(training) for _ in range(40)])
+    # Recording takes steps of its own, so that the two are not the same training.
+    np.testing.assert_allclose(np.mean(losses[0][-5:]), np.mean(losses[1][-5:]), rtol=0.5)
 
 
 @pytest.mark.parametrize("make", [unet, fno, mixer])

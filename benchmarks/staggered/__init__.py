@@ -1,0 +1,1 @@
+"""The parts of benchmarks/neuralstagger.py: problems, classical solvers, trainings, speed."""

@@ -1,0 +1,75 @@
+"""Classical solvers on the same device: error at t = 10 against time, coarse and part by part, without training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from headrace.surrogates.stagger import Stagger
+
+from .figures import Figure, relative, timed
+from .planes import END, HELD_OUT, PLANES, Plane, Spectral
+
+
+@dataclass(frozen=True)
+class Point:
+    """One solver: its error to truth at t = 10 and the seconds of a trajectory, batch 1."""
+
+    name: str
+    error: float
+    seconds: float
+
+
+def cut(w: torch.Tensor, n: int) -> torch.Tensor:
+    """Return fields sampled from (batch, m, m) points to n x n by their spectrum, up or down."""
+    m, half = w.shape[-1], min(n, w.shape[-1]) // 2
+    source, target = torch.fft.rfft2(w), torch.zeros(len(w), n, n // 2 + 1, dtype=torch.complex128, device=w.device)
+    target[:, :half, :half] = source[:, :half, :half]
+    target[:, -half + 1 :, :half] = source[:, -half + 1 :, :half]
+    return torch.fft.irfft2(target * (n / m) ** 2)
+
+
+@cache
+@torch.no_grad()
+def curve(plane: Plane, device: str, count: int = HELD_OUT) -> tuple[Point, ...]:
+    """Return coarse spectral solvers of rising cost, steps as long as they stay stable."""
+    start, (truth,) = plane.held_out([END], count, device)
+    points = []
+    for n in (8, 16, 24, 32, 48, 64):
+        for dt in (0.25, 0.1, 0.05, 0.025):
+            solver, steps = Spectral(plane.forcing(n, device), plane.viscosity, dt), round(END / dt)
+            # The start is cut exactly, which favours the solver.
+            found = cut(solver.advanced(cut(start, n), steps), plane.points)
+            error = relative(found, truth)
+            if not math.isfinite(error) or error > 0.5:
+                continue
+            first = torch.fft.rfft2(cut(start[:1], n))
+            one = timed(lambda: solver.step(first), device, 10)  # noqa: B023
+            points.append(Point(f"spectral {n} x {n}, dt {dt:g}", error, steps * one))
+            break  # smaller steps cost more and the error is that of the grid
+    return tuple(points)
+
+
+@torch.no_grad()
+def measure_classical(quick: bool, device: str) -> Iterator[Figure]:
+    """Yield the curve of every plane and, part by part, the classical line without training."""
+    for plane in (PLANES["P1"],) if quick else PLANES.values():
+        count = 1 if quick else HELD_OUT
+        for point in curve(plane, device, count):
+            yield (f"{plane.name}: {point.name}: error to truth at t = 10", point.error, "1", None, None, "float64")
+            yield (f"{plane.name}: {point.name}: time to t = 10, batch 1", point.seconds, "s", None, None,
+                   "float64, CUDA graph" if device == "cuda" else "float64")  # fmt: skip
+        start, (truth,) = plane.held_out([END], count, device)
+        for factor in (1, 2, 4):
+            n, stagger = plane.points // factor, Stagger((factor, factor))
+            dt = 0.1 if n <= 16 else plane.step
+            source = stagger.split(plane.forcing(plane.points, device)[None, None, None])[:, :, 0]
+            solver, steps = Spectral(source, plane.viscosity, dt), round(END / dt)
+            parts = stagger.split(start[:, None, None])[:, :, 0]
+            joined = stagger.join(solver.advanced(parts, steps)[:, :, None])[:, 0, 0]
+            yield (f"{plane.name}: spectral on each part of {n} x {n}: error to truth at t = 10",
+                   relative(joined, truth), "1", None, None, f"float64, dt {dt:g}, no training")  # fmt: skip

@@ -1,0 +1,47 @@
+"""What the parts of the benchmark share: figures, times, errors."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+Figure = tuple[str, float, str, float | None, Any, str]
+"""Name, value, unit, goal, baseline, setup."""
+
+
+def timed(run: Callable[[], Any], device: str, repeats: int) -> float:
+    """Return the median seconds of one call, replayed as a CUDA graph on a GPU."""
+    call = run
+    if device == "cuda":
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                run()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+        call = graph.replay
+    times: list[float] = []
+    while len(times) < repeats + (20 if device == "cuda" else 1):
+        start = time.perf_counter()
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[-repeats:])
+
+
+def weights(network: torch.nn.Module) -> int:
+    """Return the number of weights."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Return the mean over samples of the relative L2 norm of the difference."""
+    difference = (found - wanted).flatten(1).norm(dim=1) / wanted.flatten(1).norm(dim=1)
+    return float(difference.mean())

@@ -1,0 +1,156 @@
+"""The problems on a periodic plane: their equation for a physics loss, their starts and their truth."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from headrace.cases.navier_stokes2d import differences, random_vorticity, stirring
+from headrace.solvers.vorticity_residual import VorticityResidual
+
+END, HELD_OUT = 10.0, 5
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Vorticity on the unit torus with the forcing of Li et al. (2021), to t = 10.
+
+    frame : time between two frames. truth : points and step of the spectral solver that makes the truth.
+    goals : factor (space, time) -> largest relative error at the end.
+    loss : "differences" (Arakawa's J, implicit midpoint) or "spectral", with steps of at most `step`.
+    """
+
+    name: str
+    viscosity: float
+    points: int
+    truth: tuple[int, float]
+    goals: dict[int, float]
+    frame: float = 0.25
+    step: float = 0.05
+
+    def grid(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the coordinates of n x n points."""
+        x, y = np.meshgrid(np.arange(n) / n, np.arange(n) / n, indexing="ij")
+        return x, y
+
+    def forcing(self, n: int, device: str, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+        """Return the source on n x n points."""
+        return torch.tensor(stirring(self.grid(n)), device=device, dtype=dtype)
+
+    def starts(self, count: int, n: int, seed: int, device: str) -> torch.Tensor:
+        """Return initial vorticities (count, n, n)."""
+        rng = np.random.default_rng(seed)
+        return torch.tensor(np.stack([random_vorticity(self.grid(n), None, rng) for _ in range(count)]), device=device)
+
+    def equation(self, loss: str, device: str) -> VorticityResidual | SpectralEquation:
+        """Return the discrete equation on the full grid."""
+        if loss == "spectral":
+            return SpectralEquation(self, device)
+        shape = (self.points, self.points)
+        return VorticityResidual(differences.resized(shape), viscosity=self.viscosity, forcing=stirring)
+
+    @torch.no_grad()
+    def held_out(self, times: list[float], count: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return starts (count, n, n) and truth (times, count, n, n) at the problem's points, of a finer solver."""
+        fine, dt = self.truth
+        starts = self.starts(count, fine, 1_000_000, device)
+        solver, w, states = Spectral(self.forcing(fine, device), self.viscosity, dt), torch.fft.rfft2(starts), []
+        for number in range(round(max(times) / dt) + 1):
+            if any(abs(number * dt - t) < dt / 2 for t in times):
+                states.append(torch.fft.irfft2(w))
+            w = solver.step(w)
+        every = fine // self.points
+        return starts[:, ::every, ::every], torch.stack(states)[..., ::every, ::every]
+
+
+P1 = Plane("P1", 1e-3, 64, (128, 0.0125), {1: 0.01, 2: 0.015, 4: 0.03})
+P2 = Plane("P2", 1e-4, 128, (256, 0.0125), {1: 0.03, 2: 0.03, 4: 0.05}, step=0.025)
+P3 = Plane("P3", 1e-5, 64, (256, 0.0125), {2: 0.1, 4: 0.2})
+PLANES = {plane.name: plane for plane in (P1, P2, P3)}
+
+
+class Spectral:
+    """Vorticity on a torus by a pseudo-spectral method, 2/3 rule, RK4 with integrating factor; float32 or 64.
+
+    forcing : (*lead, n, n); lead axes broadcast against those of the states.
+    """
+
+    def __init__(self, forcing: torch.Tensor, viscosity: float, dt: float) -> None:
+        n, self.dt = forcing.shape[-1], dt
+        like = {"dtype": forcing.dtype, "device": forcing.device}
+        kx = 2 * math.pi * torch.fft.fftfreq(n, 1 / n, **like)[:, None]
+        ky = 2 * math.pi * torch.fft.rfftfreq(n, 1 / n, **like)[None]
+        squared = kx**2 + ky**2
+        self.keep = (kx.abs() < 2 * math.pi * n / 3) & (ky < 2 * math.pi * n / 3)
+        over = torch.where(squared > 0, 1 / squared.clamp(min=1e-9), 0.0)
+        # One batched transform each way: u, v, and the two slopes of ω.
+        self.factors = torch.stack([1j * ky * over, -1j * kx * over, 1j * kx.expand_as(over), 1j * ky.expand_as(over)])
+        self.half = torch.exp(-viscosity * squared * dt / 2)
+        self.forcing = torch.fft.rfft2(forcing)
+
+    def slope(self, w: torch.Tensor) -> torch.Tensor:
+        """Return -u·∇ω + f of a spectrum (*batch, nx, ny // 2 + 1)."""
+        factors = self.factors.reshape(4, *(1,) * (w.ndim - 2), *w.shape[-2:])
+        u, v, wx, wy = torch.fft.irfft2(factors * (w * self.keep)).unbind(0)
+        return self.forcing - torch.fft.rfft2(u * wx + v * wy) * self.keep
+
+    def step(self, w: torch.Tensor) -> torch.Tensor:
+        """Return the spectrum a step later."""
+        e, dt = self.half, self.dt
+        a = self.slope(w)
+        b = self.slope(e * (w + dt / 2 * a))
+        c = self.slope(e * w + dt / 2 * b)
+        d = self.slope(e * (e * w + dt * c))
+        return e * (e * (w + dt / 6 * a) + dt / 3 * (b + c)) + dt / 6 * d
+
+    def advanced(self, w: torch.Tensor, steps: int) -> torch.Tensor:
+        """Return the vorticity so many steps later."""
+        spectrum = torch.fft.rfft2(w)
+        for _ in range(steps):
+            spectrum = self.step(spectrum)
+        return torch.fft.irfft2(spectrum)
+
+
+class SpectralEquation:
+    """The full grid's own pseudo-spectral steps as an equation for a physics loss; old states carry no gradient."""
+
+    def __init__(self, plane: Plane, device: str) -> None:
+        self.steps = math.ceil(plane.frame / plane.step)
+        self._solvers = {
+            kind: Spectral(plane.forcing(plane.points, device, kind), plane.viscosity, plane.frame / self.steps)
+            for kind in (torch.float32, torch.float64)
+        }
+
+    def step(self, old: torch.Tensor, t: float, dt: float) -> torch.Tensor:
+        """Return the state a frame later."""
+        return self._solvers[old.dtype].advanced(old, self.steps)
+
+    def correction(self, old: Any, new: Any, t: float, dt: float) -> Any:
+        """Return the error of a state."""
+        with torch.no_grad():
+            wanted = self.step(old, t, dt)
+        return new - wanted
+
+    def size(self, fields: Any) -> Any:
+        """Return the state."""
+        return fields
+
+
+class PartSolver:
+    """The same solver on the coarse grid of every part by itself, with the forcing at its own points."""
+
+    def __init__(self, plane: Plane, stagger: Any, step: float, device: str) -> None:
+        interval = plane.frame * stagger.time
+        self.steps = math.ceil(interval / step)
+        kind = torch.float32
+        source = stagger.split(plane.forcing(plane.points, device, kind).expand(1, stagger.time, 1, -1, -1))[:, :, 0]
+        self._all = Spectral(source, plane.viscosity, interval / self.steps)
+        self._one = [Spectral(part[None], plane.viscosity, interval / self.steps) for part in source]
+
+    def __call__(self, parts: torch.Tensor, index: int | None) -> torch.Tensor:
+        """Return the parts an interval later, (parts, batch, fields, *coarse)."""
+        return (self._all if index is None else self._one[index]).advanced(parts, self.steps)

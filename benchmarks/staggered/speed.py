@@ -1,0 +1,133 @@
+"""Time of a frame: all parts batched, on streams, one after another, and one part alone, over the plain network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+
+from headrace.surrogates.autoregressive import Channels
+from headrace.surrogates.low_rank_mixer import LowRankMixer
+from headrace.surrogates.stagger import Stagger
+from headrace.surrogates.staggered_network import StaggeredNetwork
+from headrace.surrogates.unet import UNet, UNetwork
+
+from .figures import Figure, timed, weights
+from .training import fourier
+
+Make = Callable[[int], torch.nn.Module]
+GOALS = {"U-Net 36 M": {2: 6.0, 4: 25.0}, "mixer": {2: 8.0, 4: 50.0}}
+FORMATS = {"": torch.contiguous_format, ", channels last": torch.channels_last}
+
+
+def unet(width: int, blocks: int) -> Callable[[int], Make]:
+    """Return grid -> a maker of U-Nets without norms, which would not be parallel at batch 1."""
+
+    def of_grid(_: int) -> Make:
+        form = UNet(width=width, blocks=blocks, norm=False)
+        return lambda inputs: UNetwork(Channels(inputs=inputs, states=1, outputs=1, conditions=0), form, (True, True))
+
+    return of_grid
+
+
+KINDS = {
+    "U-Net 36 M": unet(32, 2), "U-Net 1 M": unet(6, 1), "FNO 1 M": lambda grid: fourier(24, grid),
+    "mixer": lambda grid: lambda inputs: LowRankMixer(inputs, 1, shape=(grid, grid)),
+}  # fmt: skip
+
+
+def multiply_adds(network: torch.nn.Module, x: torch.Tensor) -> float:
+    """Return the multiply-adds of products and convolutions of one call, counted by torch."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        network(x)
+    return counter.get_total_flops() / 2
+
+
+def memory(run: Callable[[], object], device: str) -> float:
+    """Return the most bytes that a call takes beyond what is there before it; NaN on a CPU."""
+    if device != "cuda":
+        return math.nan
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def fastest(make: Callable[[], torch.nn.Module], run: Callable[[torch.nn.Module], object], device: str,
+            repeats: int, formats: dict[str, torch.memory_format]) -> tuple[float, str, torch.nn.Module]:  # fmt: skip
+    """Return the least time of a network over memory formats, with its format and the network."""
+    found = []
+    for words, layout in formats.items():
+        network = make().to(memory_format=layout)
+        found.append((timed(lambda: run(network), device, repeats), words, network))  # noqa: B023
+    return min(found, key=lambda one: one[0])
+
+
+@torch.no_grad()
+def measure_speed(quick: bool, device: str) -> Iterator[Figure]:
+    """Yield times of a frame, and their ratios to the plain network's, itself in its fastest memory format."""
+    # TF32 and tuned convolutions for all networks, the plain one as well.
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    points, repeats = (64, 3) if quick else (256, 50)
+    for name, of_grid in {k: KINDS[k] for k in ("U-Net 1 M", "mixer")}.items() if quick else KINDS.items():
+        formats = FORMATS if "U-Net" in name and device == "cuda" else {"": torch.contiguous_format}
+        for batch in (1,) if quick else (1, 16):
+            torch.manual_seed(0)
+            x = torch.randn(batch, 1, points, points, device=device)
+            whole, words, plain = fastest(
+                lambda: of_grid(points)(1).to(device), lambda n: n(x), device, repeats, formats  # noqa: B023
+            )  # fmt: skip
+            small, y = of_grid(16)(1).to(device), x[..., :16, :16].contiguous()
+            floor = timed(lambda: small(y), device, repeats)  # noqa: B023
+            setup = f"{name} ({weights(plain):,} weights), {points} x {points}, batch {batch}"
+            told = (f"{setup}{words}; {multiply_adds(plain, x) / 1e9:.2f} G multiply-adds a frame, "
+                    f"{memory(lambda: plain(x), device) / 2**20:.0f} MiB")  # noqa: B023 # fmt: skip
+            yield (f"{setup}: plain, a frame", 1e3 * whole, "ms", None, None, told)
+            yield (f"{setup}: floor of launches", 1e3 * floor, "ms", None, None, f"{name} on 16 x 16")
+            for factor in (2,) if quick else (2, 4):
+                yield from staggered_speed(of_grid, x, name, setup, factor, (whole, floor), repeats, formats)
+
+
+def staggered_speed(
+    of_grid: Callable[[int], Make], x: torch.Tensor, kind: str, setup: str, factor: int, plain: tuple[float, float],
+    repeats: int, formats: dict[str, torch.memory_format],
+) -> Iterator[Figure]:  # fmt: skip
+    """Yield ratios for factors (s, s) in space with s in time, and for space alone."""
+    device, (whole, floor) = x.device.type, plain
+    shared = factor > 2  # own weights for all 8 parts; 64 networks of 31 M weights share theirs, with the same work
+    window = x[:, None].expand(-1, factor, -1, -1, -1).contiguous()
+    make = of_grid(x.shape[-1] // factor)
+
+    def together(stagger: Stagger, frames: torch.Tensor) -> tuple[float, str, StaggeredNetwork]:
+        best = None
+        for streams in (False,) if shared or device == "cpu" else (False, True):
+            found = fastest(
+                lambda: StaggeredNetwork(make, stagger, shared=shared, embedding=0, streams=streams).to(device),  # noqa: B023
+                lambda network: network(frames), device, repeats, formats if shared else {"": formats[""]},
+            )  # fmt: skip
+            if best is None or found[0] < best[0]:
+                best = (found[0], ("streams" if streams else "batched") + found[1], found[2])
+        return best
+
+    stagger = Stagger((factor, factor), factor)
+    all_at_once, how, network = together(stagger, window)
+    part = stagger.part(window, 0)[:, 0].contiguous()
+    alone, form, single = fastest(lambda: make(1).to(device), lambda one: part + one(part), device, repeats, formats)
+    in_space, how_in_space, _ = together(Stagger((factor, factor)), window[:, :1])
+    name, fair = f"{setup}, ({factor},{factor},{factor})", whole >= 5 * floor  # else launches are measured
+    goal = GOALS.get(kind, {}).get(factor) if fair else None
+    note = (f"plain is {whole / floor:.1f} x the floor; weights {'shared' if shared else 'own'} {weights(network):,}; "
+            f"all: {how}, {memory(lambda: network(window), device) / 2**20:.0f} MiB; one part: "
+            f"{multiply_adds(single, part) / 1e9:.3f} G multiply-adds, {1e3 * alone:.3f} ms{form}")  # fmt: skip
+    yield (f"{name}: slowest part alone, speed-up", factor * whole / alone, "x", goal, whole, note)
+    yield (f"{name}: of it from space", whole / alone, "x", None, whole, note)
+    yield (f"{name}: all on one device, speed-up", factor * whole / all_at_once, "x", 1.0, whole, note)
+    yield (f"{name}: one after another, speed-up", factor * whole / (alone * stagger.parts), "x", None, whole, note)
+    yield (f"{setup}, ({factor},{factor},1): all on one device, speed-up", whole / in_space, "x", 1.0, whole,
+           f"all: {how_in_space}")  # fmt: skip

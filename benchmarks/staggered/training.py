@@ -1,0 +1,236 @@
+"""Trainings without data of networks for the problems on a periodic plane, resumable, with errors against time."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from headrace.surrogates.data_free import StatePool, train_without_data
+from headrace.surrogates.fourier_network import FourierNetwork
+from headrace.surrogates.stagger import Stagger
+from headrace.surrogates.staggered_network import StaggeredNetwork
+from headrace.surrogates.unshuffled_network import UnshuffledNetwork
+
+from .figures import Figure, relative, timed, weights
+from .planes import END, HELD_OUT, PLANES, PartSolver, Plane
+
+TIMES = [1.0, 5.0, 10.0]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network to train: "network" as published, "corrected" (networks correct a spectral step of every part), or
+    "unshuffled" (one network that sees all parts as channels).
+    """
+
+    plane: str
+    factor: int
+    kind: str = "network"
+    loss: str = "differences"
+    exchange: int = 0
+    shared: bool = False
+    gain: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """What the figures are called by."""
+        s = self.factor
+        extras = [self.kind] * (self.kind != "network") + ["shared"] * self.shared
+        extras += [f"exchange {self.exchange}"] * (self.exchange > 0)
+        extras += ["spectral loss"] * (self.loss == "spectral" and self.kind == "network")
+        return ", ".join([f"{self.plane} ({s},{s},{s})", *extras])
+
+    @property
+    def short(self) -> str:
+        """What files are called by."""
+        return "-".join([self.plane, str(self.factor), self.kind, self.loss, f"x{self.exchange}",
+                         "shared" if self.shared else "own"])  # fmt: skip
+
+
+P3_LOSS = {"loss": "spectral"}
+ROWS = [
+    Row("P1", 1), Row("P1", 2), Row("P1", 4), Row("P1", 2, shared=True), Row("P1", 2, exchange=3),
+    Row("P1", 2, "unshuffled"), Row("P1", 2, "corrected", "spectral", gain=0.02),
+    Row("P1", 4, "corrected", "spectral", gain=0.05),
+    Row("P2", 1), Row("P2", 2), Row("P2", 4), Row("P2", 2, "corrected", "spectral", gain=0.02),
+    Row("P2", 4, "corrected", "spectral", gain=0.05),
+    Row("P3", 1, **P3_LOSS), Row("P3", 2, **P3_LOSS), Row("P3", 4, **P3_LOSS), Row("P3", 2, exchange=3, **P3_LOSS),
+    Row("P3", 2, "unshuffled", **P3_LOSS),
+    Row("P3", 2, "corrected", gain=0.1, **P3_LOSS), Row("P3", 4, "corrected", gain=0.1, **P3_LOSS),
+    Row("P3", 2, "corrected", exchange=3, gain=0.1, **P3_LOSS),
+    Row("P3", 4, "corrected", exchange=15, gain=0.1, **P3_LOSS),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a training may take.
+
+    minutes : of training in all, over which the learning rate falls. until : `time.perf_counter` at which this call
+    stops, to be resumed later. state : folder of the weights. beside : words on what else the device did.
+    """
+
+    minutes: float
+    seed: int = 0
+    batch: int = 32
+    rate: float = 2e-3
+    width: int = 24
+    until: float = math.inf
+    state: Path | None = None
+    resume: bool = False
+    graph: bool = True
+    beside: str = ""
+
+
+def fourier(width: int, grid: int) -> Callable[..., torch.nn.Module]:
+    """Return a maker of Fourier networks with as many modes as the grid allows, at most 12."""
+    modes = min(12, grid // 2 - 1)
+
+    def make(inputs: int, outputs: int = 1) -> torch.nn.Module:
+        network = FourierNetwork(inputs, outputs, width, modes=(modes, modes), periods=(1.0, 1.0))
+        torch.nn.init.zeros_(network.output.weight)
+        return network
+
+    return make
+
+
+def network_of(row: Row, plane: Plane, budget: Budget, device: str) -> torch.nn.Module:
+    """Return the untrained network of a row."""
+    s, place = row.factor, {"position": (True, True), "scale": 0.5}
+    stagger = Stagger((s, s), s)
+    make = fourier(budget.width * (2 if row.kind == "unshuffled" else 1), plane.points // s)
+    torch.manual_seed(budget.seed)
+    if row.kind == "unshuffled":
+        return UnshuffledNetwork(make, stagger, **place).to(device)
+    guess = None
+    if row.kind == "corrected":
+        guess = PartSolver(plane, stagger, 0.1 if plane.points // s <= 16 else plane.step, device)
+    return StaggeredNetwork(
+        make, stagger, shared=row.shared, exchange=row.exchange, guess=guess, gain=row.gain, **place
+    ).to(device)
+
+
+def start_windows(plane: Plane, row: Row, count: int, device: str, seed: int) -> torch.Tensor:
+    """Return windows at the start of simulations, the frames after the first one by the solver's own steps."""
+    equation = plane.equation(row.loss, device)
+    states = [plane.starts(count, plane.points, seed, device)]
+    while len(states) < row.factor:
+        states.append(equation.step(states[-1], 0.0, plane.frame))
+    return torch.stack(states, 1)[:, :, None].float()
+
+
+class Run:
+    """One training with its weights on disk."""
+
+    def __init__(self, row: Row, budget: Budget, device: str) -> None:
+        self.row, self.plane, self.budget, self.device = row, PLANES[row.plane], budget, device
+        self.network = network_of(row, self.plane, budget, device)
+        self.steps, self.spent, self.diverged = 0, 0.0, 0
+        if budget.resume and self._file is not None and self._file.exists():
+            self._load()
+
+    @property
+    def _file(self) -> Path | None:
+        state = self.budget.state
+        return None if state is None else state / f"{self.row.short}-{self.budget.seed}.safetensors"
+
+    def _load(self) -> None:
+        with safe_open(str(self._file), framework="pt") as file:
+            told = json.loads(file.metadata()["run"])
+            self.network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
+        self.steps, self.spent, self.diverged = told["steps"], told["spent"], told["diverged"]
+
+    def _save(self) -> None:
+        if self._file is None:
+            return
+        told = {"steps": self.steps, "spent": self.spent, "diverged": self.diverged}
+        state = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+        part = self._file.with_suffix(".part")
+        save_file(state, str(part), metadata={"run": json.dumps(told)})
+        os.replace(part, self._file)
+
+    def train(self) -> None:
+        """Train until the budget is used or the call is over; the learning rate falls with the time spent."""
+        row, budget, cuda = self.row, self.budget, self.device == "cuda"
+        plane, limit = self.plane, 60 * budget.minutes
+        equation = plane.equation(row.loss, self.device)
+        bank = start_windows(plane, row, 512 if cuda else 64, self.device, 7 + self.steps)
+        generator = torch.Generator().manual_seed(3 + self.steps)
+
+        def fresh(count: int) -> torch.Tensor:
+            return bank[torch.randint(len(bank), (count,), generator=generator).to(bank.device)]
+
+        lifetime = math.ceil(1.2 * END / plane.frame / row.factor)
+        pool = StatePool(fresh, len(bank), lifetime=lifetime, largest=50.0, seed=self.steps)
+        rate = torch.tensor(1e-6, device=self.device) if cuda else 1e-6
+        optimiser = torch.optim.Adam(self.network.parameters(), lr=rate, capturable=cuda)
+        training = train_without_data(
+            self.network, equation, pool, optimiser, dt=plane.frame, batch=budget.batch, graph=cuda and budget.graph
+        )
+        next(training)  # compiles and records
+        first, before, here = time.perf_counter(), self.spent, 0
+        saved, told, loss = first, self.spent / limit, math.nan
+        while self.spent < limit and time.perf_counter() < budget.until:
+            value = budget.rate * min(1.0, (here + 1) / 500) * 0.5 * (1 + math.cos(math.pi * self.spent / limit))
+            if cuda:
+                optimiser.param_groups[0]["lr"].fill_(value)
+            else:
+                optimiser.param_groups[0]["lr"] = value
+            loss = next(training)
+            self.steps, here, now = self.steps + 1, here + 1, time.perf_counter()
+            self.spent = before + now - first
+            if now - saved > 60:
+                self._save()
+                saved = now
+            if self.spent / limit >= told:
+                print(f"# {row.name}, seed {budget.seed}: {self.steps} steps, {self.spent:.0f} s, loss {loss:.3g}, "
+                      f"{pool.diverged} diverged", flush=True)  # fmt: skip
+                told += 0.1
+        self.diverged += pool.diverged
+        self._save()
+
+    @torch.no_grad()
+    def seconds(self) -> float:
+        """Return the time of a trajectory to t = 10, batch 1, all parts on one device."""
+        points, s = self.plane.points, self.row.factor
+        window = torch.randn(1, s, 1, points, points, device=self.device)
+        return END / (self.plane.frame * s) * timed(lambda: self.network(window), self.device, 20)
+
+    @torch.no_grad()
+    def figures(self, count: int = HELD_OUT) -> Iterator[Figure]:
+        """Yield the errors of roll-outs from states that no training saw."""
+        row, plane, budget = self.row, self.plane, self.budget
+        start, truth = plane.held_out(TIMES, count, self.device)
+        frames, equation = round(END / plane.frame), plane.equation(row.loss, self.device)
+        discrete = [start]
+        while len(discrete) <= frames:
+            discrete.append(equation.step(discrete[-1], 0.0, plane.frame))
+        # Frame 0 is the start; the first window's further frames are the solver's.
+        window = torch.stack(discrete[: row.factor], 1)[:, :, None].float()
+        states = list(window.unbind(1))
+        while len(states) <= frames:
+            window = self.network(window)
+            states += window.unbind(1)
+        at = [round(t / plane.frame) for t in TIMES]
+        errors = [relative(states[k][:, 0].double(), w) for k, w in zip(at, truth, strict=True)]
+        floors = [relative(discrete[k], w) for k, w in zip(at, truth, strict=True)]
+        setup = (
+            f"FNO width {budget.width}, {weights(self.network):,} weights, {self.steps} steps of batch {budget.batch} "
+            f"in {self.spent / 60:.2f} minutes{budget.beside}, {self.diverged} states diverged, seed {budget.seed}; "
+            f"errors at t = 1, 5, 10: {', '.join(f'{e:.3g}' for e in errors)}; "
+            f"of the discrete solution ({row.loss}): {', '.join(f'{e:.3g}' for e in floors)}"
+        )
+        goal = plane.goals.get(row.factor)
+        name = f"{row.name}, seed {budget.seed}"
+        yield (f"{name}: error to truth at t = 10", errors[-1], "1", goal, floors[-1], setup)
+        yield (f"{name}: error to the discrete solution at t = 10", relative(states[at[-1]][:, 0].double(),
+               discrete[at[-1]]), "1", None, None, setup)  # fmt: skip

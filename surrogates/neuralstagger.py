@@ -1,0 +1,246 @@
+"""NeuralStagger as a surrogate: networks on interleaved coarse grids that learn from the case's own equation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import gcd
+from typing import Any
+
+import numpy as np
+import torch
+
+from headrace.solvers.blocks import Blocks
+from headrace.solvers.case import Case
+from headrace.solvers.simulate import initial_state
+from headrace.solvers.step_correction import Correction, step_correction
+
+from .autoregressive import Channels
+from .data_free import StatePool
+from .fourier_network import FourierNetwork
+from .low_rank_mixer import LowRankMixer
+from .normaliser import Normaliser
+from .problem import Problem, WindowBatch
+from .request import known_states, parameter_rows, require_consecutive, require_setup, time_points
+from .stagger import Stagger
+from .staggered_network import READINGS, StaggeredNetwork
+from .surrogate import Surrogate
+from .unet import UNet, UNetwork
+
+BACKBONES = ("fno", "unet", "mixer")
+_POOL, _LARGEST = 256, 1e3  # states of the model's own; deviations beyond which one counts as diverged
+
+
+class NeuralStagger(Surrogate):
+    """The last states -> the next ones, each interleaved part of them by a network that sees this part only.
+
+    The method of Huang et al. (2023), see `StaggeredNetwork`. Its loss is the error that the case's own discrete
+    equation finds in the states that the networks give (`headrace.solvers.step_correction`), in units of the fields'
+    variances; no later state of the stream is needed. The networks see the parameters and where their points lie, but
+    not the time: the equation must not depend on it.
+
+    To train, the case must be known beside the weights, `use_case(case)`; a study sees to that. Predictions need none.
+
+    Parameters
+    ----------
+    space : points from one point of a part to the next, one number for all axes or one for each.
+    time : frames from one frame of a part to the next; in reading "phase" the first so many come from a solver.
+    reading, shared, exchange : see `StaggeredNetwork`.
+    backbone : the network of a part, of `BACKBONES`. width : its channels. modes : of "fno", at most what a part has.
+    unroll : windows that the gradient goes back through. pushforward : windows before those without a gradient, from 0
+        to this number at random, so that the networks learn from states of their own making.
+    streamed : whether training starts from the states of the stream. Else the stream gives no more than mean and
+        deviation: states are drawn as the case's initial ones and stepped by the networks themselves.
+    data_weight : of the error against the streamed states of the next window.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self, *, space: int | Sequence[int] = 2, time: int = 1, reading: str = "phase", backbone: str = "fno",
+        width: int = 24, modes: int = 12, shared: bool = False, exchange: int = 0, unroll: int = 1,
+        pushforward: int = 1, streamed: bool = True, data_weight: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.space = int(space) if isinstance(space, int) else tuple(int(s) for s in space)
+        self.time, self.reading, self.backbone, self.width, self.modes = int(time), reading, backbone, width, modes
+        self.shared, self.exchange, self.unroll, self.pushforward = bool(shared), int(exchange), unroll, pushforward
+        self.streamed, self.data_weight = bool(streamed), float(data_weight)
+        if backbone not in BACKBONES:
+            raise ValueError(f"NeuralStagger backbone {backbone!r} is not one of {', '.join(BACKBONES)}.")
+        if reading not in READINGS:
+            raise ValueError(f"NeuralStagger reading {reading!r} is not one of {', '.join(READINGS)}.")
+        least = {"time": 1, "width": 1, "modes": 1, "unroll": 1, "pushforward": 0, "exchange": 0, "data_weight": 0}
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise ValueError(f"NeuralStagger {name} {getattr(self, name)} must be at least {bound}.")
+        self.history = self.time if reading == "phase" else 1
+        if not self.streamed and (self.history > 1 or self.data_weight):
+            raise ValueError(
+                f"NeuralStagger with streamed=false makes its own states: it cannot have {self.history} known frames "
+                f'or a data_weight of {self.data_weight:g}. Use reading="offset" or time=1, and data_weight=0.'
+            )
+        self.window = self.history + (self.time if self.data_weight else 0)
+        self._correction: Correction | None = None
+        self._case: Case | None = None
+        self._pool: StatePool | None = None
+
+    def setup(self, problem: Problem, *, seed: int = 0) -> None:
+        """Build the weights.
+
+        Raises
+        ------
+        ValueError : a factor does not divide its axis, a part is too small for the backbone, or a window is longer
+            than a trajectory.
+        """
+        if self.window > problem.num_steps:
+            raise ValueError(f"NeuralStagger needs windows of {self.window} steps; trajectories of case {problem.case} "
+                             f"have {problem.num_steps}.")  # fmt: skip
+        ndim = len(problem.shape)
+        stagger = Stagger((self.space,) * ndim if isinstance(self.space, int) else self.space, self.time)
+        make = self._backbone(stagger.coarse(problem.shape), problem)
+        self.problem, self.normaliser, self._seed = problem, Normaliser(problem), seed
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.network = StaggeredNetwork(
+                make, stagger, fields=len(problem.fields), reading=self.reading, shared=self.shared,
+                exchange=self.exchange, conditions=len(problem.parameters), position=problem.periodic,
+            )  # fmt: skip
+
+    def _backbone(self, part: tuple[int, ...], problem: Problem) -> Callable[[int], torch.nn.Module]:
+        fields, periodic, smallest = len(problem.fields), problem.periodic, min(part)
+        if smallest < 4:
+            raise ValueError(f"NeuralStagger's parts of case {problem.case} have {part} points; they need 4 per axis. "
+                             f"Take smaller factors than space={self.space}.")  # fmt: skip
+        modes = [min(self.modes, n // 2 - 1) for n in part]
+        periods = [1.0 if closed else 1.25 for closed in periodic]
+        levels = sum(smallest >= 2**level + 1 for level in range(1, 4))
+        form = UNet(width=self.width, multipliers=(1, 2, 2, 4)[: 1 + levels], blocks=1, norm=False)
+
+        def make(inputs: int) -> torch.nn.Module:
+            if self.backbone == "mixer":
+                return LowRankMixer(inputs, fields, shape=part, width=self.width, groups=gcd(8, self.width))
+            if self.backbone == "unet":
+                network = UNetwork(Channels(inputs=inputs, states=fields, outputs=fields, conditions=0), form, periodic)
+                torch.nn.init.zeros_(network.output.conv.weight)
+                return network
+            network = FourierNetwork(inputs, fields, self.width, modes=modes, periods=periods)
+            torch.nn.init.zeros_(network.output.weight)
+            return network
+
+        return make
+
+    def use_case(self, case: Case) -> None:
+        """Take the discrete equation of a case, and its initial states.
+
+        Raises
+        ------
+        ValueError : the case does not say what the defect of a step is.
+        """
+        self._correction, self._case = step_correction(case), case
+
+    def architecture(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        names = ("time", "reading", "backbone", "width", "modes", "shared", "exchange", "unroll", "pushforward",
+                 "streamed", "data_weight")  # fmt: skip
+        space = self.space if isinstance(self.space, int) else list(self.space)
+        return {"space": space} | {name: getattr(self, name) for name in names}
+
+    def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Freeze the normaliser."""
+        require_setup(self)
+        self.normaliser.freeze(mean, std)
+
+    def training_loss(self, batch: WindowBatch) -> torch.Tensor:
+        """Return the mean squared error of the graded states, as the equation tells it, in the fields' variances."""
+        batch.check(require_setup(self), self.window)
+        if self._correction is None:
+            raise RuntimeError(f"NeuralStagger of case {self.problem.case} does not know its equation: call "
+                               "use_case(case) first.")  # fmt: skip
+        if not self.streamed:
+            return self._loss_of_own_states(len(batch.states), batch.states)
+        known, times, rows = batch.states[:, : self.history], batch.times[:, self.history - 1], batch.parameters
+        loss = known.new_zeros(len(known))
+        if self.data_weight:
+            error = (self.stepped(known, rows) - batch.states[:, self.history :]) / self._scale()
+            loss = loss + self.data_weight * error.square().flatten(1).mean(1)
+        free = int(torch.randint(self.pushforward + 1, ())) if self.training else 0
+        with torch.no_grad():
+            for _ in range(free):
+                known, times = self._carried(known, self.stepped(known, rows), times)
+        for _ in range(self.unroll):
+            new = self.stepped(known, rows)
+            loss = loss + self._graded(known[:, -1], new, times, rows) / self.unroll
+            known, times = self._carried(known, new, times)
+        return loss
+
+    def stepped(self, known: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+        """Return the next states (batch, time, fields, *grid) of (batch, history, fields, *grid), with gradients."""
+        normalised = self.network(self.normaliser.normalise(known), self.normaliser.scale_parameters(parameters))
+        return self.normaliser.denormalise(normalised)
+
+    def _carried(
+        self, known: torch.Tensor, new: torch.Tensor, times: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.cat((known, new), 1)[:, -self.history :], times + self.time * self.problem.interval
+
+    def _scale(self) -> torch.Tensor:
+        return self.normaliser.std.reshape(-1, *(1,) * len(self.problem.shape))
+
+    def _graded(self, last: torch.Tensor, new: torch.Tensor, times: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Error of each sample's new states (batch, frames, fields, *grid) after the last one, at times (batch,)."""
+        frames, dt = new.shape[1], self.problem.interval
+        old = torch.cat((last[:, None], new[:, :-1]), 1).flatten(0, 1)
+        t = (times[:, None] + dt * torch.arange(frames, device=times.device)).flatten()
+        error = self._correction(old, new.flatten(0, 1), t, dt, rows.repeat_interleave(frames, 0))
+        return (error / self._scale()).square().flatten(1).mean(1).unflatten(0, (-1, frames)).mean(1)
+
+    def _loss_of_own_states(self, count: int, like: torch.Tensor) -> torch.Tensor:
+        """Loss of states that the networks made themselves, of which a pool is kept beside the weights."""
+        problem = self.problem
+        if self._pool is None:
+            lifetime = problem.num_snapshots // self.time
+            self._rng = np.random.default_rng(self._seed)
+            self._pool = StatePool(lambda n: self._fresh(n).to(like), _POOL, lifetime=max(1, lifetime),
+                                   largest=_LARGEST, seed=self._seed)  # fmt: skip
+        fields = len(problem.fields)
+        places, window = self._pool.draw(min(count, _POOL))
+        # The parameters travel with the states, as fields that are constant in space.
+        corner = (slice(None), 0, slice(fields, None), *(0,) * len(problem.shape))
+        known, rows = window[:, :, :fields], window[corner]
+        loss = known.new_zeros(len(known))
+        t = known.new_zeros(len(known))
+        for _ in range(self.unroll):
+            new = self.stepped(known, rows)
+            loss = loss + self._graded(known[:, -1], new, t, rows) / self.unroll
+            known, t = self._carried(known, new, t)
+        if self.training:
+            self._pool.write_back(places, torch.cat((known, window[:, :, fields:]), 2), self.unroll)
+        return loss
+
+    def _fresh(self, count: int) -> torch.Tensor:
+        """Initial states of the case at random parameters, (count, 1, fields + parameters, *grid)."""
+        case, blocks, windows = self._case, Blocks(self.problem.shape, self.problem.periodic), []
+        for _ in range(count):
+            p = case.draw(self._rng.random(len(case.parameters)))
+            state = initial_state(case, p, blocks, self._rng)
+            constant = [np.full((1, *self.problem.shape), value) for value in p.values()]
+            windows.append(np.concatenate([state, *constant]))
+        return torch.tensor(np.stack(windows), dtype=torch.float32)[:, None]
+
+    @torch.no_grad()
+    def predict(self, initial: torch.Tensor | None, parameters: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """Return the states at consecutive snapshot times, (batch, time, fields, *grid).
+
+        initial : (batch, history, fields, *grid), the states just before times[0].
+        """
+        problem = require_setup(self)
+        like = self.normaliser.mean
+        known = known_states(initial, problem, self.history, like)
+        rows, times = parameter_rows(parameters, problem, like), time_points(times, like)
+        require_consecutive(times, problem)
+        if len(rows) != len(known):
+            raise ValueError(f"Initial holds {len(known)} simulations, parameters {len(rows)}; they must agree.")
+        states: list[torch.Tensor] = []
+        while len(states) < len(times):
+            new = self.stepped(known, rows)
+            states += new.unbind(1)
+            known = torch.cat((known, new), 1)[:, -self.history :]
+        return torch.stack(states[: len(times)], 1)

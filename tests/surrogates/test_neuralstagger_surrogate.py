@@ -1,0 +1,166 @@
+"""NeuralStagger as a surrogate: learns from a case's own equation, with the states of a stream or with its own."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from headrace.cases.navier_stokes2d import case as navier_stokes2d
+from headrace.cases.navier_stokes2d import recipe
+from headrace.solvers import Case, Dirichlet, Grid, MemorySink, Periodic, Uniform
+from headrace.solvers.simulate import simulate
+from headrace.solvers.step_correction import step_correction
+from headrace.surrogates import NeuralStagger, Problem, WindowBatch, load_surrogate
+
+
+def swirl(u, d, p, t):
+    """∂a/∂t + (1, 1/2)·∇a = ν ∇²a - k a²,  ∂b/∂t = ν ∇²b + k a²."""
+    a, b = u
+    made = p.k * a**2
+    return p.nu * d.laplacian(a) - d.advect((1.0, 0.5), a) - made, p.nu * d.laplacian(b) + made
+
+
+def start(x, p, rng):
+    """One wave each, of random phase."""
+    phase = 2 * np.pi * rng.random()
+    return 1 + 0.5 * np.sin(2 * np.pi * x[0] + phase), 0.2 * np.cos(2 * np.pi * x[1] + phase)
+
+
+CASE = Case(
+    name="swirl", fields=("a", "b"), grid=Grid(shape=(16, 16), extent=(1.0, 1.0)), initial=start, rhs=swirl,
+    parameters={"nu": Uniform(2e-3, 1e-2), "k": Uniform(0.0, 1.0)}, duration=0.4, num_snapshots=10,
+)  # fmt: skip
+SMALL = {"modes": 3, "width": 8}
+
+
+def trajectories(count, case=CASE):
+    """Simulations of the MPI solver, (count, time, fields, *grid), and their parameters."""
+    rng, states, rows = np.random.default_rng(0), [], []
+    for number in range(count):
+        p, sink = case.draw(rng.random(len(case.parameters))), MemorySink()
+        simulate(case, p, sink, simulation=number)
+        states.append(np.asarray(sink.values))
+        rows.append(list(p.values()))
+    return torch.tensor(np.stack(states), dtype=torch.float32), torch.tensor(rows, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def simulations():
+    return trajectories(24)
+
+
+def made(case=CASE, seed=0, **arguments):
+    surrogate = NeuralStagger(**{**SMALL, **arguments})
+    surrogate.setup(Problem.of(case), seed=seed)
+    surrogate.set_statistics([1.0, 0.1], [0.4, 0.2])
+    surrogate.use_case(case)
+    return surrogate
+
+
+def windows(simulations, window, seed, count=16):
+    states, rows = simulations
+    generator = torch.Generator().manual_seed(seed)
+    which = torch.randint(20, (count,), generator=generator)  # the last four are held out
+    first = torch.randint(states.shape[1] - window + 1, (count,), generator=generator)
+    steps = first[:, None] + torch.arange(window)
+    return WindowBatch(states=states[which[:, None], steps], times=steps * CASE.duration / 10, parameters=rows[which])
+
+
+def error_of(surrogate, simulations):
+    states, rows = simulations
+    known, h = states[20:, : surrogate.history], surrogate.history
+    found = surrogate.predict(known, rows[20:], torch.arange(h, 11) * CASE.duration / 10)
+    return float((found - states[20:, h:]).norm() / (states[20:, h - 1 : h] - states[20:, h:]).norm())
+
+
+@pytest.mark.parametrize("shape", [(12,), (8, 12), (6, 8, 4)])
+def test_the_correction_is_the_error_of_a_crank_nicolson_step(shape):
+    def diffusion(u, d, p, t):
+        """∂u/∂t = ν ∇²u + sin t."""
+        return p.nu * d.laplacian(u) + np.sin(t)
+
+    wall = Dirichlet(0.0)
+    boundary = {axis: Periodic() if axis == "x" else (wall, wall) for axis in "xyz"[: len(shape)]}
+    case = replace(CASE, fields=("u",), grid=Grid(shape=shape, extent=(1.0,) * len(shape)), rhs=diffusion,
+                   boundary=boundary, initial=lambda x, p, rng: np.sin(2 * np.pi * x[0]))  # fmt: skip
+    correction = step_correction(case)
+    generator = torch.Generator().manual_seed(0)
+    old = torch.randn(3, 1, *shape, generator=generator).double()
+    rows, t = torch.tensor([[2e-3, 0.0], [5e-3, 0.0], [1e-2, 0.0]]), torch.tensor([0.0, 0.5, 1.0]).double()
+    new = old.clone()
+    for _ in range(200):
+        new = new - 0.5 * correction(old, new, t, 0.02, rows)
+    assert float(correction(old, new, t, 0.02, rows).abs().max()) < 1e-10
+    # The mean of the source over the step is the trapezium's, for each sample at its own time.
+    change = (new - old)[0, 0].mean() if len(shape) == 1 else None
+    if change is not None:
+        torch.testing.assert_close(change, 0.01 * (torch.sin(t[0]) + torch.sin(t[0] + 0.02)), rtol=1e-6, atol=1e-12)
+
+
+def test_the_correction_of_the_spectral_case_vanishes_on_its_solver():
+    case = replace(navier_stokes2d.resized((32, 32)), duration=2.0, num_snapshots=2)
+    sink = MemorySink()
+    simulate(case, case.accept({"nu": 1e-3}), sink, simulation=1)
+    states = torch.tensor(np.asarray(sink.values))
+    rows, t = torch.full((2, 1), 1e-3, dtype=torch.float64), torch.zeros(2)
+    error = step_correction(case)(states[:-1], states[1:], t, 1.0, rows)
+    assert float(error.abs().max()) < 1e-4 * float(states.abs().max())
+    with pytest.raises(ValueError, match=r"solver of its own.*correction"):
+        step_correction(recipe)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"time": 2, "space": (2, 1)}, {"time": 2, "reading": "offset", "shared": True},
+     {"exchange": 2, "data_weight": 0.5}, {"streamed": False}],
+    ids=str,
+)  # fmt: skip
+def test_it_learns_from_the_equation(arguments, simulations):
+    surrogate = made(**arguments)
+    optimiser = torch.optim.Adam(surrogate.parameters(), lr=5e-3)
+    torch.manual_seed(0)
+    for step in range(60):
+        loss = surrogate(windows(simulations, surrogate.window, step)).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    error = error_of(surrogate.eval(), simulations)
+    assert error < 0.5, error  # 1 is persistence
+
+
+@pytest.mark.parametrize("backbone", ["fno", "unet", "mixer"])
+def test_every_backbone_is_saved_loaded_and_predicts_the_same_without_its_case(backbone, simulations, tmp_path):
+    surrogate = made(backbone=backbone, space=(2, 1), time=2)
+    with torch.no_grad():
+        for parameter in surrogate.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    surrogate.save(tmp_path / "model")
+    loaded = load_surrogate(tmp_path / "model")
+    assert loaded.architecture() == surrogate.architecture()
+    states, rows = simulations
+    times = torch.arange(2, 9) * CASE.duration / 10
+    found = loaded.predict(states[:3, :2], rows[:3], times)
+    assert found.shape == (3, 7, 2, 16, 16) and torch.equal(found, surrogate.predict(states[:3, :2], rows[:3], times))
+    assert float((found - states[:3, 1:2]).abs().max()) > 1e-3
+    with pytest.raises(RuntimeError, match="use_case"):
+        loaded(windows(simulations, loaded.window, 0))
+
+
+def test_weights_depend_on_the_seed_alone():
+    before = torch.get_rng_state()
+    one, same, other = made(seed=3).state_dict(), made(seed=3).state_dict(), made(seed=4).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"backbone": "cnn"}, "'cnn'.*fno"), ({"reading": "both"}, "'both'"), ({"time": 0}, "time 0"),
+     ({"streamed": False, "time": 2}, "streamed=false"), ({"space": 3}, "divide"), ({"space": 8}, r"\(2, 2\) points"),
+     ({"time": 12}, "windows of 12")],
+)  # fmt: skip
+def test_what_does_not_fit_is_named(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        made(**arguments)
