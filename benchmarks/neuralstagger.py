@@ -71,9 +71,8 @@ def trained_figures(run: Run, count: int) -> Iterator[Figure]:
     yield (f"{name}: speed-up over the fastest classical solver of this error", best.seconds / seconds, "x", 1.0,
            best.seconds, words)  # fmt: skip
     saved = best.seconds - seconds
-    solves = 60 * run.budget.minutes / saved if saved > 0 else math.inf
-    yield (f"{name}: solves until training is paid back", solves if saved > 0 else -1.0, "1", None, None,
-           "never" if saved <= 0 else words)  # fmt: skip
+    yield (f"{name}: solves until training is paid back", run.spent / saved if saved > 0 else None, "1", None, None,
+           words if saved > 0 else f"never; {words}")  # fmt: skip
 
 
 PRECISION = {"classical": "float64", "speed": "TF32 on a GPU, else float32", "training": "float32"}

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-Figure = tuple[str, float, str, float | None, Any, str]
+Figure = tuple[str, float | None, str, float | None, Any, str]
 """Name, value, unit, goal, baseline, setup."""
 
 

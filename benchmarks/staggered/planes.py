@@ -15,7 +15,7 @@ from headrace.solvers.vorticity_residual import VorticityResidual
 END, HELD_OUT = 10.0, 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plane:
     """Vorticity on the unit torus with the forcing of Li et al. (2021), to t = 10.
 
