@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from staggered.classical import curve, measure_classical
 from staggered.figures import Figure
-from staggered.planes import HELD_OUT
+from staggered.planes import HELD_OUT, Plane
 from staggered.speed import measure_speed
 from staggered.training import ROWS, Budget, Run
 
@@ -61,8 +61,11 @@ def trained_figures(run: Run, count: int) -> Iterator[Figure]:
     yield from figures
     error, setup = figures[0][1], figures[0][5]
     seconds = run.seconds()
-    yield (f"{name}: time to t = 10, batch 1, all parts on one device", seconds, "s", None, None, setup)
-    reached = [point for point in curve(run.plane, run.device, count) if point.error <= error]
+    end = f"{run.problem.end:g}"
+    yield (f"{name}: time to t = {end}, batch 1, all parts on one device", seconds, "s", None, None, setup)
+    if not isinstance(run.problem, Plane):
+        return
+    reached = [point for point in curve(run.problem, run.device, count) if point.error <= error]
     if not reached:
         return
     best = min(reached, key=lambda point: point.seconds)

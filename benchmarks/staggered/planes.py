@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,11 @@ import torch
 from headrace.cases.navier_stokes2d import differences, random_vorticity, stirring
 from headrace.solvers.vorticity_residual import VorticityResidual
 
-END, HELD_OUT = 10.0, 5
+from .figures import relative
+
+END, HELD_OUT, TIMES = 10.0, 5, [1.0, 5.0, 10.0]
+Measured = tuple[str, float, float | None, float | None, str]
+"""What, value, goal, baseline, words."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +35,11 @@ class Plane:
     truth: tuple[int, float]
     goals: dict[int, float]
     frame: float = 0.25
+    end: float = END
+    reading: str = "phase"
+    width: int = 24
+    modes: int = 12
+    padding: float = 0.0
     step: float = 0.05
 
     def grid(self, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -52,6 +62,41 @@ class Plane:
             return SpectralEquation(self, device)
         shape = (self.points, self.points)
         return VorticityResidual(differences.resized(shape), viscosity=self.viscosity, forcing=stirring)
+
+    def network_options(self) -> dict[str, Any]:
+        """Return how networks see the plane."""
+        return {"position": (True, True), "scale": 0.5}
+
+    def start_windows(self, loss: str, frames: int, count: int, device: str, seed: int) -> torch.Tensor:
+        """Return windows at the start of simulations, the frames after the first one by the solver's own steps."""
+        equation = self.equation(loss, device)
+        states = [self.starts(count, self.points, seed, device)]
+        while len(states) < frames:
+            states.append(equation.step(states[-1], 0.0, self.frame))
+        return torch.stack(states, 1)[:, :, None].float()
+
+    @torch.no_grad()
+    def errors(self, network: torch.nn.Module, loss: str, frames: int, count: int, device: str) -> Iterator[Measured]:
+        """Yield the errors of roll-outs from states that no training saw."""
+        start, truth = self.held_out(TIMES, count, device)
+        number, equation = round(END / self.frame), self.equation(loss, device)
+        discrete = [start]
+        while len(discrete) <= number:
+            discrete.append(equation.step(discrete[-1], 0.0, self.frame))
+        # Frame 0 is the start; the first window's further frames are the solver's.
+        window = torch.stack(discrete[:frames], 1)[:, :, None].float()
+        states = list(window.unbind(1))
+        while len(states) <= number:
+            window = network(window)
+            states += window.unbind(1)
+        at = [round(t / self.frame) for t in TIMES]
+        found = [relative(states[k][:, 0].double(), w) for k, w in zip(at, truth, strict=True)]
+        floors = [relative(discrete[k], w) for k, w in zip(at, truth, strict=True)]
+        words = (f"errors at t = 1, 5, 10: {', '.join(f'{e:.3g}' for e in found)}; of the discrete solution ({loss}): "
+                 f"{', '.join(f'{e:.3g}' for e in floors)}")  # fmt: skip
+        yield "error to truth at t = 10", found[-1], self.goals.get(network.stagger.space[0]), floors[-1], words
+        own = relative(states[at[-1]][:, 0].double(), discrete[at[-1]])
+        yield "error to the discrete solution at t = 10", own, None, None, words
 
     @torch.no_grad()
     def held_out(self, times: list[float], count: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Trainings without data of networks for the problems on a periodic plane, resumable, with errors against time."""
+"""Trainings without data of networks for the problems, resumable."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from headrace.surrogates.stagger import Stagger
 from headrace.surrogates.staggered_network import StaggeredNetwork
 from headrace.surrogates.unshuffled_network import UnshuffledNetwork
 
-from .figures import Figure, relative, timed, weights
-from .planes import END, HELD_OUT, PLANES, PartSolver, Plane
+from .cavity import CAVITIES, Cavity
+from .figures import Figure, timed, weights
+from .planes import HELD_OUT, PLANES, PartSolver, Plane
 
-TIMES = [1.0, 5.0, 10.0]
+PROBLEMS: dict[str, Plane | Cavity] = {**PLANES, **CAVITIES}
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Row:
     "unshuffled" (one network that sees all parts as channels).
     """
 
-    plane: str
+    problem: str
     factor: int
     kind: str = "network"
     loss: str = "differences"
@@ -47,12 +48,12 @@ class Row:
         extras = [self.kind] * (self.kind != "network") + ["shared"] * self.shared
         extras += [f"exchange {self.exchange}"] * (self.exchange > 0)
         extras += ["spectral loss"] * (self.loss == "spectral" and self.kind == "network")
-        return ", ".join([f"{self.plane} ({s},{s},{s})", *extras])
+        return ", ".join([f"{self.problem} ({s},{s},{s})", *extras])
 
     @property
     def short(self) -> str:
         """What files are called by."""
-        return "-".join([self.plane, str(self.factor), self.kind, self.loss, f"x{self.exchange}",
+        return "-".join([self.problem.replace(" ", "_"), str(self.factor), self.kind, self.loss, f"x{self.exchange}",
                          "shared" if self.shared else "own"])  # fmt: skip
 
 
@@ -66,6 +67,7 @@ ROWS = [
     Row("P3", 1, loss=S), Row("P3", 2, loss=S), Row("P3", 4, loss=S), Row("P3", 2, loss=S, exchange=3),
     Row("P3", 2, "unshuffled", S), Row("P3", 2, "corrected", S, gain=0.1), Row("P3", 4, "corrected", S, gain=0.1),
     Row("P3", 2, "corrected", S, exchange=3, gain=0.1), Row("P3", 4, "corrected", S, exchange=15, gain=0.1),
+    *(Row(f"P4 Re {reynolds}", factor) for reynolds in (100, 400, 1000) for factor in (1, 2)),
 ]  # fmt: skip
 
 
@@ -81,7 +83,6 @@ class Budget:
     seed: int = 0
     batch: int = 32
     rate: float = 2e-3
-    width: int = 24
     until: float = math.inf
     state: Path | None = None
     resume: bool = False
@@ -89,49 +90,42 @@ class Budget:
     beside: str = ""
 
 
-def fourier(width: int, grid: int) -> Callable[..., torch.nn.Module]:
-    """Return a maker of Fourier networks with as many modes as the grid allows, at most 12."""
-    modes = min(12, grid // 2 - 1)
+def fourier(width: int, grid: int, modes: int = 12, padding: float = 0.0) -> Callable[..., torch.nn.Module]:
+    """Return a maker of Fourier networks with as many modes as the grid allows, at most `modes`."""
+    modes = min(modes, grid // 2 - 1)
 
     def make(inputs: int, outputs: int = 1) -> torch.nn.Module:
-        network = FourierNetwork(inputs, outputs, width, modes=(modes, modes), periods=(1.0, 1.0))
+        network = FourierNetwork(inputs, outputs, width, modes=(modes, modes), periods=(1 + padding, 1 + padding))
         torch.nn.init.zeros_(network.output.weight)
         return network
 
     return make
 
 
-def network_of(row: Row, plane: Plane, budget: Budget, device: str) -> torch.nn.Module:
+def network_of(row: Row, problem: Plane | Cavity, seed: int, device: str) -> torch.nn.Module:
     """Return the untrained network of a row."""
-    s, place = row.factor, {"position": (True, True), "scale": 0.5}
+    s, options = row.factor, problem.network_options()
     stagger = Stagger((s, s), s)
-    make = fourier(budget.width * (2 if row.kind == "unshuffled" else 1), plane.points // s)
-    torch.manual_seed(budget.seed)
+    width = problem.width * (2 if row.kind == "unshuffled" else 1)
+    make = fourier(width, problem.points // s, problem.modes, problem.padding)
+    torch.manual_seed(seed)
     if row.kind == "unshuffled":
-        return UnshuffledNetwork(make, stagger, **place).to(device)
+        return UnshuffledNetwork(make, stagger, **options).to(device)
     guess = None
     if row.kind == "corrected":
-        guess = PartSolver(plane, stagger, 0.1 if plane.points // s <= 16 else plane.step, device)
+        guess = PartSolver(problem, stagger, 0.1 if problem.points // s <= 16 else problem.step, device)
     return StaggeredNetwork(
-        make, stagger, shared=row.shared, exchange=row.exchange, guess=guess, gain=row.gain, **place
-    ).to(device)
-
-
-def start_windows(plane: Plane, row: Row, count: int, device: str, seed: int) -> torch.Tensor:
-    """Return windows at the start of simulations, the frames after the first one by the solver's own steps."""
-    equation = plane.equation(row.loss, device)
-    states = [plane.starts(count, plane.points, seed, device)]
-    while len(states) < row.factor:
-        states.append(equation.step(states[-1], 0.0, plane.frame))
-    return torch.stack(states, 1)[:, :, None].float()
+        make, stagger, shared=row.shared, exchange=row.exchange, guess=guess, gain=row.gain, reading=problem.reading,
+        **options,
+    ).to(device)  # fmt: skip
 
 
 class Run:
     """One training with its weights on disk."""
 
     def __init__(self, row: Row, budget: Budget, device: str) -> None:
-        self.row, self.plane, self.budget, self.device = row, PLANES[row.plane], budget, device
-        self.network = network_of(row, self.plane, budget, device)
+        self.row, self.problem, self.budget, self.device = row, PROBLEMS[row.problem], budget, device
+        self.network = network_of(row, self.problem, budget.seed, device)
         self.steps, self.spent, self.diverged = 0, 0.0, 0
         if budget.resume and self._file is not None and self._file.exists():
             self._load()
@@ -159,20 +153,20 @@ class Run:
     def train(self) -> None:
         """Train until the budget is used or the call is over; the learning rate falls with the time spent."""
         row, budget, cuda = self.row, self.budget, self.device == "cuda"
-        plane, limit = self.plane, 60 * budget.minutes
-        equation = plane.equation(row.loss, self.device)
-        bank = start_windows(plane, row, 512 if cuda else 64, self.device, 7 + self.steps)
+        problem, limit = self.problem, 60 * budget.minutes
+        equation = problem.equation(row.loss, self.device)
+        bank = problem.start_windows(row.loss, row.factor, 512 if cuda else 64, self.device, 7 + self.steps)
         generator = torch.Generator().manual_seed(3 + self.steps)
 
         def fresh(count: int) -> torch.Tensor:
             return bank[torch.randint(len(bank), (count,), generator=generator).to(bank.device)]
 
-        lifetime = math.ceil(1.2 * END / plane.frame / row.factor)
+        lifetime = math.ceil(1.2 * problem.end / problem.frame / row.factor)
         pool = StatePool(fresh, len(bank), lifetime=lifetime, largest=50.0, seed=self.steps)
         rate = torch.tensor(1e-6, device=self.device) if cuda else 1e-6
         optimiser = torch.optim.Adam(self.network.parameters(), lr=rate, capturable=cuda)
         training = train_without_data(
-            self.network, equation, pool, optimiser, dt=plane.frame, batch=budget.batch, graph=cuda and budget.graph
+            self.network, equation, pool, optimiser, dt=problem.frame, batch=budget.batch, graph=cuda and budget.graph
         )
         next(training)  # compiles and records
         first, before, here = time.perf_counter(), self.spent, 0
@@ -198,37 +192,19 @@ class Run:
 
     @torch.no_grad()
     def seconds(self) -> float:
-        """Return the time of a trajectory to t = 10, batch 1, all parts on one device."""
-        points, s = self.plane.points, self.row.factor
-        window = torch.randn(1, s, 1, points, points, device=self.device)
-        return END / (self.plane.frame * s) * timed(lambda: self.network(window), self.device, 20)
+        """Return the time of a trajectory, batch 1, all parts on one device."""
+        points, s, problem = self.problem.points, self.row.factor, self.problem
+        window = torch.zeros(1, s, 1, points, points, device=self.device)
+        return problem.end / (problem.frame * s) * timed(lambda: self.network(window), self.device, 20)
 
-    @torch.no_grad()
     def figures(self, count: int = HELD_OUT) -> Iterator[Figure]:
         """Yield the errors of roll-outs from states that no training saw."""
-        row, plane, budget = self.row, self.plane, self.budget
-        start, truth = plane.held_out(TIMES, count, self.device)
-        frames, equation = round(END / plane.frame), plane.equation(row.loss, self.device)
-        discrete = [start]
-        while len(discrete) <= frames:
-            discrete.append(equation.step(discrete[-1], 0.0, plane.frame))
-        # Frame 0 is the start; the first window's further frames are the solver's.
-        window = torch.stack(discrete[: row.factor], 1)[:, :, None].float()
-        states = list(window.unbind(1))
-        while len(states) <= frames:
-            window = self.network(window)
-            states += window.unbind(1)
-        at = [round(t / plane.frame) for t in TIMES]
-        errors = [relative(states[k][:, 0].double(), w) for k, w in zip(at, truth, strict=True)]
-        floors = [relative(discrete[k], w) for k, w in zip(at, truth, strict=True)]
+        row, problem, budget = self.row, self.problem, self.budget
         setup = (
-            f"FNO width {budget.width}, {weights(self.network):,} weights, {self.steps} steps of batch {budget.batch} "
+            f"FNO width {problem.width}, {weights(self.network):,} weights, {self.steps} steps of batch {budget.batch} "
             f"in {self.spent / 60:.2f} minutes{budget.beside}, {self.diverged} states diverged, seed {budget.seed}; "
-            f"errors at t = 1, 5, 10: {', '.join(f'{e:.3g}' for e in errors)}; "
-            f"of the discrete solution ({row.loss}): {', '.join(f'{e:.3g}' for e in floors)}"
         )
-        goal = plane.goals.get(row.factor)
-        name = f"{row.name}, seed {budget.seed}"
-        yield (f"{name}: error to truth at t = 10", errors[-1], "1", goal, floors[-1], setup)
-        yield (f"{name}: error to the discrete solution at t = 10", relative(states[at[-1]][:, 0].double(),
-               discrete[at[-1]]), "1", None, None, setup)  # fmt: skip
+        for what, value, goal, baseline, words in problem.errors(
+            self.network.eval(), row.loss, row.factor, count, self.device
+        ):
+            yield (f"{row.name}, seed {budget.seed}: {what}", value, "1", goal, baseline, setup + words)

@@ -1,0 +1,91 @@
+"""The lid-driven cavity from rest, for networks that give its potential: equation, transient and centre lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+import torch
+
+from headrace.cases.cavity import case as cavity
+from headrace.solvers import MemorySink, Parameters
+from headrace.solvers.mac_circulation import CirculationResidual
+from headrace.solvers.simulate import simulate
+
+from .planes import Measured
+
+GHIA = {100: (-0.21090, 0.17527, -0.24533), 400: (-0.32726, 0.30203, -0.44993), 1000: (-0.38289, 0.37095, -0.51550)}
+"""Smallest u on x = 1/2, largest and smallest v on y = 1/2 (Ghia, Ghia and Shin 1982)."""
+
+
+def own_solver(reynolds: int, points: int, end: float) -> np.ndarray:
+    """Return u and v of our MAC solver at every whole time, (times, 2, points, points)."""
+    sink = MemorySink()
+    case = replace(cavity.resized((points, points)), duration=end, num_snapshots=round(end))
+    simulate(case, case.accept({"reynolds": reynolds}), sink)
+    return np.asarray(sink.values)[:, :2]
+
+
+@dataclass(frozen=True, eq=False)
+class Cavity:
+    """Reynolds number, time to the steady state, and the goal for the extremes of the centre lines."""
+
+    reynolds: int
+    end: float
+    goal: float
+    points: int = 128
+    frame: float = 0.1
+    reading: str = "offset"
+    width: int = 24
+    modes: int = 16
+    padding: float = 0.25
+
+    @property
+    def name(self) -> str:
+        """What figures are called by."""
+        return f"P4 Re {self.reynolds}"
+
+    def network_options(self) -> dict[str, Any]:
+        """Return how networks see the box."""
+        return {"position": (False, False), "scale": 0.1}
+
+    def equation(self, loss: str, device: str) -> CirculationResidual:
+        """Return the circulation of the midpoint rule."""
+        p = Parameters({"reynolds": float(self.reynolds)})
+        case = cavity.resized((self.points, self.points))
+        return CirculationResidual(case, viscosity=1 / self.reynolds, p=p, speed=0.2)
+
+    def start_windows(self, loss: str, frames: int, count: int, device: str, seed: int) -> torch.Tensor:
+        """Return states of rest."""
+        return torch.zeros(count, frames, 1, self.points, self.points, device=device)
+
+    @torch.no_grad()
+    def errors(self, network: torch.nn.Module, loss: str, frames: int, count: int, device: str) -> Iterator[Measured]:
+        """Yield the largest error of the transient at whole times, and distances of the extremes from Ghia's."""
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            truth = pool.submit(own_solver, self.reynolds, self.points, self.end).result()
+        window = self.start_windows(loss, frames, 1, device, 0)
+        fields, number = [window[:, -1]], round(self.end / self.frame)
+        while len(fields) <= number:
+            window = network(window)
+            fields += window.unbind(1)
+        every = round(1 / self.frame)
+        found = self.equation(loss, device).velocity(torch.cat(fields[: number + 1 : every]).double())
+        found = found.movedim(0, 1).cpu().numpy()
+        errors = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(found[1:], truth[1:], strict=True)]
+        words = "errors at whole times: " + ", ".join(f"{e:.3g}" for e in errors)
+        yield "largest error to our solver at whole times", max(errors), 0.03, None, words
+        yield "error to our solver at the end", errors[-1], None, None, words
+        middle, named = self.points // 2 - 1, ("u_min", "v_max", "v_min")
+        for who, (u, v) in (("", found[-1]), ("our solver's ", truth[-1])):
+            extremes = (u[middle].min(), v[:, middle].max(), v[:, middle].min())
+            for name, value, published in zip(named, extremes, GHIA[self.reynolds], strict=True):
+                goal = None if who else self.goal
+                yield f"{who}{name} from Ghia", abs(value / published - 1), goal, published, f"found {value:.5f}"
+
+
+CAVITIES = {one.name: one for one in (Cavity(100, 15.0, 0.02), Cavity(400, 30.0, 0.03), Cavity(1000, 40.0, 0.05))}
