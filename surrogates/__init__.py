@@ -7,13 +7,13 @@ from .fno import FNO
 from .lpinn import LPINN as LPINN
 from .message_passing import MessagePassing
 from .mlp import MLP
-from .neuralstagger import NeuralStagger
+from .neuralstagger import NeuralStagger as NeuralStagger
 from .problem import Problem, WindowBatch
 from .stepping import Stepping
 from .surrogate import Surrogate
 from .unet import UNet
 
 __all__ = [
-    "MLP", "FNO", "UNet", "ConvNet", "MessagePassing", "NeuralStagger", "ALL_SURROGATES", "load_surrogate",
+    "MLP", "FNO", "UNet", "ConvNet", "MessagePassing", "ALL_SURROGATES", "load_surrogate",
     "Problem", "Surrogate", "WindowBatch", "Autoregressive", "Stepping",
 ]  # fmt: skip
