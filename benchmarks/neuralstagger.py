@@ -1,7 +1,7 @@
 """NeuralStagger: speed of staggered networks, errors without data, and classical solvers on the same device.
 
-    python benchmarks/neuralstagger.py [--quick] [--only speed|classical|training] [--device cpu|cuda] [--row N ...]
-                                       [--minutes M] [--seed S ...] [--resume] [--seconds S]
+    python benchmarks/neuralstagger.py [--quick] [--only speed|classical|training|streamed] [--device cpu|cuda]
+                                       [--row N ...] [--minutes M] [--seed S ...] [--resume] [--seconds S]
 
 Parts: `speed`, 256 x 256 points, time per simulated frame of all parts on one device, one after another, and of one
 part alone, over the plain network in its fastest form, all as CUDA graphs on a GPU, and beside them the time that
@@ -10,7 +10,8 @@ pseudo-spectral solvers, coarse, and on each part by itself without training; `t
 `staggered.training.ROWS` trained without data for M minutes each, kept in results/neuralstagger-states and continued
 there by --resume, S seconds a call. Errors are relative L2 norms of the vorticity of five simulations that no training
 saw, to our discrete solution and to truth (spectral, finer). With each trained network stands the fastest classical
-solver that reaches its error. One JSON line per figure, also in benchmarks/results/neuralstagger-DEVICE.json.
+solver that reaches its error; `streamed`, two online studies with and without the states of the stream. One JSON line
+per figure, also in benchmarks/results/neuralstagger-DEVICE.json.
 """
 
 from __future__ import annotations
@@ -78,11 +79,22 @@ def trained_figures(run: Run, count: int) -> Iterator[Figure]:
            words if saved > 0 else f"never; {words}")  # fmt: skip
 
 
-PRECISION = {"classical": "float64", "speed": "TF32 on a GPU, else float32", "training": "float32"}
+def measure_streams(options: argparse.Namespace) -> Iterator[Figure]:
+    """Yield errors with and without streamed states; nothing where it should be quick, as it starts two studies."""
+    if not options.quick:
+        from staggered.streamed import measure_streamed
+
+        yield from measure_streamed(options.device)
+
+
+PRECISION = {
+    "classical": "float64", "speed": "TF32 on a GPU, else float32", "training": "float32", "streamed": "float32",
+}  # fmt: skip
 PARTS = {
     "classical": lambda options: measure_classical(options.quick, options.device),
     "speed": lambda options: measure_speed(options.quick, options.device),
     "training": measure_training,
+    "streamed": measure_streams,
 }
 
 

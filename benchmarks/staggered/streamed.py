@@ -1,0 +1,57 @@
+"""Two studies of `navier_stokes2d` that differ in one thing: whether training starts from the states of the stream."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from headrace.cases import navier_stokes2d
+from headrace.online_training import Study
+from headrace.solvers import MemorySink
+from headrace.solvers.case_file import CaseReference
+from headrace.solvers.simulate import simulate
+from headrace.surrogates import NeuralStagger, load_surrogate
+
+from .figures import Figure, relative
+
+AT = (1, 5, 10, 20)
+"""Snapshots, which are one time unit apart, whose errors are told."""
+
+
+def held_out(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return trajectories (count, time, 1, nx, ny) at viscosities between 1e-5 and 1e-3, and those."""
+    case, states, rows = navier_stokes2d.case, [], []
+    for number in range(count):
+        p, sink = case.draw([(number + 0.5) / count]), MemorySink()
+        simulate(case, p, sink, simulation=2_000_000 + number)
+        states.append(np.asarray(sink.values))
+        rows.append([p.nu])
+    return torch.tensor(np.stack(states), dtype=torch.float32), torch.tensor(rows)
+
+
+def measure_streamed(device: str, *, simulations: int = 120, views: float = 60.0) -> Iterator[Figure]:
+    """Yield errors against time of both, trained with the same number of windows."""
+    truth, rows = held_out(8)
+    times = torch.arange(1, truth.shape[1], dtype=torch.float32)
+    for streamed in (True, False):
+        with tempfile.TemporaryDirectory(prefix="headrace-streamed-") as folder:
+            run = Path(folder) / "run"
+            Study(
+                CaseReference.of(Path(navier_stokes2d.__file__)), NeuralStagger(space=2, streamed=streamed),
+                run_dir=run, simulations=simulations, held_out=2, ranks=2, jobs=3, views=views, batch_size=32,
+                learning_rate=2e-3, device="cuda" if device == "cuda" else "cpu", buffer="200MB",
+            ).run()  # fmt: skip
+            surrogate = load_surrogate(run / "model")
+        found = surrogate.predict(truth[:, :1], rows, times)
+        errors = [relative(found[:, k - 1], truth[:, k]) for k in AT]
+        weights = sum(p.numel() for p in surrogate.parameters())
+        setup = (f"(2,2,1), FNO width 24, {weights:,} weights, {simulations} simulations of 21 states, {views:g} uses "
+                 f"of each, 8 held out, viscosity 1e-5 to 1e-3; errors at t = 1, 5, 10, 20: "
+                 f"{', '.join(f'{e:.3g}' for e in errors)}")  # fmt: skip
+        words = "states of the stream" if streamed else "states of its own making"
+        for k, error in zip(AT, errors, strict=True):
+            yield (f"navier_stokes2d, {words}: error at t = {k}", error, "1", None, None, setup)
