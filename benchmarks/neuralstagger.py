@@ -1,6 +1,7 @@
 """NeuralStagger: speed of staggered networks, errors without data, and classical solvers on the same device.
 
-    python benchmarks/neuralstagger.py [--quick] [--only speed|classical|training|streamed] [--device cpu|cuda]
+    python benchmarks/neuralstagger.py [--quick] [--device cpu|cuda]
+                                       [--only speed|classical|training|comparison|streamed]
                                        [--row N ...] [--minutes M] [--seed S ...] [--resume] [--seconds S]
 
 Parts: `speed`, 256 x 256 points, time per simulated frame of all parts on one device, one after another, and of one
@@ -9,9 +10,9 @@ launching alone takes (`floor`, the same network on the smallest grid it allows)
 pseudo-spectral solvers, coarse, and on each part by itself without training; `training`, the networks of
 `staggered.training.ROWS` trained without data for M minutes each, kept in results/neuralstagger-states and continued
 there by --resume, S seconds a call. Errors are relative L2 norms of the vorticity of five simulations that no training
-saw, to our discrete solution and to truth (spectral, finer). With each trained network stands the fastest classical
-solver that reaches its error; `streamed`, two online studies with and without the states of the stream. One JSON line
-per figure, also in benchmarks/results/neuralstagger-DEVICE.json.
+saw, to our discrete solution and to truth (spectral, finer); `comparison`, for every network in the results, its time
+and the fastest classical solver that reaches its error; `streamed`, two online studies with and without the states of
+the stream. One JSON line per figure, also in benchmarks/results/neuralstagger-DEVICE.json.
 """
 
 from __future__ import annotations
@@ -25,24 +26,31 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from staggered.classical import curve, measure_classical
+from staggered.classical import MANY, curve, measure_classical
 from staggered.figures import Figure
 from staggered.planes import HELD_OUT, Plane
 from staggered.speed import measure_speed
-from staggered.training import ROWS, Budget, Run
+from staggered.training import PROBLEMS, ROWS, Budget, Run
 
 RESULTS = Path(os.environ.get("OUT", Path(__file__).parent / "results"))
 
 
+def results(device: str) -> list[dict[str, Any]]:
+    """Return the lines that are there already."""
+    path = RESULTS / f"neuralstagger-{device}.json"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
 def measure_training(options: argparse.Namespace) -> Iterator[Figure]:
     """Yield errors at t = 10 after so many minutes of training without data, and what classical solvers do."""
-    device, cuda = options.device, options.device == "cuda"
+    device = options.device
     state = RESULTS / "neuralstagger-states"
     state.mkdir(parents=True, exist_ok=True)
     budget = Budget(
-        minutes=options.minutes or (0.1 if options.quick else 1.0), batch=32 if cuda else 4, state=state,
+        minutes=options.minutes or (0.1 if options.quick else 1.0), state=state,
         resume=options.resume, graph=not options.eager, until=time.perf_counter() + options.seconds,
         beside=os.environ.get("BESIDE", ""),
     )  # fmt: skip
@@ -53,30 +61,35 @@ def measure_training(options: argparse.Namespace) -> Iterator[Figure]:
             if run.spent < 60 * budget.minutes:
                 print(f"# {run.row.name}, seed {seed}: {run.spent:.0f} s so far; --resume goes on", flush=True)
                 continue
-            yield from trained_figures(run, 1 if options.quick else HELD_OUT)
+            yield from run.figures(1 if options.quick else HELD_OUT)
 
 
-def trained_figures(run: Run, count: int) -> Iterator[Figure]:
-    """Yield errors of a trained network, its time, and the classical solver that reaches its error."""
-    name, figures = f"{run.row.name}, seed {run.budget.seed}", list(run.figures(count))
-    yield from figures
-    error, setup = figures[0][1], figures[0][5]
-    seconds = run.seconds()
-    end = f"{run.problem.end:g}"
-    yield (f"{name}: time to t = {end}, batch 1, all parts on one device", seconds, "s", None, None, setup)
-    if not isinstance(run.problem, Plane):
-        return
-    reached = [point for point in curve(run.problem, run.device, count) if point.error <= error]
-    if not reached:
-        return
-    best = min(reached, key=lambda point: point.seconds)
-    words = (f"{best.name}: error {best.error:.3g}, {1e3 * best.seconds:.3g} ms; "
-             f"network: {error:.3g}, {1e3 * seconds:.3g} ms")  # fmt: skip
-    yield (f"{name}: speed-up over the fastest classical solver of this error", best.seconds / seconds, "x", 1.0,
-           best.seconds, words)  # fmt: skip
-    saved = best.seconds - seconds
-    yield (f"{name}: solves until training is paid back", run.spent / saved if saved > 0 else None, "1", None, None,
-           words if saved > 0 else f"never; {words}")  # fmt: skip
+def measure_comparison(options: argparse.Namespace) -> Iterator[Figure]:
+    """Yield times of the networks whose errors are in the results, and classical solvers that reach these errors."""
+    known, count = {line["name"]: line for line in results(options.device)}, 1 if options.quick else HELD_OUT
+    for row in ROWS:
+        name = f"{row.name}, seed 0"
+        trained = known.get(f"{name}: error to truth at t = 10")
+        if trained is None or not isinstance(PROBLEMS[row.problem], Plane):
+            continue
+        run, error = Run(row, Budget(0.0), options.device), trained["value"]
+        minutes = known[f"{name}: training"]["value"]
+        reached = [point for point in curve(run.problem, options.device, count) if point.error <= error]
+        for batch in (1, MANY):
+            seconds = run.seconds(batch)
+            which = f"in a batch of {batch}" if batch > 1 else "alone"
+            yield (f"{name}: time to t = 10 {which}, all parts on one device", seconds, "s", None, None, "")
+            if not reached:
+                continue
+            best = min(reached, key=lambda point: point.seconds if batch == 1 else point.each)
+            classical = best.seconds if batch == 1 else best.each
+            saved = classical - seconds
+            words = (f"{best.name}: error {best.error:.3g}, {1e3 * classical:.3g} ms; "
+                     f"network: {error:.3g}, {1e3 * seconds:.3g} ms")  # fmt: skip
+            yield (f"{name}: speed-up over the fastest classical solver of this error, {which}", classical / seconds,
+                   "x", 1.0, classical, words)  # fmt: skip
+            yield (f"{name}: solves until training is paid back, {which}", 60 * minutes / saved if saved > 0 else None,
+                   "1", None, None, words if saved > 0 else f"never; {words}")  # fmt: skip
 
 
 def measure_streams(options: argparse.Namespace) -> Iterator[Figure]:
@@ -88,12 +101,14 @@ def measure_streams(options: argparse.Namespace) -> Iterator[Figure]:
 
 
 PRECISION = {
-    "classical": "float64", "speed": "TF32 on a GPU, else float32", "training": "float32", "streamed": "float32",
+    "classical": "float64", "speed": "TF32 on a GPU, else float32", "training": "float32",
+    "comparison": "networks float32, solvers float64", "streamed": "float32",
 }  # fmt: skip
 PARTS = {
     "classical": lambda options: measure_classical(options.quick, options.device),
     "speed": lambda options: measure_speed(options.quick, options.device),
     "training": measure_training,
+    "comparison": measure_comparison,
     "streamed": measure_streams,
 }
 
@@ -112,7 +127,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, nargs="+")
     options = parser.parse_args()
     path = RESULTS / f"neuralstagger-{options.device}.json"
-    kept = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    kept = results(options.device)
     hardware = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or "cpu"
     for part in [options.only] if options.only else PARTS:
         for name, value, unit, goal, baseline, setup in PARTS[part](options):

@@ -40,6 +40,8 @@ class Plane:
     width: int = 24
     modes: int = 12
     padding: float = 0.0
+    batch: int = 32
+    pool: int = 512
     step: float = 0.05
 
     def grid(self, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +115,7 @@ class Plane:
 
 
 P1 = Plane("P1", 1e-3, 64, (128, 0.0125), {1: 0.01, 2: 0.015, 4: 0.03})
-P2 = Plane("P2", 1e-4, 128, (256, 0.0125), {1: 0.03, 2: 0.03, 4: 0.05}, step=0.025)
+P2 = Plane("P2", 1e-4, 128, (256, 0.0125), {1: 0.03, 2: 0.03, 4: 0.05}, step=0.025, batch=16)
 P3 = Plane("P3", 1e-5, 64, (256, 0.0125), {2: 0.1, 4: 0.2})
 PLANES = {plane.name: plane for plane in (P1, P2, P3)}
 

@@ -81,7 +81,6 @@ class Budget:
 
     minutes: float
     seed: int = 0
-    batch: int = 32
     rate: float = 2e-3
     until: float = math.inf
     state: Path | None = None
@@ -127,6 +126,7 @@ class Run:
         self.row, self.problem, self.budget, self.device = row, PROBLEMS[row.problem], budget, device
         self.network = network_of(row, self.problem, budget.seed, device)
         self.steps, self.spent, self.diverged = 0, 0.0, 0
+        self.batch = self.problem.batch if device == "cuda" else 4
         if budget.resume and self._file is not None and self._file.exists():
             self._load()
 
@@ -155,7 +155,7 @@ class Run:
         row, budget, cuda = self.row, self.budget, self.device == "cuda"
         problem, limit = self.problem, 60 * budget.minutes
         equation = problem.equation(row.loss, self.device)
-        bank = problem.start_windows(row.loss, row.factor, 512 if cuda else 64, self.device, 7 + self.steps)
+        bank = problem.start_windows(row.loss, row.factor, problem.pool if cuda else 64, self.device, 7 + self.steps)
         generator = torch.Generator().manual_seed(3 + self.steps)
 
         def fresh(count: int) -> torch.Tensor:
@@ -166,7 +166,7 @@ class Run:
         rate = torch.tensor(1e-6, device=self.device) if cuda else 1e-6
         optimiser = torch.optim.Adam(self.network.parameters(), lr=rate, capturable=cuda)
         training = train_without_data(
-            self.network, equation, pool, optimiser, dt=problem.frame, batch=budget.batch, graph=cuda and budget.graph
+            self.network, equation, pool, optimiser, dt=problem.frame, batch=self.batch, graph=cuda and budget.graph
         )
         next(training)  # compiles and records
         first, before, here = time.perf_counter(), self.spent, 0
@@ -191,19 +191,27 @@ class Run:
         self._save()
 
     @torch.no_grad()
-    def seconds(self) -> float:
-        """Return the time of a trajectory, batch 1, all parts on one device."""
+    def seconds(self, batch: int = 1) -> float:
+        """Return the time of each trajectory of a batch, all parts on one device, all calls in one CUDA graph."""
         points, s, problem = self.problem.points, self.row.factor, self.problem
-        window = torch.zeros(1, s, 1, points, points, device=self.device)
-        return problem.end / (problem.frame * s) * timed(lambda: self.network(window), self.device, 20)
+        start = torch.zeros(batch, s, 1, points, points, device=self.device)
+
+        def trajectory() -> torch.Tensor:
+            window = start
+            for _ in range(math.ceil(problem.end / (problem.frame * s))):
+                window = self.network(window)
+            return window
+
+        return timed(trajectory, self.device, 5) / batch
 
     def figures(self, count: int = HELD_OUT) -> Iterator[Figure]:
         """Yield the errors of roll-outs from states that no training saw."""
         row, problem, budget = self.row, self.problem, self.budget
         setup = (
-            f"FNO width {problem.width}, {weights(self.network):,} weights, {self.steps} steps of batch {budget.batch} "
+            f"FNO width {problem.width}, {weights(self.network):,} weights, {self.steps} steps of batch {self.batch} "
             f"in {self.spent / 60:.2f} minutes{budget.beside}, {self.diverged} states diverged, seed {budget.seed}; "
         )
+        yield (f"{row.name}, seed {budget.seed}: training", self.spent / 60, "min", None, None, setup)
         for what, value, goal, baseline, words in problem.errors(
             self.network.eval(), row.loss, row.factor, count, self.device
         ):
