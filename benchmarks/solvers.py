@@ -2,7 +2,8 @@
 
     python benchmarks/solvers.py [--quick] [--only ranks|rivals|weak|bandwidth] [--resume]
 
-Parts: `ranks`, a step on two MPI ranks against what two independent processes reach in the same call; `rivals`,
+Parts: `ranks`, a step on two MPI ranks against what two independent processes reach in the same call, each on the
+whole grid, and what two processes take that have half the grid each and nothing to exchange; `rivals`,
 processor time of one core that exponax, torch-cfd and py-pde take for a two-dimensional flow at equal error (float64,
 the best of several numbers of points and steps each; see benchmarks/rivals); `weak`, constant work per rank on 1, 2
 and 4 ranks, and the bytes sent per step against the halo that the stencil needs; `bandwidth`, the traffic that a
@@ -178,16 +179,19 @@ def measure_ranks(quick: bool) -> Iterator[Figure]:
     if NUMBA:
         runs.insert(1, ("heat-compiled", *runs[0][1:]))
     for problem, shape, steps in runs:
-        best = {"apart": np.inf, "together": np.inf}
+        best = {"apart": np.inf, "together": np.inf, "halves": np.inf}
         if problem == "heat-compiled":
             best["waiting"] = np.inf
-        for _ in range(1 if quick else 4):
+        for _ in range(1 if quick else 3):
             for how in best:
-                best[how] = min(best[how], mpirun(2, problem, shape, steps, how)[0])
+                here, kind = ((shape[0] // 2, *shape[1:]), "apart") if how == "halves" else (shape, how)
+                best[how] = min(best[how], mpirun(2, problem, here, steps, kind)[0])
         size = " x ".join(map(str, shape))
-        setup = f"a step of each of two processes apart, of two ranks together: {described(best)}"
+        setup = f"a step of two processes apart, of two ranks together, of two with half the grid: {described(best)}"
         value = best["apart"] / 2 / best["together"]
         yield f"ranks: {problem} {size}, 2 ranks over 2 processes", value, "x", 0.85, 1.0, setup
+        value = best["halves"] / best["together"]
+        yield f"ranks: {problem} {size}, 2 processes with half the grid over 2 ranks", value, "x", None, 1.0, setup
         if "waiting" in best:
             value = best["waiting"] / best["together"]
             yield f"ranks: {problem} {size}, waiting for halos over overlapping", value, "x", None, 1.0, setup
@@ -246,7 +250,7 @@ def measure_rivals(quick: bool) -> Iterator[Figure]:
     for name in RIVALS:
         if rival_python(name).exists():
             programs[name] = (rival_python(name), f"{name}_flow.py")
-    ladder = [(48, 20), (64, 20), (64, 40), (80, 40), (96, 40), (96, 60), (96, 80), (128, 80)]
+    ladder = [(48, 14), (54, 14), (54, 20), (64, 20), (64, 30), (64, 40), (72, 40), (80, 40), (96, 40), (96, 80)]
     steeper = [(64, 60), (128, 120)]  # second-order differences need more points, and steps for stability
     if quick:
         ladder, steeper = [(64, 40)], [(96, 90)]

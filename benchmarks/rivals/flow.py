@@ -2,8 +2,9 @@
 
     ∂ω/∂t + u·∇ω = ν ∇²ω on [0, 2π]², ν = 1/200, from four waves, until t = 4.
 
-A rival is a script, called as `python NAME.py POINTS STEPS FILE`: it solves once to warm up and once for the clock,
-saves the last vorticity, (points, points) with x first, and prints the processor seconds of the second run.
+A rival is a script, called as `python NAME.py POINTS STEPS FILE`: it solves once to warm up, then for a second, once at
+least and ten times at most, saves the last vorticity, (points, points) with x first, and prints the processor seconds
+of the fastest run.
 """
 
 import sys
@@ -26,8 +27,10 @@ def race(prepare: Callable[[int, int], Callable[[], np.ndarray]]) -> None:
     points, steps, file = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     solve = prepare(points, steps)
     solve()
-    start = time.process_time()
-    last = solve()
-    seconds = time.process_time() - start
+    times: list[float] = []
+    while not times or (len(times) < 10 and sum(times) < 1.0):
+        start = time.process_time()
+        last = solve()
+        times.append(time.process_time() - start)
     np.save(file, last)
-    print(seconds)
+    print(min(times))
