@@ -6,12 +6,12 @@ import numpy as np
 from mpi4py import MPI
 
 from headrace.cases.heat2d import case as heat
-from headrace.solvers import Dirichlet, Grid, MemorySink, Neumann, Parameters, Periodic
+from headrace.solvers import Dirichlet, Grid, MemorySink, Neumann, Periodic
 from headrace.solvers.blocks import Blocks, Exchange
 from headrace.solvers.exponential import ETDRK4
 from headrace.solvers.imex import SBDF2
 from headrace.solvers.newton import DivergenceError
-from headrace.solvers.scheme import DORMAND_PRINCE, RK4
+from headrace.solvers.scheme import BDF2, DORMAND_PRINCE, RK4
 from headrace.solvers.simulate import simulate
 from tests.solvers import problems
 
@@ -42,6 +42,9 @@ def cases():
     result["exact adaptive"] = problems.make_case(scheme=DORMAND_PRINCE, num_snapshots=2), {"nu": 0.02}
     several = dict(fields=("a", "b"), initial=problems.two_bumps, rhs=problems.gray_scott)
     result["exact fields"] = problems.make_case(**several, steps_per_snapshot=6), {"nu": 0.01}
+    walls = problems.walls_of_each_field()
+    result["exact walls of each field"] = problems.make_case(**several, boundary=walls, steps_per_snapshot=6), {}
+    result["exact stable step"] = problems.make_case(rhs=problems.arithmetic, duration=0.01), {"nu": 0.02}
     result["close stable step"] = problems.make_case(rhs=problems.everything, duration=0.01), {"nu": 0.02}
     noise = problems.make_case(initial=lambda x, p, rng: rng.normal(size=x[0].shape), num_snapshots=1)
     result["exact random"] = noise, {}
@@ -79,14 +82,28 @@ def same_error(comm, kind, action):
     return messages[0]
 
 
+def same_divergence(comm, case, values):
+    """Return the message of a simulation that must diverge, the same on every rank and in its sink."""
+    sink = MemorySink()
+    message = same_error(comm, DivergenceError, lambda: simulate(case, case.accept(values), sink, comm=comm))
+    assert sink.failure == message
+    return message
+
+
+def explodes(u, d, p, t):
+    """∂u/∂t = ν ∇²u + 50 u²."""
+    return p.nu * d.laplacian(u) + 50 * u * u
+
+
 def main(path):
     comm = MPI.COMM_WORLD
     results = {name: solve(case, values, comm) for name, (case, values) in cases().items()}
 
-    blow_up = problems.make_case(rhs=lambda u, d, p, t: 50 * u * u, duration=1.0, steps_per_snapshot=20)
-    sink = MemorySink()
-    diverged = same_error(comm, DivergenceError, lambda: simulate(blow_up, Parameters({"nu": 0.5}), sink, comm=comm))
-    assert sink.failure == diverged
+    diverged = []
+    for changes in ({}, {"scheme": BDF2}, {"scheme": DORMAND_PRINCE, "steps_per_snapshot": None},
+                    {"scheme": SBDF2, "stiff": problems.diffusion}, {"scheme": ETDRK4, "stiff": problems.diffusion}):
+        given = {"rhs": explodes, "duration": 1.0, "steps_per_snapshot": 20, **changes}
+        diverged.append(same_divergence(comm, problems.make_case(**given), {"nu": 0.05}))
     unsplit = same_error(comm, ValueError, lambda: Blocks((2 * comm.size - 1,), (True,), comm))
 
     def looks_at_rank(u, d, p, t):
@@ -100,7 +117,7 @@ def main(path):
     Exchange.fill = lambda self, axis, meanwhile=None: None
     stale = solve(*cases()["exact periodic 2"], comm)
     if comm.rank == 0:
-        np.savez(path, **results, stale=stale, errors=[diverged, unsplit, one_rank],
+        np.savez(path, **results, stale=stale, diverged=diverged, errors=[unsplit, one_rank],
                  modules=[name for name in ("torch", "ray") if name in sys.modules])  # fmt: skip
 
 

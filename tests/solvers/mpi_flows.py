@@ -15,6 +15,7 @@ from headrace.solvers.simulate import simulate
 from headrace.solvers.vorticity import ADAMS_BASHFORTH_CRANK_NICOLSON
 
 from .mac_cases import driven_box, duct, pipe, street
+from .mpi_blocks import same_divergence
 from .mpi_transforms import gathered
 
 
@@ -39,6 +40,16 @@ def cases():
     }
 
 
+def divergent():
+    """Flows whose steps are far too long, one for each solver with explicit steps."""
+    long = {"duration": 3000.0, "steps_per_snapshot": 20}
+    return [
+        short(navier_stokes, (36, 25), initial=lambda x, p, rng: 1e4 * np.sin(x[0]) * np.cos(2 * x[1] + x[0]), **long),
+        short(differences, (16, 20), scheme=ADAMS_BASHFORTH_CRANK_NICOLSON, **long),
+        replace(driven_box((13, 10)), **long),
+    ]
+
+
 def solve(case, values, comm):
     """Return the whole trajectory, (snapshots, fields, *grid)."""
     sink = MemorySink()
@@ -61,5 +72,6 @@ if __name__ == "__main__":
 
     found = {name: solve(case, values, MPI.COMM_WORLD) for name, (case, values) in cases().items()}
     found["krylov"] = solve_by_conjugate_gradients(MPI.COMM_WORLD)
+    found["diverged"] = [same_divergence(MPI.COMM_WORLD, case, {}) for case in divergent()]
     if MPI.COMM_WORLD.rank == 0:
         np.savez(sys.argv[1], **found)

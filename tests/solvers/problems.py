@@ -86,6 +86,11 @@ def mixed_boundary(ndim: int) -> dict:
     }
 
 
+def walls_of_each_field() -> dict:
+    """Return walls of its own kind for each of two fields."""
+    return {"a": mixed_boundary(2), "b": {"x": (Neumann(0.1), Dirichlet(lambda x, p, t: p.nu * x[1])), "y": Neumann()}}
+
+
 def serial_rhs(case: Case, parameters: Parameters, state: np.ndarray) -> RightHandSide:
     """Return f of a case on one block; state : (fields, *grid)."""
     return right_hand_side(case, parameters, Blocks(case.grid.shape, case.periodic), state)

@@ -1,10 +1,8 @@
 """Compiled right-hand sides give what the array path gives, and step back where they cannot be compiled."""
 
 import logging
-import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from headrace.solvers.blocks import Blocks
 from headrace.solvers.compiled import Untraceable, traced
 from headrace.solvers.right_hand_side import right_hand_side
 from headrace.solvers.scheme import DORMAND_PRINCE, HEUN, RK4, SSPRK3
+from tests.mpi_run import run_mpi
 
 from . import problems
 from .problems import make_case, mixed_boundary
@@ -126,7 +125,5 @@ def test_stages_are_combined_in_one_pass_with_the_same_bits(scheme):
 @pytest.mark.mpi
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_give_the_bits_of_one_block_with_messages_under_way(ranks, tmp_path):
-    mpirun = Path(sys.executable).with_name("mpirun")
-    command = [str(mpirun), "-n", str(ranks), sys.executable, "-m", "tests.solvers.mpi_compiled"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = run_mpi(ranks, ["-m", "tests.solvers.mpi_compiled"], timeout=240)
     assert done.returncode == 0 and done.stdout.count("equal") == 4, done.stdout + done.stderr

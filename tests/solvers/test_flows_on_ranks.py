@@ -6,7 +6,7 @@ import pytest
 from tests.mpi_run import run_mpi
 
 from .mac_cases import street
-from .mpi_flows import cases, solve, solve_by_conjugate_gradients
+from .mpi_flows import cases, divergent, solve, solve_by_conjugate_gradients
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,9 @@ def test_ranks_do_not_change_a_bit(ranks, serial, tmp_path):
     done = run_mpi(ranks, ["-m", "tests.solvers.mpi_flows", str(tmp_path / "found.npz")])
     assert done.returncode == 0, done.stderr
     found = np.load(tmp_path / "found.npz")
-    assert set(found) == {*serial, "krylov"}
+    assert set(found) == {*serial, "krylov", "diverged"}
+    for case, message in zip(divergent(), found["diverged"], strict=True):
+        assert f"case {case.name} diverged: " in message and f"field {case.fields[0]}" in message and "t = " in message
     for name, expected in serial.items():
         assert not np.array_equal(expected[0], expected[-1]), f"{name} does not move"
         np.testing.assert_array_equal(found[name], expected, err_msg=name)

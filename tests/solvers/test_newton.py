@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.sparse.linalg
 
 from headrace.solvers import Dirichlet, Grid, Neumann, Periodic
 from headrace.solvers.blocks import Blocks
@@ -42,6 +43,18 @@ def test_a_perfect_preconditioner_needs_one_iteration():
     )
     assert iterations == 1
     np.testing.assert_allclose(A @ x, b, atol=1e-12)
+
+
+def test_on_one_rank_gmres_is_that_of_scipy():
+    rng = np.random.default_rng(1)
+    A, b = rng.normal(size=(60, 60)) + 12 * np.eye(60), rng.normal(size=60)
+    x, iterations = Gmres(Blocks((60,), (True,)), 60, 60, cancellation=0.5).solve(
+        lambda v: A @ v, lambda v: v, b, norm_b=np.linalg.norm(b), relative=1e-8
+    )
+    residuals = []
+    y, _ = scipy.sparse.linalg.gmres(A, b, rtol=1e-8, restart=60, callback=residuals.append, callback_type="pr_norm")
+    assert iterations == next(n for n, residual in enumerate(residuals, start=1) if residual <= 1e-8)
+    np.testing.assert_allclose(x, y, rtol=0, atol=1e-8 * np.abs(y).max())
 
 
 def test_gmres_of_zero_is_zero():

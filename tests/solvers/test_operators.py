@@ -7,7 +7,7 @@ import pytest
 
 from headrace.solvers import Dirichlet, Grid, Neumann, Parameters, Periodic
 
-from .problems import everything, make_case, mixed_boundary, orders, serial_rhs
+from .problems import everything, gray_scott, make_case, mixed_boundary, orders, serial_rhs, walls_of_each_field
 
 OPERATORS = {
     "derivative x": (lambda u, d, p, t: d.derivative(u, 0), 2),
@@ -17,6 +17,9 @@ OPERATORS = {
     "diffuse": (lambda u, d, p, t: d.diffuse(1 + u**2, u), 2),
     "diffuse a constant": (lambda u, d, p, t: d.diffuse(2.0, u), 2),
     "diffuse by place": (lambda u, d, p, t: d.diffuse(2 + np.sin(2 * np.pi * d.x[0]), u), 2),
+    "div": (lambda u, d, p, t: d.div((u, u * u)), 2),
+    "curl": (lambda u, d, p, t: d.curl((u, u * u)), 2),
+    "curl of a potential": (lambda u, d, p, t: sum(d.curl(u[0])), 2),
     "advect": (lambda u, d, p, t: d.advect((u, 2.0), u), 2),
     "upwind": (lambda u, d, p, t: d.upwind((u, -2.0), u), 1),
 }
@@ -36,6 +39,7 @@ def exact(name, x, y):
         "derivative x": ux, "second derivative y": uyy, "laplacian": uxx + uyy, "div grad": uxx + uyy,
         "diffuse": (1 + u**2) * (uxx + uyy) + 2 * u * (ux**2 + uy**2), "diffuse a constant": 2 * (uxx + uyy),
         "diffuse by place": (2 + np.sin(A * x)) * (uxx + uyy) + A * np.cos(A * x) * ux,
+        "div": ux + 2 * u * uy, "curl": 2 * u * ux - uy, "curl of a potential": uy - ux,
         "advect": u * ux + 2 * uy, "upwind": u * ux - 2 * uy,
     }[name]  # fmt: skip
 
@@ -136,6 +140,19 @@ def test_tensors_give_what_blocks_give(ndim, walls):
     for sample, p in enumerate(samples):
         expected = serial_rhs(case, p, u[sample])(u[sample], 0.3)
         assert np.abs(result[sample] - expected).max() <= 1e-12 * np.abs(expected).max()
+
+
+def test_tensors_give_what_blocks_give_with_walls_of_each_field():
+    torch = pytest.importorskip("torch")
+    from headrace.solvers.right_hand_side import TensorRightHandSide
+
+    for accuracy in (2, 4):
+        case = make_case(fields=("a", "b"), rhs=gray_scott, boundary=walls_of_each_field(), accuracy=accuracy)
+        p = case.accept({})
+        u = np.random.default_rng(0).uniform(0, 1, (2, 20, 14))
+        f = TensorRightHandSide(case, torch.tensor([[p.nu, p.r]], dtype=torch.float64))
+        result, expected = f(torch.from_numpy(u)[:, None], 0.3)[:, 0].numpy(), serial_rhs(case, p, u)(u, 0.3)
+        assert np.abs(result - expected).max() <= 1e-12 * np.abs(expected).max()
 
 
 def test_tensors_keep_their_gradient_and_precision():
