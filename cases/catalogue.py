@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 BUILT_IN = {
     "heat2d": "heat2d.py",
     "navier_stokes2d": "navier_stokes2d.py",
+    "navier_stokes2d_differences": "navier_stokes2d.py:differences",
+    "navier_stokes2d_recipe": "navier_stokes2d.py:recipe",
     "kolmogorov": "kolmogorov.py",
     "cavity": "cavity.py",
     "karman": "karman.py",

@@ -103,10 +103,24 @@ def list_cases() -> None:
         case = find_case(name).load()
         equation = (inspect.getdoc(case.rhs or case.solver) or "").split("\n")[0]
         grid = f"{' x '.join(map(str, case.grid.shape))} points, {case.num_snapshots} steps to t = {case.duration:g}"
-        parameters = ", ".join(f"{key} {distribution}" for key, distribution in case.parameters.items())
+        parameters = described_parameters(case)
         console.print(Text(name, style="bold"))
         for line in (equation, case.description, grid, parameters):
             console.print(Padding(Text(line), (0, 0, 0, 4)))
+
+
+def described_parameters(case: Case) -> str:
+    """Return the parameters with their distributions; neighbours with one name but for a number at its end, and one
+    distribution, stand together.
+    """
+    told: list[tuple[list[str], str]] = []
+    for name, distribution in case.parameters.items():
+        names, before = told[-1] if told else ([], "")
+        if before == str(distribution) and name.rstrip("0123456789") == names[0].removesuffix("0"):
+            names.append(name)
+        else:
+            told.append(([name], str(distribution)))
+    return ", ".join(f"{' to '.join(dict.fromkeys((names[0], names[-1])))} {each}" for names, each in told)
 
 
 class WatchedSink(Sink):
