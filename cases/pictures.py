@@ -107,7 +107,8 @@ def _scale(values: np.ndarray, error: bool, limits: tuple[Any, Any]) -> dict[str
         largest = float(np.abs(values).max()) or 1.0
         return {"cmap": ERROR_MAP, "vmin": -largest, "vmax": largest}
     low, high = limits if limits[0] is not None else (values.min(), values.max())
-    return {"cmap": STATE_MAP, "vmin": float(low), "vmax": float(high) if high > low else float(low) + 1.0}
+    room = 0.0 if high > low else 0.5  # a state that is the same everywhere, at all times
+    return {"cmap": STATE_MAP, "vmin": float(low) - room, "vmax": float(high) + room}
 
 
 def _space_time(
