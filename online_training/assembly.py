@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from .checksums import combine
+from .client import CHUNK, Digest, checksum_of
 
 
 class Box(NamedTuple):
@@ -27,8 +26,7 @@ class Box(NamedTuple):
     owner: tuple[int, int] | None = None
 
 
-_WORTH_COMBINING = 8 * 1024
-"""Bytes of a part from which reading it again takes longer than combining its checksum."""
+_CHUNK_CELLS = CHUNK // 4
 
 
 def place_of(box: Box) -> tuple[slice, ...]:
@@ -58,59 +56,73 @@ def overlap(boxes: Iterable[Box], step_shape: tuple[int, ...], cells: Mapping[Bo
     return False
 
 
-def in_memory_order(boxes: Iterable[Box], step_shape: tuple[int, ...]) -> list[Box] | None:
-    """Return boxes in the order of their memory, None where one is not contiguous in a (fields, *grid) step."""
-    starts = {}
-    for box in boxes:
-        field, count, offset, shape, owner = box
-        if owner is not None or not _contiguous((count, *shape), step_shape):
-            return None
-        starts[box] = int(np.ravel_multi_index((field, *offset), step_shape))
-    return sorted(starts, key=starts.__getitem__)
-
-
-def _contiguous(shape: Sequence[int], full: Sequence[int]) -> bool:
-    axis = next((i for i, n in enumerate(shape) if n > 1), len(shape))
-    return tuple(shape[axis + 1 :]) == tuple(full[axis + 1 :])
+def all_finite(values: np.ndarray) -> bool:
+    """Say whether there is no NaN and no infinity; one pass of BLAS where the squares do not overflow."""
+    return math.isfinite(np.dot(values, values)) or bool(np.isfinite(values).all())
 
 
 class StepAssembly:
     """Collects sub-blocks in their place until every cell of every field is there.
 
     target : (fields, *grid), where the values go; None: they are checked and counted, not kept.
-    boxes : checksum of each sub-block that is there.
+    boxes : the sub-blocks that are there.
     cells : numbers of the cells, in C order, of those that have an owner.
     """
 
-    __slots__ = ("boxes", "cells", "finished_ranks", "missing", "target", "time")
+    __slots__ = ("_digest", "_hashed", "boxes", "cells", "finished_ranks", "missing", "target", "time")
 
     def __init__(self, target: np.ndarray | None, num_cells: int, time: float) -> None:
         self.target, self.missing, self.time = target, num_cells, time
-        self.boxes: dict[Box, int] = {}
+        self.boxes: set[Box] = set()
         self.cells: dict[Box, np.ndarray] = {}
         self.finished_ranks: set[int] = set()
+        # Checksum of the target's first so many cells, taken while they are in the cache.
+        self._digest, self._hashed = Digest("xxh3"), 0
 
-    def place(self, box: Box, values: np.ndarray, crc: int, cells: np.ndarray | None = None) -> bool:
-        """Put a sub-block, (its fields, *its shape), in its place; False where it is there already.
+    def place(
+        self, box: Box, values: np.ndarray, checksum: str, cells: np.ndarray | None = None
+    ) -> tuple[int, bool]:  # fmt: skip
+        """Put the values of a sub-block, its fields one behind the other, in their place.
+
+        Return their checksum, and whether all are finite. Where their place is one piece of memory both are of
+        what lies there, so that a sender which shares the values' memory cannot change them in between.
 
         cells : where the box has an owner, the numbers of its cells.
         """
-        if box in self.boxes:
-            return False
+        self.boxes.add(box)
+        self.missing -= values.size
+        digest = Digest(checksum)
         if cells is not None:
             self.cells[box] = cells
-        if self.target is not None and cells is not None:
-            self.target.reshape(len(self.target), -1)[box.field : box.field + box.count, cells] = values
-        elif self.target is not None:
-            self.target[place_of(box)] = values
-        self.boxes[box] = crc
-        self.missing -= values.size
-        return True
+        place = None if self.target is None or cells is not None else self.target[place_of(box)]
+        if place is None or not place.flags.c_contiguous:
+            if place is not None:
+                place[...] = values.reshape(place.shape)
+            elif self.target is not None:
+                flat = self.target.reshape(len(self.target), -1)
+                flat[box.field : box.field + box.count, cells] = values.reshape(box.count, -1)
+            digest.update(values)
+            return digest.value, all_finite(values)
+        place, finite = place.reshape(-1), True
+        follows = _address(place) - _address(self.target) == self._hashed * values.itemsize
+        if follows and not self._hashed and checksum == "xxh3":
+            self._digest = digest  # the beginning of both is the same
+        for first in range(0, values.size, _CHUNK_CELLS):
+            chunk = place[first : first + _CHUNK_CELLS]
+            chunk[...] = values[first : first + _CHUNK_CELLS]
+            digest.update(chunk)
+            finite = finite and all_finite(chunk)
+            if follows and self._digest is not digest:
+                self._digest.update(chunk)
+        self._hashed += values.size if follows else 0
+        return digest.value, finite
 
-    def crc32(self, order: Sequence[Box] | None) -> int:
-        """Return the CRC-32 of the whole step; order: its boxes as `in_memory_order` gives them."""
-        # The blocks have brought their checksums along: large ones need not be read again.
-        if order is None or (len(order) > 1 and self.target.nbytes < _WORTH_COMBINING * len(order)):
-            return zlib.crc32(self.target)
-        itemsize = self.target.itemsize
-        return combine((self.boxes[box], box.count * math.prod(box.shape) * itemsize) for box in order)
+    def checksum(self) -> int:
+        """Return the XXH3 checksum of the whole step."""
+        if self._hashed == self.target.size:
+            return self._digest.value
+        return checksum_of(self.target, "xxh3")
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]

@@ -41,13 +41,13 @@ class _Sides:
 
     planned: dict[int, bool] = field(default_factory=dict)  # simulation -> held out
     finished: bool = False
-    sent: dict[tuple, int] = field(default_factory=dict)  # (s, a, f, t, offset, owner) -> crc32
+    sent: dict[tuple, int] = field(default_factory=dict)  # (s, a, f, t, offset, owner) -> checksum
     received: dict[tuple, int] = field(default_factory=dict)
     accepted: dict[Step, list[tuple[int, int, int]]] = field(default_factory=lambda: defaultdict(list))
-    kept: dict[Step, set[tuple[int, int]]] = field(default_factory=lambda: defaultdict(set))  # -> (session, crc32)
+    kept: dict[Step, set[tuple[int, int]]] = field(default_factory=lambda: defaultdict(set))  # -> (session, checksum)
     quarantined: set[int] = field(default_factory=set)
     lost_attempts: set[tuple[int, int]] = field(default_factory=set)
-    # (s, start) -> (session, trainer generation, crc32 of each step), one entry for every "first" use
+    # (s, start) -> (session, trainer generation, checksum of each step), one entry for every "first" use
     first_uses: dict[Step, list[tuple[int, int, list[int]]]] = field(default_factory=lambda: defaultdict(list))
 
 

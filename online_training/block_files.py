@@ -93,7 +93,7 @@ class BlockFiles:
         with open(self._paths[found.file], "rb") as file:
             file.seek(found.position)
             data = file.read(found.header.payload_length)
-        if zlib.crc32(data) != found.header.payload_crc32:
+        if zlib.crc32(data) != found.header.checksum:
             raise BlockFileError(f"{self._paths[found.file]} is damaged at step {found.header.step}; run again.")
         return np.frombuffer(data, self.dtype)
 

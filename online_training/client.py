@@ -35,6 +35,11 @@ import numpy as np
 import zmq
 from zmq.utils import z85
 
+try:
+    import xxhash
+except ImportError:  # this file beside a solver's own Python: CRC-32 will do
+    xxhash = None
+
 HEADER_SIZE = 224
 MAX_BLOCK = 4 * 2**20
 MAX_FRAME = MAX_BLOCK + 64 * 1024
@@ -44,6 +49,9 @@ PAYLOAD_SIGNED = 1
 IN_RING = 2
 SKIP_NEXT = 4
 BY_INDEX = 8
+XXH3 = 16
+CHECKSUMS = ("crc32",) if xxhash is None else ("xxh3", "crc32")
+"""Checksums of a block's content that this Python can take, fastest first."""
 RING_HEAD = 64
 DEFAULT_LEASE = 60.0
 EXIT_LEASE_EXPIRED = 75
@@ -57,7 +65,7 @@ _VERSION = 1
 _HELLO_PATIENCE = 2.0
 _ZERO_COPY_FROM = 64 * 1024
 _TOGETHER = 64 * 1024
-_CHUNK = 256 * 1024
+CHUNK = 256 * 1024
 _RING_ALIGNMENT = 64
 
 
@@ -134,7 +142,7 @@ class Header(NamedTuple):
     offset: tuple[int, ...] = ()
     block_shape: tuple[int, ...] = ()
     payload_length: int = 0
-    payload_crc32: int = 0
+    checksum: int = 0
     flags: int = 0
     value: int = 0
 
@@ -146,7 +154,7 @@ class Header(NamedTuple):
             _MAGIC, _VERSION, self.kind, self.study, self.session, self.sequence, self.simulation, self.attempt,
             self.field, self.dtype, ndim, self.step, self.time, self.block, self.num_blocks,
             *self.global_shape, *rest, *self.offset, *rest, *self.block_shape, *rest,
-            self.payload_length, self.payload_crc32, self.flags, self.value,
+            self.payload_length, self.checksum, self.flags, self.value,
         )  # fmt: skip
         return packed + _authenticate(token, packed, payload if self.flags & PAYLOAD_SIGNED else b"")
 
@@ -243,6 +251,34 @@ def pieces(shape: Sequence[int], itemsize: int) -> Iterator[tuple[slice, ...]]:
         yield (slice(first, min(first + rows, shape[0])), *whole)
 
 
+class Digest:
+    """A checksum of 32 bits that grows with the data: CRC-32, or the lower half of XXH3-64, which is much faster.
+
+    name : one of CHECKSUMS.
+    """
+
+    def __init__(self, name: str = "crc32") -> None:
+        self._state = xxhash.xxh3_64() if name == "xxh3" else None
+        self._crc = 0
+
+    def update(self, data: Any) -> None:
+        """Go on with contiguous data."""
+        if self._state is None:
+            self._crc = zlib.crc32(data, self._crc)
+        else:
+            self._state.update(data)
+
+    @property
+    def value(self) -> int:
+        """The checksum of all data so far."""
+        return self._crc if self._state is None else self._state.intdigest() & 0xFFFFFFFF
+
+
+def checksum_of(data: Any, name: str) -> int:
+    """Return what a `Digest` of this name says of contiguous data."""
+    return xxhash.xxh3_64_intdigest(data) & 0xFFFFFFFF if name == "xxh3" else zlib.crc32(data)
+
+
 class Placed(NamedTuple):
     """A block's content where the intake can get it.
 
@@ -251,7 +287,7 @@ class Placed(NamedTuple):
     end : position in the ring behind the content.
     """
 
-    crc: int
+    checksum: int
     length: int
     flags: int = 0
     position: int = 0
@@ -264,7 +300,13 @@ class Transport:
     """How the content of blocks gets to the intake: here, as frames of their messages.
 
     Headers and control words always go through ZeroMQ.
+
+    checksum : of CHECKSUMS; the intake says which ones it knows.
     """
+
+    def __init__(self, checksum: str = "crc32") -> None:
+        self.checksum = checksum
+        self.flags = XXH3 if checksum == "xxh3" else 0
 
     def place(self, parts: Sequence[np.ndarray], dtype: np.dtype) -> Placed | None:
         """Put parts one behind the other, as dtype, and take their checksum; None where there is no room now."""
@@ -274,7 +316,8 @@ class Transport:
         else:
             data, borrowed = np.stack(parts).astype(dtype, copy=False), False
         frame = data.reshape(-1).view(np.uint8).data
-        return Placed(zlib.crc32(frame), len(frame), frame=frame, borrowed=borrowed)
+        checksum = checksum_of(frame, self.checksum)
+        return Placed(checksum, len(frame), flags=self.flags, frame=frame, borrowed=borrowed)
 
     def sent(self, placed: Placed) -> None:
         """Say that the message about a placed content has left: its place is taken."""
@@ -296,7 +339,8 @@ class RingTransport(Transport):
     OSError : there is no such memory here: the intake is on another node, or in another container.
     """
 
-    def __init__(self, offer: Mapping[str, Any]) -> None:
+    def __init__(self, offer: Mapping[str, Any], checksum: str = "crc32") -> None:
+        super().__init__(checksum)
         self._size = int(offer["bytes"])
         descriptor = os.open(offer["path"], os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -322,13 +366,13 @@ class RingTransport(Transport):
         free_from = int.from_bytes(self._mapping[:8], "little")
         if position + length - free_from > self._size and free_from < self._head:
             return None
-        start, crc = RING_HEAD + position % self._size, 0
+        start, digest = RING_HEAD + position % self._size, Digest(self.checksum)
         for part in parts:
             stop = start + part.size * dtype.itemsize
-            crc = _copy(part, self._bytes[start:stop].view(dtype).reshape(part.shape), crc)
+            copy_checked(part, self._bytes[start:stop].view(dtype).reshape(part.shape), digest)
             start = stop
         self._head = position + length
-        return Placed(crc, length, flags=IN_RING, position=position, end=self._head)
+        return Placed(digest.value, length, flags=IN_RING | self.flags, position=position, end=self._head)
 
     def sent(self, placed: Placed) -> None:
         """Say that the intake will read a content: only it can free its place now."""
@@ -347,14 +391,13 @@ class RingTransport(Transport):
             pass  # an exception on its way still holds a view: the mapping goes with it
 
 
-def _copy(source: np.ndarray, target: np.ndarray, crc: int) -> int:
+def copy_checked(source: np.ndarray, target: np.ndarray, digest: Digest) -> None:
     """Copy, and go on with the checksum of the target, in chunks that stay in the cache between the two."""
-    rows = max(1, _CHUNK * len(target) // target.nbytes)
+    rows = max(1, CHUNK * len(target) // target.nbytes)
     for first in range(0, len(target), rows):
         chunk = target[first : first + rows]
         chunk[...] = source[first : first + rows]
-        crc = zlib.crc32(chunk, crc)
-    return crc
+        digest.update(chunk)
 
 
 class Link:
@@ -457,16 +500,18 @@ class Link:
                     if self._lease is None:
                         self.lease = float(welcome.get("lease", DEFAULT_LEASE))
                     self.session = header.session
-                    self._choose_transport(welcome.get("ring"))
+                    self._choose_transport(welcome)
                     return True
         return False
 
-    def _choose_transport(self, ring: Mapping[str, Any] | None) -> None:
+    def _choose_transport(self, welcome: Mapping[str, Any]) -> None:
+        offered = welcome.get("checksums", ())
+        checksum = next((name for name in CHECKSUMS if name in offered), "crc32")
         self.transport.close()
-        self.transport = Transport()
-        if ring is not None:
+        self.transport = Transport(checksum)
+        if welcome.get("ring") is not None:
             try:
-                self.transport = RingTransport(ring)
+                self.transport = RingTransport(welcome["ring"], checksum)
             except OSError:
                 pass  # a host of the same name whose memory is not ours: blocks travel as frames
 
@@ -474,7 +519,7 @@ class Link:
         """Send a message whose payload, if any, is authenticated; mappings travel as JSON."""
         body = b"" if payload is None else payload if isinstance(payload, bytes) else json.dumps(payload).encode()
         if body:
-            fields.update(payload_length=len(body), payload_crc32=zlib.crc32(body), flags=PAYLOAD_SIGNED)
+            fields.update(payload_length=len(body), checksum=zlib.crc32(body), flags=PAYLOAD_SIGNED)
         self.send_block(Header(kind, **fields), body)
 
     def send_block(self, header: Header, payload: Any, *, track: bool = False) -> zmq.MessageTracker | None:
@@ -550,7 +595,7 @@ class Link:
             header = Header.verify(frames[0], self._token, self._study, payload)
         except WireError:
             return None
-        return (header, payload) if zlib.crc32(payload) == header.payload_crc32 else None
+        return (header, payload) if zlib.crc32(payload) == header.checksum else None
 
     def _keep_lease(self) -> None:
         socket, session, sequence, silent = None, 0, 0, 0.0
@@ -666,7 +711,7 @@ class BlockFile:
         """Append one message."""
         self._sequence += 1
         length, crc = len(payload), zlib.crc32(payload)
-        header = header._replace(session=1, sequence=self._sequence, payload_length=length, payload_crc32=crc)
+        header = header._replace(session=1, sequence=self._sequence, payload_length=length, checksum=crc)
         self._file.write(header.sign(self.TOKEN, payload))
         self._file.write(payload)
 
@@ -873,7 +918,7 @@ class Stream:
             Kind.BLOCK, simulation=self.simulation, attempt=self.attempt, field=block.field,
             dtype=connection.dtype_code, step=step, time=time, block=connection.rank, num_blocks=connection.ranks,
             global_shape=block.global_shape, offset=block.offset, block_shape=block.shape,
-            payload_length=placed.length, payload_crc32=placed.crc,
+            payload_length=placed.length, checksum=placed.checksum,
             flags=placed.flags | (BY_INDEX if block.by_index else 0), value=2 * placed.position + last,
         )  # fmt: skip
 
@@ -967,7 +1012,7 @@ def _describe(header: Header, placed: Placed) -> str:
     owner = f', "r": {header.block}' if header.flags & BY_INDEX else ""
     return (
         f'{{"e": "block", "s": {header.simulation}, "a": {header.attempt}, "f": {header.field}, "t": {header.step},'
-        f' "o": {list(header.offset)}, "c": {placed.crc}{several}{owner}}}'
+        f' "o": {list(header.offset)}, "c": {placed.checksum}{several}{owner}}}'
     )
 
 
@@ -1139,7 +1184,7 @@ class Connection:
             part = table[piece].tobytes()
             yield Header(
                 Kind.CELLS, dtype=DTYPE_CODES["int64"], global_shape=table.shape, offset=(piece.start,),
-                block_shape=(len(part) // 8,), payload_length=len(part), payload_crc32=zlib.crc32(part),
+                block_shape=(len(part) // 8,), payload_length=len(part), checksum=zlib.crc32(part),
                 flags=PAYLOAD_SIGNED,
             ), part  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .client import Header, Kind, Link
+from .client import Header, Kind, Link, checksum_of
 from .draws import batch_dtype
 from .layout import StreamLayout
 from .slot_memory import SlotMemory
@@ -25,12 +25,14 @@ class Draw:
     times : (batch, window), float64.
     parameters : (batch, number of parameters), float64, in the order of the study's names.
     table : (batch,) records with ticket, simulation, attempt, start and first (1: never used before).
+    checksums : (batch, window), XXH3 of each step of the windows that were never used before; else 0.
     """
 
     states: np.ndarray
     times: np.ndarray
     parameters: np.ndarray
     table: np.ndarray
+    checksums: np.ndarray
 
 
 class _TrainerLink(Link):
@@ -193,12 +195,17 @@ class Feed:
         states = np.empty((len(table), self.layout.window, *slots.shape[1:]), slots.dtype)
         # Checked indices may be clipped, which spares numpy a copy through a buffer; the copy runs without the GIL.
         np.take(slots, table["slots"], axis=0, out=states, mode="clip")
+        # Here and not in the training loop: this thread has time while the trainer works.
+        checksums = np.zeros(states.shape[:2], np.uint32)
+        for row in np.flatnonzero(table["first"]):
+            checksums[row] = [checksum_of(step, "xxh3") for step in states[row]]
         return Draw(
             states=states,
             # Copies: a single record's column counts as contiguous, but its strides are those of the packed record.
             times=table["times"].copy(),
             parameters=table["parameters"].copy(),
             table=table,
+            checksums=checksums,
         )
 
 

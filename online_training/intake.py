@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .cell_list import CellList
-from .client import IN_RING, PAYLOAD_SIGNED, SKIP_NEXT, Header, Kind, WireError, Word
+from .client import CHECKSUMS, IN_RING, PAYLOAD_SIGNED, SKIP_NEXT, Header, Kind, WireError, Word
 from .draws import Draws, batch_dtype
 from .held_out_writer import HeldOutResult, HeldOutWriter
 from .intake_settings import IntakeSettings
@@ -197,6 +197,7 @@ class Intake:
             self._socket.wake()
 
     def _run(self) -> None:
+        np.seterr(over="ignore")  # in this thread; squares overflow in the check for NaN, which then looks again
         try:
             while not self._closing.is_set():
                 self._socket.wait(_TICK_MILLISECONDS)
@@ -283,7 +284,7 @@ class Intake:
         if hello.role == "trainer":
             welcome.update(self._geometry())
         else:
-            welcome["when_full"] = settings.when_full
+            welcome.update(when_full=settings.when_full, checksums=CHECKSUMS)
             self._offer_ring(peer, welcome)
         self._tell(peer, Kind.WELCOME, welcome)
 

@@ -125,7 +125,7 @@ class IntakeSocket:
         """Sign and send one message."""
         body = b"" if payload is None else payload if isinstance(payload, bytes) else json.dumps(payload).encode()
         if body:
-            fields.update(payload_length=len(body), payload_crc32=zlib.crc32(body), flags=PAYLOAD_SIGNED)
+            fields.update(payload_length=len(body), checksum=zlib.crc32(body), flags=PAYLOAD_SIGNED)
         frame = Header(kind, self._study, **fields).sign(self._token, body)
         self._router.send_multipart([identity, frame, body] if body else [identity, frame])
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .client import checksum_of
 from .ledger import read_records
 
 
@@ -48,6 +48,6 @@ def kept_steps(ledger: Path, slots: np.ndarray) -> list[KeptStep]:
     steps = {
         (one.simulation, one.step): one
         for one in newest.values()
-        if one.slot < len(slots) and zlib.crc32(slots[one.slot]) == one.content
+        if one.slot < len(slots) and checksum_of(slots[one.slot], "xxh3") == one.content
     }
     return list(steps.values())

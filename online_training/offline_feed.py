@@ -98,7 +98,8 @@ class OfflineFeed:
         table["simulation"], table["start"], table["attempt"] = content["simulation"], content["start"], 1
         self._batch = batch + 1
         return Draw(
-            states=content["states"], times=content["times"], parameters=content["parameters"], table=table
+            states=content["states"], times=content["times"], parameters=content["parameters"], table=table,
+            checksums=np.zeros(content["states"].shape[:2], np.uint32),
         )  # fmt: skip
 
     def release(self, draw: Draw) -> None:

@@ -40,7 +40,7 @@ class SimulationRun:
 
     granted : steps 0..granted-1 of this attempt may be sent.
     received : steps 0..received-1 of this attempt are complete.
-    tiling, order : the sub-blocks of the step accepted last, and their order in memory.
+    tiling : the sub-blocks of the step accepted last.
     skipped : steps that are not sent, because there was no room for them when the step before was complete.
     kept : steps 0..kept-1 were complete in this or an earlier attempt of this session.
     recovered : further steps that are there, from an earlier session.
@@ -62,7 +62,6 @@ class SimulationRun:
         self.slots: dict[int, int] = {}
         self.assemblies: dict[int, StepAssembly] = {}
         self.tiling: frozenset[Box] = frozenset()
-        self.order: list[Box] | None = None
         self.ends: dict[int, int] = {}
         self.times: list[float] = []
         self.states: np.ndarray | None = None

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
-from .assembly import Box, StepAssembly, in_memory_order, overlap
+from .assembly import Box, StepAssembly, all_finite, overlap
 from .buffer import Buffer, Window
 from .cell_list import CellList
-from .client import BY_INDEX, DTYPE_CODES, FAILED, Header, WireError, Word
+from .client import BY_INDEX, DTYPE_CODES, FAILED, XXH3, Header, WireError, Word
 from .draws import batch_dtype
 from .fixed_order import FixedOrder
 from .held_out_writer import HeldOutResult, HeldOutWriter
@@ -32,15 +31,6 @@ _COUNTS = (
     "steps_accepted", "steps_recovered", "steps_dropped", "steps_skipped", "bytes_received", "duplicates", "lost",
     "short",
 )  # fmt: skip
-
-
-def _all_finite(values: np.ndarray) -> bool:
-    """Say whether all of (n,) values are finite; the product settles it without further memory in most cases."""
-    return math.isfinite(np.dot(values, values)) or bool(np.isfinite(values).all())
-
-
-class ChecksumError(WireError):
-    """A block was damaged on its way."""
 
 
 class SimulationTable:
@@ -257,8 +247,6 @@ class SimulationTable:
         elif cells is None:
             raise WireError("cells")
         count = self._check(run, header, self._layout.shape if cells is None else cells.shape)
-        if zlib.crc32(payload) != header.payload_crc32:
-            raise ChecksumError("checksum")
         self.counts["bytes_received"] += header.payload_length
         assembly = run.assemblies.get(header.step)
         owner = None if cells is None else (header.block, cells.number)
@@ -270,14 +258,17 @@ class SimulationTable:
             assembly = StepAssembly(self._target(run, header.step), self._num_cells, header.time)
             run.assemblies[header.step] = assembly
         values = np.frombuffer(payload, dtype=self._layout.dtype)
-        # In a fixed order a step is looked at as a whole: which block comes first depends on time.
-        if self._limits.nan_policy != "keep" and not self._in_order and not _all_finite(values):
-            self._quarantine_infinite(run, header, values.reshape(count, -1))
+        # Into its slot first, and checked there: what was damaged on its way ends the attempt, and its slots with it.
         named = None if cells is None else cells.part(header.offset[0], header.block_shape[0])
-        assembly.place(box, values.reshape(count, *header.block_shape), header.payload_crc32, named)
+        checksum, finite = assembly.place(box, values, "xxh3" if header.flags & XXH3 else "crc32", named)
+        if checksum != header.checksum:
+            raise ChecksumError("checksum")
+        # In a fixed order a step is looked at as a whole: which block comes first depends on time.
+        if not finite and self._limits.nan_policy != "keep" and not self._in_order:
+            self._quarantine_infinite(run, header, values.reshape(count, -1))
         if assembly.target is not None:
             record = {"e": "block", "s": run.number, "a": run.attempt, "f": header.field, "t": header.step,
-                      "o": header.offset, "c": header.payload_crc32}  # fmt: skip
+                      "o": header.offset, "c": header.checksum}  # fmt: skip
             if count > 1:
                 record["n"] = count
             if owner is not None:
@@ -323,11 +314,10 @@ class SimulationTable:
         return run.states[step] if run.assignment.held_out else self._slots[run.slots[step]]
 
     def _progress(self, run: SimulationRun, header: Header, assembly: StepAssembly) -> list[tuple[int, Word]]:
-        if assembly.missing <= 0 and assembly.boxes.keys() != run.tiling:
+        if assembly.missing <= 0 and assembly.boxes != run.tiling:
             if overlap(assembly.boxes, self._layout.step_shape, assembly.cells):
                 self.quarantine(run, header.step, f"the blocks of step {header.step} overlap")
             run.tiling = frozenset(assembly.boxes)
-            run.order = in_memory_order(run.tiling, self._layout.step_shape)
         elif assembly.missing > 0 and len(assembly.finished_ranks) == header.num_blocks:
             self._settle_gap(run, header, assembly)
             assembly.missing = 0
@@ -352,7 +342,7 @@ class SimulationTable:
 
     def _accept(self, run: SimulationRun, step: int, assembly: StepAssembly) -> None:
         if self._in_order and assembly.target is not None and self._limits.nan_policy != "keep":
-            if not _all_finite(assembly.target.ravel()):
+            if not all_finite(assembly.target.ravel()):
                 self.quarantine(run, step, f"NaN or infinity in step {step}, time {assembly.time:g}")
                 self._stop_if_asked(run)
                 assembly.target = None
@@ -360,7 +350,7 @@ class SimulationTable:
             self.counts["steps_skipped" if step in run.skipped else "steps_dropped"] += 1
             return
         self.counts["steps_accepted"] += 1
-        record = {"e": "step", "s": run.number, "a": run.attempt, "t": step, "h": assembly.crc32(run.order)}
+        record = {"e": "step", "s": run.number, "a": run.attempt, "t": step, "h": assembly.checksum()}
         if run.assignment.held_out:
             self._ledger.append(record)
             run.times.append(assembly.time)

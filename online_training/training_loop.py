@@ -147,11 +147,11 @@ class _Records:
         table = draw.table
         rows = np.flatnonzero(table["first"])
         for row in rows:
-            steps = draw.states[row]  # (window, fields, *grid)
+            checksums = draw.checksums[row].tolist()
             self._ledger.append(
                 {
-                    "e": "used", "s": int(table["simulation"][row]), "t": int(table["start"][row]), "k": len(steps),
-                    "h": [zlib.crc32(step) for step in steps], "n": batch,
+                    "e": "used", "s": int(table["simulation"][row]), "t": int(table["start"][row]),
+                    "k": len(checksums), "h": checksums, "n": batch,
                 }
             )  # fmt: skip
         if len(rows):

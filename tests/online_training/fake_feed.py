@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from headrace.online_training.checkpoint import latest_checkpoint
+from headrace.online_training.client import checksum_of
 from headrace.online_training.training_loop import TrainerSettings, train
 from headrace.surrogates import MLP, Problem
 from headrace.surrogates.files import save_surrogate
@@ -68,6 +69,7 @@ class FakeFeed:
         return SimpleNamespace(
             states=states[mine].astype(np.float32), times=times[mine].astype(np.float32),
             parameters=parameters[mine].astype(np.float32), table=table[mine],
+            checksums=np.array([[checksum_of(states[row].astype(np.float32), "xxh3")] for row in mine], np.uint32),
         )  # fmt: skip
 
     def release(self, draw):

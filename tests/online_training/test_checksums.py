@@ -1,27 +1,26 @@
-"""Checksums of parts give the checksum of the whole."""
+"""The checksum of a step is that of its memory, however its blocks were cut and whatever checksums they brought."""
 
 import zlib
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.online_training.assembly import Box, StepAssembly, in_memory_order, overlap
-from headrace.online_training.checksums import combine
+from headrace.online_training.assembly import Box, StepAssembly, overlap
+from headrace.online_training.client import Digest, checksum_of
 
 
 @given(st.lists(st.binary(max_size=300), max_size=6))
 @settings(deadline=None)
-def test_combined_checksums_are_those_of_the_joined_bytes(parts: list[bytes]) -> None:
-    assert combine((zlib.crc32(part), len(part)) for part in parts) == zlib.crc32(b"".join(parts))
-
-
-@pytest.mark.parametrize("length", [1, 4096, 2**20 + 3, 5 * 2**20])
-def test_long_parts_combine_too(length: int) -> None:
-    data = np.random.default_rng(length).bytes(2 * length)
-    parts = [data[:length], data[length:]]
-    assert combine((zlib.crc32(part), len(part)) for part in parts) == zlib.crc32(data)
+def test_a_digest_of_parts_is_that_of_the_whole(parts: list[bytes]) -> None:
+    whole = b"".join(parts)
+    for name, expected in (("crc32", zlib.crc32(whole)), ("xxh3", xxhash.xxh3_64_intdigest(whole) % 2**32)):
+        digest = Digest(name)
+        for part in parts:
+            digest.update(part)
+        assert digest.value == checksum_of(whole, name) == expected
 
 
 CUTS = {
@@ -34,22 +33,35 @@ CUTS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("checksum", ["xxh3", "crc32"])
 @pytest.mark.parametrize("name", CUTS)
-def test_a_step_has_the_checksum_of_its_memory_however_it_was_cut(name: str) -> None:
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_step_has_the_checksum_of_its_memory_however_it_was_cut(name: str, checksum: str, kept: bool) -> None:
     step = np.random.default_rng(0).random((2, 256, 300), np.float32)
-    assembly = StepAssembly(np.empty_like(step), step.size, 0.0)
-    boxes = [Box(*cut) for cut in CUTS[name]]
-    for box in boxes:
-        field, count, (i, j), (rows, columns), _ = box
-        values = np.ascontiguousarray(step[field : field + count, i : i + rows, j : j + columns])
-        assert assembly.place(box, values, zlib.crc32(values))
-        assert not assembly.place(box, values, zlib.crc32(values)), "a second copy changes nothing"
-    assert assembly.missing == 0 and np.array_equal(assembly.target, step)
+    assembly = StepAssembly(np.empty_like(step) if kept else None, step.size, 0.0)
+    for cut in CUTS[name]:
+        field, count, (i, j), (rows, columns) = cut
+        box = Box(*cut)
+        values = np.ascontiguousarray(step[field : field + count, i : i + rows, j : j + columns]).reshape(-1)
+        assert assembly.place(box, values, checksum) == (checksum_of(values, checksum), True)
+    assert assembly.missing == 0
     assert not overlap(assembly.boxes, step.shape, {})
-    order = in_memory_order(assembly.boxes, step.shape)
-    # All fields of a few rows are not contiguous, neither are columns.
-    assert (order is None) == (name in ("rows", "columns"))
-    assert assembly.crc32(order) == zlib.crc32(step)
+    if kept:
+        assert np.array_equal(assembly.target, step)
+        assert assembly.checksum() == checksum_of(step, "xxh3")
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 70_000, 131_071])
+def test_one_number_that_is_not_finite_is_found(bad: float, place: int) -> None:
+    values = np.full(131_072, 3e30, np.float32)  # whose squares overflow
+    box = Box(0, 1, (0, 0), (256, 512))
+    for target in (np.empty((1, 256, 512), np.float32), None):
+        assert StepAssembly(target, values.size, 0.0).place(box, values, "xxh3")[1]
+    values[place] = bad
+    for target in (np.empty((1, 256, 512), np.float32), None):
+        assert not StepAssembly(target, values.size, 0.0).place(box, values, "xxh3")[1]
 
 
 def test_boxes_that_share_a_cell_overlap() -> None:

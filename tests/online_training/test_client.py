@@ -6,7 +6,6 @@ import subprocess
 import sys
 import textwrap
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from headrace.online_training.client import (
     STOP,
     Connection,
     StudyFinished,
+    checksum_of,
     connect,
     pieces,
     read_token,
@@ -227,7 +227,10 @@ def test_a_large_array_may_change_once_send_has_returned(
             assert np.all(memory.array[buffer.slots[0, step]] == step + 1)
 
 
-def test_the_sent_log_names_every_block(study, tmp_path: Path) -> None:
+@pytest.mark.parametrize("checksums", [("xxh3", "crc32"), ("crc32",)])
+def test_the_sent_log_names_every_block(study, tmp_path: Path, monkeypatch, checksums: tuple[str, ...]) -> None:
+    """Also where the solver's Python has no xxhash."""
+    monkeypatch.setattr("headrace.online_training.client.CHECKSUMS", checksums)
     plan(study, 1)
     with connect({"u": (7, 5)}) as stream:
         for step in range(6):
@@ -235,7 +238,7 @@ def test_the_sent_log_names_every_block(study, tmp_path: Path) -> None:
     records = list(read_records(tmp_path / "ledger" / "solver-1-0001-0.log"))
     assert records[-1] == {"e": "end", "s": 0, "a": 1, "status": 0}
     for step, record in enumerate(records[:-1]):
-        crc = zlib.crc32(field_of(0, step, (7, 5)).astype("<f4").tobytes())
+        crc = checksum_of(field_of(0, step, (7, 5)).astype("<f4"), checksums[0])
         assert record == {"e": "block", "s": 0, "a": 1, "f": 0, "t": step, "o": [0, 0], "c": crc}
 
 

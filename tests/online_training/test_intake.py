@@ -281,7 +281,7 @@ def block(values: np.ndarray, offset: tuple[int, ...] = (0, 0), shape: tuple[int
     header = Header(
         Kind.BLOCK, simulation=fields.pop("simulation", 0), attempt=fields.pop("attempt", 1), dtype=1, num_blocks=1,
         global_shape=shape, offset=offset, block_shape=values.shape, payload_length=len(payload),
-        payload_crc32=zlib.crc32(payload), **fields,
+        checksum=zlib.crc32(payload), **fields,
     )  # fmt: skip
     return header, payload
 

@@ -47,7 +47,7 @@ def test_what_was_not_read_is_never_overwritten(actions: list, dtype: str) -> No
     def read() -> None:
         placed, expected = unread.popleft()
         content = ring.content(placed.position, placed.length)
-        assert bytes(content) == expected and zlib.crc32(content) == placed.crc
+        assert bytes(content) == expected and zlib.crc32(content) == placed.checksum
         ring.release(placed.position + placed.length)
 
     for number, (length, reads, keep) in enumerate(actions):
@@ -81,7 +81,8 @@ def test_both_transports_place_the_same_bytes(shape: tuple[int, ...], dtype: str
     for several in (parts[:1], parts):
         frame, inside = (transport.place(several, np.dtype("<f4")) for transport in (Transport(), writer))
         assert bytes(frame.frame) == bytes(ring.content(inside.position, inside.length))
-        assert (frame.crc, frame.length) == (inside.crc, inside.length) == (zlib.crc32(frame.frame), len(frame.frame))
+        expected = zlib.crc32(frame.frame), len(frame.frame)
+        assert (frame.checksum, frame.length) == (inside.checksum, inside.length) == expected
         assert bytes(frame.frame) == np.stack(several).astype("<f4").tobytes()
     writer.close()
     ring.close()
@@ -222,7 +223,7 @@ def test_a_ring_whose_content_changes_costs_its_own_attempt_only(tmp_path: Path)
         placed = link.transport.place([np.ones((7, 5))], np.dtype("<f4"))
         header = Header(
             Kind.BLOCK, simulation=0, attempt=1, dtype=1, num_blocks=1, global_shape=(7, 5), offset=(0, 0),
-            block_shape=(7, 5), payload_length=placed.length, payload_crc32=placed.crc ^ 1, flags=placed.flags,
+            block_shape=(7, 5), payload_length=placed.length, checksum=placed.checksum ^ 1, flags=placed.flags,
             value=2 * placed.position + 1,
         )  # fmt: skip
         link.send_block(header, b"")

@@ -4,14 +4,13 @@ import json
 import math
 import socket
 import threading
-import zlib
 
 import numpy as np
 import pytest
 import torch
 
 from headrace.online_training.checkpoint import checkpoint_folders, latest_checkpoint
-from headrace.online_training.client import STOP, Connection
+from headrace.online_training.client import STOP, Connection, checksum_of
 from headrace.online_training.intake import Assignment
 from headrace.online_training.layout import StreamLayout
 from headrace.online_training.ledger import read_records
@@ -76,7 +75,7 @@ class WatchedFeed(FakeFeed):
     def release(self, draw):
         table = draw.table
         for row in np.flatnonzero(table["first"]):
-            steps = [zlib.crc32(step.tobytes()) for step in draw.states[row]]
+            steps = [checksum_of(step, "xxh3") for step in draw.states[row]]
             key = int(table["simulation"][row]), int(table["start"][row]), steps, self.n
             self.expected.append(key)
         found = [(r["s"], r["t"], r["h"], r["n"]) for r in read_records(self.path) if r["e"] == "used" and r["k"] == 1]

@@ -29,7 +29,7 @@ def headers(draw: st.DrawFn) -> Header:
         kind=draw(st.sampled_from(list(Kind))), study=draw(u64), session=draw(u64), sequence=draw(u64),
         simulation=draw(u64), attempt=draw(u32), field=draw(u16), dtype=draw(st.integers(0, 255)), step=draw(u64),
         time=draw(st.floats(allow_nan=False)), block=draw(u32), num_blocks=draw(u32), global_shape=draw(axes),
-        offset=draw(axes), block_shape=draw(axes), payload_crc32=draw(u32), flags=draw(st.integers(0, 1)),
+        offset=draw(axes), block_shape=draw(axes), checksum=draw(u32), flags=draw(st.integers(0, 1)),
         value=draw(u64),
     )  # fmt: skip
 
@@ -126,7 +126,7 @@ def hello_of(token: bytes, **changes: object) -> list[bytes]:
     content = {"role": "solver", "job": "x", "rank": 0, "ranks": 1, "pid": 1, "host": "h", "nonce": "n",
                "generation": 0, **changes}  # fmt: skip
     body = json.dumps(content).encode()
-    header = Header(Kind.HELLO, STUDY, flags=1, sequence=1, payload_length=len(body), payload_crc32=zlib.crc32(body))
+    header = Header(Kind.HELLO, STUDY, flags=1, sequence=1, payload_length=len(body), checksum=zlib.crc32(body))
     return [header.sign(token, body), body]
 
 
@@ -161,7 +161,7 @@ def mutations(rng: np.random.Generator, count: int) -> list[list[bytes]]:
     for _ in range(count):
         kind, body = rng.choice(list(Kind)), bodies[rng.integers(len(bodies))]
         header = Header(int(kind), STUDY, int(rng.integers(2**40)), 1, dtype=1, flags=1 if body else 0,
-                        payload_length=len(body), payload_crc32=zlib.crc32(body))  # fmt: skip
+                        payload_length=len(body), checksum=zlib.crc32(body))  # fmt: skip
         frame = bytearray(header.sign(TOKEN, body))
         match rng.integers(5):
             case 0:
@@ -228,7 +228,7 @@ def test_authentic_nonsense_from_a_peer_never_stops_the_loop(tmp_path: Path, rol
                 kind, simulation=pick[0], attempt=pick[1], field=pick[2] % 2**16, dtype=pick[3] % 8, step=pick[4],
                 time=float(rng.choice([0.0, np.nan, np.inf])), block=pick[5], num_blocks=pick[6], value=pick[7],
                 global_shape=axes[0], offset=axes[1], block_shape=axes[2], payload_length=len(body),
-                payload_crc32=zlib.crc32(body), flags=int(rng.integers(2)),
+                checksum=zlib.crc32(body), flags=int(rng.integers(2)),
             )  # fmt: skip
             link.send_block(header, body)
         status = wait_until(lambda: (s := intake.status())["messages"] >= 500 and s)

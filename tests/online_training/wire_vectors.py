@@ -5,10 +5,9 @@ in another language can check its own packing with them.
 """
 
 import json
-import zlib
 from pathlib import Path
 
-from headrace.online_training.client import Header, Kind
+from headrace.online_training.client import XXH3, Header, Kind, checksum_of
 
 PATH = Path(__file__).with_name("wire_vectors.json")
 TOKEN = bytes((7 * i + 1) % 256 for i in range(32))
@@ -40,6 +39,11 @@ def make_vectors() -> list[dict]:
                    value=2 * 4096 + 1),
             cells,
         ),
+        "block with XXH3": (
+            Header(Kind.BLOCK, STUDY, 2**32 + 1, 7, simulation=17, attempt=1, field=0, dtype=1, step=8, time=0.75,
+                   block=0, num_blocks=1, global_shape=(12,), offset=(0,), block_shape=(12,), flags=XXH3, value=1),
+            cells,
+        ),
         "release": (Header(Kind.RELEASE, STUDY, 2**32 + 9, 12, flags=1), (77).to_bytes(8, "little")),
         "acknowledgement with the largest numbers": (
             Header(Kind.ACK, STUDY, largest, largest, simulation=largest, attempt=2**32 - 1, step=largest, value=1),
@@ -48,7 +52,7 @@ def make_vectors() -> list[dict]:
     }  # fmt: skip
     vectors = []
     for name, (header, payload) in cases.items():
-        header = header._replace(payload_length=len(payload), payload_crc32=zlib.crc32(payload) if payload else 0)
+        header = header._replace(payload_length=len(payload), checksum=_checksum(header, payload))
         frame = header.sign(TOKEN, payload)
         fields = {**header._asdict(), "kind": int(header.kind), "ndim": len(header.global_shape)}
         vectors.append(
@@ -56,6 +60,10 @@ def make_vectors() -> list[dict]:
              "header": frame.hex(), "hmac": frame[-32:].hex()}
         )  # fmt: skip
     return vectors
+
+
+def _checksum(header: Header, payload: bytes) -> int:
+    return checksum_of(payload, "xxh3" if header.flags & XXH3 else "crc32") if payload else 0
 
 
 if __name__ == "__main__":
