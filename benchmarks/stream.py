@@ -3,15 +3,16 @@
     python benchmarks/stream.py [--quick] [--only fields|messages] [--device cpu] [--resume]
 
 Parts: `fields`, fields of 64 KiB to 32 MiB from 1 and 2 ranks under mpirun, through shared memory, tcp and ipc;
-`messages`, blocks of at most 1 KiB: 32 fields in each step, which travel together, and a single one. Ours is the
-whole path: client, authentication, checksums on both sides, credits and acknowledgements, finite check, ledgers of
+`messages`, blocks of at most 1 KiB: 32 fields in each step, which travel together, and a single one; `ray`, the same
+fields as arguments of calls of a Ray actor, eight on the way. Ours is the whole path: client, authentication,
+checksums on both sides, credits and acknowledgements, finite check, ledgers of
 both sides, assembly in shared memory; solver and intake are processes of their own. Raw pyzmq is PUSH/PULL of the
 same pieces through the same transport (beside shared memory: ipc) into the same kind of memory and nothing else.
-"Checksums and copies alone" is what ours does to each byte outside ZeroMQ, timed in one process: copy into shared
-memory (not over tcp and ipc) and checksum of the sender, checksum and finite check of the intake, copy into the slot;
-solver and intake share this work, so that ours can be faster where each has a core. A rank has two steps on the way,
-so that small fields measure the round trip. The load of the machine at the end is part of each line. Medians over the
-repetitions. One JSON line per figure, also in benchmarks/results/stream-cpu.json.
+"Checksums and copies alone" is what ours does to each byte outside ZeroMQ, by the same functions, timed in one process:
+copy into shared memory (not over tcp and ipc) and checksum of the sender; copy into the slot, checksum and finite check
+of the intake. Solver and intake share this work, so that ours can be faster where each has a core. A rank has two
+steps on the way, so that small fields measure the round trip. The load of the machine at the end is part of each line.
+Medians over the repetitions. One JSON line per figure, also in benchmarks/results/stream-cpu.json.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 import zmq
 from lines import Report, flags, processor
+from rivals.ray_calls import ray_calls
 
 STUDY, TOKEN = 0x5EED, bytes(range(32))
 PATIENCE = 120
@@ -216,7 +217,13 @@ ROLES: dict[str, Callable[..., None]] = {
 
 def arguments(role: str, shape: Shape, *rest: Any) -> list[str]:
     """Return the command line that plays a role."""
-    return [sys.executable, __file__, "--role", json.dumps([role, asdict(shape), *rest])]
+    return [sys.executable, sys.argv[0], "--role", json.dumps([role, asdict(shape), *rest])]
+
+
+def play(role: list[Any]) -> None:
+    """Be the process that `arguments` asks for."""
+    name, shape, *rest = role
+    ROLES[name](Shape(**shape), *rest)
 
 
 def mpirun(ranks: int) -> list[str]:
@@ -253,19 +260,28 @@ def run_ranks(shape: Shape, role: str, *rest: Any, **environment: str) -> str:
     return done.stdout
 
 
-def time_ours(shape: Shape, repetitions: int) -> float:
-    """Return the median seconds of a simulation."""
+@contextmanager
+def study_of(shape: Shape, repetitions: int) -> Iterator[tuple[dict[str, str], Callable[[], dict[str, Any]]]]:
+    """Serve repetitions + 1 simulations; yield the environment of solvers, and what ends the intake with its status."""
     with tempfile.TemporaryDirectory() as folder, process(arguments("intake", shape, folder, repetitions)) as intake:
         addresses = json.loads(intake.stdout.readline()).split(",")
         token = Path(folder) / "token"
         token.touch(0o600)
         token.write_text(TOKEN.hex())
-        output = run_ranks(
-            shape, "solver", HEADRACE_TOKEN_FILE=str(token), HEADRACE_STUDY=f"{STUDY:016x}", HEADRACE_JOB="1-0001",
-            HEADRACE_ADDRESS=next(a for a in addresses if a.startswith("tcp" if shape.transport == "tcp" else "ipc")),
-            HEADRACE_LOG_DIR=str(Path(folder) / "ledger"),
-        )  # fmt: skip
-        status = json.loads(intake.communicate("", timeout=PATIENCE)[0])
+        kind = "tcp" if shape.transport == "tcp" else "ipc"
+        environment = {
+            "HEADRACE_TOKEN_FILE": str(token), "HEADRACE_STUDY": f"{STUDY:016x}", "HEADRACE_JOB": "1-0001",
+            "HEADRACE_ADDRESS": next(address for address in addresses if address.startswith(kind)),
+            "HEADRACE_LOG_DIR": str(Path(folder) / "ledger"),
+        }  # fmt: skip
+        yield environment, lambda: json.loads(intake.communicate("", timeout=PATIENCE)[0])
+
+
+def time_ours(shape: Shape, repetitions: int) -> float:
+    """Return the median seconds of a simulation."""
+    with study_of(shape, repetitions) as (environment, end):
+        output = run_ranks(shape, "solver", **environment)
+        status = end()
     wanted = (repetitions + 1) * shape.steps
     if status["steps_accepted"] != wanted or status["rejected"] or status["error"]:
         raise RuntimeError(f"{shape}: the intake took {status['steps_accepted']} of {wanted} steps: {status}")
@@ -283,11 +299,15 @@ def time_raw(shape: Shape, repetitions: int) -> float:
 
 def time_in_place(shape: Shape, repetitions: int) -> tuple[float, float]:
     """Return the median seconds of copying all steps in one process, plainly and with all that ours does to a byte."""
+    from headrace.online_training.assembly import StepAssembly
+    from headrace.online_training.client import CHECKSUMS, Digest, copy_checked
+
     slots = np.zeros((max(2, SLOT_BYTES // shape.step_bytes), shape.step_bytes // 4), np.float32)
     source = np.random.default_rng(0).random(shape.step_bytes // 4, np.float32)
     cuts = np.array_split(np.arange(len(source)), max(1, math.ceil(shape.step_bytes / (4 * 2**20)), shape.fields))
     parts = [slice(int(cut[0]), int(cut[-1]) + 1) for cut in cuts]
     ring = np.zeros(4 * 2**20, np.float32)
+    boxes = [(0, 1, (part.start,), (part.stop - part.start,)) for part in parts]
 
     def plain() -> None:
         for step in range(shape.steps):
@@ -295,17 +315,17 @@ def time_in_place(shape: Shape, repetitions: int) -> tuple[float, float]:
 
     def checked() -> None:
         for step in range(shape.steps):
-            slot = slots[step % len(slots)]
-            for number, part in enumerate(parts):
-                values = source[part]
+            assembly = StepAssembly(slots[step % len(slots)][None], shape.step_bytes // 4, 0.0)
+            for number, (part, box) in enumerate(zip(parts, boxes, strict=True)):
+                values, digest = source[part], Digest(CHECKSUMS[0])
                 if shape.transport == "shm":
                     first = number % max(1, len(ring) // len(values)) * len(values)
-                    ring[first : first + len(values)] = values
+                    copy_checked(values, ring[first : first + len(values)], digest)
                     values = ring[first : first + len(values)]
-                zlib.crc32(values)  # the sender's
-                zlib.crc32(values)  # the intake's
-                math.isfinite(np.dot(values, values))
-                slot[part] = values
+                else:
+                    digest.update(values)
+                assembly.place(box, values, CHECKSUMS[0])
+            assembly.checksum()
 
     return tuple(_median_seconds(work, repetitions) for work in (plain, checked))
 
@@ -329,43 +349,50 @@ def measure(shape: Shape, repetitions: int) -> Iterator[dict[str, Any]]:
         return
     plain, checked = time_in_place(shape, repetitions)
     megabytes = shape.steps * shape.step_bytes / 1e6
-    large = shape.step_bytes >= 2**20
     goal, fraction, shared = {"shm": (3000, None, 0.8), "tcp": (1000, 0.75, None)}.get(shape.transport, (None,) * 3)
-    yield figure(shape, "solver to reservoir", megabytes / ours, "MB/s", megabytes / raw, goal=goal if large else None)
-    yield figure(shape, "fraction of raw pyzmq", raw / ours, "1", 1.0, goal=fraction if large else None)
+    yield figure(shape, "solver to reservoir", megabytes / ours, "MB/s", megabytes / raw, goal=goal)
+    yield figure(shape, "fraction of raw pyzmq", raw / ours, "1", 1.0, goal=fraction)
     yield figure(shape, "plain copy", megabytes / plain, "MB/s", None)
     yield figure(shape, "checksums and copies alone", megabytes / checked, "MB/s", megabytes / plain)
-    yield figure(shape, "fraction of checksums and copies", checked / ours, "1", 1.0, goal=shared if large else None)
+    yield figure(shape, "fraction of checksums and copies", checked / ours, "1", 1.0, goal=shared)
 
 
 def figure(
     shape: Shape, name: str, value: float, unit: str, baseline: float | None, *, goal: float | None = None
 ) -> dict[str, Any]:
     """Return the line of one figure."""
+    setup = f"{shape.steps} steps, authentication on, baseline: raw pyzmq PUSH/PULL of the same pieces (for checksums:"
+    return line_of(
+        f"{shape.part} {shape}: {name}", value, unit, baseline, goal=goal, met=None if goal is None else value >= goal,
+        setup=f"{setup} plain copy)",
+    )  # fmt: skip
+
+
+def line_of(name: str, value: float, unit: str, baseline: float | None, **more: Any) -> dict[str, Any]:
+    """Return a line with what all lines of this machine share."""
     return {
-        "name": f"{shape.part} {shape}: {name}", "value": value, "unit": unit, "goal": goal,
-        "met": None if goal is None else value >= goal, "baseline": baseline, "seeds": [0],
+        "name": name, "value": value, "unit": unit, "goal": None, "met": None, "baseline": baseline, "seeds": [0],
         "cores": len(os.sched_getaffinity(0)), "device": processor(),
         "precision": "fp32",
         "load": round(os.getloadavg()[0], 2),
-        "setup": f"pyzmq {zmq.__version__}, libzmq {zmq.zmq_version()}, {shape.steps} steps, authentication on, "
-        "baseline: raw pyzmq PUSH/PULL of the same pieces (for checksums: plain copy)",
+        **more, "setup": f"pyzmq {zmq.__version__}, libzmq {zmq.zmq_version()}, {more.get('setup', '')}",
     }  # fmt: skip
 
 
 def main() -> None:
     """Measure what is asked for and print one JSON line per figure."""
-    parser = flags(__doc__, ("fields", "messages"))
+    parser = flags(__doc__, ("fields", "messages", "ray"))
     parser.add_argument("--role", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role:
-        role, shape, *rest = options.role
-        ROLES[role](Shape(**shape), *rest)
+        play(options.role)
         return
     report = Report("stream", quick=options.quick, resume=options.resume)
     for shape in shapes(options.quick):
         if options.only in (None, shape.part):
             report.measure(f"{shape.part} {shape}:", measure(shape, 2 if options.quick else 5))
+    if options.only in (None, "ray"):
+        report.measure("ray", (line_of(**figure) for figure in ray_calls(options.quick, SLOT_BYTES)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,92 @@
+"""What a solver loses by streaming: the same simulations with a study, whose reservoir has room, and without one.
+
+    python benchmarks/overhead.py [--quick] [--device cpu] [--resume]
+
+Built-in cases on 1 and 2 ranks under mpirun, through shared memory, with and without a study in turn; the figure
+compares the fastest simulations of each. One JSON line per figure, also in benchmarks/results/overhead-cpu.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from lines import Report, flags
+from stream import ROLES, Shape, line_of, play, run_ranks, study_of
+
+OVERHEAD = (("heat2d", (64, 64)), ("navier_stokes2d", (128, 128)), ("kolmogorov", (64, 64)))
+
+
+def run_simulations(shape: Shape, case: list[Any], count: int) -> None:
+    """Be one rank of a solver of a built-in case; rank 0 prints the seconds of each simulation."""
+    from mpi4py import MPI
+
+    from headrace.cases.catalogue import find_case
+    from headrace.online_training.client import Connection
+    from headrace.online_training.stream_sink import StreamSink
+    from headrace.solvers.simulate import simulate
+
+    comm, loaded = MPI.COMM_WORLD, find_case(case[0], tuple(case[1])).load()
+    parameters = loaded.draw(np.full(len(loaded.parameters), 0.5))
+    seconds = []
+    fields = {f"f{i}": loaded.grid.shape for i in range(shape.fields)}  # the names of the benchmark's intake
+    with Connection(fields, comm) as connection:
+        for _ in range(count):
+            stream = connection.next()
+            comm.Barrier()
+            began = time.perf_counter()
+            simulate(loaded, parameters, StreamSink(stream), comm=comm, study_seed=1, simulation=1)
+            comm.Barrier()
+            seconds.append(time.perf_counter() - began)
+            stream.end()
+    if comm.rank == 0:
+        print(json.dumps(seconds), flush=True)
+
+
+ROLES["simulations"] = run_simulations
+
+
+def measure_overhead(
+    label: str, name: str, points: tuple[int, int], ranks: int, quick: bool
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Yield by how much streaming lengthens a simulation, with a reservoir that always has room."""
+    from headrace.cases.catalogue import find_case
+
+    case = find_case(name, points).load()
+    count = 2 if quick else 4
+    shape = Shape(part="overhead", fields=len(case.fields), rows=points[0], columns=points[1],
+                  steps=len(case.times), ranks=ranks, transport="shm")  # fmt: skip
+    alone, streamed = [], []
+    for _ in range(1 if quick else 3):  # in turn, so that a slower moment of the machine meets both
+        plain = run_ranks(shape, "simulations", [name, points], count)
+        alone += json.loads(plain)[1:]
+        with study_of(shape, count - 1) as (environment, _):
+            streamed += json.loads(run_ranks(shape, "simulations", [name, points], count, **environment))[1:]
+    value = 100 * (min(streamed) / min(alone) - 1)
+    yield line_of(
+        label, value, "%", 0.0, goal=2.0, met=value < 2.0, seconds_streamed=streamed, seconds_alone=alone,
+        setup=f"{shape.steps} snapshots of {shape.step_bytes} bytes, least of {len(alone)} simulations each",
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Measure what is asked for and print one JSON line per figure."""
+    parser = flags(__doc__, ())
+    parser.add_argument("--role", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.role:
+        play(options.role)
+        return
+    report = Report("overhead", quick=options.quick, resume=options.resume)
+    for name, points in OVERHEAD[:1] if options.quick else OVERHEAD:
+        for ranks in (1, 2):
+            label = f"overhead {name} {points[0]}x{points[1]}, {ranks} rank{'s' * (ranks > 1)}"
+            report.measure(label, measure_overhead(label, name, points, ranks, options.quick))
+
+
+if __name__ == "__main__":
+    main()
