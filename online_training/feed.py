@@ -58,6 +58,7 @@ class Feed:
     rank, num_ranks : which of the trainer's workers this is.
     generation : grows with each start of the trainer; the intake takes back what older ones left unused.
     batch_size : windows of one batch over all workers.
+    pinned : whether states lie in memory from which a GPU copies by itself, while everything else goes on.
 
     Raises
     ------
@@ -68,12 +69,13 @@ class Feed:
 
     def __init__(
         self, address: str, token: bytes, study: int, *, rank: int = 0, num_ranks: int = 1, generation: int = 0,
-        batch_size: int, prefetch: int = 2,
+        batch_size: int, prefetch: int = 2, pinned: bool = False,
     ) -> None:  # fmt: skip
         if batch_size < num_ranks:
             raise ValueError(f"A batch of {batch_size} windows cannot be dealt to {num_ranks} workers; enlarge it.")
         if prefetch < 0:
             raise ValueError(f"prefetch is a number of batches, 0 or more; got {prefetch}.")
+        self._empty = _pinned_array if pinned else np.empty
         self._rank, self._num_ranks, self._batch_size, self._prefetch = rank, num_ranks, batch_size, prefetch
         hello = {"role": "trainer", "job": "trainer", "rank": rank, "ranks": num_ranks, "generation": generation}
         self._link = _TrainerLink(address, token, study, hello=hello)
@@ -192,7 +194,7 @@ class Feed:
 
     def _gather(self, table: np.ndarray) -> Draw:
         slots = self._memory.array  # (slots, fields, *grid)
-        states = np.empty((len(table), self.layout.window, *slots.shape[1:]), slots.dtype)
+        states = self._empty((len(table), self.layout.window, *slots.shape[1:]), np.float32)
         # Checked indices may be clipped, which spares numpy a copy through a buffer; the copy runs without the GIL.
         np.take(slots, table["slots"], axis=0, out=states, mode="clip")
         # Here and not in the training loop: this thread has time while the trainer works.
@@ -207,6 +209,12 @@ class Feed:
             table=table,
             checksums=checksums,
         )
+
+
+def _pinned_array(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    import torch  # whose pool takes memory back only when no copy from it is under way
+
+    return torch.empty(shape, dtype=torch.float32, pin_memory=True).numpy()
 
 
 def _layout_of(welcome: dict[str, Any]) -> StreamLayout:

@@ -35,6 +35,7 @@ from .ledger import RecordWriter
 from .metrics_log import MetricsLog
 from .run_directory import RunDirectory
 from .schedule import WARM_UP, Schedule
+from .training_step import TrainingStep
 
 if TYPE_CHECKING:
     from .feed import Draw, Feed
@@ -128,6 +129,7 @@ def connect(settings: TrainerSettings) -> Feed:
     return Feed(
         settings.address, read_token(settings.token_file), settings.study, rank=settings.rank,
         num_ranks=settings.num_ranks, generation=settings.generation, batch_size=settings.batch_size,
+        pinned=settings.device.startswith("cuda"),
     )  # fmt: skip
 
 
@@ -202,10 +204,13 @@ class _Training:
         self._surrogate = self._surrogate.to(self._device).train()
         parameters = list(self._surrogate.parameters())
         fused = self._device.type in ("cpu", "cuda") and all(p.is_floating_point() for p in parameters)
-        self._optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=fused)
+        # Capturable: its count of steps lies on the GPU, where a recorded step can go on with it.
+        self._optimizer = torch.optim.Adam(
+            parameters, lr=settings.learning_rate, fused=fused, capturable=self._device.type == "cuda"
+        )
         self._batch = self._windows = 0
         self._saved_batch = 0
-        self._loss = math.nan
+        self._loss, self._learning_rate = math.nan, settings.learning_rate
         self._record: dict[str, Any] = {}
         self._schedule = Schedule(
             kind=settings.schedule, peak=settings.learning_rate, total=settings.total_windows,
@@ -213,7 +218,10 @@ class _Training:
         )  # fmt: skip
         self._callbacks = Callbacks(self._run_dir, settings.callbacks if settings.rank == 0 else "")
         self._restore()
-        self._loss_of = self._data_parallel(_WindowLoss(self._surrogate))
+        self._step = TrainingStep(
+            self._data_parallel(_WindowLoss(self._surrogate)), self._optimizer, self._device,
+            num_ranks=settings.num_ranks, record=self._surrogate.recordable,
+        )  # fmt: skip
         # Since the last report: per batch its number, simulations and losses (batch,), still on the device.
         self._history: list[tuple[int, np.ndarray, torch.Tensor]] = []
         self._reported = self._checkpointed = self._started = time.monotonic()
@@ -249,20 +257,15 @@ class _Training:
     def _losses(self, draw: Draw) -> torch.Tensor:
         """Loss of each window of a draw, (batch,)."""
         self._seed_generators()
-        arrays = (draw.states, draw.times, draw.parameters)
-        tensors = [torch.from_numpy(array).to(self._device, dtype=torch.float32, non_blocking=True) for array in arrays]
-        return self._loss_of(*tensors)
+        return self._step.losses(draw, self._rate(len(draw.table)))
+
+    def _rate(self, windows: int) -> float:
+        """Learning rate in the middle of a batch."""
+        return self._schedule.rate(self._windows + windows / 2)
 
     def _update(self, losses: torch.Tensor, windows: int) -> None:
-        """Step along the gradient of the mean loss over the windows of the whole batch."""
-        middle = self._windows + windows / 2
-        rate = self._schedule.rate(middle)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.zero_grad()
-        # Gradients are averaged over the workers, whose slices may differ in size at the end of a stream.
-        (losses.sum() * (self._settings.num_ranks / windows)).backward()
-        self._optimizer.step()
+        self._learning_rate = self._rate(windows)
+        self._step.update(losses, windows, self._learning_rate)
         self._batch += 1
         self._windows += windows
 
@@ -296,7 +299,7 @@ class _Training:
         self._record = {
             "generation": self._settings.generation, "batch": self._batch, "windows": self._windows,
             "total_windows": self._settings.total_windows, "loss": self._loss,
-            "learning_rate": self._optimizer.param_groups[0]["lr"],
+            "learning_rate": self._learning_rate,
             "samples_per_second": (self._windows - self._reported_windows) / elapsed,
             "starved": min(1.0, float(table[:, 2].mean()) / elapsed), **self._callbacks.verdict,
         }  # fmt: skip
@@ -331,7 +334,7 @@ class _Training:
         """Write a checkpoint. Collective."""
         state = TrainingState(
             batch=self._batch, windows=self._windows, generation=self._settings.generation,
-            learning_rate=self._optimizer.param_groups[0]["lr"],
+            learning_rate=self._learning_rate,
             random={"seed": self._settings.seed, "counter": self._batch},
             optimizer=optimizer_settings(self._optimizer),
         )  # fmt: skip

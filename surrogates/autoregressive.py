@@ -90,6 +90,11 @@ class Autoregressive(Surrogate):
         self.normaliser = Normaliser(problem)
         self.network = network
 
+    @property
+    def recordable(self) -> bool:
+        """Whether every batch takes the same calls of the network: not where each draws its number of free ones."""
+        return not self.stepping.pushforward
+
     def channels(self, problem: Problem) -> Channels:
         """Return the channels of the network for a problem."""
         s, fields = self.stepping, len(problem.fields)

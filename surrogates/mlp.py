@@ -36,6 +36,7 @@ class MLP(Surrogate):
 
     history = 0
     window = 1
+    recordable = True
 
     def __init__(self, *, hidden: Sequence[int] = (256, 256), activation: str = "gelu", log_time: bool = True) -> None:
         super().__init__()

@@ -30,6 +30,10 @@ class Surrogate(torch.nn.Module, ABC):
 
     problem: Problem | None = None
 
+    recordable: bool = False
+    """Whether `training_loss` does the same tensor operations for all batches of one shape, whatever their values and
+    however often it was called, so that a trainer may record them once and replay them (CUDA graphs)."""
+
     @abstractmethod
     def setup(self, problem: Problem, *, seed: int = 0) -> None:
         """Build the weights for a problem, deterministically in the seed. Called once.

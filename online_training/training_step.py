@@ -1,0 +1,116 @@
+"""One optimiser step on a draw; on a GPU its whole work is recorded once as a CUDA graph and replayed."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from .feed import Draw
+
+logger = logging.getLogger(__name__)
+
+_EAGER_FIRST = 3  # steps after which the optimiser's state and the libraries' workspaces are there
+
+
+class TrainingStep:
+    """Loss, gradient and update of one worker. Used as `losses`, then `update`, once for each draw.
+
+    A draw goes to a GPU from pinned memory, by a stream of its own, while the step before is computed.
+    A recorded step is launched as a whole, which small models need: their kernels take the GPU less time than the CPU
+    takes to launch them one by one. What is recorded is what eager steps do, on the same tensors.
+
+    loss_of : (states, times, parameters) -> the loss of each window, (batch,).
+    record : whether the loss does the same work for every batch of one shape, so that it may be recorded. Only a
+        worker on its own records, and only on a GPU; a batch of another shape, as the last one, is computed eagerly.
+    """
+
+    def __init__(
+        self, loss_of: torch.nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, *, num_ranks: int,
+        record: bool,
+    ) -> None:  # fmt: skip
+        self._loss_of, self._optimizer, self._device, self._num_ranks = loss_of, optimizer, device, num_ranks
+        on_gpu = device.type == "cuda"
+        self._copies = torch.cuda.Stream(device) if on_gpu else None
+        self._record = record and on_gpu and num_ranks == 1
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: list[torch.Tensor] = []
+        self._outputs: torch.Tensor | None = None
+        self._eager = 0
+        self._done = False
+
+    @property
+    def recorded(self) -> bool:
+        """Whether steps are replayed."""
+        return self._graph is not None
+
+    def losses(self, draw: Draw, rate: float) -> torch.Tensor:
+        """Return the loss of each window of a draw, (batch,); rate is what a recorded step updates with."""
+        tensors = self._on_device(draw)
+        if self._record and self._graph is None and self._eager >= _EAGER_FIRST:
+            self._capture(tensors)
+        self._done = self._graph is not None and [t.shape for t in tensors] == [t.shape for t in self._inputs]
+        if not self._done:
+            return self._loss_of(*tensors)
+        for mine, tensor in zip(self._inputs, tensors, strict=True):
+            mine.copy_(tensor)
+        self._set_rate(rate)
+        self._graph.replay()
+        return self._outputs.clone()
+
+    def update(self, losses: torch.Tensor, windows: int, rate: float) -> None:
+        """Step along the gradient of the mean loss over the windows of the whole batch."""
+        if self._done:
+            return
+        self._set_rate(rate)
+        self._optimizer.zero_grad()
+        self._descend(losses, windows)
+        self._eager += 1
+
+    def _descend(self, losses: torch.Tensor, windows: int) -> None:
+        # Gradients are averaged over the workers, whose slices may differ in size at the end of a stream.
+        (losses.sum() * (self._num_ranks / windows)).backward()
+        self._optimizer.step()
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            if torch.is_tensor(group["lr"]):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def _on_device(self, draw: Draw) -> list[torch.Tensor]:
+        arrays = (draw.states, draw.times, draw.parameters)
+        tensors = [torch.from_numpy(array) for array in arrays]
+        if self._copies is None:
+            return [tensor.to(self._device, dtype=torch.float32) for tensor in tensors]
+        computing = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._copies):
+            copies = [tensor.to(self._device, non_blocking=True) for tensor in tensors]
+        computing.wait_stream(self._copies)
+        for copy in copies:
+            copy.record_stream(computing)  # its memory is used by another stream than the one it was taken on
+        return [copy.float() for copy in copies]
+
+    def _capture(self, tensors: list[torch.Tensor]) -> None:
+        """Record a step on tensors of these shapes, which computes nothing; where that fails, go on eagerly."""
+        self._inputs = [tensor.clone() for tensor in tensors]
+        rates = [group["lr"] for group in self._optimizer.param_groups]
+        for group in self._optimizer.param_groups:
+            group["lr"] = torch.tensor(float(group["lr"]), device=self._device)
+        self._optimizer.zero_grad()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                losses = self._loss_of(*self._inputs)
+                self._descend(losses, len(losses))
+                self._outputs = losses.detach()
+        except RuntimeError as error:
+            logger.info("The training step is not recorded: %s", error)
+            self._record = False
+            for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            return
+        self._graph = graph
