@@ -26,6 +26,7 @@ from .peers import Hello, Job, Peer, Peers, Refusal, read_json, rejoin
 from .ring import Ring, ring_bytes
 from .simulation_run import Assignment, SimulationRun
 from .simulation_table import ChecksumError, SimulationTable
+from .spool import Spooled
 from .stream_statistics import SAVE_SECONDS
 
 logger = logging.getLogger(__name__)
@@ -110,6 +111,12 @@ class Intake:
         with self._lock:
             self._table.recover(steps)
 
+    def recover_spool(self, entries: Iterable[Spooled]) -> None:
+        """Take up what an earlier session left in the spool; to be called once, after `plan` and `recover`."""
+        with self._lock:
+            self._table.recover_spool(entries)
+        self._wake()
+
     def all_planned(self) -> None:
         """Say that `plan` will not be called again."""
         with self._lock:
@@ -188,6 +195,8 @@ class Intake:
         if self._error is None:
             self._ledger.sync()
         self._ledger.close()
+        if self._settings.spool is not None:
+            self._settings.spool.close()
         self._settings.memory.close()
 
     # -- the loop ------------------------------------------------------------------------------------------------
@@ -252,6 +261,7 @@ class Intake:
         for job in list(self._peers.jobs.values()):
             if job.ready and job.simulation is None:
                 self._assign(job)
+        table.replay()
         for run in table.active:
             if table.grant(run):
                 self._tell_job(run, Kind.CREDIT, value=run.granted)
@@ -284,7 +294,9 @@ class Intake:
         if hello.role == "trainer":
             welcome.update(self._geometry())
         else:
-            welcome.update(when_full=settings.when_full, checksums=CHECKSUMS)
+            # A spool is the intake's own affair: its solvers do what they do where there is room.
+            when_full = "skip" if settings.when_full == "skip" else "block"
+            welcome.update(when_full=when_full, checksums=CHECKSUMS)
             self._offer_ring(peer, welcome)
         self._tell(peer, Kind.WELCOME, welcome)
 

@@ -27,6 +27,7 @@ from .run_directory import RunDirectory
 from .session_plan import LEASE_SECONDS, SessionPlan, interleaved
 from .simulation_run import Assignment
 from .slot_memory import SlotMemory, kept_path
+from .spool import Spool, unreplayed
 from .stream_statistics import StreamStatistics
 
 
@@ -101,19 +102,27 @@ def build_intake(directory: RunDirectory, session: int) -> Intake:
     statistics = None
     if settings.statistics:
         statistics = StreamStatistics(directory.path / "statistics.h5", layout, Problem.of(case))
+    spool, left = None, []
+    if settings.when_full == "spool":
+        folder = Path(settings.spool_folder) if settings.spool_folder else directory.path / "spool"
+        path = folder / f"{record.study:016x}.spool"
+        left = unreplayed(directory.ledger, path, layout)
+        spool = Spool(path, layout, settings.spool_bytes)
     intake = Intake(
         IntakeSettings(
             layout=layout, buffer=buffer, memory=memory, views=plan.views, batch_size=settings.batch_size,
             study=record.study, session=session, token=read_token(directory.token_file),
             interface=settings.interface, port=settings.port, run_dir=directory.path, max_running=settings.max_running,
             lease=LEASE_SECONDS, strict=settings.strict, encrypt=settings.encrypt, max_failures=settings.max_failures,
-            when_full=settings.when_full, durability=settings.durability, nan_policy=settings.nan_policy,
+            when_full=settings.when_full, spool=spool, durability=settings.durability, nan_policy=settings.nan_policy,
             statistics=statistics, write_held_out=partial(write_held_out, directory.held_out, case),
         )
     )  # fmt: skip
     intake.plan(interleaved(assignments))
     if memory.reopened:
         intake.recover(kept_steps(directory.ledger, memory.array))
+    if left:
+        intake.recover_spool(left)
     if not to_come:
         intake.all_planned()
     return intake

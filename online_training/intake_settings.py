@@ -9,6 +9,7 @@ from .buffer import Buffer
 from .held_out_writer import WriteHeldOut
 from .layout import StreamLayout
 from .slot_memory import SlotMemory
+from .spool import Spool
 from .stream_statistics import StreamStatistics
 
 
@@ -28,7 +29,9 @@ class IntakeSettings:
     encrypt : tcp connections use CURVE.
     max_failures : attempts of one simulation before it goes into quarantine.
     write_held_out : writes a finished held-out simulation; called in a thread of its own.
-    when_full : what solvers do with a step for which there is no room: "block" waits, "skip" leaves it out.
+    when_full : what becomes of a step for which there is no room: "block" waits, "skip" leaves it out, "spool" puts it
+        on disk until there is.
+    spool : where, for "spool"; the intake closes it.
     durability : what an acknowledgement promises: that the step is in the intake's "memory"; that it outlives the
         intake's process ("node"); that it is on the "disk".
     nan_policy : what NaN or infinity from a solver does: "quarantine" drops the rest of the simulation, "stop" also
@@ -56,13 +59,16 @@ class IntakeSettings:
     write_held_out: WriteHeldOut | None = None
     when_full: str = "block"
     durability: str = "memory"
+    spool: Spool | None = None
     nan_policy: str = "quarantine"
     statistics: StreamStatistics | None = None
     ring_bytes: int = 16 * 2**20
     all_rings_bytes: int = 2**30
 
     def __post_init__(self) -> None:
-        if self.when_full not in ("block", "skip"):
-            raise ValueError(f"when_full is {self.when_full!r}; it must be 'block' or 'skip'.")
+        if self.when_full not in ("block", "skip", "spool"):
+            raise ValueError(f"when_full is {self.when_full!r}; it must be 'block', 'skip' or 'spool'.")
+        if (self.when_full == "spool") != (self.spool is not None):
+            raise ValueError(f"when_full is {self.when_full!r}, and spool {self.spool}: one needs the other.")
         if self.nan_policy not in ("quarantine", "stop", "keep"):
             raise ValueError(f"nan_policy is {self.nan_policy!r}; it must be 'quarantine', 'stop' or 'keep'.")

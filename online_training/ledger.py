@@ -173,7 +173,7 @@ class SimulationHistory:
     """What became of one planned simulation, over all sessions.
 
     log : its attempts by number.
-    accepted : steps that an intake accepted, in whatever attempt.
+    accepted : steps that an intake accepted, in whatever attempt, into the reservoir or the spool.
     used : window starts that a trainer used.
     window : steps of a window; 0 while none was used.
     quarantine : why it will not be run again; None where it is not in quarantine.
@@ -345,6 +345,10 @@ def _fold_step(one: SimulationHistory, record: dict[str, Any], session: int) -> 
     one.accepted.add(record["t"])
 
 
+def _fold_spooled(one: SimulationHistory, record: dict[str, Any], session: int) -> None:
+    one.accepted.add(record["t"])
+
+
 def _fold_ended(one: SimulationHistory, record: dict[str, Any], session: int) -> None:
     _attempt(one, record, session).status = _END_STATUS.get(record["status"], str(record["status"]))
 
@@ -369,6 +373,6 @@ def _fold_used(one: SimulationHistory, record: dict[str, Any], session: int) -> 
 
 
 _FOLDS = {
-    "assigned": _fold_assigned, "step": _fold_step, "ended": _fold_ended, "lost": _fold_lost,
+    "assigned": _fold_assigned, "step": _fold_step, "spooled": _fold_spooled, "ended": _fold_ended, "lost": _fold_lost,
     "quarantined": _fold_quarantined, "used": _fold_used,
 }  # fmt: skip

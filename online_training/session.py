@@ -196,7 +196,7 @@ class Session:
                         stopping, self.early = True, reason
                         logger.info("The training ends early: %s.", reason)
                         self._ask(intake.request_stop)
-                    streaming = status["queued"] + status["running"] + status["writing"] > 0
+                    streaming = status["queued"] + status["running"] + status["writing"] + status["spooled"] > 0
                     if status["done"] > done:
                         done = status["done"]
                         supervisor.note_progress()

@@ -71,8 +71,14 @@ class StudySettings(BaseModel):
     watermark: float = Field(
         0.1, gt=0, le=1, description="Training starts when this fraction of the reservoir, or of all steps, is there."
     )
-    when_full: Literal["block", "skip"] = Field(
-        "block", description="What solvers do with a snapshot that the buffer has no room for: wait, or leave it out."
+    when_full: Literal["block", "skip", "spool"] = Field(
+        "block",
+        description="What becomes of a snapshot that the buffer has no room for: its solver waits (block), leaves it "
+        "out (skip), or goes on while it lies on the intake's disk until there is room (spool).",
+    )
+    spool: str = Field("4GB", description="Size of the spool on disk; where it is full too, solvers wait.")
+    spool_folder: str = Field(
+        "", description="Folder of the spool, best on a disk of the intake's node; empty: spool/ in the run directory."
     )
     durability: Literal["memory", "node", "disk"] = Field(
         "memory",
@@ -142,7 +148,7 @@ class StudySettings(BaseModel):
     def _check_sampler(cls, value: str) -> str:
         return check_sampler(value)
 
-    @field_validator("buffer", mode="before")
+    @field_validator("buffer", "spool", mode="before")
     @classmethod
     def _check_buffer(cls, value: str | int) -> str:
         parse_bytes(value)
@@ -226,3 +232,8 @@ class StudySettings(BaseModel):
     def buffer_bytes(self) -> int:
         """Size of the reservoir in bytes."""
         return parse_bytes(self.buffer)
+
+    @property
+    def spool_bytes(self) -> int:
+        """Size of the spool in bytes."""
+        return parse_bytes(self.spool)

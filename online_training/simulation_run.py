@@ -12,6 +12,8 @@ from .client import Word
 from .layout import StreamLayout
 
 QUEUED, RUNNING, WRITING, DONE, STOPPED, QUARANTINED = "queued", "running", "writing", "done", "stopped", "quarantined"
+SPOOLED = "spooled"
+"""It has ended, and some of its steps wait on disk for room."""
 TERMINAL = (DONE, STOPPED, QUARANTINED)
 
 
@@ -42,6 +44,7 @@ class SimulationRun:
     received : steps 0..received-1 of this attempt are complete.
     tiling : the sub-blocks of the step accepted last.
     skipped : steps that are not sent, because there was no room for them when the step before was complete.
+    places : where in the spool granted steps go that have no slot.
     kept : steps 0..kept-1 were complete in this or an earlier attempt of this session.
     recovered : further steps that are there, from an earlier session.
     dropping : nothing is stored any more (quarantine or stop); every step is acknowledged with `word`.
@@ -60,6 +63,8 @@ class SimulationRun:
         self.dropping = False
         self.word = Word.CONTINUE
         self.slots: dict[int, int] = {}
+        self.places: dict[int, int] = {}
+        self.recovered: set[int] = set()
         self.assemblies: dict[int, StepAssembly] = {}
         self.tiling: frozenset[Box] = frozenset()
         self.ends: dict[int, int] = {}
@@ -101,20 +106,14 @@ class SimulationRun:
         if self.assignment.held_out and self.states is None:
             self.states = np.empty((self._layout.num_steps, *self._layout.step_shape), self._layout.dtype)
 
-    def abandon(self) -> list[int]:
-        """End the attempt without a result; return the slots that will not be filled."""
-        slots = list(self.slots.values())
-        self.slots.clear()
+    def abandon(self) -> None:
+        """End the attempt without a result."""
         self.assemblies.clear()
         self.status, self.job = QUEUED, None
         self.attempt += 1
-        return slots
 
-    def drop_rest(self, word: Word) -> list[int]:
-        """Store nothing any more and answer every step with a word; return the slots that will not be filled."""
+    def drop_rest(self, word: Word) -> None:
+        """Store nothing any more and answer every step with a word."""
         self.dropping, self.word = True, word
-        slots = list(self.slots.values())
-        self.slots.clear()
         for assembly in self.assemblies.values():
             assembly.target = None
-        return slots

@@ -21,16 +21,21 @@ from .kept_steps import KeptStep
 from .layout import StreamLayout
 from .ledger import RecordWriter
 from .running_statistics import RunningStatistics
-from .simulation_run import DONE, QUARANTINED, QUEUED, RUNNING, TERMINAL, WRITING, Assignment, SimulationRun
+from .simulation_run import DONE, QUARANTINED, QUEUED, RUNNING, SPOOLED, TERMINAL, WRITING, Assignment, SimulationRun
 from .simulation_run import STOPPED as RUN_STOPPED
+from .spool import Spooled
 
 PIPELINE_DEPTH = 4
 _WAITING_WRITES = 2
 _DRIFT_EVERY = 16
 _COUNTS = (
-    "steps_accepted", "steps_recovered", "steps_dropped", "steps_skipped", "bytes_received", "duplicates", "lost",
-    "short",
+    "steps_accepted", "steps_recovered", "steps_dropped", "steps_skipped", "steps_spooled", "bytes_received",
+    "duplicates", "lost", "short",
 )  # fmt: skip
+
+
+class ChecksumError(WireError):
+    """A block was damaged on its way."""
 
 
 class SimulationTable:
@@ -118,7 +123,8 @@ class SimulationTable:
     def training_exhausted(self) -> bool:
         """Whether no window will come any more; held-out simulations may still run."""
         waiting = (run for run in (*self._queue, *self._active.values()) if not run.assignment.held_out)
-        return self.stopping or (self.all_planned and not any(waiting))
+        spooled = self._limits.spool is not None and self._limits.spool.waiting
+        return self.stopping or (self.all_planned and not spooled and not any(waiting))
 
     @property
     def finished(self) -> bool:
@@ -159,10 +165,9 @@ class SimulationTable:
             return None
         run.begin(job)
         needed = 0 if run.assignment.held_out else max(1, self._layout.window - run.kept)
-        while run.granted < self._layout.num_steps and len(run.slots) < needed:
+        while run.granted < self._layout.num_steps and len(run.slots) + len(run.places) < needed:
             if not self._extend(run):
-                self._cancel(run.slots.values())
-                run.slots.clear()
+                self._free_room(run)
                 run.granted, run.status, run.job = 0, QUEUED, None
                 return None
         self._queue.popleft()
@@ -218,16 +223,28 @@ class SimulationTable:
 
     def _extend(self, run: SimulationRun) -> bool:
         if run.stores(run.granted) and not run.assignment.held_out:
-            slot = None if self.throttled else self._buffer.reserve(run.number)
-            if slot is None:
-                return False
-            run.slots[run.granted] = slot
+            # What waits in the spool goes first: the reservoir sees the steps in order of arrival, only later.
+            spool = self._limits.spool
+            queued = spool is not None and spool.waiting
+            slot = None if queued or self.throttled else self._buffer.reserve(run.number)
+            if slot is not None:
+                run.slots[run.granted] = slot
+            else:
+                place = None if spool is None else spool.reserve()
+                if place is None:
+                    return False
+                run.places[run.granted] = place
         run.granted += 1
         return True
 
-    def _cancel(self, slots: Iterable[int]) -> None:
-        for slot in slots:
+    def _free_room(self, run: SimulationRun) -> None:
+        """Give back the slots and places of steps that will not come."""
+        for slot in run.slots.values():
             self._buffer.cancel(slot)
+        for place in run.places.values():
+            self._limits.spool.cancel(place)
+        run.slots.clear()
+        run.places.clear()
 
     # -- blocks --------------------------------------------------------------------------------------------------
 
@@ -311,7 +328,11 @@ class SimulationTable:
     def _target(self, run: SimulationRun, step: int) -> np.ndarray | None:
         if not run.stores(step):
             return None
-        return run.states[step] if run.assignment.held_out else self._slots[run.slots[step]]
+        if run.assignment.held_out:
+            return run.states[step]
+        if step in run.places:
+            return np.empty(self._layout.step_shape, self._layout.dtype)
+        return self._slots[run.slots[step]]
 
     def _progress(self, run: SimulationRun, header: Header, assembly: StepAssembly) -> list[tuple[int, Word]]:
         if assembly.missing <= 0 and assembly.boxes != run.tiling:
@@ -349,17 +370,34 @@ class SimulationTable:
         if assembly.target is None:
             self.counts["steps_skipped" if step in run.skipped else "steps_dropped"] += 1
             return
-        self.counts["steps_accepted"] += 1
-        record = {"e": "step", "s": run.number, "a": run.attempt, "t": step, "h": assembly.checksum()}
+        checksum = assembly.checksum()
+        if step in run.places:
+            place = run.places.pop(step)
+            entry = Spooled(
+                simulation=run.number, attempt=run.attempt, step=step, time=assembly.time, place=place,
+                checksum=checksum,
+            )  # fmt: skip
+            self._limits.spool.write(entry, assembly.target)
+            self._ledger.append(entry.record)
+            self.counts["steps_spooled"] += 1
+            return
         if run.assignment.held_out:
-            self._ledger.append(record)
+            self.counts["steps_accepted"] += 1
+            self._ledger.append({"e": "step", "s": run.number, "a": run.attempt, "t": step, "h": checksum})
             run.times.append(assembly.time)
             return
-        slot = run.slots.pop(step)
+        self._store(run, run.attempt, step, run.slots.pop(step), assembly.time, checksum)
+
+    def _store(
+        self, run: SimulationRun, attempt: int, step: int, slot: int, time: float, checksum: int
+    ) -> None:  # fmt: skip
+        """A step of a training simulation is complete in its slot, for the first time in this session."""
+        self.counts["steps_accepted"] += 1
+        record = {"e": "step", "s": run.number, "a": attempt, "t": step, "h": checksum}
         if self._limits.durability != "memory":
-            record.update(l=slot, x=assembly.time)
+            record.update(l=slot, x=time)
         self._ledger.append(record)
-        self._take_in(run, run.attempt, step, slot, assembly.time)
+        self._take_in(run, attempt, step, slot, time)
 
     def _take_in(self, run: SimulationRun, attempt: int, step: int, slot: int, time: float) -> None:
         """A step of a training simulation is complete in its slot."""
@@ -368,8 +406,42 @@ class SimulationTable:
         self.slot_times[slot] = time
         if not self._in_order:
             self._count(slot)
+        before = self._buffer.population
         self._buffer.put(run.number, attempt, step, slot)
-        self.windows_accepted += run.completes_window(step)
+        # What an earlier session left does not come in order: a window may be complete with any of its steps.
+        self.windows_accepted += (
+            run.completes_window(step) if self._in_order else self._buffer.population - before
+        )  # fmt: skip
+
+    # -- the spool -----------------------------------------------------------------------------------------------
+
+    def recover_spool(self, entries: Iterable[Spooled]) -> None:
+        """Take up steps that an earlier session left in the spool; simulations that lack nothing else are not run."""
+        runs = self.runs
+        wanted = [one for one in entries if one.simulation in runs and runs[one.simulation].stores(one.step)]
+        self._limits.spool.adopt(wanted)
+        for one in wanted:
+            runs[one.simulation].recovered.add(one.step)
+        for run in [run for run in self._queue if self._limits.spool.holds(run.number) and run.needs_nothing]:
+            self._queue.remove(run)
+            run.status = SPOOLED
+
+    def replay(self) -> None:
+        """Move steps from the spool into the reservoir as far as there is room."""
+        spool = self._limits.spool
+        while spool is not None and (entry := spool.first()) is not None and not self.throttled:
+            run = self.runs[entry.simulation]
+            slot = self._buffer.reserve(run.number)
+            if slot is None:
+                return
+            if spool.take(self._slots[slot]):
+                self._store(run, entry.attempt, entry.step, slot, entry.time, entry.checksum)
+            else:
+                self._buffer.cancel(slot)
+                self.quarantine(run, entry.step, f"step {entry.step} was damaged in {spool.path}")
+            if run.status == SPOOLED and not spool.holds(run.number):
+                run.status = DONE
+                self._buffer.end(run.number)
 
     def _count(self, slot: int) -> None:
         """Take a step of the stream into the normaliser's statistics; once they are frozen, some into the drift."""
@@ -407,13 +479,14 @@ class SimulationTable:
         return True
 
     def _complete(self, run: SimulationRun) -> None:
-        self._cancel(run.slots.values())
-        run.slots.clear()
+        self._free_room(run)
         run.assemblies.clear()
         self.counts["short"] += run.received < self._layout.num_steps
         if run.received < self._layout.window and not run.assignment.held_out:
             self._note_too_short(run)
-        if not run.assignment.held_out:
+        if self._limits.spool is not None and self._limits.spool.holds(run.number):
+            run.status = SPOOLED
+        elif not run.assignment.held_out:
             run.status = DONE
             self._buffer.end(run.number)
         elif run.times:
@@ -445,7 +518,10 @@ class SimulationTable:
         """Keep the rest of a simulation out of the study; a job that runs it is told to stop."""
         if run.status == QUARANTINED:
             return
-        self._cancel(run.drop_rest(Word.STOP))
+        run.drop_rest(Word.STOP)
+        self._free_room(run)
+        if self._limits.spool is not None:
+            self._limits.spool.drop(run.number)
         run.status, run.reason, run.states = QUARANTINED, reason, None
         self._ledger.append({"e": "quarantined", "s": run.number, "a": run.attempt, "t": step, "reason": reason})
         if not run.assignment.held_out:
@@ -465,7 +541,8 @@ class SimulationTable:
         if run.failures >= max(1, self._limits.max_failures):
             self.quarantine(run, run.received, f"{run.failures} attempts failed; the last one: {reason}")
             return False
-        self._cancel(run.abandon())
+        run.abandon()
+        self._free_room(run)
         self._queue.appendleft(run)
         return True
 
@@ -474,7 +551,8 @@ class SimulationTable:
         self.stopping = True
         for run in self._active.values():
             if run.status == RUNNING and run.received < self._layout.num_steps:
-                self._cancel(run.drop_rest(Word.STOP))
+                run.drop_rest(Word.STOP)
+                self._free_room(run)
                 run.status = RUN_STOPPED
                 if not run.assignment.held_out:
                     self._buffer.end(run.number)
@@ -504,7 +582,7 @@ class SimulationTable:
     def status(self) -> dict[str, Any]:
         """Return the table's part of the intake's status."""
         tally = Counter(run.status for run in self.runs.values())
-        names = (QUEUED, RUNNING, WRITING, DONE, RUN_STOPPED)
+        names = (QUEUED, RUNNING, WRITING, SPOOLED, DONE, RUN_STOPPED)
         quarantined = [
             {"simulation": run.number, "parameters": dict(run.assignment.parameters), "reason": run.reason}
             for run in self.runs.values()
@@ -516,6 +594,7 @@ class SimulationTable:
             "quarantined": quarantined,
             **self.counts,
             "windows_accepted": self.windows_accepted,
+            "waiting_in_spool": 0 if self._limits.spool is None else self._limits.spool.waiting,
             "running_limit": self.running_limit,
             "blocked_seconds": self.blocked_seconds,
             "solver_seconds": self.solver_seconds,

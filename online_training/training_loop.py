@@ -181,7 +181,7 @@ class _Records:
             self._losses.close()
 
 
-class _WindowLoss(torch.nn.Module):
+class WindowLoss(torch.nn.Module):
     """The loss as a forward pass, which is what DistributedDataParallel watches."""
 
     def __init__(self, surrogate: Surrogate) -> None:
@@ -219,7 +219,7 @@ class _Training:
         self._callbacks = Callbacks(self._run_dir, settings.callbacks if settings.rank == 0 else "")
         self._restore()
         self._step = TrainingStep(
-            self._data_parallel(_WindowLoss(self._surrogate)), self._optimizer, self._device,
+            self._data_parallel(WindowLoss(self._surrogate)), self._optimizer, self._device,
             num_ranks=settings.num_ranks, record=self._surrogate.recordable,
         )  # fmt: skip
         # Since the last report: per batch its number, simulations and losses (batch,), still on the device.
@@ -381,7 +381,7 @@ class _Training:
         self._feed.begin_at(self._batch)
         logger.info("Training goes on from batch %d (%d windows used).", self._batch, self._windows)
 
-    def _data_parallel(self, loss: _WindowLoss) -> torch.nn.Module:
+    def _data_parallel(self, loss: WindowLoss) -> torch.nn.Module:
         if self._settings.num_ranks == 1:
             return loss
         devices = None if self._device.type == "cpu" else [self._device]

@@ -589,7 +589,7 @@ def test_a_step_that_was_not_to_be_left_out_is_named(study) -> None:
 
 
 def test_what_to_do_when_full_is_checked(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="when_full is 'wait'; it must be 'block' or 'skip'"):
+    with pytest.raises(ValueError, match="when_full is 'wait'; it must be 'block', 'skip' or 'spool'"):
         with running_intake(tmp_path, make_layout(), when_full="wait"):
             pass
 
