@@ -17,11 +17,12 @@ import itertools
 import os
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from lines import Report
-from live import LiveSettings, held_out, train_online
+from live import SPAWN, LiveSettings, held_out, train_online
 
 from headrace.online_training.validator import evaluate
 from headrace.surrogates import MLP
@@ -54,7 +55,10 @@ def ordering(report: Report, folder: Path, args: argparse.Namespace) -> None:
         for buffer in NAMES:
             name = f"buffers/ordering/{label}/{buffer}"
             if not report.has(name):
-                runs = [one(folder, buffer, shape, seed, args) for seed in range(seeds)]
+                # A training has four processes; several run side by side where there are cores for them.
+                with ProcessPoolExecutor(max(1, CORES // 4), mp_context=SPAWN) as pool:
+                    begun = [pool.submit(one, folder, buffer, shape, seed, args) for seed in range(seeds)]
+                    runs = [training.result() for training in begun]
                 setup = f"heat2d, {args.simulations} simulations, MLP 256-256 relu, batch 10, Adam 1e-3 constant"
                 report.add(
                     name, float(np.median([run["errors"]["nrmse"] for run in runs])), "nRMSE", seeds=seeds, setup=setup,

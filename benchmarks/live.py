@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from headrace.online_training.settings import StudySettings
 from headrace.online_training.simulation_run import Assignment
 from headrace.online_training.slot_memory import SlotMemory
 from headrace.online_training.stream_sink import StreamSink
-from headrace.online_training.training_loop import TrainerSettings, train
+from headrace.online_training.training_loop import TrainerSettings, WindowLoss, train
 from headrace.online_training.validator import HeldOut
 from headrace.solvers import MemorySink, Parameters
 from headrace.solvers.simulate import simulate
@@ -77,6 +78,7 @@ class LiveSettings:
     sampler: str = "sobol"
     seed: int = 0
     threads: int = 1
+    device: str = "cpu"
     held_back: tuple[float, float] = (0.0, 0.0)
     fixed: tuple[tuple[str, float], ...] = ()
     most_windows: int | None = None
@@ -204,7 +206,9 @@ def train_online(settings: LiveSettings, surrogate: Surrogate) -> dict[str, Any]
     try:
         with solvers(settings, intake.addresses):
             watcher.start()
-            feed = Feed(intake.addresses, TOKEN, STUDY, batch_size=settings.batch_size)
+            feed = Feed(
+                intake.addresses, TOKEN, STUDY, batch_size=settings.batch_size, pinned=settings.device == "cuda"
+            )
             if settings.most_windows is not None:
                 _limit(feed, settings.most_windows)
             found = train(trainer_settings(settings), feed)
@@ -239,7 +243,7 @@ def trainer_settings(settings: LiveSettings) -> TrainerSettings:
     return TrainerSettings(
         run_dir=str(settings.folder), address="", token_file="", study=1, session=1, batch_size=settings.batch_size,
         learning_rate=settings.learning_rate, total_windows=settings.total_windows, checkpoint_every=1e9,
-        seed=settings.seed, threads=settings.threads, schedule=settings.schedule,
+        seed=settings.seed, threads=settings.threads, schedule=settings.schedule, device=settings.device,
         report_losses=settings.sampler == ADAPTIVE,
     )  # fmt: skip
 
@@ -285,30 +289,38 @@ def held_out(
     return found
 
 
-def windows_per_second(case: tuple[str, Any], make: Callable[[], Surrogate], batch_size: int, threads: int) -> float:
+def windows_per_second(
+    case: tuple[str, Any], make: Callable[[], Surrogate], batch_size: int, threads: int, device: str = "cpu"
+) -> float:  # fmt: skip
     """Return how fast the optimiser alone is, on random windows: for the length of a schedule."""
     loaded = find_case(*case).load()
     problem, model = Problem.of(loaded), make()
     torch.set_num_threads(threads)
     model.setup(problem, seed=0)
     model.set_statistics([0.0] * len(problem.fields), [1.0] * len(problem.fields))
-    from headrace.surrogates import WindowBatch
+    model.to(device)
+    from headrace.online_training.training_step import TrainingStep
 
-    batch = WindowBatch(
-        states=torch.randn(batch_size, model.window, len(problem.fields), *problem.shape),
-        times=torch.arange(model.window).expand(batch_size, -1) * float(problem.interval),
-        parameters=torch.tensor([[b for b, _ in problem.parameters.values()]] * batch_size).reshape(batch_size, -1),
+    draw = SimpleNamespace(
+        states=np.random.default_rng(0).standard_normal(
+            (batch_size, model.window, len(problem.fields), *problem.shape), np.float32),
+        times=np.tile(np.arange(model.window, dtype=np.float32) * float(problem.interval), (batch_size, 1)),
+        parameters=np.tile(np.array([b for b, _ in problem.parameters.values()], np.float32), (batch_size, 1)),
     )  # fmt: skip
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True, capturable=device == "cuda")
+    one = TrainingStep(
+        WindowLoss(model), optimizer, torch.device(device), num_ranks=1, record=model.recordable
+    )  # fmt: skip
 
     def step() -> None:
-        optimizer.zero_grad()
-        model(batch).mean().backward()
-        optimizer.step()
+        one.update(one.losses(draw, 1e-3), batch_size, 1e-3)
 
-    step()
+    for _ in range(8):
+        step()
     began, count = time.monotonic(), 0
     while time.monotonic() - began < 1.5 or count < 3:
         step()
         count += 1
+        if device == "cuda" and count % 16 == 0:
+            torch.cuda.synchronize()
     return count * batch_size / (time.monotonic() - began)
