@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .client import Word
 from .ledger import read_records
 from .run_directory import RunDirectory, StudyError
 
@@ -46,6 +47,7 @@ class _Sides:
     accepted: dict[Step, list[tuple[int, int, int]]] = field(default_factory=lambda: defaultdict(list))
     kept: dict[Step, set[tuple[int, int]]] = field(default_factory=lambda: defaultdict(set))  # -> (session, checksum)
     quarantined: set[int] = field(default_factory=set)
+    cut_short: set[int] = field(default_factory=set)
     lost_attempts: set[tuple[int, int]] = field(default_factory=set)
     # (s, start) -> (session, trainer generation, checksum of each step), one entry for every "first" use
     first_uses: dict[Step, list[tuple[int, int, list[int]]]] = field(default_factory=lambda: defaultdict(list))
@@ -70,7 +72,9 @@ def audit(run_dir: str | Path) -> AuditReport:
     planned = len(sides.planned) * num_steps
     accepted = {step for step in sides.accepted if step[0] not in sides.quarantined}
     quarantined = len(sides.quarantined) * num_steps
-    missing = planned - len(accepted) - quarantined
+    shorter = sides.cut_short - sides.quarantined
+    left_out = len(shorter) * num_steps - sum(step[0] in shorter for step in accepted)
+    missing = planned - len(accepted) - quarantined - left_out
     if missing and sides.finished:
         problems.append(f"{missing} planned steps are neither accepted nor in quarantine, though the study finished.")
     again = sum(len(times) - 1 for times in sides.accepted.values())
@@ -79,6 +83,7 @@ def audit(run_dir: str | Path) -> AuditReport:
         "steps planned": planned,
         "steps accepted": len(accepted),
         "steps of simulations in quarantine": quarantined,
+        "steps of simulations that the trainer stopped": left_out,
         "steps not yet there": missing,
         "steps lost before use and run again": again,
         "steps kept for a later session": len(sides.kept),
@@ -125,6 +130,8 @@ def _read_intake(sides: _Sides, record: dict, epoch: tuple[int, ...]) -> None:
         sides.kept[record["s"], record["t"]].add((epoch[0], record["h"]))
     elif event == "quarantined":
         sides.quarantined.add(record["s"])
+    elif event == "steered" and record["word"] == Word.STOP:
+        sides.cut_short.add(record["s"])
     elif event == "lost":
         sides.lost_attempts.add((record["s"], record["a"]))
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .client import Word
 from .run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ class TrainingEvent:
 
     metrics : the record that was just written to metrics.jsonl.
     surrogate : the model as it is; to look at, not to change. Put it back into training mode after predictions.
+    losses : mean loss of each simulation's windows since the last report, of those that worker 0 saw; for "report".
+    steer : how `stop`, `slow` and `go_on` reach the intake.
     """
 
     kind: EventKind
@@ -33,6 +36,23 @@ class TrainingEvent:
     metrics: Mapping[str, Any]
     surrogate: Surrogate
     run_dir: Path
+    losses: Mapping[int, float] = field(default_factory=dict)
+    steer: Callable[[int, Word, str], None] = lambda simulation, word, reason: None
+
+    def stop(self, simulation: int, reason: str = "") -> None:
+        """End one running simulation early: all of its ranks are told so with the acknowledgement of their next step.
+
+        What it has sent stays in the study; one that does not run is left alone.
+        """
+        self.steer(simulation, Word.STOP, reason)
+
+    def slow(self, simulation: int, reason: str = "") -> None:
+        """Say SLOW to one running simulation with every step from now on; what follows is up to its solver."""
+        self.steer(simulation, Word.SLOW, reason)
+
+    def go_on(self, simulation: int, reason: str = "") -> None:
+        """Take `slow` back."""
+        self.steer(simulation, Word.CONTINUE, reason)
 
 
 Callback = Callable[[TrainingEvent], str | None]

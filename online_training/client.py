@@ -95,6 +95,7 @@ class Kind(IntEnum):
     RELEASE = 22
     STATISTICS = 23
     STATISTICS_ARE = 24
+    STEER = 25
 
 
 class Word(IntEnum):

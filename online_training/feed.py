@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .client import Header, Kind, Link, checksum_of
+from .client import Header, Kind, Link, Word, checksum_of
 from .draws import batch_dtype
 from .layout import StreamLayout
 from .slot_memory import SlotMemory
@@ -132,6 +132,10 @@ class Feed:
         """Say that a draw was used, so that its windows may be replaced."""
         self._link.send(Kind.RELEASE, np.ascontiguousarray(draw.table["ticket"]).tobytes())
         self._take_what_is_here()
+
+    def steer(self, simulation: int, word: Word, reason: str) -> None:
+        """Let the intake say a word to a running simulation, with the acknowledgement of its next step."""
+        self._link.send(Kind.STEER, {"reason": reason[:2000]}, simulation=simulation, value=int(word))
 
     def close(self) -> None:
         """Leave the intake and unmap the reservoir; a second call does nothing."""

@@ -37,7 +37,7 @@ _FLUSH_SECONDS = 0.2
 _KINDS = frozenset(Kind)
 _ROLES = {
     **dict.fromkeys((Kind.DECLARE, Kind.CELLS, Kind.REQUEST, Kind.BLOCK, Kind.SKIP, Kind.END), "solver"),
-    **dict.fromkeys((Kind.DRAW, Kind.RELEASE, Kind.STATISTICS), "trainer"),
+    **dict.fromkeys((Kind.DRAW, Kind.RELEASE, Kind.STATISTICS, Kind.STEER), "trainer"),
 }
 
 
@@ -76,7 +76,7 @@ class Intake:
             Kind.DECLARE: self._on_declare, Kind.REQUEST: self._on_request, Kind.BLOCK: self._on_block,
             Kind.END: self._on_end, Kind.LEASE: self._on_lease, Kind.BYE: self._on_bye, Kind.DRAW: self._on_draw,
             Kind.SKIP: self._on_skip, Kind.RELEASE: self._on_release, Kind.STATISTICS: self._on_statistics,
-            Kind.CELLS: self._on_cells,
+            Kind.CELLS: self._on_cells, Kind.STEER: self._on_steer,
         }  # fmt: skip
 
     # -- public --------------------------------------------------------------------------------------------------
@@ -498,7 +498,7 @@ class Intake:
         for step, word in done:
             last = step == run.received - 1
             # Said once, with the acknowledgement, and so to all ranks alike: whoever goes on at this pace will wait.
-            if last and word == Word.CONTINUE and self._table.short_of_room(run):
+            if last and word == Word.CONTINUE and (run.slow or self._table.short_of_room(run)):
                 word = Word.SLOW
             self._tell_job(run, Kind.ACK, step=step, value=run.granted << 8 | word, flags=flags if last else 0)
 
@@ -549,6 +549,12 @@ class Intake:
 
     def _on_statistics(self, peer: Peer, header: Header, payload: Any) -> None:
         self._asking_statistics.add(peer.session)
+
+    def _on_steer(self, peer: Peer, header: Header, payload: Any) -> None:
+        reason = read_json(bytes(payload)).get("reason")
+        if type(reason) is not str or header.value not in iter(Word) or peer.hello.generation != self._draws.generation:
+            raise WireError("steer")
+        self._table.steer(header.simulation, Word(header.value), reason)
 
     def _answer_statistics(self) -> None:
         if not self._table.frozen:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 _FLUSH_BYTES = 1 << 16
+_STOP = 1  # of the wire's words
 _END_STATUS = {0: "completed", 1: "failed", 2: "stopped"}  # of the wire's END
 
 
@@ -177,6 +178,7 @@ class SimulationHistory:
     used : window starts that a trainer used.
     window : steps of a window; 0 while none was used.
     quarantine : why it will not be run again; None where it is not in quarantine.
+    cut_short : whether the trainer had it stopped before its end.
     """
 
     number: int
@@ -188,6 +190,7 @@ class SimulationHistory:
     used: set[int] = field(default_factory=set)
     window: int = 0
     quarantine: str | None = None
+    cut_short: bool = False
 
     @property
     def attempts(self) -> int:
@@ -210,8 +213,8 @@ class SimulationHistory:
 
     @property
     def exhausted(self) -> bool:
-        """Whether it ran to its end and every window of it was used: nothing of it is needed any more."""
-        if self.status != "completed" or not self.window:
+        """Whether nothing of it is needed any more: it ran to its end, or was cut short, and all windows were used."""
+        if not (self.status == "completed" or self.cut_short) or not self.window:
             return False
         starts = range(max(self.accepted, default=-1) + 2 - self.window)
         missing = (start for start in starts if start not in self.used)
@@ -367,6 +370,10 @@ def _fold_quarantined(one: SimulationHistory, record: dict[str, Any], session: i
         attempt.status = "failed"
 
 
+def _fold_steered(one: SimulationHistory, record: dict[str, Any], session: int) -> None:
+    one.cut_short |= record["word"] == _STOP
+
+
 def _fold_used(one: SimulationHistory, record: dict[str, Any], session: int) -> None:
     one.used.add(record["t"])
     one.window = record["k"]
@@ -374,5 +381,5 @@ def _fold_used(one: SimulationHistory, record: dict[str, Any], session: int) -> 
 
 _FOLDS = {
     "assigned": _fold_assigned, "step": _fold_step, "spooled": _fold_spooled, "ended": _fold_ended, "lost": _fold_lost,
-    "quarantined": _fold_quarantined, "used": _fold_used,
+    "quarantined": _fold_quarantined, "steered": _fold_steered, "used": _fold_used,
 }  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .client import Word
 from .feed import Draw
 from .offline_data import OfflineData
 
@@ -104,6 +105,9 @@ class OfflineFeed:
 
     def release(self, draw: Draw) -> None:
         """Do nothing: nobody waits for room."""
+
+    def steer(self, simulation: int, word: Word, reason: str) -> None:
+        """Do nothing: the simulations of a data set have ended."""
 
     def close(self) -> None:
         """End the processes."""

@@ -48,6 +48,7 @@ class SimulationRun:
     kept : steps 0..kept-1 were complete in this or an earlier attempt of this session.
     recovered : further steps that are there, from an earlier session.
     dropping : nothing is stored any more (quarantine or stop); every step is acknowledged with `word`.
+    slow : the trainer wants it to be told so with every step.
     """
 
     def __init__(self, assignment: Assignment, layout: StreamLayout) -> None:
@@ -60,7 +61,7 @@ class SimulationRun:
         self.granted = self.received = self.kept = 0
         self.skipped: set[int] = set()
         self.recovered: set[int] = set()
-        self.dropping = False
+        self.dropping = self.slow = False
         self.word = Word.CONTINUE
         self.slots: dict[int, int] = {}
         self.places: dict[int, int] = {}

@@ -546,6 +546,19 @@ class SimulationTable:
         self._queue.appendleft(run)
         return True
 
+    def steer(self, number: int, word: Word, reason: str) -> None:
+        """Say a word to a running training simulation from its next step on; any other is left alone."""
+        run = self._active.get(number)
+        if run is None or run.status != RUNNING or run.dropping or run.assignment.held_out:
+            return
+        self._ledger.append(
+            {"e": "steered", "s": number, "a": run.attempt, "t": run.received, "word": int(word), "reason": reason}
+        )
+        run.slow = word == Word.SLOW
+        if word == Word.STOP:
+            run.drop_rest(Word.STOP)
+            self._free_room(run)
+
     def request_stop(self) -> None:
         """End early: no simulation is given out, running ones stop at their next step."""
         self.stopping = True

@@ -7,6 +7,8 @@ import math
 import time
 import warnings
 import zlib
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -304,16 +306,24 @@ class _Training:
             "starved": min(1.0, float(table[:, 2].mean()) / elapsed), **self._callbacks.verdict,
         }  # fmt: skip
         self._records.metrics(self._record)
-        self._tell("report")
+        self._tell("report", losses)
         self._history.clear()
         self._reported, self._reported_windows, self._reported_starved = now, self._windows, starved
 
-    def _tell(self, kind: EventKind) -> None:
-        """Tell the callbacks; what they want to end is ended by the driver, which reads it in the metrics."""
+    def _tell(self, kind: EventKind, losses: Sequence[np.ndarray] = ()) -> None:
+        """Tell the callbacks; what they want to end is ended by the driver, which reads it in the metrics.
+
+        losses : of the batches in the history, (batch,) each.
+        """
         if self._settings.callbacks:
+            of: dict[int, list[float]] = defaultdict(list)
+            for (_, simulations, _), values in zip(self._history[: len(losses)], losses, strict=True):
+                for simulation, value in zip(simulations.tolist(), values.tolist(), strict=True):
+                    of[simulation].append(value)
             event = TrainingEvent(
                 kind=kind, batch=self._batch, windows=self._windows, metrics=self._record,
-                surrogate=self._surrogate, run_dir=self._run_dir,
+                surrogate=self._surrogate, run_dir=self._run_dir, steer=self._feed.steer,
+                losses={simulation: sum(values) / len(values) for simulation, values in of.items()},
             )  # fmt: skip
             self._callbacks.tell(event)
 

@@ -40,7 +40,7 @@ class FakeFeed:
         self.stop = num_batches if stop is None else stop
         self.rank, self.num_ranks, self.poison = rank, num_ranks, poison
         self.starved_seconds = 0.0
-        self.released, self.closed = [], False
+        self.released, self.closed, self.steered = [], False, []
 
     def statistics(self):
         return {"count": 1000, "mean": [0.0], "std": [0.5]}
@@ -74,6 +74,9 @@ class FakeFeed:
 
     def release(self, draw):
         self.released += draw.table["ticket"].tolist()
+
+    def steer(self, simulation, word, reason):
+        self.steered.append((simulation, word, reason))
 
     def close(self):
         self.closed = True
