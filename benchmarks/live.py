@@ -110,8 +110,10 @@ def solve_for_ever(case: tuple[str, Any], environment: dict[str, str], held_back
 
 
 @contextlib.contextmanager
-def solvers(settings: LiveSettings, addresses: str) -> Iterator[None]:
-    """Keep solver processes running for the length of a block."""
+def solvers(
+    settings: LiveSettings, addresses: str, run: Callable[..., None] | None = None
+) -> Iterator[None]:  # fmt: skip
+    """Keep solver processes running for the length of a block; run(case, environment) instead of the case's solver."""
     jobs = []
     for number in range(settings.solvers):
         environment = {
@@ -119,9 +121,8 @@ def solvers(settings: LiveSettings, addresses: str) -> Iterator[None]:
             "HEADRACE_STUDY": f"{STUDY:016x}", "HEADRACE_JOB": f"1-{number:04d}", "HEADRACE_LEASE": "60",
             "HEADRACE_LOG_DIR": str(settings.folder / "ledger"),
         }  # fmt: skip
-        jobs.append(
-            SPAWN.Process(target=solve_for_ever, args=(settings.case, environment, settings.held_back), daemon=True)
-        )
+        target, more = (run, ()) if run else (solve_for_ever, (settings.held_back,))
+        jobs.append(SPAWN.Process(target=target, args=(settings.case, environment, *more), daemon=True))
         jobs[-1].start()
     try:
         yield
@@ -167,6 +168,11 @@ class IntakeProcess:
         self._pipe.send(window)
         self.addresses = self._pipe.recv()
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     def call(self, name: str, *arguments: Any) -> Any:
         """Call a method of the intake."""
         with self._lock:
@@ -184,7 +190,7 @@ def train_online(settings: LiveSettings, surrogate: Surrogate) -> dict[str, Any]
     case = find_case(*settings.case).load()
     prepare(settings.folder, surrogate, Problem.of(case), settings.seed)
     intake = IntakeProcess(settings, surrogate.window)
-    plan, log = _plan(settings, case, intake)
+    plan, log = plan_of(settings, case, intake)
     curve: list[dict[str, float]] = []
     over = threading.Event()
     began = time.monotonic()
@@ -222,7 +228,9 @@ def train_online(settings: LiveSettings, surrogate: Surrogate) -> dict[str, Any]
         "seconds": ended - first[0], "start_up": first[0], "windows": found["windows"], "loss": found["loss"],
         "unique": status["starts_used"], "accepted": status["windows_accepted"], "curve": curve,
         "blocked": status["blocked_seconds"] / max(status["solver_seconds"], 1e-9),
-        "simulations": status["done"], "model": load_surrogate(settings.folder / "model"),
+        "simulations": status["done"],
+        # Nothing was trained where no batch came in time.
+        "model": load_surrogate(settings.folder / ("model" if found["batch"] else "model-initial")),
     }  # fmt: skip
 
 
@@ -248,7 +256,8 @@ def trainer_settings(settings: LiveSettings) -> TrainerSettings:
     )  # fmt: skip
 
 
-def _plan(settings: LiveSettings, case: Any, intake: IntakeProcess) -> tuple[AdaptivePlan | None, RecordWriter]:
+def plan_of(settings: LiveSettings, case: Any, intake: IntakeProcess) -> tuple[AdaptivePlan | None, RecordWriter]:
+    """Plan the simulations; return the adaptive plan, where there is one, and the study's log."""
     log, plan = RecordWriter(settings.folder / "ledger" / "study-1.log"), None
     if settings.sampler == ADAPTIVE:
         study = StudySettings(
@@ -290,9 +299,10 @@ def held_out(
 
 
 def windows_per_second(
-    case: tuple[str, Any], make: Callable[[], Surrogate], batch_size: int, threads: int, device: str = "cpu"
+    case: tuple[str, Any], make: Callable[[], Surrogate], batch_size: int, threads: int, device: str = "cpu",
+    *, record: bool = True,
 ) -> float:  # fmt: skip
-    """Return how fast the optimiser alone is, on random windows: for the length of a schedule."""
+    """Return how fast the optimiser alone is on random windows, for the length of a schedule."""
     loaded = find_case(*case).load()
     problem, model = Problem.of(loaded), make()
     torch.set_num_threads(threads)
@@ -309,7 +319,7 @@ def windows_per_second(
     )  # fmt: skip
     optimizer = torch.optim.Adam(model.parameters(), fused=True, capturable=device == "cuda")
     one = TrainingStep(
-        WindowLoss(model), optimizer, torch.device(device), num_ranks=1, record=model.recordable
+        WindowLoss(model), optimizer, torch.device(device), num_ranks=1, record=record and model.recordable
     )  # fmt: skip
 
     def step() -> None:

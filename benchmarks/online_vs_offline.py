@@ -381,7 +381,7 @@ def main() -> None:
         draw(Report("online_vs_offline", resume=True), args.pictures)
         return
     if args.quick:
-        args.seconds, args.seeds, args.only = 3.0, 1, args.only or "mlp"
+        args.seconds, args.seeds, args.only = 4.0, 1, args.only or "mlp"
     report = Report("online_vs_offline", quick=args.quick, resume=args.resume)
     results = args.cells or Path(os.environ.get("HEADRACE_CELLS", report.path.with_suffix("")))
     results.mkdir(parents=True, exist_ok=True)
