@@ -45,6 +45,7 @@ MAX_BLOCK = 4 * 2**20
 MAX_FRAME = MAX_BLOCK + 64 * 1024
 MAX_NDIM = 4
 CURVE = "curve+"  # before an address: the connection is encrypted
+IN_PROCESS = "inproc://"  # an intake in this very process, as in tests: blocks pass as references
 PAYLOAD_SIGNED = 1
 IN_RING = 2
 SKIP_NEXT = 4
@@ -458,7 +459,9 @@ class Link:
             clock.sleep(0.05)
 
     def _open(self, address: str, *, watched: bool) -> zmq.Socket:
-        socket = self._context.socket(zmq.DEALER)
+        # Peers of one process find each other in the context that they share.
+        context = zmq.Context.instance() if address.startswith(IN_PROCESS) else self._context
+        socket = context.socket(zmq.DEALER)
         socket.setsockopt(zmq.ROUTING_ID, b"H" + secrets.token_bytes(15))
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)

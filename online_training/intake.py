@@ -322,7 +322,8 @@ class Intake:
         settings = self._settings
         size = ring_bytes(settings.layout.step_bytes // peer.hello.ranks, settings.ring_bytes)
         room = settings.all_rings_bytes - sum(other.ring.size for other in self._peers if other.ring is not None)
-        if peer.hello.host != network.gethostname() or settings.strict or not 0 < size <= room:
+        here = peer.hello.host == network.gethostname() and not self._socket.in_process
+        if not here or settings.strict or not 0 < size <= room:
             return
         try:
             peer.ring = Ring(size)

@@ -21,7 +21,7 @@ class IntakeSettings:
     views : wanted number of uses of each window.
     batch_size : windows of one batch over all workers.
     study, session, token : identity of the study, number of this session of it, the run's 256-bit token.
-    interface, port : where to listen; port 0 takes a free one.
+    interface, port : where to listen; port 0 takes a free one, interface "inproc" serves this very process alone.
     run_dir : its ledger/ takes intake-SESSION.log.
     max_running : simulations at the same time.
     lease : seconds of silence after which the other side ends; peers silent for three are forgotten.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import socket as network
@@ -15,18 +16,20 @@ from typing import Any
 
 import zmq
 
-from .client import CURVE, IN_RING, MAX_FRAME, PAYLOAD_SIGNED, Header, Kind, WireError, curve_keys
+from .client import CURVE, IN_PROCESS, IN_RING, MAX_FRAME, PAYLOAD_SIGNED, Header, Kind, WireError, curve_keys
 
 Content = Mapping[str, Any] | bytes | None
 """The payload of a message: a mapping travels as JSON."""
 
 _MAX_UNIX_PATH = 100
 _QUEUED_MESSAGES = 64
+_numbers = itertools.count()
 
 
 class IntakeSocket:
     """A ROUTER socket for one study. Only the thread that serves may receive and post; any may wake it.
 
+    interface : address of one, or "inproc": for clients of this very process alone.
     encrypt : whether connections use CURVE, with keys that follow from the token; on tcp alone.
 
     Raises
@@ -36,7 +39,8 @@ class IntakeSocket:
 
     def __init__(self, interface: str, port: int, *, study: int, token: bytes, encrypt: bool = False) -> None:
         self._study, self._token = study, token
-        self._context = zmq.Context(io_threads=1)
+        self.in_process = interface == "inproc"
+        self._context = zmq.Context.instance() if self.in_process else zmq.Context(io_threads=1)
         self._router = self._context.socket(zmq.ROUTER)
         # The queue of one peer bounds what it can make us hold; honest peers have a few steps in flight at most.
         for option, value in (
@@ -52,7 +56,9 @@ class IntakeSocket:
         try:
             self.addresses = self._bind(interface, port)
         except zmq.ZMQError as error:
-            self._context.destroy(0)
+            self._router.close(0)
+            if not self.in_process:
+                self._context.term()
             if error.errno == errno.EADDRINUSE:
                 problem = f"Port {port} on {interface} is in use. Choose another port, or 0 for one that is free."
             else:
@@ -66,6 +72,10 @@ class IntakeSocket:
         self._poller.register(self._wake_out.fileno(), zmq.POLLIN)
 
     def _bind(self, interface: str, port: int) -> list[str]:
+        if self.in_process:
+            address = f"{IN_PROCESS}headrace-{self._study:016x}-{next(_numbers)}"
+            self._router.bind(address)
+            return [address]
         self._router.bind(f"tcp://{interface}:{port or '*'}")
         port = int(self._router.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
         host = network.gethostname() if interface in ("*", "0.0.0.0") else interface
@@ -132,7 +142,8 @@ class IntakeSocket:
     def close(self) -> None:
         """Send what is waiting, free the sockets and remove the ipc file."""
         self._router.close()
-        self._context.term()
+        if not self.in_process:
+            self._context.term()
         self._wake_in.close()
         self._wake_out.close()
         if self._ipc_path is not None:
