@@ -299,7 +299,7 @@ def time_raw(shape: Shape, repetitions: int) -> float:
 
 def time_in_place(shape: Shape, repetitions: int) -> tuple[float, float]:
     """Return the median seconds of copying all steps in one process, plainly and with all that ours does to a byte."""
-    from headrace.online_training.assembly import StepAssembly
+    from headrace.online_training.assembly import Box, StepAssembly
     from headrace.online_training.client import CHECKSUMS, Digest, copy_checked
 
     slots = np.zeros((max(2, SLOT_BYTES // shape.step_bytes), shape.step_bytes // 4), np.float32)
@@ -307,7 +307,7 @@ def time_in_place(shape: Shape, repetitions: int) -> tuple[float, float]:
     cuts = np.array_split(np.arange(len(source)), max(1, math.ceil(shape.step_bytes / (4 * 2**20)), shape.fields))
     parts = [slice(int(cut[0]), int(cut[-1]) + 1) for cut in cuts]
     ring = np.zeros(4 * 2**20, np.float32)
-    boxes = [(0, 1, (part.start,), (part.stop - part.start,)) for part in parts]
+    boxes = [Box(0, 1, (part.start,), (part.stop - part.start,)) for part in parts]
 
     def plain() -> None:
         for step in range(shape.steps):
