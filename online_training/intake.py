@@ -507,6 +507,8 @@ class Intake:
         """Return when what is acknowledged next would outlive what it is promised to outlive."""
         if self._settings.durability == "disk":
             self._settings.memory.sync()
+            if self._settings.spool is not None:
+                self._settings.spool.sync()
             self._ledger.sync()
         else:
             self._ledger.flush()

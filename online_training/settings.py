@@ -180,8 +180,8 @@ class StudySettings(BaseModel):
     def _check_order(self) -> StudySettings:
         if self.deterministic and self.durability != "memory":
             raise ValueError("a deterministic run runs again what it needs; leave durability at memory")
-        timed = {"sampler": ("breed", "sobol"), "when_full": ("skip", "block")}
-        for name, (value, other) in timed.items():
+        timed = (("sampler", "breed", "sobol"), ("when_full", "skip", "block"), ("when_full", "spool", "block"))
+        for name, value, other in timed:
             if self.deterministic and getattr(self, name) == value:
                 raise ValueError(f"{name} {value} follows the clock, so no deterministic run has it; take {other}")
         for name in ("most_jobs", "patience"):

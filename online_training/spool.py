@@ -135,6 +135,10 @@ class Spool:
         self._free.append(entry.place)
         self._of[entry.simulation] -= 1
 
+    def sync(self) -> None:
+        """Return when what was written lies on the disk."""
+        os.fdatasync(self._file)
+
     def close(self) -> None:
         """Close the file, and remove it where nothing waits in it; a second call does nothing."""
         if self._file >= 0:

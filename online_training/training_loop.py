@@ -191,6 +191,7 @@ class WindowLoss(torch.nn.Module):
         self.surrogate = surrogate
 
     def forward(self, states: torch.Tensor, times: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each window, (batch,)."""
         return self.surrogate.training_loss(WindowBatch(states=states, times=times, parameters=parameters))
 
 

@@ -91,7 +91,10 @@ def test_client_loads_numpy_pyzmq_and_the_standard_library_only():
     theirs = modules_after("import numpy, zmq")  # what these two bring along is theirs
     loaded = modules_after("import headrace.online_training.client") - theirs
     roots = {name.split(".")[0] for name in loaded} - set(sys.stdlib_module_names)
-    assert "headrace" in roots and roots <= {"headrace", "numpy", "zmq"}, roots
+    assert "headrace" in roots and roots <= {"headrace", "numpy", "zmq", "xxhash"}, roots
+    # xxhash where it is, and only then.
+    alone = "import sys; sys.modules['xxhash'] = None; from headrace.online_training import client; "
+    assert modules_after(alone + "assert client.CHECKSUMS == ('crc32',)")
 
 
 def test_importing_headrace_does_not_start_mpi():

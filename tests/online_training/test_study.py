@@ -27,6 +27,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.mpi, pytest.mark.timeout(1200)]
 DRIVER = Path(__file__).with_name("study_driver.py")
 
 
+# Room for three of the driver's simulations: while the trainer starts, the others wait on disk.
+SPOOLING = {"buffer": "64KiB", "when_full": "spool", "spool": "4MB"}
+
+
 class Driver:
     """A study in a process of its own."""
 
@@ -142,13 +146,13 @@ def test_a_study_survives_the_death_of_a_rank_and_of_its_trainer(tmp_path):
 
 def test_a_killed_driver_and_ctrl_c_are_resumed(tmp_path):
     run_dir = tmp_path / "run"
-    driver = Driver(run_dir, "fno", "new")
+    driver = Driver(run_dir, "fno", "new", **SPOOLING)
     driver.wait_until(lambda: steps_of(run_dir) > 60)
     driver.process.send_signal(signal.SIGKILL)
     driver.process.wait()
     require_no_process(run_dir)
 
-    driver = Driver(run_dir, "fno", "resume")
+    driver = Driver(run_dir, "fno", "resume", **SPOOLING)
     driver.wait_until(lambda: batches_of(run_dir) > 3)
     driver.process.send_signal(signal.SIGINT)
     assert "status stopped" in driver.finish()
@@ -156,17 +160,20 @@ def test_a_killed_driver_and_ctrl_c_are_resumed(tmp_path):
     stopped_at = batches_of(run_dir)
     require_no_process(run_dir)
 
-    driver = Driver(run_dir, "fno", "resume")
+    driver = Driver(run_dir, "fno", "resume", **SPOOLING)
     text = driver.finish()
     assert driver.process.returncode == 0 and "status finished" in text, text
     assert batches_of(run_dir) > stopped_at, "training went on from the checkpoint"
     counts = require_clean(run_dir)
     assert counts["steps lost before use and run again"] > 0
+    logs = sorted((run_dir / "ledger").glob("intake-*.log"))
+    assert any(record["e"] == "spooled" for log in logs for record in read_records(log)), "the spool was of use"
+    assert not list((run_dir / "spool").iterdir()), "and is empty"
     with sqlite3.connect(run_dir / "ledger" / "index.sqlite") as index:
         assert index.execute("SELECT status FROM sessions ORDER BY session").fetchall()[-1] == ("finished",)
     require_no_process(run_dir)
 
-    again = Driver(run_dir, "fno", "resume").finish()
+    again = Driver(run_dir, "fno", "resume", **SPOOLING).finish()
     assert text.splitlines()[-1] == again.splitlines()[-1], "a finished study only repeats its result"
 
 
