@@ -67,7 +67,7 @@ class Feed:
     FileNotFoundError : the intake's reservoir is on another node.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self, address: str, token: bytes, study: int, *, rank: int = 0, num_ranks: int = 1, generation: int = 0,
         batch_size: int, prefetch: int = 2, pinned: bool = False,
     ) -> None:  # fmt: skip
