@@ -1,7 +1,7 @@
 """NeuralStagger: speed of staggered networks, errors without data, and classical solvers on the same device.
 
     python benchmarks/neuralstagger.py [--quick] [--device cpu|cuda]
-                                       [--only speed|classical|training|comparison|streamed]
+                                       [--only speed|classical|training|comparison|control|streamed]
                                        [--row N ...] [--minutes M] [--seed S ...] [--resume] [--seconds S]
 
 Parts: `speed`, 256 x 256 points, time per simulated frame of all parts on one device, one after another, and of one
@@ -11,8 +11,9 @@ pseudo-spectral solvers, coarse, and on each part by itself without training; `t
 `staggered.training.ROWS` trained without data for M minutes each, kept in results/neuralstagger-states and continued
 there by --resume, S seconds a call. Errors are relative L2 norms of the vorticity of five simulations that no training
 saw, to our discrete solution and to truth (spectral, finer); `comparison`, for every network in the results, its time
-and the fastest classical solver that reaches its error; `streamed`, two online studies with and without the states of
-the stream. One JSON line per figure, also in benchmarks/results/neuralstagger-DEVICE.json.
+and the fastest classical solver that reaches its error; `control`, a flow that mixes a dye best, chosen through two of
+the trained networks and replayed in our solver; `streamed`, two online studies with and without the states of the
+stream. One JSON line per figure, also in benchmarks/results/neuralstagger-DEVICE.json.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import Any
 
 import torch
 from staggered.classical import MANY, curve, measure_classical
+from staggered.control import measure_control
 from staggered.figures import Figure
 from staggered.planes import HELD_OUT, Plane
 from staggered.speed import measure_speed
@@ -92,6 +94,18 @@ def measure_comparison(options: argparse.Namespace) -> Iterator[Figure]:
                    "1", None, None, words if saved > 0 else f"never; {words}")  # fmt: skip
 
 
+def measure_control_through(options: argparse.Namespace) -> Iterator[Figure]:
+    """Yield what control through the networks of the first two rows comes to, as far as their weights are kept."""
+    budget = Budget(0.0, state=RESULTS / "neuralstagger-states", resume=True)
+    for row in ROWS[:2]:
+        run = Run(row, budget, options.device)
+        if not run.steps:
+            print(f"# {row.name}: no weights in {budget.state}; train it first", flush=True)
+            continue
+        few = {"starts": 1, "steps": 2} if options.quick else {}
+        yield from measure_control(f"control, {row.name}", run.network, run.problem, row.factor, options.device, **few)
+
+
 def measure_streams(options: argparse.Namespace) -> Iterator[Figure]:
     """Yield errors with and without streamed states; nothing where it should be quick, as it starts two studies."""
     if not options.quick:
@@ -102,13 +116,14 @@ def measure_streams(options: argparse.Namespace) -> Iterator[Figure]:
 
 PRECISION = {
     "classical": "float64", "speed": "TF32 on a GPU, else float32", "training": "float32",
-    "comparison": "networks float32, solvers float64", "streamed": "float32",
+    "comparison": "networks float32, solvers float64", "streamed": "float32", "control": "float64",
 }  # fmt: skip
 PARTS = {
     "classical": lambda options: measure_classical(options.quick, options.device),
     "speed": lambda options: measure_speed(options.quick, options.device),
     "training": measure_training,
     "comparison": measure_comparison,
+    "control": measure_control_through,
     "streamed": measure_streams,
 }
 
