@@ -51,6 +51,8 @@ class Cavity:
     points: int = 128
     batch: int = 8
     pool: int = 64
+    ndim: int = 2
+    fields: int = 1
     reading: str = "offset"
     width: int = 24
     modes: int = 16

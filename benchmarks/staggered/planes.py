@@ -42,6 +42,8 @@ class Plane:
     padding: float = 0.0
     batch: int = 32
     pool: int = 512
+    ndim: int = 2
+    fields: int = 1
     step: float = 0.05
 
     def grid(self, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -64,6 +66,10 @@ class Plane:
             return SpectralEquation(self, device)
         shape = (self.points, self.points)
         return VorticityResidual(differences.resized(shape), viscosity=self.viscosity, forcing=stirring)
+
+    def part_solver(self, stagger: Any, device: str) -> PartSolver:
+        """Return the classical step of every part by itself."""
+        return PartSolver(self, stagger, 0.1 if self.points // stagger.space[0] <= 16 else self.step, device)
 
     def network_options(self) -> dict[str, Any]:
         """Return how networks see the plane."""

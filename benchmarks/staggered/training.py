@@ -20,11 +20,13 @@ from headrace.surrogates.stagger import Stagger
 from headrace.surrogates.staggered_network import StaggeredNetwork
 from headrace.surrogates.unshuffled_network import UnshuffledNetwork
 
+from .box import P6, Box
 from .cavity import CAVITIES, Cavity
 from .figures import Figure, timed, weights
-from .planes import HELD_OUT, PLANES, PartSolver, Plane
+from .planes import HELD_OUT, PLANES, Plane
 
-PROBLEMS: dict[str, Plane | Cavity] = {**PLANES, **CAVITIES}
+Problem = Plane | Cavity | Box
+PROBLEMS: dict[str, Problem] = {**PLANES, **CAVITIES, P6.name: P6}
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,18 @@ class Row:
     gain: float = 1.0
 
     @property
+    def frames(self) -> int:
+        """The factor in time: that in space, but in the box there is none."""
+        return 1 if self.problem == P6.name else self.factor
+
+    @property
     def name(self) -> str:
         """What the figures are called by."""
-        s = self.factor
+        factors = [self.factor] * PROBLEMS[self.problem].ndim + [self.frames]
         extras = [self.kind] * (self.kind != "network") + ["shared"] * self.shared
         extras += [f"exchange {self.exchange}"] * (self.exchange > 0)
         extras += ["spectral loss"] * (self.loss == "spectral" and self.kind == "network")
-        return ", ".join([f"{self.problem} ({s},{s},{s})", *extras])
+        return ", ".join([f"{self.problem} ({','.join(map(str, factors))})", *extras])
 
     @property
     def short(self) -> str:
@@ -68,6 +75,7 @@ ROWS = [
     Row("P3", 2, "unshuffled", S), Row("P3", 2, "corrected", S, gain=0.1), Row("P3", 4, "corrected", S, gain=0.1),
     Row("P3", 2, "corrected", S, exchange=3, gain=0.1), Row("P3", 4, "corrected", S, exchange=15, gain=0.1),
     *(Row(f"P4 Re {reynolds}", factor) for reynolds in (100, 400, 1000) for factor in (1, 2)),
+    Row("P6", 1), Row("P6", 2, shared=True), Row("P6", 2, "corrected", shared=True, gain=0.02),
 ]  # fmt: skip
 
 
@@ -89,33 +97,36 @@ class Budget:
     beside: str = ""
 
 
-def fourier(width: int, grid: int, modes: int = 12, padding: float = 0.0) -> Callable[..., torch.nn.Module]:
+def fourier(
+    width: int, grid: int, modes: int = 12, padding: float = 0.0, ndim: int = 2, fields: int = 1
+) -> Callable[..., torch.nn.Module]:
     """Return a maker of Fourier networks with as many modes as the grid allows, at most `modes`."""
     modes = min(modes, grid // 2 - 1)
 
-    def make(inputs: int, outputs: int = 1) -> torch.nn.Module:
-        network = FourierNetwork(inputs, outputs, width, modes=(modes, modes), periods=(1 + padding, 1 + padding))
+    def make(inputs: int, outputs: int = fields) -> torch.nn.Module:
+        network = FourierNetwork(inputs, outputs, width, modes=(modes,) * ndim, periods=(1 + padding,) * ndim)
         torch.nn.init.zeros_(network.output.weight)
         return network
 
     return make
 
 
-def network_of(row: Row, problem: Plane | Cavity, seed: int, device: str) -> torch.nn.Module:
+def network_of(row: Row, problem: Problem, seed: int, device: str) -> torch.nn.Module:
     """Return the untrained network of a row."""
     s, options = row.factor, problem.network_options()
-    stagger = Stagger((s, s), s)
+    stagger = Stagger((s,) * problem.ndim, row.frames)
     width = problem.width * (2 if row.kind == "unshuffled" else 1)
-    make = fourier(width, problem.points // s, problem.modes, problem.padding)
+    make = fourier(width, problem.points // s, problem.modes, problem.padding, problem.ndim,
+                   problem.fields)  # fmt: skip
     torch.manual_seed(seed)
     if row.kind == "unshuffled":
         return UnshuffledNetwork(make, stagger, **options).to(device)
     guess = None
     if row.kind == "corrected":
-        guess = PartSolver(problem, stagger, 0.1 if problem.points // s <= 16 else problem.step, device)
+        guess = problem.part_solver(stagger, device)
     return StaggeredNetwork(
-        make, stagger, shared=row.shared, exchange=row.exchange, guess=guess, gain=row.gain, reading=problem.reading,
-        **options,
+        make, stagger, fields=problem.fields, shared=row.shared, exchange=row.exchange, guess=guess, gain=row.gain,
+        reading=problem.reading, **options,
     ).to(device)  # fmt: skip
 
 
@@ -155,13 +166,13 @@ class Run:
         row, budget, cuda = self.row, self.budget, self.device == "cuda"
         problem, limit = self.problem, 60 * budget.minutes
         equation = problem.equation(row.loss, self.device)
-        bank = problem.start_windows(row.loss, row.factor, problem.pool if cuda else 64, self.device, 7 + self.steps)
+        bank = problem.start_windows(row.loss, row.frames, problem.pool if cuda else 64, self.device, 7 + self.steps)
         generator = torch.Generator().manual_seed(3 + self.steps)
 
         def fresh(count: int) -> torch.Tensor:
             return bank[torch.randint(len(bank), (count,), generator=generator).to(bank.device)]
 
-        lifetime = math.ceil(1.2 * problem.end / problem.frame / row.factor)
+        lifetime = math.ceil(1.2 * problem.end / problem.frame / row.frames)
         pool = StatePool(fresh, len(bank), lifetime=lifetime, largest=50.0, seed=self.steps)
         rate = torch.tensor(1e-6, device=self.device) if cuda else 1e-6
         optimiser = torch.optim.Adam(self.network.parameters(), lr=rate, capturable=cuda)
@@ -193,12 +204,13 @@ class Run:
     @torch.no_grad()
     def seconds(self, batch: int = 1) -> float:
         """Return the time of each trajectory of a batch, all parts on one device, all calls in one CUDA graph."""
-        points, s, problem = self.problem.points, self.row.factor, self.problem
-        start = torch.zeros(batch, s, 1, points, points, device=self.device)
+        problem, frames = self.problem, self.row.frames
+        shape = (batch, frames, problem.fields, *(problem.points,) * problem.ndim)
+        start = torch.zeros(shape, device=self.device)
 
         def trajectory() -> torch.Tensor:
             window = start
-            for _ in range(math.ceil(problem.end / (problem.frame * s))):
+            for _ in range(math.ceil(problem.end / (problem.frame * frames))):
                 window = self.network(window)
             return window
 
@@ -213,6 +225,6 @@ class Run:
         )
         yield (f"{row.name}, seed {budget.seed}: training", self.spent / 60, "min", None, None, setup)
         for what, value, goal, baseline, words in problem.errors(
-            self.network.eval(), row.loss, row.factor, count, self.device
+            self.network.eval(), row.loss, row.frames, count, self.device
         ):
             yield (f"{row.name}, seed {budget.seed}: {what}", value, "1", goal, baseline, setup + words)

@@ -1,0 +1,151 @@
+"""Decaying flow in a periodic box: its pseudo-spectral equation, starts and truth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .figures import relative
+from .planes import Measured
+
+
+class BoxSolver:
+    """Velocities (*batch, 3, n, n, n) on [0, 2π]³: rotational form, 2/3 rule, RK4 with integrating factor."""
+
+    def __init__(self, n: int, viscosity: float, dt: float, dtype: torch.dtype, device: str) -> None:
+        like = {"dtype": dtype, "device": device}
+        full, half = torch.fft.fftfreq(n, 1 / n, **like), torch.fft.rfftfreq(n, 1 / n, **like)
+        self.k = torch.stack(torch.meshgrid(full, full, half, indexing="ij"))
+        squared = self.k.square().sum(0)
+        self.over = torch.where(squared > 0, 1 / squared.clamp(min=1e-9), 0.0)
+        self.keep = (self.k.abs() < n / 3).all(0).to(dtype)
+        self.half, self.dt, self.shape = torch.exp(-viscosity * squared * dt / 2), dt, (n, n, n)
+
+    def projected(self, f: torch.Tensor) -> torch.Tensor:
+        """Return spectra without divergence."""
+        return f - self.k * (self.k * f).sum(-4, keepdim=True) * self.over
+
+    def slope(self, u: torch.Tensor) -> torch.Tensor:
+        """Return the projection of u × ω."""
+        kept = u * self.keep
+        k, (x, y, z) = self.k, kept.unbind(-4)
+        curl = 1j * torch.stack((k[1] * z - k[2] * y, k[2] * x - k[0] * z, k[0] * y - k[1] * x), -4)
+        v, w = torch.fft.irfftn(torch.stack((kept, curl)), self.shape, dim=(-3, -2, -1)).unbind(0)
+        return self.projected(torch.fft.rfftn(torch.linalg.cross(v, w, dim=-4), dim=(-3, -2, -1)) * self.keep)
+
+    def advanced(self, u: torch.Tensor, steps: int) -> torch.Tensor:
+        """Return the velocity so many steps later."""
+        w, e, dt = torch.fft.rfftn(u, dim=(-3, -2, -1)), self.half, self.dt
+        for _ in range(steps):
+            a = self.slope(w)
+            b = self.slope(e * (w + dt / 2 * a))
+            c = self.slope(e * w + dt / 2 * b)
+            d = self.slope(e * (e * w + dt * c))
+            w = e * (e * (w + dt / 6 * a) + dt / 3 * (b + c)) + dt / 6 * d
+        return torch.fft.irfftn(w, self.shape, dim=(-3, -2, -1))
+
+
+@dataclass(frozen=True, eq=False)
+class Box:
+    """P6: a random field of mean square speed 1 with most energy near wave number 3, to t = 1."""
+
+    name: str = "P6"
+    viscosity: float = 0.05
+    points: int = 64
+    frame: float = 0.1
+    step: float = 0.034
+    end: float = 1.0
+    reading: str = "phase"
+    width: int = 16
+    modes: int = 8
+    padding: float = 0.0
+    batch: int = 2
+    pool: int = 64
+    ndim: int = 3
+    fields: int = 3
+
+    def network_options(self) -> dict[str, Any]:
+        """Return how networks see the box: no place differs from another."""
+        return {"scale": 0.5, "embedding": 0}
+
+    def solver(self, n: int, interval: float, device: str, dtype: torch.dtype = torch.float32) -> tuple[BoxSolver, int]:
+        """Return the solver on n³ points and its steps in an interval."""
+        steps = math.ceil(interval / self.step)
+        return BoxSolver(n, self.viscosity, interval / steps, dtype, device), steps
+
+    def starts(self, count: int, seed: int, device: str) -> torch.Tensor:
+        """Return initial velocities (count, 3, n, n, n)."""
+        n, generator = self.points, torch.Generator().manual_seed(seed)
+        solver, _ = self.solver(n, self.frame, "cpu")
+        fields = []
+        for _ in range(count):
+            noise = torch.fft.rfftn(torch.randn(3, n, n, n, generator=generator), dim=(-3, -2, -1))
+            size = solver.k.square().sum(0).sqrt()
+            shaped = solver.projected(noise * size * torch.exp(-(size**2) / 9))
+            u = torch.fft.irfftn(shaped, (n, n, n), dim=(-3, -2, -1))
+            fields.append(u / u.square().sum(0).mean().sqrt())
+        return torch.stack(fields).to(device)
+
+    def start_windows(self, loss: str, frames: int, count: int, device: str, seed: int) -> torch.Tensor:
+        """Return windows at the start."""
+        return self.starts(count, seed, device)[:, None]
+
+    def equation(self, loss: str, device: str) -> BoxEquation:
+        """Return the full grid's own steps."""
+        return BoxEquation(self, device)
+
+    def part_solver(self, stagger: Any, device: str) -> BoxPartSolver:
+        """Return the classical step of every part by itself."""
+        return BoxPartSolver(self, stagger, device)
+
+    @torch.no_grad()
+    def errors(self, network: torch.nn.Module, loss: str, frames: int, count: int, device: str) -> Iterator[Measured]:
+        """Yield the error of velocities at the end, of networks and of the solver part by part without any."""
+        start, number = self.starts(count, 1_000_000, device), round(self.end / self.frame)
+        solver, steps = self.solver(self.points, self.end, device, torch.float64)
+        truth = solver.advanced(start.double(), steps)
+        window = start[:, None]
+        for _ in range(number):
+            window = network(window)
+        goal = 0.05 if network.stagger.space[0] == 2 else None
+        words = "truth: spectral 64 x 64 x 64"
+        yield "error to truth at t = 1", relative(window[:, 0].double(), truth), goal, None, words
+        parts = network.stagger.split(start[:, None])[:, :, 0]
+        alone, steps = self.solver(self.points // network.stagger.space[0], self.end, device)
+        joined = network.stagger.join(alone.advanced(parts, steps)[:, :, None])[:, 0]
+        yield "spectral on each part, no training: error at t = 1", relative(joined.double(), truth), None, None, ""
+
+
+class BoxEquation:
+    """The full grid's own steps as an equation for a physics loss; old states carry no gradient."""
+
+    def __init__(self, box: Box, device: str) -> None:
+        self._solver, self._steps = box.solver(box.points, box.frame, device)
+
+    def correction(self, old: Any, new: Any, t: float, dt: float) -> Any:
+        """Return the error of a state."""
+        with torch.no_grad():
+            wanted = self._solver.advanced(old, self._steps)
+        return new - wanted
+
+    def size(self, fields: Any) -> Any:
+        """Return the state."""
+        return fields
+
+
+class BoxPartSolver:
+    """The same solver on the coarse grid of every part by itself."""
+
+    def __init__(self, box: Box, stagger: Any, device: str) -> None:
+        self._solver, self._steps = box.solver(box.points // stagger.space[0], box.frame * stagger.time, device)
+
+    def __call__(self, parts: torch.Tensor, index: int | None) -> torch.Tensor:
+        """Return the parts an interval later."""
+        return self._solver.advanced(parts, self._steps)
+
+
+P6 = Box()
