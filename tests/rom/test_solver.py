@@ -8,6 +8,8 @@ from headrace.rom.elastic import CubicElasticity, IsotropicElasticity
 from headrace.rom.law import ConstitutiveLaw, ConvergenceError, Table
 from headrace.rom.loads import Amplitude, BodyForce, Centrifugal, NodalForce, NodalTemperature, Pressure, Support
 from headrace.rom.mesh import Mesh
+from headrace.rom.offline import Snapshots, Tolerances, compress
+from headrace.rom.online import Query, ReducedSolver
 from headrace.rom.problem import LocalProblem, Problem
 from headrace.rom.solver import NewtonSettings, Solver, solve
 from headrace.rom.subdomain import distribute
@@ -271,3 +273,52 @@ def test_nodes_of_no_element_are_left_alone():
     u = solve(Problem(mesh=mesh, laws={"all": STEEL}, supports=SYMMETRY, loads=loads), [0, 1]).displacement(1)
     v = solve(Problem(mesh=bare, laws={"all": STEEL}, supports=SYMMETRY, loads=loads), [0, 1]).displacement(1)
     np.testing.assert_array_equal(u, np.concatenate([np.zeros((1, 3)), v]))
+
+
+class Saturating(ConstitutiveLaw):
+    """σ = C:ε / √(1 + (|ε| / ε₀)²): so soft at large strains that Newton's method overshoots on the way back."""
+
+    state_names = ()
+    symmetric = False
+
+    def __init__(self, size):
+        self.C, self.size = IsotropicElasticity(young=1e3, poisson=0.0).stiffness(np.array([20.0]))[0], size
+
+    def update(self, temperature0, temperature1, strain0, strain_increment, state, dt):
+        """Return stress, no state, and the tangent."""
+        strain = strain0 + strain_increment
+        if (bad := np.flatnonzero(np.abs(strain).max(axis=1) > 1e3)).size:
+            raise ConvergenceError("strain beyond 1000", bad)
+        root = np.sqrt(1 + np.sum(strain**2, axis=1) / self.size**2)[:, None]
+        linear = strain @ self.C
+        slope = self.C / root[..., None] - linear[:, :, None] * strain[:, None, :] / (root**3 * self.size**2)[..., None]
+        return linear / root, state.copy(), slope
+
+
+def saturating_bar():
+    """A bar pulled to 0.8 of the stress at which its law saturates, and let go in one step."""
+    pull = Pressure(faces="x1", value=-0.8, amplitude=Amplitude((0, 1, 2), (0, 1, 0)))
+    return Problem(mesh=box("hex8", (2, 1, 1)), laws={"all": Saturating(1e-3)}, supports=SYMMETRY, loads=[pull])
+
+
+def test_the_line_search_converges_where_newtons_method_alone_does_not():
+    """As for arctan: the tangent at 4/3 ε₀ leads to -2.4 ε₀, the one there to 13 ε₀, and so on."""
+    problem, times = saturating_bar(), [0, 0.5, 1, 2]
+    alone, searching = NewtonSettings(max_halvings=0, max_cuts=0), NewtonSettings(max_cuts=0)
+    with pytest.raises(ConvergenceError, match="after 0 cuts"):
+        solve(problem, times, settings=alone)
+    solver = Solver(problem, settings=searching)
+    increments = list(solver.run(times))
+    assert [i.time for i in increments] == times[1:] and 4 <= increments[-1].iterations <= 12
+    # σ = 0.8 E ε₀ at ε = 4/3 ε₀, and nothing remains when it is gone.
+    stretch = increments[1].displacement[:, 0].max() / problem.mesh.points[:, 0].max()
+    assert stretch == pytest.approx(4 / 3 * 1e-3, rel=1e-6)
+    assert np.abs(increments[-1].displacement).max() < 1e-10
+
+    reduction = compress(solver.local, Snapshots.collect(solver.local, increments), Tolerances(mode="all"))
+    with pytest.raises(ConvergenceError, match="after 0 cuts"):
+        ReducedSolver(reduction.model, settings=alone).run([Query.of(problem)], times)
+    answer = ReducedSolver(reduction.model, settings=searching).run([Query.of(problem)], times)
+    for k, increment in enumerate(increments, start=1):
+        u = reduction.displacement_field(answer.coefficients[0, k], answer.lifting[0, k])
+        np.testing.assert_allclose(u, increment.displacement, atol=1e-9)
