@@ -11,41 +11,67 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import t as student_t
 
 from .offline import Reduction, Snapshots, Tolerances, compress
 from .online import Query, ReducedSolver, Trajectory
 from .solver import Increment, Solver
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ErrorBound:
-    """error ≤ factor · indicator^power, which holds for all runs that calibrated it; made by `fit`."""
+    """A bound on the error of runs like those that calibrated it, from their indicators; made by `fit`.
 
-    factor: float
+    log error = level + power (log indicator - centre) + noise: the one-sided prediction interval of a straight line, so
+    that it widens away from the indicators that it knows; never below any run that calibrated it.
+
+    Attributes
+    ----------
+    level, power, centre : of the line.
+    spread : sum of squares of log indicator - centre.
+    margin : quantile of Student's t times the standard deviation about the line.
+    lift : the furthest that a calibrating run lies above the line.
+    count : how many runs calibrated it.
+    """
+
+    level: float
     power: float
+    centre: float
+    spread: float
+    margin: float
+    lift: float
+    count: int
 
     @classmethod
-    def fit(cls, indicators: np.ndarray, errors: np.ndarray) -> ErrorBound:
-        """Return the bound from pairs of several runs: a line through their logarithms, raised above all of them.
+    def fit(cls, indicators: np.ndarray, errors: np.ndarray, *, confidence: float = 0.95) -> ErrorBound:
+        """Return the bound from pairs of several runs, that a new run keeps with a probability of `confidence`.
 
         Raises
         ------
-        ValueError : fewer than two positive pairs, or pairs that are not finite.
+        ValueError : fewer than three pairs with different positive indicators, or pairs that are not finite.
         """
         x, y = np.asarray(indicators, dtype=float).ravel(), np.asarray(errors, dtype=float).ravel()
         if x.shape != y.shape or not (np.isfinite(x).all() and np.isfinite(y).all()):
             raise ValueError(f"A bound needs as many errors as indicators, all finite; it has {x} and {y}.")
         positive = (x > 0) & (y > 0)
-        if len(np.unique(x[positive])) < 2:
-            raise ValueError(f"A bound needs at least two different positive indicators; it has {x[positive]}.")
+        if len(np.unique(x[positive])) < 3:
+            raise ValueError(f"A bound needs at least three different positive indicators; it has {x[positive]}.")
         x, y = np.log(x[positive]), np.log(y[positive])
         # A bound that falls where the indicator grows would make no sense.
         power = max(float(np.polyfit(x, y, 1)[0]), 0.0)
-        return cls(factor=float(np.exp((y - power * x).max())), power=power)
+        away = x - x.mean()
+        rest = y - y.mean() - power * away
+        deviation = float(np.sqrt(rest @ rest / (len(x) - 2)))
+        return cls(
+            level=float(y.mean()), power=power, centre=float(x.mean()), spread=float(away @ away),
+            margin=float(student_t.ppf(confidence, len(x) - 2)) * deviation, lift=float(rest.max()), count=len(x),
+        )  # fmt: skip
 
     def __call__(self, indicator: np.ndarray | float) -> np.ndarray | float:
         """Return the bound on the error."""
-        return self.factor * np.asarray(indicator) ** self.power
+        away = np.log(np.maximum(indicator, np.finfo(float).tiny)) - self.centre
+        width = self.margin * np.sqrt(1 + 1 / self.count + away**2 / self.spread)
+        return np.exp(self.level + self.power * away + np.maximum(width, self.lift))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

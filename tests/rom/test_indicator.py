@@ -24,16 +24,19 @@ def trained():
 
 def test_the_misfit_ranks_new_temperature_fields_by_their_errors(trained):
     misfits, errors = [], []
-    for spot in ((10, 10, 10), (9.8, 9.3, 9.5), (9, 9.5, 9), (7.9, 9.3, 6.8), (7.3, 3.8, 3.3)):
+    unseen = ((9.4, 9.6, 9.2), (8.4, 9.0, 8.1))
+    for spot in ((10, 10, 10), (9.8, 9.3, 9.5), (9, 9.5, 9), (7.9, 9.3, 6.8), (7.3, 3.8, 3.3), *unseen):
         problem = rom_cube(hot_spot=spot)
         answer = ReducedSolver(trained.model).run([Query.of(problem)], times())
         misfits.append(answer.misfits["p"].max())
         errors.append(error_of_p(trained, answer, Solver(problem)))
     assert errors[0] < 1e-5 < errors[1] and max(errors) > 0.1
     assert list(np.argsort(misfits)) == list(np.argsort(errors)), (misfits, errors)
-    bound = ErrorBound.fit(misfits, errors)
-    assert np.all(bound(np.array(misfits)) >= 0.999999 * np.array(errors))
-    assert bound.power > 0.5
+    bound = ErrorBound.fit(misfits[:5], errors[:5])
+    limits = bound(np.array(misfits))
+    # It holds for those that made it and for the two that did not, and says something about these.
+    assert np.all(limits >= 0.999999 * np.array(errors)) and bound.power > 0.5
+    assert np.all(limits[5:] <= 30 * np.array(errors[5:])), (limits, errors)
 
 
 def test_full_steps_mend_the_model_for_a_new_temperature_field(trained):
@@ -55,8 +58,22 @@ def test_no_full_step_is_taken_where_the_misfit_is_small(trained):
 
 
 def test_bounds_refuse_what_says_nothing():
-    with pytest.raises(ValueError, match="two different positive"):
+    with pytest.raises(ValueError, match="three different positive"):
         ErrorBound.fit([0.1, 0.1, 0.0], [0.2, 0.3, 0.0])
     with pytest.raises(ValueError, match="all finite"):
         ErrorBound.fit([0.1, 0.2], [np.nan, 0.3])
-    assert ErrorBound.fit([0.1, 0.2], [0.3, 0.1]).power == 0.0
+    assert ErrorBound.fit([0.1, 0.2, 0.3], [0.3, 0.1, 0.2]).power == 0.0
+
+
+def test_new_runs_keep_the_bound_as_often_as_it_says():
+    rng = np.random.default_rng(4)
+    kept, wide = [], []
+    for _ in range(400):
+        indicators = np.exp(rng.uniform(-5, -1, 12))
+        errors = 3 * indicators**1.2 * np.exp(0.5 * rng.standard_normal(12))
+        bound = ErrorBound.fit(indicators[:6], errors[:6])
+        assert np.all(bound(indicators[:6]) >= (1 - 1e-12) * errors[:6])
+        kept.append(bound(indicators[6:]) >= errors[6:])
+        wide.append(bound(np.exp(3.0)) / bound(np.exp(-3.0)) / np.exp(6 * bound.power))
+    assert 0.94 <= np.mean(kept) <= 0.99
+    assert np.median(wide) > 1.1
