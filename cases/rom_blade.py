@@ -17,6 +17,7 @@ import numpy as np
 
 from headrace.rom.box import box_mesh
 from headrace.rom.calculix_solver import chosen_solver
+from headrace.rom.case import RomCase
 from headrace.rom.elastic import IsotropicElasticity
 from headrace.rom.law import Table
 from headrace.rom.loads import Amplitude, Centrifugal, NodalTemperature, Pressure, Support
@@ -149,6 +150,9 @@ def rom_blade(
 def times(cycles: int = 1) -> np.ndarray:
     """Return the times of all steps, the start included."""
     return np.concatenate([[0.0], *(k + STEPS[1:] for k in range(cycles))])
+
+
+case = RomCase(name="rom_blade", problem=rom_blade, times=times)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from headrace.rom.box import box_mesh
 from headrace.rom.calculix_solver import chosen_solver
+from headrace.rom.case import RomCase
 from headrace.rom.elastic import IsotropicElasticity
 from headrace.rom.loads import Amplitude, Centrifugal, Pressure, Support
 from headrace.rom.problem import Problem
@@ -64,6 +65,9 @@ def rom_cube(
 def times(cycles: int = 1) -> np.ndarray:
     """Return the times of all steps, the start included."""
     return np.linspace(0.0, cycles, STEPS_PER_CYCLE * cycles + 1)
+
+
+case = RomCase(name="rom_cube", problem=rom_cube, times=times)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from headrace.rom.box import box_mesh
 from headrace.rom.calculix_solver import chosen_solver
+from headrace.rom.case import RomCase
 from headrace.rom.elastic import IsotropicElasticity
 from headrace.rom.loads import Amplitude, Pressure, Support
 from headrace.rom.mesh import Mesh
@@ -21,6 +22,9 @@ from headrace.rom.viscoplastic import KinematicHardening, NortonChaboche
 
 HALF_WIDTH, HOLE, HALF_THICKNESS = 20.0, 5.0, 2.0
 """Half the width of the square plate, radius of the hole, half the thickness, in mm."""
+
+STRESS = 130.0
+"""The traction of amplitude 1, in MPa."""
 
 STEPS_PER_CYCLE = 20
 MESHES = {"hex20r": (16, 30, 2), "tet10": (12, 18, 2)}
@@ -61,21 +65,28 @@ def plate_mesh(kind: str = "hex20r", counts: tuple[int, int, int] | None = None)
     return Mesh(points=points, cells=box.cells, face_sets={**faces, "right": outer[right], "top": outer[~right]})
 
 
-def rom_plate(*, kind: str = "hex20r", counts: tuple[int, int, int] | None = None, cycles: int = 2) -> Problem:
-    """Return the plate pulled to 130 MPa and pushed to -130 MPa along x, once per unit of time."""
+def rom_plate(
+    *, kind: str = "hex20r", counts: tuple[int, int, int] | None = None, cycles: int = 2, pull: float = 130.0,
+    push: float = 130.0,
+) -> Problem:  # fmt: skip
+    """Return the plate pulled and pushed along x, by so many MPa, once per unit of time."""
     quarters = np.arange(4 * cycles + 1)
-    pull = Amplitude(tuple(quarters / 4), tuple(np.sin(quarters * np.pi / 2).round()))
+    cycle = np.array([0.0, pull, 0.0, -push]) / STRESS
+    amplitude = Amplitude(tuple(quarters / 4), tuple(cycle[quarters % 4]))
     return Problem(
         mesh=plate_mesh(kind, counts),
         laws={"all": LAW},
         supports=[Support(nodes=f"s{d}", direction=d) for d in "xyz"],
-        loads=[Pressure(faces="right", value=-130.0, amplitude=pull)],
+        loads=[Pressure(faces="right", value=-STRESS, amplitude=amplitude)],
     )
 
 
 def times(cycles: int = 2) -> np.ndarray:
     """Return the times of all steps, the start included."""
     return np.linspace(0.0, cycles, STEPS_PER_CYCLE * cycles + 1)
+
+
+case = RomCase(name="rom_plate", problem=rom_plate, times=times)
 
 
 def main() -> None:

@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from .atomic import write_text
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaseResult:
@@ -77,9 +79,7 @@ def run_campaign(
             seconds = run_calculix(deck, threads=threads, timeout=timeout, program=program)
         except (OSError, RuntimeError) as error:
             return CaseResult(name=name, deck=deck, seconds=0.0, error=str(error))
-        part = deck.with_suffix(".done.part")
-        part.write_text(json.dumps({"sha256": digest, "seconds": seconds}), encoding="utf-8")
-        os.replace(part, mark)
+        write_text(mark, json.dumps({"sha256": digest, "seconds": seconds}))
         return CaseResult(name=name, deck=deck, seconds=seconds)
 
     stems = [str(Path(deck).with_suffix("").resolve()) for deck in decks.values()]
@@ -87,6 +87,12 @@ def run_campaign(
         raise ValueError(f"A campaign needs decks of different names and at_once >= 1; it has {stems}, {at_once}.")
     with ThreadPoolExecutor(max_workers=at_once) as pool:
         return {result.name: result for result in pool.map(one, decks.items())}
+
+
+def finished_seconds(deck: str | Path) -> float | None:
+    """Return the wall time of the finished run of a campaign's deck, None where it is not known."""
+    seconds = _mark(Path(deck).with_suffix(".done")).get("seconds")
+    return None if seconds is None else float(seconds)
 
 
 def _mark(path: Path) -> dict[str, str | float]:

@@ -70,6 +70,10 @@ def load_reduction(path: str | Path, problem: Problem, comm: MPI.Comm | Communic
         if sizes != (sub.num_nodes, sub.num_points):
             raise StoreError(f"{path} is of a mesh with {sub.num_nodes} nodes and {sub.num_points} points; "
                              f"the problem's has {sizes}.")  # fmt: skip
+        apart = np.abs(sub.mesh.points - problem.mesh.points[sub.nodes]).max()
+        if sub.comm.any(apart > 1e-9 * np.ptp(problem.mesh.points, axis=0).max()):
+            raise StoreError(f"{path} is of another mesh: nodes lie up to {sub.comm.maximum(apart):.3g} from where the "
+                             "problem has them. Leave the settings that change the mesh as in training.")  # fmt: skip
         local = LocalProblem(problem, sub)
         laws, every = local.material.laws, store.names("model")
         stored = (sum(name.split("/")[-1].startswith("law_") for name in every), len(store.get("model/load_vectors")))

@@ -75,6 +75,7 @@ class Replay:
     Attributes
     ----------
     subdomain, kinematics, material : of this rank's share.
+    local : the problem on it, None where only laws were given.
     report : the checks so far.
     """
 
@@ -93,15 +94,15 @@ class Replay:
         whole = laws.mesh if isinstance(laws, Problem) else reader.mesh
         self.subdomain: Subdomain = reader.subdomain if self._shared else distribute(whole, comm)
         self.comm = self.subdomain.comm
-        self._local: LocalProblem | None = None
+        self.local: LocalProblem | None = None
         if isinstance(laws, Problem):
             self._same_mesh(laws)
-            self._local = LocalProblem(laws, self.subdomain)
-            self.kinematics, self.material = self._local.kinematics, self._local.material
+            self.local = LocalProblem(laws, self.subdomain)
+            self.kinematics, self.material = self.local.kinematics, self.local.material
         else:
             self.kinematics, self.material = Kinematics(self.subdomain.mesh), Material(self.subdomain.mesh, laws)
         self._temperature = temperature
-        self._free = self._local is None and _inner_nodes(self.subdomain)
+        self._free = self.local is None and _inner_nodes(self.subdomain)
         self._largest = dict.fromkeys(CHECKED, 0.0)
         self._force = 0.0
 
@@ -187,9 +188,9 @@ class Replay:
     def _equilibrium(self, stress: np.ndarray, time: float) -> float | None:
         """Return the residual, or None where there are neither loads nor inner nodes to judge by. Collective."""
         internal = self.subdomain.assemble(self.kinematics.internal_force(stress))
-        if self._local is not None:
-            out = internal - self.subdomain.assemble(self._local.external_force(time))
-            out = np.where(self._local.fixed, 0.0, out)
+        if self.local is not None:
+            out = internal - self.subdomain.assemble(self.local.external_force(time))
+            out = np.where(self.local.fixed, 0.0, out)
         else:
             if not self.comm.any(bool(np.any(self._free))):
                 return None
@@ -219,8 +220,8 @@ class Replay:
         if points is not None:
             return points
         nodal = self._read("temperature", k)
-        if nodal is None and self._local is not None:
-            return self._local.temperature(float(self.reader.times[k]))
+        if nodal is None and self.local is not None:
+            return self.local.temperature(float(self.reader.times[k]))
         if nodal is None:
             return np.full(len(self.subdomain.points), float(self._temperature))
         return self.kinematics.interpolate(nodal)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
+from .atomic import write_text
 from .communicator import Communicator, communicator
 from .mesh import Mesh
 from .reader import Reader
@@ -156,12 +157,7 @@ class StoreWriter:
             "attributes": self.attributes,
         }  # fmt: skip
         index["sha256"] = _digest(index)
-        part = self.stem.with_name(self.stem.name + ".json.part")
-        with open(part, "w", encoding="utf-8") as handle:
-            handle.write(json.dumps(index, indent=1))
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(part, self.stem.with_name(self.stem.name + ".json"))
+        write_text(self.stem.with_name(self.stem.name + ".json"), json.dumps(index, indent=1))
 
 
 class Store(Reader):

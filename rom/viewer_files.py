@@ -12,6 +12,7 @@ from xml.sax.saxutils import quoteattr
 import h5py
 import numpy as np
 
+from .atomic import write_text
 from .kinematics import Kinematics
 from .mesh import Mesh
 from .reader import Reader
@@ -58,9 +59,7 @@ def write_xdmf(reader: Reader, path: str | Path, point_fields: tuple[str, ...] =
         + "\n".join(grids)
         + "</Grid></Domain></Xdmf>\n"
     )
-    index = path.with_name(path.name + ".part")
-    index.write_text(text, encoding="utf-8")
-    os.replace(index, path)
+    write_text(path, text)
 
 
 def write_vtkhdf(reader: Reader, path: str | Path, point_fields: tuple[str, ...] = ("p", "stress")) -> None:
