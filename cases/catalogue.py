@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from headrace.rom.case import RomCase
     from headrace.solvers.case_file import CaseReference
 
 BUILT_IN = {
@@ -43,6 +44,10 @@ BUILT_IN = {
 imports no other."""
 
 
+REDUCED = {"rom_cube": "rom_cube.py", "rom_plate": "rom_plate.py", "rom_blade": "rom_blade.py"}
+"""The same for cases of structural mechanics, which `headrace rom` reduces."""
+
+
 def find_case(text: str, shape: tuple[int, ...] | None = None) -> CaseReference:
     """Return the case that a person named: `heat2d`, `path/to/file.py` or `path/to/file.py:name`.
 
@@ -52,21 +57,59 @@ def find_case(text: str, shape: tuple[int, ...] | None = None) -> CaseReference:
     ------
     ValueError : no built-in case of this name, or no such file.
     """
+    if text in REDUCED:
+        raise ValueError(f"{text} is a case of structural mechanics: headrace rom compress {text} --out FOLDER.")
+    reference = _reference(text, BUILT_IN)
+    return reference if shape is None else replace(reference, shape=shape)
+
+
+def find_rom_case(text: str) -> CaseReference:
+    """Return the case of structural mechanics that a person named, as `find_case` does.
+
+    Raises
+    ------
+    ValueError : no built-in case of this name, or no such file.
+    """
+    if text in BUILT_IN:
+        raise ValueError(f"{text} is a PDE on a grid: headrace train {text}. To reduce there is: {', '.join(REDUCED)}.")
+    return _reference(text, REDUCED)
+
+
+def load_rom_case(reference: CaseReference) -> RomCase:
+    """Import the file of a reference and return its case.
+
+    Raises
+    ------
+    ValueError : the file changed since the reference was made, does not run, or has no such case.
+    """
+    from headrace.rom.case import RomCase
+
+    module = reference.load_module()
+    case = getattr(module, reference.name, None)
+    if not isinstance(case, RomCase):
+        found = [name for name, value in vars(module).items() if isinstance(value, RomCase)]
+        raise ValueError(
+            f"Case file {reference.file} has no RomCase named {reference.name!r}; it has {', '.join(found) or 'none'}."
+        )
+    return case
+
+
+def _reference(text: str, built_in: dict[str, str]) -> CaseReference:
     from headrace.solvers.case_file import CaseReference
 
-    if text in BUILT_IN:
-        file, _, name = BUILT_IN[text].partition(":")
+    if text in built_in:
+        file, _, name = built_in[text].partition(":")
         reference = CaseReference.of(Path(__file__).with_name(file), name or "case")
     else:
         path, colon, name = text.rpartition(":")
         if not colon or "/" in name or name.endswith(".py"):
             path, name = text, "case"
         if not path.endswith(".py"):
-            raise ValueError(unknown_name("case", text, list(BUILT_IN)) + " A case of your own: path/to/file.py")
+            raise ValueError(unknown_name("case", text, list(built_in)) + " A case of your own: path/to/file.py")
         if not Path(path).is_file():
-            raise ValueError(f"There is no case file {path!r}. Built-in cases: {', '.join(BUILT_IN)}.")
+            raise ValueError(f"There is no case file {path!r}. Built-in cases: {', '.join(built_in)}.")
         reference = CaseReference.of(Path(path), name)
-    return reference if shape is None else replace(reference, shape=shape)
+    return reference
 
 
 def unknown_name(kind: str, name: str, known: list[str]) -> str:

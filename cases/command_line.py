@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import rom_command
 from .models import MODELS
 from .ranks import USER_ERRORS, launched_rank, leave
 from .study_flags import setting_parameters
@@ -65,6 +67,11 @@ def build_app(own_case: CaseReference | None = None) -> typer.Typer:
     ):  # fmt: skip
         if not (own_case and function in (cases, convert, certify, new_case)):
             app.command(name=function.__name__.replace("_", "-"))(_as_verb(function, extra, own_case))
+    if own_case is None:
+        stages = typer.Typer(help=rom_command.HELP, no_args_is_help=True)
+        for function in rom_command.STAGES:
+            stages.command(name=function.__name__)(_as_verb(function, [], None))
+        app.add_typer(stages, name="rom")
     return app
 
 
@@ -297,9 +304,10 @@ def _as_verb(
             leave(_explain(error, debug=debug), f"{type(error).__name__}: {error}")
         leave(code or 0)
 
+    names = _annotation_names(function)
     own = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for parameter in inspect.signature(function, eval_str=True, globals=_annotation_names()).parameters.values()
+        for parameter in inspect.signature(function, eval_str=True, globals=names).parameters.values()
         if parameter.name != "case" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
     ]
     option = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -311,9 +319,9 @@ def _as_verb(
     return verb
 
 
-def _annotation_names() -> dict[str, Any]:
-    """Return what the verbs' annotations refer to; the case's own type is not needed to parse flags."""
-    return {**globals(), "CaseReference": Any}
+def _annotation_names(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return what a verb's annotations refer to; the case's own type is not needed to parse flags."""
+    return {**function.__globals__, "CaseReference": Any}
 
 
 def _chosen_case(text: str | None, shape: str | None, own_case: CaseReference | None) -> CaseReference:
@@ -328,10 +336,11 @@ def _chosen_case(text: str | None, shape: str | None, own_case: CaseReference | 
 
 def _explain(error: Exception, *, debug: bool) -> int:
     """Write an error for a person, once, and return the exit code: 2 for a wrong input, 1 for a defect of ours."""
-    from headrace.online_training.ledger import LedgerDamage
-    from headrace.online_training.run_directory import StudyError
-
-    expected = isinstance(error, (*USER_ERRORS, StudyError, LedgerDamage))
+    # What no loaded module can have raised need not be loaded: `headrace rom` does without torch.
+    names = {"ledger": "LedgerDamage", "run_directory": "StudyError"}
+    modules = {name: sys.modules.get(f"headrace.online_training.{name}") for name in names}
+    kinds = [getattr(module, names[name]) for name, module in modules.items() if module is not None]
+    expected = isinstance(error, (*USER_ERRORS, *kinds))
     if debug or not expected:
         traceback.print_exception(error)
     if not expected:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,19 @@ _STYLE: dict[str, Any] = {
     "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.5,
     "figure.dpi": 100, "savefig.dpi": 170,
 }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A PNG inside the HTML file."""
+
+    data: str
+    alt: str
+
+    @classmethod
+    def of(cls, png: bytes, alt: str) -> Picture:
+        """Return the picture as a data URL."""
+        return cls(data="data:image/png;base64," + base64.b64encode(png).decode("ascii"), alt=alt)
 
 
 def style() -> AbstractContextManager[None]:

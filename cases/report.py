@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import datetime
 import importlib.metadata
 import inspect
@@ -10,7 +9,6 @@ import json
 import os
 import platform
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,11 @@ import numpy as np
 import psutil
 
 from headrace.online_training.run_directory import write_text
+from headrace.rom.model_folder import processor
 
 from . import pictures
 from .evaluation import Evaluation, evaluate_held_out, parameters_text
+from .pictures import Picture
 from .run_data import RunData, figures_of
 
 MAX_ROWS = 40
@@ -29,19 +29,6 @@ MAX_ROWS = 40
 
 LARGE_DRIFT = 0.5
 """In standard deviations of the field; the report names what moved further than this."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A PNG inside the HTML file."""
-
-    data: str
-    alt: str
-
-    @classmethod
-    def of(cls, png: bytes, alt: str) -> Picture:
-        """Return the picture as a data URL."""
-        return cls(data="data:image/png;base64," + base64.b64encode(png).decode("ascii"), alt=alt)
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -262,7 +249,7 @@ def _tables(data: RunData) -> list[dict[str, Any]]:
     model = [("class", study["model"]["class"]), *_architecture(data)]
     case = [("case", data.case.name), ("SHA-256 of its file", study["case"]["sha256"][:16] + "…")]
     hardware = [
-        ("processor", _processor()),
+        ("processor", processor()),
         ("cores", os.cpu_count()),
         ("memory", f"{psutil.virtual_memory().total / 2**30:.1f} GiB"),
         ("system", f"{platform.system()} {platform.release()}"),
@@ -282,15 +269,6 @@ def _architecture(data: RunData) -> list[tuple[str, Any]]:
         return []
     content = json.loads(config.read_text(encoding="utf-8"))
     return [*content["architecture"].items(), ("weights", f"{content['num_weights']:,}")]
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _duration(seconds: float) -> str:

@@ -18,7 +18,7 @@ from headrace.solvers.hdf5 import HDF5Sink
 from headrace.solvers.simulate import simulate
 from headrace.solvers.sink import Sink, Snapshot
 
-from .catalogue import BUILT_IN, find_case, unknown_name
+from .catalogue import BUILT_IN, REDUCED, find_case, find_rom_case, load_rom_case, unknown_name
 from .progress import StepProgress
 from .ranks import together, world
 
@@ -106,6 +106,12 @@ def list_cases() -> None:
         parameters = described_parameters(case)
         console.print(Text(name, style="bold"))
         for line in (equation, case.description, grid, parameters):
+            console.print(Padding(Text(line), (0, 0, 0, 4)))
+    for name in REDUCED:
+        case = load_rom_case(find_rom_case(name))
+        settings = ", ".join(f"{key} = {value}" for key, value in case.defaults.items())
+        console.print(Text(name, style="bold"))
+        for line in (case.description, settings, f"to reduce: headrace rom compress {name} --out FOLDER"):
             console.print(Padding(Text(line), (0, 0, 0, 4)))
 
 

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 
+DECK = "calculix.inp"
+"""The name of the deck in its folder."""
+
+
 class CalculixSolver:
     """Solves a problem by CalculiX in a folder; rank 0 runs it, and every rank replays its share of the mesh.
 
@@ -45,7 +49,7 @@ class CalculixSolver:
     ) -> None:
         """Prepare a run; large_strain as in `write_deck`, timeout in seconds. Collective."""
         self.problem, self.large_strain, self.timeout = problem, large_strain, timeout
-        self.deck = Path(folder) / "calculix.inp"
+        self.deck = Path(folder) / DECK
         self.subdomain = distribute(problem.mesh, comm)
         self.comm, self.local = self.subdomain.comm, LocalProblem(problem, self.subdomain)
         self.seconds, self.report = 0.0, ReplayReport()

@@ -14,6 +14,7 @@ import numpy as np
 
 from .calculix_deck import write_deck
 from .calculix_reader import CalculixReader
+from .calculix_solver import DECK, CalculixSolver
 from .campaign import finished_seconds, run_campaign
 from .communicator import Communicator
 from .mesh import Mesh
@@ -60,7 +61,7 @@ def mesh_of(path: str) -> Mesh:
 
 
 def run_decks(problems: Mapping[str, tuple[Problem, np.ndarray]], ranks: Communicator, *, at_once: int = 1) -> None:
-    """Run CalculiX on problems and their times, by path of the deck without ending; what is finished stays. Collective.
+    """Run CalculiX on problems and their times, by folder, so that `CalculixSolver` finds them done. Collective.
 
     Raises
     ------
@@ -69,7 +70,7 @@ def run_decks(problems: Mapping[str, tuple[Problem, np.ndarray]], ranks: Communi
     error: Exception | None = None
     if ranks.rank == 0:
         try:
-            decks = {stem: write_deck(stem + ".inp", *what) for stem, what in problems.items()}
+            decks = {folder: write_deck(Path(folder) / DECK, *what) for folder, what in problems.items()}
             failed = [r.error for r in run_campaign(decks, at_once=at_once).values() if r.error]
             error = RuntimeError(failed[0]) if failed else None
         except (ValueError, OSError) as caught:
@@ -86,7 +87,7 @@ class FullRun:
     times : of the increments, the start included; result files have their own.
     source : "embedded"; "calculix", which runs ccx on a deck of the problem; or a path that `open_reader` reads.
     ranks : the communicator.
-    scratch : where CalculiX's deck and results go, without ending.
+    scratch : folder of CalculiX's deck and results.
     displacement : see `open_reader`.
 
     Attributes
@@ -108,6 +109,7 @@ class FullRun:
     ) -> None:  # fmt: skip
         self.ranks, self.cores, self.seconds, self.checks = ranks, ranks.size, None, {}
         self._replay: Replay | None = None
+        self._calculix: CalculixSolver | None = None
         begin = time.perf_counter()
         if source == EMBEDDED:
             solver = Solver(problem, ranks)
@@ -116,9 +118,11 @@ class FullRun:
             self.replay_seconds, self.seconds = 0.0, ranks.maximum(time.perf_counter() - begin)
             return
         if source == CALCULIX:
-            run_decks({str(scratch): (problem, times)}, ranks)
-            source = str(scratch) + ".inp"
-        begin = time.perf_counter()
+            self._calculix = CalculixSolver(problem, scratch, ranks)
+            self.local, self._increments = self._calculix.local, self._calculix.run(times)
+            self.start, self.cores = float(times[0]), 1
+            self.replay_seconds = ranks.maximum(time.perf_counter() - begin)
+            return
         error, reader = None, None
         try:
             reader = open_reader(source, ranks, displacement=displacement)
@@ -138,12 +142,15 @@ class FullRun:
             begin = time.perf_counter()
             increment = next(self._increments, None)
             took = self.ranks.maximum(time.perf_counter() - begin)
-            if self._replay is None:
+            if self._calculix is not None and self.seconds is None:
+                self.seconds = self._calculix.seconds
+                took = max(took - self.seconds, 0.0)  # the first call runs it, unless it had run before
+            if self._calculix is None and self._replay is None:
                 self.seconds += took
             else:
                 self.replay_seconds += took
             if increment is None:
                 break
             yield increment
-        if self._replay is not None:
-            self.checks = self._replay.report.worst()
+        report = self._calculix.report if self._calculix else self._replay.report if self._replay else None
+        self.checks = report.worst() if report else {}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .calculix_deck import counterpart
 from .case import RomCase
 from .communicator import Communicator, communicator
 from .full_run import CALCULIX, EMBEDDED, FullRun, mesh_of, run_decks
@@ -56,6 +57,9 @@ def compress_case(  # noqa: PLR0913  everything but the first two has a default
 ) -> dict[str, Any]:
     """Make a reduced model of training runs in a new folder and return its description. Collective.
 
+    Where a source is CalculiX, the model is of the case's `counterpart`, whose laws CalculiX has; it stays so in all
+    later stages.
+
     trainings : the settings of each run.
     sources : of each run, or one for all: see `FullRun`.
     mesh : file with the mesh, for a case that takes one; default: that of the first source.
@@ -78,6 +82,8 @@ def compress_case(  # noqa: PLR0913  everything but the first two has a default
         mesh = sources[0]
     given = mesh_of(mesh) if case.takes_mesh and mesh is not None else None
     built = [case.build(settings, given) for settings in trainings]
+    if replaced := CALCULIX in sources:
+        built = [(counterpart(problem), times) for problem, times in built]
     for problem, _ in built[1:]:
         _require_same(built[0][0], problem)
     ranks.raise_together(_made(where.path), OSError)
@@ -103,7 +109,7 @@ def compress_case(  # noqa: PLR0913  everything but the first two has a default
     seconds = ranks.maximum(time.perf_counter() - begin)
     save_reduction(reduction, where.reduction)
     description = {
-        "case": case.name, "training": records, "tolerances": asdict(wish), **_sizes(reduction),
+        "case": case.name, "counterpart": replaced, "training": records, "tolerances": asdict(wish), **_sizes(reduction),
         "cubature_error": reduction.error, "compress_seconds": seconds, "cores": ranks.size,
         "notes": dict(notes or {}), "origin": origin(),
     }  # fmt: skip
@@ -296,6 +302,8 @@ def _asked(
     case: RomCase, where: ModelFolder, settings: Mapping[str, Any], loading: str | Path | None
 ) -> tuple[Problem, np.ndarray]:
     problem, times = case.build(settings, mesh_of(str(where.reduction)) if case.takes_mesh else None)
+    if read_description(where.model)["counterpart"]:
+        problem = counterpart(problem)
     return (problem, times) if loading is None else with_loading(problem, loading)
 
 

@@ -1,0 +1,225 @@
+"""`headrace rom`: the stages of a reduced model, from full runs or result files to a report; each under mpirun too."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from .ranks import together, world
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from headrace.rom.case import RomCase
+
+HELP = "Reduced-order models of structures: compress, run, evaluate, report."
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a reduced model.", show_default=False)]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Setting of the case, e.g. cycles=20; repeat for several."),
+]
+Solver = Annotated[str, typer.Option(help="Full model: embedded, or calculix (needs ccx).")]
+Displacement = Annotated[str, typer.Option(metavar="NAME", help="What series of files call the displacement.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live display.")]
+
+
+def compress(  # noqa: PLR0913  the flags of a command
+    *,
+    which: Annotated[
+        str, typer.Argument(metavar="CASE", help="Built-in case, or path/to/file.py[:name].", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="New folder of the model.", show_default=False)],
+    settings: Settings = None,
+    train: Annotated[
+        list[str] | None,
+        typer.Option(metavar="'A=1 B=2'", help="Settings of a training run beside --set; repeat for several runs."),
+    ] = None,
+    from_: Annotated[
+        list[str] | None,
+        typer.Option("--from", metavar="PATH", help="Results instead of a run: a CalculiX deck (.inp, .dat beside it), "
+                     "'step_*.vtu', .pvd, .xdmf, a store. Repeat for several runs."),
+    ] = None,
+    mesh: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Mesh of a case that takes one. Default: that of --from.")
+    ] = None,
+    solver: Solver = "embedded",
+    at_once: Annotated[int, typer.Option(min=1, help="Runs of CalculiX at the same time.")] = 1,
+    pod: Annotated[float, typer.Option(help="Relative tolerance of the PODs.")] = 1e-6,
+    cubature: Annotated[float, typer.Option(help="Relative tolerance of the cubature.")] = 5e-6,
+    mode: Annotated[str, typer.Option(help="Cubature over ranks: two-level, exact or local.")] = "two-level",
+    displacement: Displacement = "displacement",
+    plain: Plain = False,
+) -> None:  # fmt: skip
+    """Train a reduced model on runs of the full one, or on result files."""
+    from headrace.rom.model_folder import ModelError, ModelFolder
+    from headrace.rom.offline import Tolerances
+    from headrace.rom.stages import compress_case, plain_settings
+
+    from .catalogue import find_rom_case, load_rom_case
+
+    comm = world()
+
+    def prepare() -> tuple[Any, RomCase, dict[str, Any], list[dict[str, Any]], list[str], Tolerances]:
+        reference = find_rom_case(which)
+        loaded = load_rom_case(reference)
+        common = loaded.parse(settings or [])
+        sources = from_ or [_full_model(solver)]
+        count = max(len(train or []), len(sources))
+        each = [loaded.parse(shlex.split(text)) for text in train or [""] * count]
+        if len(each) != count:
+            raise ValueError(f"{len(sources)} times --from and {len(each)} times --train do not fit together.")
+        if ModelFolder(out).model.exists():
+            raise ModelError(f"{out} has a model already; give another --out, or remove it.")
+        wish = Tolerances(displacement=pod, dual=pod, cubature=cubature, mode=mode)
+        return reference, loaded, common, [{**common, **one} for one in each], sources, wish
+
+    reference, loaded, common, trainings, sources, wish = together(comm, prepare)
+    if comm is None or comm.rank == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        reference = reference.copied_to(out)
+    notes = {"variable": reference.name, "sha256": reference.sha256, "settings": plain_settings(common)}
+    with _progress(plain) as watch:
+        made = compress_case(
+            loaded, out, trainings, sources=sources, mesh=mesh, tolerances=wish, displacement=displacement,
+            at_once=at_once, notes=notes, comm=comm, watch=watch,
+        )  # fmt: skip
+    say = Console(highlight=False, soft_wrap=True).print
+    for training in made["training"]:
+        took = "time not known" if training["seconds"] is None else f"{training['seconds']:.3g} s"
+        checks = "".join(f", {name} {value:.1e}" for name, value in training["checks"].items())
+        say(f"training: {training['source']}, {training['increments']} increments, {took}{checks}")
+    say(f"{made['dofs']:,} dofs to {made['modes']} modes, {made['points']:,} points to {made['reduced_points']}, "
+        f"cubature error {made['cubature_error']:.1e}, compressed in {made['compress_seconds']:.3g} s on "
+        f"{made['cores']} rank{'s' * (made['cores'] > 1)}")  # fmt: skip
+    say(f"wrote {out}; next: headrace rom run {out} --set NAME=VALUE")
+
+
+def run(
+    *,
+    model: Model,
+    settings: Settings = None,
+    loading: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Table (.csv) of a new loading: time, and factors of named loads."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the run. Default: the next number.")] = None,
+    viewer: Annotated[str, typer.Option(help="File for ParaView: vtkhdf or xdmf.")] = "vtkhdf",
+) -> None:
+    """Answer one query with the reduced model, and write its full fields."""
+    from headrace.rom.indicator import ErrorBound
+    from headrace.rom.stages import run_query
+
+    comm = world()
+    case, asked = together(comm, lambda: _of_model(model, settings or []))
+    done = run_query(case, model, asked, name=name, loading=loading, viewer=viewer, comm=comm)
+    say = Console(highlight=False, soft_wrap=True).print
+    say(f"{done['name']}: {len(done['times']) - 1} increments in {done['seconds']:.3g} s on one core, "
+        f"fields written in {done['fields_seconds']:.3g} s")  # fmt: skip
+    say(f"largest p {done['largest_p']['value']:.4g}, error indicator {max(done['indicator']):.2e}")
+    if done["bound"] is not None:
+        bound = ErrorBound(**done["bound"])
+        say(f"error of p at most {bound(max(done['indicator'])):.1e} with 95 % probability, if this run is like the "
+            f"{bound.count} evaluated so far")  # fmt: skip
+    say(f"wrote {model / 'runs' / done['name']}; next: headrace rom evaluate {model} --run {done['name']}")
+
+
+def evaluate(
+    *,
+    model: Model,
+    runs: Annotated[
+        list[str] | None, typer.Option("--run", metavar="NAME", help="Which run; repeat for several. Default: all.")
+    ] = None,
+    solver: Solver = "embedded",
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="PATH", help="Results of the full model instead of a run of it.")
+    ] = None,
+    displacement: Displacement = "displacement",
+    plain: Plain = False,
+) -> None:
+    """Compare runs with the full model: errors over time, and what was saved."""
+    from headrace.rom.model_folder import ModelError, ModelFolder, read_description
+    from headrace.rom.stages import costs, evaluate_run
+
+    comm, where = world(), ModelFolder(model)
+
+    def prepare() -> tuple[RomCase, list[str], str]:
+        names = runs or where.runs()
+        if not names:
+            raise ModelError(f"{model} has no runs yet: headrace rom run {model} --set NAME=VALUE.")
+        if from_ is not None and len(names) > 1:
+            raise ModelError("--from belongs to one run: name it with --run.")
+        return _of_model(model, [])[0], names, from_ or _full_model(solver)
+
+    case, names, source = together(comm, prepare)
+    say = Console(highlight=False, soft_wrap=True).print
+    for name in names:
+        with _progress(plain) as watch:
+            found = evaluate_run(case, model, name, source=source, displacement=displacement, comm=comm, watch=watch)
+        told = read_description(where.run(name) / "run.json")
+        saved = costs(read_description(where.model), told, found)
+        line = f"{name}: error of u {max(found['error_u']):.2e}, of p {max(found['error_p']):.2e}"
+        if saved["wall"] is not None:
+            cores = f"{found['cores']} core{'s' * (found['cores'] > 1)}"
+            line += f"; {found['seconds']:.3g} s on {cores} against {told['seconds']:.3g} s on one: "
+            line += f"{saved['wall']:.3g} times faster, {saved['core']:.3g} times in core-seconds"
+        if saved["break_even"] is not None:
+            line += f"; training pays after {saved['break_even']:.2g} such runs"
+        say(line)
+    say(f"next: headrace rom report {model}")
+
+
+def report(*, model: Model) -> None:
+    """Write the report of a model: one HTML file that needs nothing else."""
+    from .rom_report import write_report
+
+    comm = world()
+    path = together(comm, lambda: write_report(model) if comm is None or comm.rank == 0 else model / "report.html")
+    Console(highlight=False, soft_wrap=True).print(f"report {path}")
+
+
+STAGES: tuple[Callable[..., None], ...] = (compress, run, evaluate, report)
+
+
+def _full_model(solver: str) -> str:
+    if solver not in ("embedded", "calculix"):
+        raise ValueError(f"--solver {solver!r} is not allowed: embedded or calculix.")
+    return solver
+
+
+def _of_model(model: Path, settings: list[str]) -> tuple[RomCase, dict[str, Any]]:
+    """Return the case of a model's folder, and settings: those of all training runs, and on top those given."""
+    from headrace.rom.model_folder import ModelFolder, read_description
+    from headrace.rom.stages import settings_of
+    from headrace.solvers.case_file import CaseReference
+
+    from .catalogue import load_rom_case
+
+    notes = read_description(ModelFolder(model).model)["notes"]
+    reference = CaseReference(file=model.resolve() / "case.py", name=notes["variable"], sha256=notes["sha256"])
+    case = load_rom_case(reference)
+    return case, {**settings_of(notes["settings"]), **case.parse(settings)}
+
+
+@contextmanager
+def _progress(plain: bool) -> Iterator[Callable[..., None]]:
+    """Yield what shows increments done, one bar after the other."""
+    from .progress import StepProgress
+
+    with ExitStack() as stack:
+        bars: dict[str, StepProgress] = {}
+
+        def watch(what: str, done: int, of: int) -> None:
+            if what not in bars:
+                stack.close()
+                bar: AbstractContextManager[StepProgress] = StepProgress(what, of, plain=plain, unit="increment")
+                bars[what] = stack.enter_context(bar)
+            bars[what].show(done)
+
+        yield watch

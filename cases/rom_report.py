@@ -1,0 +1,258 @@
+"""The report of a reduced model: one HTML file with pictures, curves and tables, from the model's own files."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from headrace.rom.atomic import write_text
+from headrace.rom.mesh import Mesh
+from headrace.rom.model_folder import ModelFolder, read_description
+from headrace.rom.stages import costs
+from headrace.rom.store import Store
+
+from . import pictures, rom_pictures
+from .catalogue import load_rom_case
+from .pictures import Picture
+
+MAX_PICTURED = 4
+"""Runs that get a section with pictures: those with the largest errors, worst first."""
+
+
+def write_report(model: str | Path) -> Path:
+    """Write report.html and pictures/ into the folder of a model and return the path of the report.
+
+    Works before anything was run or evaluated: what is not there yet is said to be missing.
+
+    Raises
+    ------
+    ModelError, StoreError : no model there, or its files are damaged.
+    OSError : the report cannot be written.
+    """
+    where = ModelFolder(Path(model))
+    described = read_description(where.model)
+    runs = [_Run(where, described, name) for name in where.runs()]
+    folder = where.path / "pictures"
+    folder.mkdir(exist_ok=True)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True,
+        undefined=jinja2.StrictUndefined, trim_blocks=True,
+    )  # fmt: skip
+    mesh, figures = _model_figures(where, folder)
+    html = environment.get_template("rom_report.html").render(
+        title=f"Reduced model of {described['case']}",
+        subtitle=_subtitle(where, described),
+        numbers=_numbers(described, runs),
+        notes=_notes(runs),
+        model=figures,
+        data=[_training_table(described), _run_table(runs)],
+        runs=[_section(run, mesh, folder) for run in sorted(runs, key=lambda r: -r.worst)[:MAX_PICTURED] if run.found],
+        tables=_tables(described),
+        version=importlib.metadata.version("headrace"),
+        date=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
+    )
+    path = where.path / "report.html"
+    write_text(path, html)
+    return path
+
+
+class _Run:
+    """One run: what was asked, what the full model says to it where it was evaluated, and what it saved."""
+
+    def __init__(self, where: ModelFolder, model: Mapping[str, Any], name: str) -> None:
+        self.name, self.place = name, where.run(name)
+        self.asked = read_description(self.place / "run.json")
+        evaluation = self.place / "evaluation.json"
+        self.found = read_description(evaluation) if evaluation.exists() else None
+        self.saved = costs(model, self.asked, self.found) if self.found else None
+
+    @property
+    def worst(self) -> float:
+        """The largest error of p or u, -1 where it is not known."""
+        return max(*self.found["error_p"], *self.found["error_u"]) if self.found else -1.0
+
+    @property
+    def settings(self) -> str:
+        """What was asked, in words."""
+        words = _settings_text(self.asked["settings"])
+        return words + (", loading of a table" if self.asked["loading"] else "")
+
+
+def _settings_text(settings: Mapping[str, Any]) -> str:
+    def one(value: Any) -> str:
+        return ", ".join(f"{v:g}" for v in value) if isinstance(value, list) else str(value)
+
+    return "; ".join(f"{name} = {one(value)}" for name, value in settings.items()) or "as in the case"
+
+
+def _subtitle(where: ModelFolder, described: Mapping[str, Any]) -> str:
+    from headrace.solvers.case_file import CaseReference
+
+    file = where.path.resolve() / "case.py"
+    case = load_rom_case(CaseReference.of(file, described["notes"]["variable"]))
+    law = " Its laws are the nearest that CalculiX has." if described["counterpart"] else ""
+    return f"{case.description}{law} {described['dofs']:,} unknowns, {described['points']:,} quadrature points."
+
+
+def _numbers(described: Mapping[str, Any], runs: list[_Run]) -> list[dict[str, str]]:
+    numbers = [
+        (f"{described['modes']}", f"modes for {described['dofs']:,} unknowns"),
+        (f"{described['reduced_points']}", f"points of {described['points']:,}"),
+    ]
+    if seen := [run for run in runs if run.found]:
+        numbers += [(f"{max(max(r.found['error_u']) for r in seen):.1e}", "largest error of the displacement"),
+                    (f"{max(max(r.found['error_p']) for r in seen):.1e}", "largest error of p")]  # fmt: skip
+    if timed := [run for run in runs if run.saved and run.saved["wall"]]:
+        median = sorted(timed, key=lambda run: run.saved["core"])[len(timed) // 2]
+        numbers.append((f"{median.saved['core']:.3g} ×", "less core time than the full model (median run)"))
+        if median.saved["break_even"] is not None:
+            numbers.append((f"{median.saved['break_even']:.2g}", "such runs pay for training and compression"))
+    return [{"value": value, "name": name} for value, name in numbers]
+
+
+def _notes(runs: list[_Run]) -> list[str]:
+    if not runs:
+        return ["Nothing was asked of the model yet: `headrace rom run` does."]
+    open_runs = [run.name for run in runs if not run.found]
+    if not open_runs:
+        return []
+    return [f"Not compared with the full model: {', '.join(open_runs)}. `headrace rom evaluate` does."]
+
+
+def _model_figures(where: ModelFolder, folder: Path) -> tuple[Mesh, list[Picture]]:
+    with Store(where.reduction) as store:
+        mesh = store.mesh
+        points, weights = store.get("model/points"), store.get("model/weights")
+        names = [name.split("/")[-1] for name in store.names("spectrum")]
+        spectra = {name: store.get(f"spectrum/{name}") for name in names}
+    order = ["displacement", "p", "state", *sorted(n for n in names if n.startswith("stress_"))]
+    lines = {}
+    for name in [n for n in order if n in spectra and len(spectra[n]) and spectra[n][0] > 0]:
+        decay = spectra[name] / spectra[name][0]
+        decay = decay[decay > 1e-16]
+        label = {"displacement": "u", "state": "all internal variables"}.get(name, name.replace("stress_", "stress "))
+        lines[label] = (list(range(1, len(decay) + 1)), decay.tolist())
+    few = dict(list(lines.items())[: len(pictures.COLOURS)])
+    drawn = {
+        "singular-values": (
+            pictures.curves(few, x="mode", y="Singular values, over the first", logarithmic=True),
+            "How fast the singular values of the snapshots fall: fields with a steep curve need few modes.",
+        ),
+        "points": (
+            rom_pictures.points_on_mesh(mesh, points, weights),
+            f"The {np.count_nonzero(weights)} cubature points at which the law is evaluated online, and "
+            f"{np.sum(weights == 0)} more that serve the reconstruction of p.",
+        ),
+    }
+    for name, (image, _) in drawn.items():
+        (folder / f"{name}.png").write_bytes(image)
+    return mesh, [Picture.of(image, caption) for image, caption in drawn.values()]
+
+
+def _section(run: _Run, mesh: Mesh, folder: Path) -> dict[str, Any]:
+    """Return the section of an evaluated run: p of both and their difference, errors, and p at one point over time."""
+    found, asked = run.found, run.asked
+    times, at_point, point = found["times"], found["p_at_point"], asked["largest_p"]["point"]
+    curves = {
+        "errors": (
+            pictures.curves(
+                {"u": (times, _visible(found["error_u"])), "p": (times, _visible(found["error_p"])),
+                 "indicator": (asked["times"], _visible(asked["indicator"]))},
+                x="time", y="Relative error", logarithmic=True,
+            ),
+            "Errors of displacement and p in L2, over the largest norm of the run; the indicator needs no full model.",
+        ),
+        "p-at-point": (
+            pictures.curves(
+                {"full model": (times, at_point["full"]), "reduced": (times, at_point["reduced"])},
+                x="time", y="p where it is largest",
+            ),
+            f"Accumulated viscoplastic strain at quadrature point {point}, where the reduced model has its largest.",
+        ),
+    }  # fmt: skip
+    with Store(run.place / "truth") as truth, Store(run.place / "fields") as fields:
+        full = truth.point_field("p", len(truth.times) - 1)
+        at = int(np.argmin(np.abs(fields.times - truth.times[-1])))
+        reduced = fields.point_field("p", at)
+    image = rom_pictures.fields_on_mesh(
+        mesh, {"p, full model": full, "p, reduced model": reduced, "reduced minus full": reduced - full},
+        errors=("reduced minus full",),
+    )  # fmt: skip
+    for name, (drawn, _) in {**curves, "p": (image, "")}.items():
+        (folder / f"{run.name}-{name}.png").write_bytes(drawn)
+    summary = f"{run.settings}. Largest error of u {max(found['error_u']):.2e}, of p {max(found['error_p']):.2e}."
+    checks = ", ".join(f"{name} {value:.1e}" for name, value in found["checks"].items())
+    if checks:
+        summary += f" The full model's results were replayed from {found['source']}; worst checks: {checks}."
+    caption = f"p at t = {times[-1]:.4g}, means of the elements. Both models share one colour scale."
+    return {
+        "heading": f"Compared with the full model: {run.name}",
+        "summary": summary, "fields": Picture.of(image, caption),
+        "figures": [Picture.of(drawn, text) for drawn, text in curves.values()],
+    }  # fmt: skip
+
+
+def _training_table(described: Mapping[str, Any]) -> dict[str, Any]:
+    rows = [
+        [k + 1, _settings_text(t["settings"]), t["source"], t["increments"], _seconds(t["seconds"]), t["cores"],
+         _seconds(t["replay_seconds"]) if t["replay_seconds"] else ""]
+        for k, t in enumerate(described["training"])
+    ]  # fmt: skip
+    summary = (
+        f"What the model was made of. Compression took {_seconds(described['compress_seconds'])} on "
+        f"{described['cores']} core{'s' * (described['cores'] > 1)}; the cubature integrates all training integrands "
+        f"to {described['cubature_error']:.1e}."
+    )
+    return {
+        "heading": "Training", "summary": summary, "text_columns": (1, 2),
+        "headings": ["number", "settings", "full model", "increments", "time", "cores", "replay"], "rows": rows,
+    }  # fmt: skip
+
+
+def _run_table(runs: list[_Run]) -> dict[str, Any]:
+    rows = []
+    for run in runs:
+        asked, found, saved = run.asked, run.found, run.saved
+        row = [run.name, run.settings, f"{max(asked['indicator']):.1e}"]
+        row += [f"{max(found['error_u']):.1e}", f"{max(found['error_p']):.1e}"] if found else ["", ""]
+        row += [_seconds(asked["seconds"]), _seconds(asked["fields_seconds"])]
+        row += [_seconds(found["seconds"]), found["cores"]] if found else ["", ""]
+        known = saved is not None and saved["wall"] is not None
+        row += [f"{saved['wall']:.3g}", f"{saved['core']:.3g}"] if known else ["", ""]
+        row += [f"{saved['break_even']:.2g}" if saved and saved["break_even"] is not None else ""]
+        rows.append(row)
+    offline = next((r.saved["offline_core_seconds"] for r in runs if r.saved), None)
+    summary = "The reduced model answers on one core. Wall: ratio of wall times; core: ratio of core-seconds, neither "
+    summary += "counting the writing of fields, nor what was spent offline"
+    summary += "." if offline is None else f": {offline:.3g} core-seconds, paid back after so many runs of the kind."
+    return {
+        "heading": "Runs", "summary": summary, "rows": rows, "text_columns": (0, 1),
+        "headings": ["run", "settings", "indicator", "error u", "error p", "reduced", "fields", "full", "its cores",
+                     "wall", "core", "pays after"],
+    }  # fmt: skip
+
+
+def _tables(described: Mapping[str, Any]) -> list[dict[str, Any]]:
+    modes = {"u": described["modes"], **{n.replace("_", " "): m for n, m in described["dual_modes"].items()}}
+    tolerances = [(name.replace("_", " "), value) for name, value in described["tolerances"].items()]
+    return [
+        {"heading": "Tolerances and modes",
+         "rows": [*tolerances, *((f"modes of {name}", m) for name, m in modes.items()),
+                  ("cubature points", described["cubature_points"])]},
+        {"heading": "Versions and hardware of the training", "rows": sorted(described["origin"].items())},
+    ]  # fmt: skip
+
+
+def _visible(values: list[float]) -> list[float]:
+    """Return values for a logarithmic axis: what is zero but for rounding is not drawn."""
+    return [value if value > 1e-10 else float("nan") for value in values]
+
+
+def _seconds(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.3g} s"

@@ -1,0 +1,222 @@
+"""`headrace rom`: a user's own case from full runs and from result files to a report, serial and on two ranks."""
+
+import json
+import re
+import subprocess
+import sys
+
+import meshio
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from headrace.cases import rom_pictures
+from headrace.cases.command_line import build_app
+from headrace.rom.model_folder import ModelError, ModelFolder, read_description
+from headrace.rom.store import Store
+from tests.mpi_run import run_mpi
+
+CASE = '''
+"""A bar that is pulled until it flows."""
+import numpy as np
+from headrace.rom.box import box_mesh
+from headrace.rom.case import RomCase
+from headrace.rom.elastic import IsotropicElasticity
+from headrace.rom.loads import Amplitude, Pressure, Support
+from headrace.rom.problem import Problem
+from headrace.rom.viscoplastic import KinematicHardening, NortonChaboche
+
+LAW = NortonChaboche(elasticity=IsotropicElasticity(young=200e3, poisson=0.3), yield_stress=100.0, viscosity=200.0,
+                     exponent=8.0, kinematic=(KinematicHardening(modulus=50e3, recall=300.0),))
+
+def on(mesh, pull, shear):
+    rise = Amplitude((0.0, 1.0, 2.0), (0.0, 1.0, 0.0))
+    return Problem(
+        mesh=mesh, laws={"all": LAW}, supports=[Support(nodes="x0", direction=d) for d in "xyz"],
+        loads=[Pressure(faces="x1", value=lambda x: -pull * (1 + 0.2 * x[:, 1]), amplitude=rise),
+               Pressure(faces="z1", value=shear, amplitude=rise)])
+
+def bar(*, pull: float = 200.0, shear: float = 10.0, long: float = 4.0):
+    return on(box_mesh("hex8", (4, 2, 2), (long, 2.0, 2.0)), pull, shear)
+
+def of_files(mesh, *, pull: float = 200.0, shear: float = 10.0):
+    return on(mesh, pull, shear)
+
+case = RomCase(name="bar", problem=bar, times=np.linspace(0, 2, 9))
+mine = RomCase(name="mine", problem=of_files, times=np.linspace(0, 2, 9))
+'''
+
+
+def rom(*arguments):
+    done = CliRunner().invoke(build_app(), ["rom", *map(str, arguments)], env={"COLUMNS": "200", "TERM": "dumb"})
+    return done.exit_code, done.output
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model of two training runs, with an evaluated run beside its training and an evaluated new loading."""
+    folder = tmp_path_factory.mktemp("rom")
+    (folder / "bar.py").write_text(CASE)
+    code, text = rom("compress", folder / "bar.py", "--out", folder / "model", "--set", "long=4.5", "--train",
+                     "pull=180", "--train", "pull=220 shear=20")  # fmt: skip
+    assert code == 0, text
+    (folder / "new.csv").write_text("time, pressure:x1\n0, 0\n0.5, 0.5\n1, 1\n1.5, 0.3\n")
+    for more in (["--set", "pull=180"], ["--loading", folder / "new.csv", "--name", "table", "--viewer", "xdmf"]):
+        code, text = rom("run", folder / "model", *more)
+        assert code == 0, text
+    code, text = rom("evaluate", folder / "model")
+    assert code == 0, text
+    return folder / "model"
+
+
+def evaluation(model, name):
+    return read_description(ModelFolder(model).run(name) / "evaluation.json")
+
+
+def test_runs_agree_with_the_full_model_and_say_what_they_saved(model):
+    trained, table = evaluation(model, "run-001"), evaluation(model, "table")
+    assert max(trained["error_u"]) < 1e-4 and max(trained["error_p"]) < 1e-4
+    assert trained["times"] == pytest.approx(np.linspace(0, 2, 9)[1:])
+    assert 0 < max(table["error_u"]) < 0.05 and table["times"] == pytest.approx([0.5, 1, 1.5])
+    assert trained["seconds"] > 0 and trained["cores"] == 1
+    with Store(model / "runs" / "table" / "fields") as fields:
+        assert fields.times == pytest.approx([0, 0.5, 1, 1.5])
+    assert (model / "runs" / "table" / "fields.xdmf").read_text().count("<Time ") == 4
+    assert (model / "runs" / "run-001" / "fields.vtkhdf").stat().st_size > 1000
+    for name, pull in (("third", 200), ("bounded", 205)):
+        code, text = rom("run", model, "--set", f"pull={pull}", "--name", name)
+        assert code == 0 and ("error of p at most" in text) == (name == "bounded"), text
+        code, text = rom("evaluate", model, "--run", "third")
+        assert code == 0, text
+
+
+def test_the_report_has_every_picture_and_needs_no_other_file(model, monkeypatch):
+    monkeypatch.setattr(rom_pictures, "can_draw_off_screen", lambda: False)
+    code, text = rom("report", model)
+    assert code == 0, text
+    html = (model / "report.html").read_text()
+    assert html.count("data:image/png;base64,") == 2 + 3 * len([*model.glob("runs/*/evaluation.json")])
+    assert "http" not in re.sub(r"data:image[^\"]*", "", html)
+    for word in ("cubature points", "singular values", "pays after", "pull = 180.0", "loading of a table"):
+        assert word in html, word
+    names = {path.name for path in (model / "pictures").iterdir()}
+    assert {"singular-values.png", "points.png", "table-p.png", "table-errors.png", "run-001-p-at-point.png"} <= names
+
+
+def test_two_ranks_make_the_same_model_and_answers(model, tmp_path):
+    case, out = model.parent / "bar.py", tmp_path / "model"
+    program = ["-m", "headrace.cases", "rom"]
+    for arguments in (
+        ["compress", case, "--out", out, "--set", "long=4.5", "--train", "pull=180", "--train", "pull=220 shear=20"],
+        ["run", out, "--set", "pull=180"],
+        ["evaluate", out],
+        ["report", out],
+    ):
+        done = run_mpi(2, [*program, *map(str, arguments)], env={"COLUMNS": "200"})
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert evaluation(out, "run-001")["cores"] == 2
+    assert max(evaluation(out, "run-001")["error_p"]) < 1e-4
+    with Store(model / "runs/run-001/fields") as one, Store(out / "runs/run-001/fields") as two:
+        size = np.abs(one.displacement(4)).max()
+        np.testing.assert_allclose(one.displacement(4), two.displacement(4), atol=1e-4 * size)
+    done = run_mpi(2, [*program, "run", str(out), "--set", "pul=1"])
+    assert done.returncode == 2 and done.stderr.count("has no setting") == 1
+
+
+def test_neither_torch_nor_ray_is_loaded(model):
+    program = (
+        "import sys\nfrom headrace.cases.command_line import main\n"
+        f"try:\n    main(['rom', 'run', {str(model)!r}, '--set', sys.argv[1]])\n"
+        "except SystemExit as end:\n    code = end.code\n"
+        "assert code == int(sys.argv[2]), code\nassert not {'torch', 'ray'} & set(sys.modules)"
+    )
+    for setting, code in (("pull=190", "0"), ("pul=190", "2")):
+        command = [sys.executable, "-c", program, setting, code]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_models_of_result_files_equal_that_of_the_solver(model, tmp_path):
+    mine = f"{model.parent / 'bar.py'}:mine"
+    both = [word for k in range(2) for word in ("--from", model / f"training-{k:03d}")]
+    code, text = rom("compress", mine, "--out", tmp_path / "stores", *both, "--train", "pull=180", "--train",
+                     "pull=220 shear=20")  # fmt: skip
+    assert code == 0 and "equilibrium" in text, text
+    made, again = (read_description(ModelFolder(f).model) for f in (model, tmp_path / "stores"))
+    assert (again["modes"], again["reduced_points"]) == (made["modes"], made["reduced_points"])
+
+    with Store(model / "training-000") as series:
+        mesh = series.mesh
+        deck = tmp_path / "bar.inp"
+        deck.write_text(as_deck(mesh))
+        for k in range(1, len(series.times)):
+            meshio.Mesh(mesh.points, {"hexahedron": mesh.cells["hex8"]}, {"U": series.displacement(k)}).write(
+                tmp_path / f"step_{k}.vtu"
+            )
+    sets = "".join(f'<DataSet timestep="{k / 4}" file="step_{k}.vtu"/>' for k in range(1, 9))
+    (tmp_path / "bar.pvd").write_text(f'<VTKFile type="Collection"><Collection>{sets}</Collection></VTKFile>')
+    upper, out = tmp_path / "upper.py", tmp_path / "files"
+    upper.write_text(CASE.replace('"x0"', '"X0"').replace('"x1"', '"X1"').replace('"z1"', '"Z1"'))
+    command = ["compress", f"{upper}:mine", "--out", out, "--from", tmp_path / "bar.pvd", "--mesh", deck,
+               "--displacement", "U"]  # fmt: skip
+    code, text = rom(*command, "--set", "pull=260")
+    assert code == 2 and "equilibrium" in text, text
+    code, text = rom(*command, "--set", "pull=180")
+    assert code == 0, text
+    for stage in (["run", out, "--set", "pull=180"], ["evaluate", out]):
+        code, text = rom(*stage)
+        assert code == 0, text
+    assert max(evaluation(out, "run-001")["error_p"]) < 1e-4
+
+
+def as_deck(mesh):
+    """The mesh as an input deck with the sets that the case names."""
+    lines = ["*NODE", *(f"{k + 1}, {x}, {y}, {z}" for k, (x, y, z) in enumerate(mesh.points))]
+    cells = enumerate(mesh.cells["hex8"] + 1, start=1)
+    lines += ["*ELEMENT, TYPE=C3D8", *(", ".join(map(str, (e, *nodes))) for e, nodes in cells)]
+    lines += ["*NSET, NSET=X0", *(f"{n + 1}," for n in mesh.nodes("x0"))]
+    for name in ("x1", "z1"):
+        lines += [f"*SURFACE, NAME={name}", *(f"{e + 1}, S{f + 1}" for e, f in mesh.face_sets[name])]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compress", "rom_cupe", "--out", "new"], "Did you mean rom_cube"),
+        (["compress", "heat2d", "--out", "new"], "is a PDE on a grid"),
+        (["compress", "CASE", "--out", "MODEL"], "has a model already"),
+        (["compress", "CASE", "--out", "new", "--mode", "guess"], "'guess'"),
+        (["compress", "CASE", "--out", "new", "--solver", "guess"], "embedded or calculix"),
+        (["compress", "CASE", "--out", "new", "--from", "nowhere.inp"], "nowhere.inp"),
+        (["compress", "CASE:mine", "--out", "new"], "takes the mesh of files"),
+        (["compress", "CASE", "--out", "new", "--train", "long=3", "--train", "long=4"], "different meshes"),
+        (["run", "MODEL", "--set", "pul=3"], "Did you mean pull"),
+        (["run", "MODEL", "--set", "pull=much"], "must be like its default"),
+        (["run", "MODEL", "--set", "long=5"], "is of another mesh"),
+        (["run", "MODEL", "--name", "table"], "has a run 'table' already"),
+        (["run", "MODEL", "--name", "../table"], "cannot be named"),
+        (["run", "MODEL", "--viewer", "png"], "vtkhdf or xdmf"),
+        (["run", "nowhere"], "There is no"),
+        (["evaluate", "MODEL", "--run", "nothing"], "There is no"),
+        (["report", "nowhere"], "There is no"),
+    ],
+)
+def test_what_is_wrong_is_named(model, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    places = {"MODEL": str(model), "CASE": str(model.parent / "bar.py")}
+    code, text = rom(*(re.sub("MODEL|CASE", lambda m: places[m[0]], a) for a in arguments))
+    assert code == 2 and message in text, text
+    assert not (tmp_path / "new" / "model.json").exists()
+
+
+def test_a_damaged_description_is_refused(model, tmp_path):
+    content = json.loads((model / "model.json").read_text())
+    for change, message in (({"modes": 1}, "damaged or was edited"), ({"version": 99}, "edited"), (None, "is damaged")):
+        (tmp_path / "model.json").write_text("{" if change is None else json.dumps({**content, **change}))
+        with pytest.raises(ModelError, match=message):
+            read_description(tmp_path / "model.json")
+    changed = tmp_path / "model.json"
+    changed.write_bytes(b"\xff\xfe")
+    with pytest.raises(ModelError, match="is damaged"):
+        read_description(changed)
