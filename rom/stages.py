@@ -109,7 +109,8 @@ def compress_case(  # noqa: PLR0913  everything but the first two has a default
     seconds = ranks.maximum(time.perf_counter() - begin)
     save_reduction(reduction, where.reduction)
     description = {
-        "case": case.name, "counterpart": replaced, "training": records, "tolerances": asdict(wish), **_sizes(reduction),
+        "case": case.name, "counterpart": replaced, "training": records, "tolerances": asdict(wish),
+        **_sizes(reduction),
         "cubature_error": reduction.error, "compress_seconds": seconds, "cores": ranks.size,
         "notes": dict(notes or {}), "origin": origin(),
     }  # fmt: skip
