@@ -1,19 +1,20 @@
 """NeuralStagger: speed of staggered networks, errors without data, and classical solvers on the same device.
 
     python benchmarks/neuralstagger.py [--quick] [--device cpu|cuda]
-                                       [--only speed|classical|training|comparison|control|streamed]
+                                       [--only speed|processes|classical|training|comparison|control|streamed]
                                        [--row N ...] [--minutes M] [--seed S ...] [--resume] [--seconds S]
 
 Parts: `speed`, 256 x 256 points, time per simulated frame of all parts on one device, one after another, and of one
 part alone, over the plain network in its fastest form, all as CUDA graphs on a GPU, and beside them the time that
-launching alone takes (`floor`, the same network on the smallest grid it allows); `classical`, error against time of
-pseudo-spectral solvers, coarse, and on each part by itself without training; `training`, the networks of
-`staggered.training.ROWS` trained without data for M minutes each, kept in results/neuralstagger-states and continued
-there by --resume, S seconds a call. Errors are relative L2 norms of the vorticity of five simulations that no training
-saw, to our discrete solution and to truth (spectral, finer); `comparison`, for every network in the results, its time
-and the fastest classical solver that reaches its error; `control`, a flow that mixes a dye best, chosen through two of
-the trained networks and replayed in our solver; `streamed`, two online studies with and without the states of the
-stream. One JSON line per figure, also in benchmarks/results/neuralstagger-DEVICE.json.
+launching alone takes (`floor`, the same network on the smallest grid it allows); `processes`, latency with the parts
+in processes of their own on CPU cores; `classical`, error against time of pseudo-spectral solvers, coarse, and on each
+part by itself without training; `training`, the networks of `staggered.training.ROWS` trained without data for M
+minutes each, kept in results/neuralstagger-states and continued there by --resume, S seconds a call; `comparison`, for
+every network in the results, its time and the fastest classical solver that reaches its error; `control`, a flow that
+mixes a dye best, chosen through two of the trained networks and replayed in our solver; `streamed`, two online studies
+with and without the states of the stream. Errors are relative L2 norms over simulations that no training saw, to our
+discrete solution and to truth (spectral, finer; in the cavity our solver). One JSON line per figure, also in
+benchmarks/results/neuralstagger-DEVICE.json.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from staggered.classical import MANY, curve, measure_classical
 from staggered.control import measure_control
 from staggered.figures import Figure
 from staggered.planes import HELD_OUT, Plane
+from staggered.ranks import measure_ranks
 from staggered.speed import measure_speed
 from staggered.training import PROBLEMS, ROWS, Budget, Run
 
@@ -117,10 +119,12 @@ def measure_streams(options: argparse.Namespace) -> Iterator[Figure]:
 PRECISION = {
     "classical": "float64", "speed": "TF32 on a GPU, else float32", "training": "float32",
     "comparison": "networks float32, solvers float64", "streamed": "float32", "control": "float64",
+    "processes": "float32",
 }  # fmt: skip
 PARTS = {
     "classical": lambda options: measure_classical(options.quick, options.device),
     "speed": lambda options: measure_speed(options.quick, options.device),
+    "processes": lambda options: measure_ranks(options.quick),
     "training": measure_training,
     "comparison": measure_comparison,
     "control": measure_control_through,
