@@ -81,7 +81,6 @@ class Cavity:
     @torch.no_grad()
     def errors(self, network: torch.nn.Module, loss: str, frames: int, count: int, device: str) -> Iterator[Measured]:
         """Yield the largest error of the transient at whole times, and distances of the extremes from Ghia's."""
-        truth = reference(self.reynolds, self.points, self.end).result()
         window = self.start_windows(loss, frames, 1, device, 0)
         fields, number = [window[:, -1]], round(self.end / self.frame)
         while len(fields) <= number:
@@ -90,16 +89,19 @@ class Cavity:
         every = round(1 / self.frame)
         found = self.equation(loss, device).velocity(torch.cat(fields[: number + 1 : every]).double())
         found = found.movedim(0, 1).cpu().numpy()
+        yield from self._extremes("", found[-1], self.goal)
+        truth = reference(self.reynolds, self.points, self.end).result()
+        yield from self._extremes("our solver's ", truth[-1], None)
         errors = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(found[1:], truth[1:], strict=True)]
         words = "errors at whole times: " + ", ".join(f"{e:.3g}" for e in errors)
         yield "largest error to our solver at whole times", max(errors), 0.03, None, words
         yield "error to our solver at the end", errors[-1], None, None, words
-        middle, named = self.points // 2 - 1, ("u_min", "v_max", "v_min")
-        for who, (u, v) in (("", found[-1]), ("our solver's ", truth[-1])):
-            extremes = (u[middle].min(), v[:, middle].max(), v[:, middle].min())
-            for name, value, published in zip(named, extremes, GHIA[self.reynolds], strict=True):
-                goal = None if who else self.goal
-                yield f"{who}{name} from Ghia", abs(value / published - 1), goal, published, f"found {value:.5f}"
+
+    def _extremes(self, who: str, velocity: np.ndarray, goal: float | None) -> Iterator[Measured]:
+        (u, v), middle = velocity, self.points // 2 - 1
+        values = (u[middle].min(), v[:, middle].max(), v[:, middle].min())
+        for name, value, published in zip(("u_min", "v_max", "v_min"), values, GHIA[self.reynolds], strict=True):
+            yield f"{who}{name} from Ghia", abs(value / published - 1), goal, published, f"found {value:.5f}"
 
 
 CAVITIES = {
