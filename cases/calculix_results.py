@@ -34,6 +34,7 @@ class CalculixResults:
     on: str = "grid"
     initial_temperature: float = 20.0
     _placement: list[Placement] = field(default_factory=list, repr=False, compare=False)
+    _open: dict[Path, CalculixReader] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._placement.append(Placement(self.on))
@@ -45,7 +46,11 @@ class CalculixResults:
         ------
         ValueError : no increment at its time, or results that are damaged or lack what is asked for.
         """
-        reader = CalculixReader(folder / self.deck, initial_temperature=self.initial_temperature)
+        deck = folder / self.deck
+        if deck not in self._open:
+            self._open.clear()  # one run at a time; its deck and results are looked through once
+            self._open[deck] = CalculixReader(deck, initial_temperature=self.initial_temperature)
+        reader = self._open[deck]
         time = step * case.duration / case.num_snapshots
         increment = int(np.argmin(np.abs(reader.times - time)))
         if abs(reader.times[increment] - time) > 1e-5 * case.duration:

@@ -254,7 +254,7 @@ class Trial:
             raise TrialEnded(f"The intake failed: {status['error']}")
         self._poll()
         if self._job is None and status["queued"] and not status["stopping"]:
-            if self._failures >= _MOST_FAILURES or (self._failures and not status["peers"] and not self.states):
+            if self._failures >= _MOST_FAILURES:
                 raise TrialEnded(f"The job ended with code {self.last_code}. It said: {self.tail()}")
             self._start_job()
         if collect:
@@ -295,13 +295,14 @@ class Trial:
 
     def _late(self, seconds: float, what: str) -> str:
         status = self._intake.status()
-        if not status["messages"]:
+        came = status["peers"] - (self._trainer is not None)
+        if not came and not status["bytes_received"]:
             seen = (
                 "it never spoke to the study. Does it call connect (headrace_open, headrace_next), and does its mpirun"
                 " pass HEADRACE_* on to the ranks?"
             )
         elif not status["bytes_received"]:
-            seen = f"{status['peers']} of {self._ranks} ranks came, and none sent a block."
+            seen = f"{came} of {self._ranks} ranks came, and none sent a block."
         else:
             seen = f"{status['steps_accepted']} snapshots had arrived."
         return f"Waited {seconds:g} s {what}; {seen} It said: {self.tail()}"

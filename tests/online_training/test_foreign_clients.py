@@ -48,6 +48,9 @@ def compile_all(folder: Path) -> None:
         [str(MPICC), "-O2", *include, str(SOURCES / "heat.c"), "headrace.o", *_libraries(), "-o", "heat_c"],
         ["gfortran", "-std=f2008", *warnings, "-c", str(CLIENTS / "headrace.f90"), "-o", "module.o"],
         ["gfortran", "-std=f2008", "-O2", "-c", str(SOURCES / "heat.f90"), "-o", "heat_f90.o"],
+        ["cc", "-O2", *include, str(SOURCES / "kinds.c"), "headrace.o", *_libraries(), "-o", "kinds_c"],
+        ["gfortran", "-std=f2008", "-O2", str(SOURCES / "kinds.f90"), "module.o", "headrace.o", *_libraries(), "-o",
+         "kinds_f90"],
         [str(MPICC), "-O2", "-c", str(SOURCES / "mpi_for_fortran.c"), "-o", "mpi.o"],
         [str(MPICC), "heat_f90.o", "module.o", "mpi.o", "headrace.o", *_libraries(), "-lgfortran", "-o", "heat_f90"],
     ]
@@ -174,6 +177,22 @@ def test_without_a_study_blocks_go_to_files(programs: Path, tmp_path: Path, prog
     again = start(programs / program, 4, environment, str(tmp_path))
     output, errors = again.communicate(timeout=60)
     assert again.returncode != 0 and "holds no blocks of another run" in output + errors
+
+
+@pytest.mark.parametrize(
+    ("command", "dtype"),
+    [(["kinds_c", "1"], "f4"), (["kinds_c", "3"], "i4"), (["kinds_c", "4"], "i8"), (["kinds_f90"], "f8")],
+)
+def test_fields_of_any_shape_and_type(programs: Path, tmp_path: Path, command: list[str], dtype: str) -> None:
+    """One to four axes, integers and reals, also with gaps in memory; every value is its place in C order."""
+    environment = {**os.environ, "HEADRACE_OUTPUT": str(tmp_path)}
+    done = subprocess.run([str(programs / command[0]), *command[1:]], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = BlockFiles(tmp_path)
+    assert found.fields == {"a": (2, 3, 2, 4), "b": (3,), "c": (4, 5)} and found.dtype == np.dtype(dtype)
+    assert found.times == [0.0, 0.5]
+    for values in found.step(1).values():
+        np.testing.assert_array_equal(values.ravel(), np.arange(values.size))
 
 
 @pytest.mark.mpi

@@ -15,7 +15,8 @@ STUDY = 0x0123456789ABCDEF
 
 
 def make_vectors() -> list[dict]:
-    """One header of each form: bare, JSON, a 1-D and a 4-D block, in a ring, a table, strict mode, largest numbers."""
+    """One header of each form: bare, JSON, a 1-D and a 4-D block, in a ring, a table, strict mode, cells by number,
+    largest numbers."""
     hello = b'{"role": "solver", "job": "1-0001", "rank": 2, "ranks": 4}'
     cells = bytes(range(48))
     largest = 2**64 - 1
@@ -43,6 +44,15 @@ def make_vectors() -> list[dict]:
             Header(Kind.BLOCK, STUDY, 2**32 + 1, 7, simulation=17, attempt=1, field=0, dtype=1, step=8, time=0.75,
                    block=0, num_blocks=1, global_shape=(12,), offset=(0,), block_shape=(12,), flags=XXH3, value=1),
             cells,
+        ),
+        "the last two of five cells": (
+            Header(Kind.CELLS, STUDY, 2**32 + 1, 7, dtype=4, global_shape=(5,), offset=(3,), block_shape=(2,), flags=1),
+            (41).to_bytes(8, "little") + (7).to_bytes(8, "little"),
+        ),
+        "values of the first three cells of a rank's list": (
+            Header(Kind.BLOCK, STUDY, 2**32 + 1, 8, simulation=17, attempt=1, field=0, dtype=2, step=1, time=0.5,
+                   block=1, num_blocks=2, global_shape=(5,), offset=(0,), block_shape=(3,), flags=8),
+            cells[:24],
         ),
         "release": (Header(Kind.RELEASE, STUDY, 2**32 + 9, 12, flags=1), (77).to_bytes(8, "little")),
         "acknowledgement with the largest numbers": (
