@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,12 @@ def test_every_script_is_a_shell_program_that_carries_the_job(tmp_path: Path, sc
     assert "export HEADRACE_TOKEN_FILE='/the path/token'" in script
     assert "run -n 7 solver 'with space' &" in script
     assert "hr-2-0003" in script and str(job.log) in script and "--one=1" in script
+
+
+def test_a_program_with_its_own_mpirun_is_started_as_it_is(tmp_path: Path) -> None:
+    job = replace(make_job(tmp_path, "1-0001", "mpirun.own", "-n", "3", "./heat"), own_mpirun=True)
+    script = BatchLauncher("slurm", launch="site-mpirun -n {ranks}").script_of(job)
+    assert "\n mpirun.own -n 3 ./heat &\n" in script and "site-mpirun" not in script
 
 
 def test_directives_of_pbs_professional_are_those_of_its_reference_guide(tmp_path: Path) -> None:
