@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ def draw_trajectory(file: Path, picture: Path) -> None:
 
     run = read_trajectory(file)
     rows = {name: run.values[:, index] for index, name in enumerate(run.fields)}
-    named = [f"{name} = {value:g}" for name, value in run.parameters.items()]
+    named = [f"{name}\u00a0=\u00a0{value:.4g}" for name, value in run.parameters.items()]
     rest = f" and {len(named) - 6} more" if len(named) > 6 else ""
     title = f"{run.case}:  {', '.join(named[:6])}{rest}"
     picture.write_bytes(frames(rows, run.times, run.extent, origin=run.origin, title=title))
@@ -112,7 +113,9 @@ def frames(
         else:
             figure = _snapshots(rows, times, extent, errors, (low, high))
         if title:
-            figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+            lines = textwrap.wrap(title, int(13 * figure.get_figwidth()))  # as many letters as fit on the picture
+            figure.set_figheight(figure.get_figheight() + 0.17 * (len(lines) - 1))
+            figure.suptitle("\n".join(lines), fontsize=9, x=0.01, ha="left")
         return png(figure)
 
 
