@@ -1,10 +1,12 @@
 """Any number of ranks gives the solution of one."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from headrace.solvers import blocks
 from headrace.solvers.blocks import Blocks, check_split, choose_dims, split
 from tests.mpi_run import run_mpi
 
@@ -59,6 +61,11 @@ def test_a_grid_that_cannot_be_split_is_named(shape, ranks, allowed):
     with pytest.raises(ValueError, match=rf"over {ranks} ranks.*works is {allowed};"):
         check_split(shape, ranks)
     assert math.prod(choose_dims(shape, allowed)) == allowed
+
+
+def test_no_solver_takes_the_world_unasked():
+    for file in Path(blocks.__file__).parent.glob("*.py"):
+        assert "WORLD" not in file.read_text(), f"{file.name}: the communicator is the caller's"
 
 
 def test_one_block_owns_everything_and_reduces_to_itself():
