@@ -262,7 +262,7 @@ def solve_vorticity(
     torus = Torus(blocks, case.grid.extent, whole=integrator.whole)
     state = initial_state(case, p, blocks, rng)
     yield Snapshot(step=0, time=0.0, values=state, where=blocks.where)
-    source = np.zeros(torus.transform.shape, dtype=complex)
+    source = None
     if forcing is not None:
         axes = [case.grid.points(axis, periodic=True)[place] for axis, place in enumerate(blocks.where)]
         given = np.asarray(forcing(tuple(np.ix_(*axes))), dtype=float)
@@ -278,16 +278,19 @@ def solve_vorticity(
 class _March:
     """Takes steps of chosen length; keeps the coefficients of the last few lengths."""
 
-    def __init__(self, torus: Torus, integrator: Integrator, linear: np.ndarray, source: np.ndarray) -> None:
+    def __init__(
+        self, torus: Torus, integrator: Integrator, linear: np.ndarray, source: np.ndarray | None
+    ) -> None:  # fmt: skip
         self._torus, self._integrator, self._linear, self._source = torus, integrator, linear, source
-        self._forced = bool(source.any())
         self._steppers: dict[float, Callable] = {}
-        torus.velocity(source)
-        self._acceleration = torus.rate()
+        self._acceleration = 0.0
+        if source is not None:
+            torus.velocity(source)
+            self._acceleration = torus.rate()
 
     def _rest(self, w: np.ndarray) -> np.ndarray:
         n = self._integrator.advection(self._torus, w)
-        if self._forced:
+        if self._source is not None:
             n += self._source
         return n
 
