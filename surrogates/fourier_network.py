@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import gelu
 
+from . import fused_fourier
 from .film import Film
-from .spectral import SpectralConv
+from .spectral import DenseWeight, SpectralConv, check_modes
 
 NORMS = ("none", "instance", "layer")
 PROJECTION = 128
@@ -57,11 +58,23 @@ class FourierNetwork(torch.nn.Module):
         x = self.lifting(x.transpose(0, 1))
         for number, layer in enumerate(self.layers, start=1):
             x = layer(x, condition, active=number < len(self.layers))
-        return self.output(gelu(self.hidden(x))).transpose(0, 1)
+        return self._project(x).transpose(0, 1)
+
+    def _project(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the output channels, before the batch."""
+        outputs = len(self.output.bias)
+        if self.layers[0].fused and fused_fourier.usable(x, ()) and outputs <= fused_fourier.MOST_OUTPUTS:
+            return fused_fourier.projection(
+                x, self.hidden.weight, self.hidden.bias, self.output.weight, self.output.bias
+            )
+        return self.output(gelu(self.hidden(x)))
 
 
 class FourierLayer(torch.nn.Module):
     """gelu(spectral(x) + W x + b), and after it the pointwise network with its gated skip, where there is one."""
+
+    fused = True
+    """Whether the kernels of `fused_fourier` may run where they can; a comparison takes them away."""
 
     def __init__(
         self, width: int, *, modes: Sequence[int], periods: Sequence[float], conditions: int, norm: str, hidden: int,
@@ -77,11 +90,24 @@ class FourierLayer(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor | None, *, active: bool) -> torch.Tensor:
         """Return the next channels; the last layer is not active: it ends without its nonlinearity."""
-        y = self.film(self.norm(self.spectral(x)) + self.skip(x), condition)
-        y = gelu(y) if active else y
+        y = self._filtered(x, condition, active)
         if self.channel_mlp is None:
             return y
         y = self.channel_mlp(y) + self.gate.reshape(-1, *(1,) * (x.ndim - 1)) * x
+        return gelu(y) if active else y
+
+    def _filtered(self, x: torch.Tensor, condition: torch.Tensor | None, active: bool) -> torch.Tensor:
+        """Return the layer without its pointwise network."""
+        spectral = self.spectral
+        plain = isinstance(spectral.weight, DenseWeight) and self.film.linear is None
+        if self.fused and plain and isinstance(self.norm, torch.nn.Identity):
+            check_modes(spectral.modes, x.shape[2:])
+            if fused_fourier.usable(x, spectral.modes):
+                return fused_fourier.fourier_layer(
+                    x, spectral.weight.matrices, self.skip.weight, self.skip.bias, modes=spectral.modes,
+                    periods=spectral.periods, active=active,
+                )  # fmt: skip
+        y = self.film(self.norm(spectral(x)) + self.skip(x), condition)
         return gelu(y) if active else y
 
 

@@ -1,0 +1,261 @@
+"""Triton kernels of a fused Fourier layer on planar grids; `fused_fourier` says what they compute together.
+
+Letters, as in `spectral`: c (and o, of outputs) channels, b batch, h and w points, k and l kept wave numbers of the
+first and the last axis, r the pair (real, imaginary). A row is one (b, h). All tensors are contiguous:
+
+    states      (c, rows, w)
+    row spectra (rows, r, l, c)         of the last axis alone
+    spectra     (k, l, r, b, c)         of both axes
+
+so that channels are what neighbouring threads read, and every kernel reads and writes its large operand once.
+Every product accumulates in float32; PRECISION says how a float32 product is made on tensor cores: "tf32", or
+"tf32x3", three of these, which has the accuracy of float32.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _gelu(x):
+    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def _gelu_slope(x):
+    return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * tl.exp(-0.5 * x * x) * 0.3989422804014327
+
+
+@triton.jit
+def analyse_rows(  # noqa: PLR0913
+    x, transform, out, rows, C: tl.constexpr, W: tl.constexpr, K: tl.constexpr,
+    CP: tl.constexpr, KP: tl.constexpr, BW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Out[row, q, c] = Σ_w x[c, row, w] transform[w, q] with q = (r, l), K of them."""
+    row = tl.program_id(0)
+    c, q, j = tl.arange(0, CP), tl.arange(0, KP), tl.arange(0, BW)
+    total = tl.zeros((CP, KP), tl.float32)
+    for start in tl.static_range(0, W, BW):
+        w = start + j
+        tile = tl.load(x + c[:, None] * (rows * W) + row * W + w[None, :],
+                       mask=(c[:, None] < C) & (w[None, :] < W), other=0.0)  # fmt: skip
+        matrix = tl.load(transform + w[:, None] * K + q[None, :], mask=(w[:, None] < W) & (q[None, :] < K), other=0.0)
+        total = tl.dot(tile, matrix.to(tile.dtype), total, input_precision=PRECISION)
+    tl.store(out + row * (K * C) + q[None, :] * C + c[:, None], total.to(out.dtype.element_ty),
+             mask=(c[:, None] < C) & (q[None, :] < K))  # fmt: skip
+
+
+@triton.jit
+def contract_columns(  # noqa: PLR0913
+    p, q, source, out, C, L, N: tl.constexpr, M: tl.constexpr,
+    source_n, source_l, source_r, source_b, out_m, out_l, out_r, out_b,
+    NP: tl.constexpr, MP: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Out[m, c] = Σ_n (p + i q)[m, n] source[n, c], complex, for each (b, l); strides name where the axes lie."""
+    b, wave, block = tl.program_id(0) // L, tl.program_id(0) % L, tl.program_id(1)
+    n, m, c = tl.arange(0, NP), tl.arange(0, MP), block * BC + tl.arange(0, BC)
+    inside = (n[:, None] < N) & (c[None, :] < C)
+    start = source + b * source_b + wave * source_l + n[:, None] * source_n + c[None, :]
+    real = tl.load(start, mask=inside, other=0.0).to(tl.float32)
+    imaginary = tl.load(start + source_r, mask=inside, other=0.0).to(tl.float32)
+    known = (m[:, None] < M) & (n[None, :] < N)
+    cosine = tl.load(p + m[:, None] * N + n[None, :], mask=known, other=0.0)
+    sine = tl.load(q + m[:, None] * N + n[None, :], mask=known, other=0.0)
+    out_real = tl.dot(cosine, real, input_precision=PRECISION)
+    out_real = tl.dot(-sine, imaginary, out_real, input_precision=PRECISION)
+    out_imaginary = tl.dot(sine, real, input_precision=PRECISION)
+    out_imaginary = tl.dot(cosine, imaginary, out_imaginary, input_precision=PRECISION)
+    outside = (m[:, None] < M) & (c[None, :] < C)
+    end = out + b * out_b + wave * out_l + m[:, None] * out_m + c[None, :]
+    tl.store(end, out_real.to(out.dtype.element_ty), mask=outside)
+    tl.store(end + out_r, out_imaginary.to(out.dtype.element_ty), mask=outside)
+
+
+@triton.jit
+def mix_modes(  # noqa: PLR0913
+    x, weight, out, B, C: tl.constexpr, O: tl.constexpr,  # noqa: E741
+    BB: tl.constexpr, CP: tl.constexpr, OP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Out[mode, b, o] = Σ_c x[mode, b, c] weight[mode, c, o], complex."""
+    mode, b = tl.program_id(0), tl.program_id(1) * BB + tl.arange(0, BB)
+    c, o = tl.arange(0, CP), tl.arange(0, OP)
+    inside = (b[:, None] < B) & (c[None, :] < C)
+    start = x + mode * (2 * B * C) + b[:, None] * C + c[None, :]
+    real = tl.load(start, mask=inside, other=0.0)
+    imaginary = tl.load(start + B * C, mask=inside, other=0.0)
+    known = (c[:, None] < C) & (o[None, :] < O)
+    matrix = weight + mode * (2 * C * O) + c[:, None] * (2 * O) + o[None, :]
+    weight_real = tl.load(matrix, mask=known, other=0.0)
+    weight_imaginary = tl.load(matrix + O, mask=known, other=0.0)
+    out_real = tl.dot(real, weight_real, input_precision=PRECISION)
+    out_real = tl.dot(-imaginary, weight_imaginary, out_real, input_precision=PRECISION)
+    out_imaginary = tl.dot(real, weight_imaginary, input_precision=PRECISION)
+    out_imaginary = tl.dot(imaginary, weight_real, out_imaginary, input_precision=PRECISION)
+    outside = (b[:, None] < B) & (o[None, :] < O)
+    end = out + mode * (2 * B * O) + b[:, None] * O + o[None, :]
+    tl.store(end, out_real, mask=outside)
+    tl.store(end + B * O, out_imaginary, mask=outside)
+
+
+@triton.jit
+def mix_modes_backward(  # noqa: PLR0913
+    x, weight, slope, x_slope, weight_slope, B, C: tl.constexpr, O: tl.constexpr,  # noqa: E741
+    BB: tl.constexpr, CP: tl.constexpr, OP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of `mix_modes`: slope · weight^H into x_slope, x^H · slope into weight_slope."""
+    mode = tl.program_id(0)
+    c, o = tl.arange(0, CP), tl.arange(0, OP)
+    known = (c[:, None] < C) & (o[None, :] < O)
+    place = mode * (2 * C * O) + c[:, None] * (2 * O) + o[None, :]
+    weight_real = tl.trans(tl.load(weight + place, mask=known, other=0.0))
+    weight_imaginary = tl.trans(tl.load(weight + place + O, mask=known, other=0.0))
+    total_real, total_imaginary = tl.zeros((CP, OP), tl.float32), tl.zeros((CP, OP), tl.float32)
+    for first in range(0, B, BB):
+        b = first + tl.arange(0, BB)
+        source = mode * (2 * B * C) + b[:, None] * C + c[None, :]
+        inside = (b[:, None] < B) & (c[None, :] < C)
+        real = tl.load(x + source, mask=inside, other=0.0)
+        imaginary = tl.load(x + source + B * C, mask=inside, other=0.0)
+        target = mode * (2 * B * O) + b[:, None] * O + o[None, :]
+        outside = (b[:, None] < B) & (o[None, :] < O)
+        slope_real = tl.load(slope + target, mask=outside, other=0.0)
+        slope_imaginary = tl.load(slope + target + B * O, mask=outside, other=0.0)
+        x_real = tl.dot(slope_real, weight_real, input_precision=PRECISION)
+        x_real = tl.dot(slope_imaginary, weight_imaginary, x_real, input_precision=PRECISION)
+        x_imaginary = tl.dot(slope_imaginary, weight_real, input_precision=PRECISION)
+        x_imaginary = tl.dot(-slope_real, weight_imaginary, x_imaginary, input_precision=PRECISION)
+        tl.store(x_slope + source, x_real, mask=inside)
+        tl.store(x_slope + source + B * C, x_imaginary, mask=inside)
+        real, imaginary = tl.trans(real), tl.trans(imaginary)
+        total_real = tl.dot(real, slope_real, total_real, input_precision=PRECISION)
+        total_real = tl.dot(imaginary, slope_imaginary, total_real, input_precision=PRECISION)
+        total_imaginary = tl.dot(real, slope_imaginary, total_imaginary, input_precision=PRECISION)
+        total_imaginary = tl.dot(-imaginary, slope_real, total_imaginary, input_precision=PRECISION)
+    tl.store(weight_slope + place, total_real, mask=known)
+    tl.store(weight_slope + place + O, total_imaginary, mask=known)
+
+
+@triton.jit
+def blend(  # noqa: PLR0913
+    x, matrix, z, transform, bias, out, rows, C: tl.constexpr, O: tl.constexpr,  # noqa: E741
+    W: tl.constexpr, K: tl.constexpr, CP: tl.constexpr, OP: tl.constexpr, KP: tl.constexpr, BW: tl.constexpr,
+    BIAS: tl.constexpr, ACTIVE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Out[o, row, w] = gelu(Σ_c matrix[o, c] x[c, row, w] + Σ_q z[row, q, o] transform[q, w] + bias[o])."""
+    row, w = tl.program_id(0), tl.program_id(1) * BW + tl.arange(0, BW)
+    c, o, q = tl.arange(0, CP), tl.arange(0, OP), tl.arange(0, KP)
+    tile = tl.load(x + c[:, None] * (rows * W) + row * W + w[None, :],
+                   mask=(c[:, None] < C) & (w[None, :] < W), other=0.0)  # fmt: skip
+    pointwise = tl.load(matrix + o[:, None] * C + c[None, :], mask=(o[:, None] < O) & (c[None, :] < C), other=0.0)
+    total = tl.dot(pointwise.to(tile.dtype), tile, input_precision=PRECISION)
+    spectrum = tl.load(z + row * (K * O) + q[None, :] * O + o[:, None],
+                       mask=(q[None, :] < K) & (o[:, None] < O), other=0.0)  # fmt: skip
+    waves = tl.load(transform + q[:, None] * W + w[None, :], mask=(q[:, None] < K) & (w[None, :] < W), other=0.0)
+    total = tl.dot(spectrum, waves.to(spectrum.dtype), total, input_precision=PRECISION)
+    if BIAS:
+        total += tl.load(bias + o, mask=o < O, other=0.0)[:, None]
+    if ACTIVE:
+        total = _gelu(total)
+    tl.store(out + o[:, None] * (rows * W) + row * W + w[None, :], total.to(out.dtype.element_ty),
+             mask=(o[:, None] < O) & (w[None, :] < W))  # fmt: skip
+
+
+@triton.jit
+def blend_backward(  # noqa: PLR0913
+    x, matrix, z, transform, bias, slope, before, z_slope, matrix_slope, bias_slope, rows,
+    C: tl.constexpr, O: tl.constexpr, W: tl.constexpr, K: tl.constexpr,  # noqa: E741
+    CP: tl.constexpr, OP: tl.constexpr, KP: tl.constexpr, BW: tl.constexpr,
+    ACTIVE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of `blend` but that of x: `before` the nonlinearity, of z, and sums of matrix and bias per program.
+
+    What entered the nonlinearity is computed again, which costs less than to have stored it.
+    """
+    c, o, q, j = tl.arange(0, CP), tl.arange(0, OP), tl.arange(0, KP), tl.arange(0, BW)
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    pointwise = tl.load(matrix + o[:, None] * C + c[None, :], mask=(o[:, None] < O) & (c[None, :] < C), other=0.0)
+    shift = tl.load(bias + o, mask=o < O, other=0.0)
+    matrix_total, bias_total = tl.zeros((OP, CP), tl.float32), tl.zeros((OP,), tl.float32)
+    for row in range(program, rows, programs):
+        spectrum = tl.load(z + row * (K * O) + q[None, :] * O + o[:, None],
+                           mask=(q[None, :] < K) & (o[:, None] < O), other=0.0)  # fmt: skip
+        z_total = tl.zeros((OP, KP), tl.float32)
+        for start in tl.static_range(0, W, BW):
+            w = start + j
+            tile = tl.load(x + c[:, None] * (rows * W) + row * W + w[None, :],
+                           mask=(c[:, None] < C) & (w[None, :] < W), other=0.0)  # fmt: skip
+            waves = tl.load(transform + q[:, None] * W + w[None, :],
+                            mask=(q[:, None] < K) & (w[None, :] < W), other=0.0).to(tile.dtype)  # fmt: skip
+            place = o[:, None] * (rows * W) + row * W + w[None, :]
+            inside = (o[:, None] < O) & (w[None, :] < W)
+            gradient = tl.load(slope + place, mask=inside, other=0.0)
+            if ACTIVE:
+                total = tl.dot(pointwise.to(tile.dtype), tile, input_precision=PRECISION)
+                total = tl.dot(spectrum, waves, total, input_precision=PRECISION) + shift[:, None]
+                gradient = (gradient.to(tl.float32) * _gelu_slope(total)).to(tile.dtype)
+                tl.store(before + place, gradient, mask=inside)
+            bias_total += tl.sum(gradient.to(tl.float32), axis=1)
+            z_total = tl.dot(gradient, tl.trans(waves), z_total, input_precision=PRECISION)
+            matrix_total = tl.dot(gradient, tl.trans(tile), matrix_total, input_precision=PRECISION)
+        tl.store(z_slope + row * (K * O) + q[None, :] * O + o[:, None], z_total.to(z_slope.dtype.element_ty),
+                 mask=(q[None, :] < K) & (o[:, None] < O))  # fmt: skip
+    tl.store(matrix_slope + program * (O * C) + o[:, None] * C + c[None, :], matrix_total,
+             mask=(o[:, None] < O) & (c[None, :] < C))  # fmt: skip
+    tl.store(bias_slope + program * O + o, bias_total, mask=o < O)
+
+
+@triton.jit
+def project(  # noqa: PLR0913
+    x, first, shift, second, bias, out, points, C: tl.constexpr, H: tl.constexpr, O: tl.constexpr,  # noqa: E741
+    CP: tl.constexpr, HP: tl.constexpr, OP: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Out[o, n] = Σ_h second[o, h] gelu(Σ_c first[h, c] x[c, n] + shift[h]) + bias[o]."""
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    c, h, o = tl.arange(0, CP), tl.arange(0, HP), tl.arange(0, OP)
+    tile = tl.load(x + c[:, None] * points + n[None, :], mask=(c[:, None] < C) & (n[None, :] < points), other=0.0)
+    matrix = tl.load(first + h[:, None] * C + c[None, :], mask=(h[:, None] < H) & (c[None, :] < C), other=0.0)
+    hidden = tl.dot(matrix.to(tile.dtype), tile, input_precision=PRECISION)
+    hidden = _gelu(hidden + tl.load(shift + h, mask=h < H, other=0.0)[:, None]).to(tile.dtype)
+    matrix = tl.load(second + o[:, None] * H + h[None, :], mask=(o[:, None] < O) & (h[None, :] < H), other=0.0)
+    total = tl.dot(matrix.to(tile.dtype), hidden, input_precision=PRECISION)
+    total += tl.load(bias + o, mask=o < O, other=0.0)[:, None]
+    tl.store(out + o[:, None] * points + n[None, :], total.to(out.dtype.element_ty),
+             mask=(o[:, None] < O) & (n[None, :] < points))  # fmt: skip
+
+
+@triton.jit
+def project_backward(  # noqa: PLR0913
+    x, first, shift, second, slope, x_slope, first_slope, shift_slope, second_slope, points,
+    C: tl.constexpr, H: tl.constexpr, O: tl.constexpr,  # noqa: E741
+    CP: tl.constexpr, HP: tl.constexpr, OP: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of `project`; those of the weights are sums per program."""
+    c, h, o = tl.arange(0, CP), tl.arange(0, HP), tl.arange(0, OP)
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    matrix = tl.load(first + h[:, None] * C + c[None, :], mask=(h[:, None] < H) & (c[None, :] < C), other=0.0)
+    outer = tl.load(second + o[:, None] * H + h[None, :], mask=(o[:, None] < O) & (h[None, :] < H), other=0.0)
+    offset = tl.load(shift + h, mask=h < H, other=0.0)[:, None]
+    first_total, shift_total = tl.zeros((HP, CP), tl.float32), tl.zeros((HP,), tl.float32)
+    second_total = tl.zeros((OP, HP), tl.float32)
+    for start in range(program * BN, points, programs * BN):
+        n = start + tl.arange(0, BN)
+        inside = (c[:, None] < C) & (n[None, :] < points)
+        tile = tl.load(x + c[:, None] * points + n[None, :], mask=inside, other=0.0)
+        gradient = tl.load(slope + o[:, None] * points + n[None, :],
+                           mask=(o[:, None] < O) & (n[None, :] < points), other=0.0).to(tile.dtype)  # fmt: skip
+        hidden = tl.dot(matrix.to(tile.dtype), tile, input_precision=PRECISION) + offset
+        second_total = tl.dot(gradient, tl.trans(_gelu(hidden).to(tile.dtype)), second_total,
+                              input_precision=PRECISION)  # fmt: skip
+        before = tl.dot(tl.trans(outer).to(tile.dtype), gradient, input_precision=PRECISION) * _gelu_slope(hidden)
+        shift_total += tl.sum(before, axis=1)
+        before = before.to(tile.dtype)
+        first_total = tl.dot(before, tl.trans(tile), first_total, input_precision=PRECISION)
+        back = tl.dot(tl.trans(matrix).to(tile.dtype), before, input_precision=PRECISION)
+        tl.store(x_slope + c[:, None] * points + n[None, :], back.to(x_slope.dtype.element_ty), mask=inside)
+    tl.store(first_slope + program * (H * C) + h[:, None] * C + c[None, :], first_total,
+             mask=(h[:, None] < H) & (c[None, :] < C))  # fmt: skip
+    tl.store(shift_slope + program * H + h, shift_total, mask=h < H)
+    tl.store(second_slope + program * (O * H) + o[:, None] * H + h[None, :], second_total,
+             mask=(o[:, None] < O) & (h[None, :] < H))  # fmt: skip
