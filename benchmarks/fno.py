@@ -7,10 +7,14 @@ network. The rival is the published form (rfftn, complex products of the kept co
 size 1), written below in plain PyTorch; both run alternately in the same process and the best time of each counts.
 Beside each layer stands its relative distance from the same layer in float64.
 
+`fused`: one layer forward, fused, beside the bounds of the memory's speed (CUDA only).
+
 `training`: the same step in every way that each code can run, eager, compiled and as a CUDA graph, in fp32, tf32 and
 bf16, beside neuraloperator 2.0.0 with and without its channel network, in its own modes; medians of events on the
 device. neuraloperator runs where it can be imported, for instance with the folder made by
-`python -m pip install --target .rivals/neuraloperator neuraloperator==2.0.0` on PYTHONPATH; else "not run" is said.
+`python -m pip install --target .rivals/neuraloperator neuraloperator==2.0.0` on PYTHONPATH, PhysicsNeMo's spectral
+layers (in the published network) where its wheel is unpacked there; else "not run" is said. "unfused" is our form of
+every other device.
 
 One JSON line per figure, also in benchmarks/results/fno-DEVICE.json.
 """
@@ -18,18 +22,22 @@ One JSON line per figure, also in benchmarks/results/fno-DEVICE.json.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from lines import Report, flags, processor
 
 from headrace.surrogates import FNO, Problem, Stepping, WindowBatch
+from headrace.surrogates.fourier_network import FourierLayer
 from headrace.surrogates.spectral import SpectralConv
 
 
@@ -89,13 +97,13 @@ class FFTConv(torch.nn.Module):
 
 
 class FFTNetwork(torch.nn.Module):
-    """The whole published network, with the same sizes as ours."""
+    """The whole published network, as large as ours; layer(channels, channels, modes, ndim) makes its filters."""
 
-    def __init__(self, inputs: int, shape: Shape) -> None:
+    def __init__(self, inputs: int, shape: Shape, layer: Callable[..., torch.nn.Module] = FFTConv) -> None:
         super().__init__()
         ndim, width = len(shape.grid), shape.width
         self.lifting = torch.nn.Conv1d(inputs, width, 1)
-        self.spectral = torch.nn.ModuleList(FFTConv(width, width, shape.modes, ndim) for _ in range(4))
+        self.spectral = torch.nn.ModuleList(layer(width, width, shape.modes, ndim) for _ in range(4))
         self.skips = torch.nn.ModuleList(torch.nn.Conv1d(width, width, 1) for _ in range(4))
         self.hidden, self.output = torch.nn.Conv1d(width, 128, 1), torch.nn.Conv1d(128, 1, 1)
 
@@ -284,6 +292,22 @@ def neuraloperator(shape: Shape, inputs: int, *, channel_mlp: bool, mixed: bool)
     )  # fmt: skip
 
 
+def physicsnemo(shape: Shape, inputs: int) -> torch.nn.Module | None:
+    """Return the published network with the spectral layers of PhysicsNeMo; None where they are not on sys.path.
+
+    Their file is loaded alone: it needs only PyTorch, while importing the package asks for much else.
+    """
+    for folder in sys.path:
+        path = Path(folder) / "physicsnemo" / "nn" / "module" / "spectral_layers.py"
+        if path.exists():
+            spec = importlib.util.spec_from_file_location("spectral_layers", path)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            filters = getattr(module, f"SpectralConv{len(shape.grid)}d")
+            return FFTNetwork(inputs, shape, lambda i, o, modes, ndim: filters(i, o, *(modes,) * ndim))
+    return None
+
+
 def candidates(shape: Shape, precision: str, device: torch.device) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Yield (name, maker of a step); a maker that returns None has nothing to run."""
     ndim = len(shape.grid)
@@ -292,11 +316,14 @@ def candidates(shape: Shape, precision: str, device: torch.device) -> Iterator[t
     batch = WindowBatch(states=states, times=torch.zeros(shape.batch, 2, device=device),
                         parameters=torch.zeros(shape.batch, 0, device=device))  # fmt: skip
 
-    def ours(compiled: bool) -> Callable[[], None]:
+    def ours(*, compiled: bool = False, fused: bool = True) -> Callable[[], None]:
         network = FNO(modes=shape.modes, width=shape.width, stepping=Stepping(inputs=("position",)))
         network.setup(Problem(case="benchmark", fields=("u",), shape=shape.grid, extent=(1.0,) * ndim,
                               periodic=(True,) * ndim, parameters={}, duration=1.0, num_snapshots=10))  # fmt: skip
         network.to(device)
+        for module in network.modules():
+            if isinstance(module, FourierLayer):
+                module.fused = fused
         loss = torch.compile(network.training_loss) if compiled else network.training_loss
         return training_step(network, lambda: loss(batch).mean(), precision)
 
@@ -308,12 +335,17 @@ def candidates(shape: Shape, precision: str, device: torch.device) -> Iterator[t
         # FFTs know fp16 but no bf16: neuraloperator's mixed mode is made for the former.
         return training_step(network, loss, precision, torch.float16)
 
-    yield "ours eager", lambda: ours(False)
-    yield "ours graph", lambda: recorded(ours(False))
-    yield "ours compiled graph", lambda: recorded(ours(True))
+    yield "ours eager", ours
+    yield "ours graph", lambda: recorded(ours())
+    yield "unfused eager", lambda: ours(fused=False)
+    yield "unfused graph", lambda: recorded(ours(fused=False))
+    yield "unfused compiled", lambda: ours(compiled=True, fused=False)
     if precision != "bf16":  # FFTs know no bf16; mixed below is the rival's own half precision
         yield "fft eager", lambda: theirs(FFTNetwork(1 + 2 * ndim, shape))
         yield "fft graph", lambda: recorded(theirs(FFTNetwork(1 + 2 * ndim, shape)))
+        nemo = partial(physicsnemo, shape, 1 + 2 * ndim)
+        yield "physicsnemo eager", lambda: theirs(nemo())
+        yield "physicsnemo graph", lambda: (step := theirs(nemo())) and recorded(step)
     for mlp in (True, False):
         name = "neuraloperator" if mlp else "neuraloperator without channel MLP"
         network = partial(neuraloperator, shape, 1 + 2 * ndim, channel_mlp=mlp, mixed=precision == "bf16")
@@ -343,17 +375,53 @@ def measure_training(shape: Shape, device: torch.device, seconds: float) -> Iter
             yield f"training {shape} {precision}: {name}", value, "ms", None
             del run
             torch.cuda.empty_cache()
-        for who in ("fft", "neuraloperator", "neuraloperator without channel MLP"):
+        for who in ("unfused", "fft", "physicsnemo", "neuraloperator", "neuraloperator without channel MLP"):
             speed = best[who] / best["ours"] if who in best and "ours" in best else math.nan
             baseline = best.get(who, "not run")
             yield f"training {shape} {precision}: speed-up over the best of {who}", speed, "x", baseline
     yield f"training {shape}: time", best.get("ours", math.nan), "ms", None
 
 
-PARTS = {"layer": measure_layer, "step": measure_step, "training": measure_training}
+BANDWIDTH = 3.35e12
+"""Of an H100 with HBM3, bytes per second, by its data sheet."""
+
+
+def measure_fused(shape: Shape, device: torch.device, seconds: float) -> Iterator[tuple[str, float, str, Any]]:
+    """Yield the time of one whole layer forward, recorded, and its share of what the memory's speed allows.
+
+    Compulsory traffic: states in and out and weights; in two passes, states once more and the spectrum out and in.
+    """
+    if device.type != "cuda":
+        return
+    modes = (shape.modes,) * len(shape.grid)
+    kept = math.prod((*(2 * m for m in modes[:-1]), modes[-1]))
+    for precision in PRECISIONS:
+        layer = FourierLayer(shape.width, modes=modes, periods=(1.0,) * len(modes), conditions=0, norm="none",
+                             hidden=0, rank=None).to(device)  # fmt: skip
+        kind = torch.bfloat16 if precision == "bf16" else torch.float32
+        x = torch.randn(shape.width, shape.batch, *shape.grid, device=device, dtype=kind)
+
+        def forward(layer: FourierLayer = layer, x: torch.Tensor = x, precision: str = precision) -> None:
+            with torch.no_grad(), allow(precision, torch.bfloat16):
+                layer(x, None, active=True)
+
+        value = device_time(recorded(forward), seconds)
+        states, weights = x.numel() * x.element_size(), 8 * shape.width**2 * kept
+        compulsory = 2 * states + weights
+        two_pass = 3 * states + 16 * shape.batch * shape.width * kept + weights
+        label = f"fused {shape} {precision}"
+        yield f"{label}: layer forward", value, "ms", None
+        yield f"{label}: achieved", compulsory / value / 1e6, "GB/s", BANDWIDTH / 1e9
+        yield f"{label}: share of the compulsory bound", compulsory / BANDWIDTH * 1e3 / value, "1", 1.0
+        yield f"{label}: share of the two-pass bound", two_pass / BANDWIDTH * 1e3 / value, "1", 1.0
+    yield f"fused {shape}: time", value, "ms", None
+
+
+PARTS = {"layer": measure_layer, "step": measure_step, "fused": measure_fused, "training": measure_training}
 # The first entry whose words are all in a figure's name holds.
 GOALS = {
     ("distance",): 1e-5,
+    ("two-pass",): 0.6,
     ("speed-up", "bf16", "neuraloperator"): 8.0,
     ("speed-up", "B20", "neuraloperator"): 8.0,
     ("speed-up", "neuraloperator without"): 5.0,
@@ -367,7 +435,7 @@ def record(figure: tuple[str, float, str, Any], options: argparse.Namespace) -> 
     name, value, unit, baseline = figure
     goal = next((goal for words, goal in GOALS.items() if all(word in name for word in words)), None)
     met = None if goal is None or math.isnan(value) else bool(value <= goal if "distance" in name else value >= goal)
-    trained = name.startswith("training")
+    trained = name.startswith(("training", "fused"))
     device = torch.cuda.get_device_name() if options.device == "cuda" else processor()
     return {
         "name": name, "value": None if math.isnan(value) else value, "unit": unit, "goal": goal, "met": met,
@@ -388,7 +456,7 @@ def main() -> None:
     device = torch.device(options.device)
     report = Report("fno", device=options.device, quick=options.quick, resume=options.resume)
     for part, measure in PARTS.items():
-        for shape in TRAINED if part == "training" else QUICK if options.quick else FULL:
+        for shape in TRAINED if part in ("training", "fused") else QUICK if options.quick else FULL:
             if options.only in (None, part):
                 figures = measure(shape, device, 0.5 if options.quick else 5.0)
                 report.measure(f"{part} {shape}", (record(figure, options) for figure in figures))

@@ -51,22 +51,25 @@ def analyse_rows(  # noqa: PLR0913
 def contract_columns(  # noqa: PLR0913
     p, q, source, out, C, L, N: tl.constexpr, M: tl.constexpr,
     source_n, source_l, source_r, source_b, out_m, out_l, out_r, out_b,
-    NP: tl.constexpr, MP: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr,
+    BN: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Out[m, c] = Σ_n (p + i q)[m, n] source[n, c], complex, for each (b, l); strides name where the axes lie."""
-    b, wave, block = tl.program_id(0) // L, tl.program_id(0) % L, tl.program_id(1)
-    n, m, c = tl.arange(0, NP), tl.arange(0, MP), block * BC + tl.arange(0, BC)
-    inside = (n[:, None] < N) & (c[None, :] < C)
-    start = source + b * source_b + wave * source_l + n[:, None] * source_n + c[None, :]
-    real = tl.load(start, mask=inside, other=0.0).to(tl.float32)
-    imaginary = tl.load(start + source_r, mask=inside, other=0.0).to(tl.float32)
-    known = (m[:, None] < M) & (n[None, :] < N)
-    cosine = tl.load(p + m[:, None] * N + n[None, :], mask=known, other=0.0)
-    sine = tl.load(q + m[:, None] * N + n[None, :], mask=known, other=0.0)
-    out_real = tl.dot(cosine, real, input_precision=PRECISION)
-    out_real = tl.dot(-sine, imaginary, out_real, input_precision=PRECISION)
-    out_imaginary = tl.dot(sine, real, input_precision=PRECISION)
-    out_imaginary = tl.dot(cosine, imaginary, out_imaginary, input_precision=PRECISION)
+    b, wave = tl.program_id(0) // L, tl.program_id(0) % L
+    m, c = tl.program_id(1) * BM + tl.arange(0, BM), tl.program_id(2) * BC + tl.arange(0, BC)
+    out_real, out_imaginary = tl.zeros((BM, BC), tl.float32), tl.zeros((BM, BC), tl.float32)
+    for first in range(0, N, BN):
+        n = first + tl.arange(0, BN)
+        inside = (n[:, None] < N) & (c[None, :] < C)
+        start = source + b * source_b + wave * source_l + n[:, None] * source_n + c[None, :]
+        real = tl.load(start, mask=inside, other=0.0).to(tl.float32)
+        imaginary = tl.load(start + source_r, mask=inside, other=0.0).to(tl.float32)
+        known = (m[:, None] < M) & (n[None, :] < N)
+        cosine = tl.load(p + m[:, None] * N + n[None, :], mask=known, other=0.0)
+        sine = tl.load(q + m[:, None] * N + n[None, :], mask=known, other=0.0)
+        out_real = tl.dot(cosine, real, out_real, input_precision=PRECISION)
+        out_real = tl.dot(-sine, imaginary, out_real, input_precision=PRECISION)
+        out_imaginary = tl.dot(sine, real, out_imaginary, input_precision=PRECISION)
+        out_imaginary = tl.dot(cosine, imaginary, out_imaginary, input_precision=PRECISION)
     outside = (m[:, None] < M) & (c[None, :] < C)
     end = out + b * out_b + wave * out_l + m[:, None] * out_m + c[None, :]
     tl.store(end, out_real.to(out.dtype.element_ty), mask=outside)
@@ -139,71 +142,103 @@ def mix_modes_backward(  # noqa: PLR0913
 
 @triton.jit
 def blend(  # noqa: PLR0913
-    x, matrix, z, transform, bias, out, rows, C: tl.constexpr, O: tl.constexpr,  # noqa: E741
+    x, matrix, matrix_o, matrix_c, z, transform, bias, out, analysis, spectra, rows, C: tl.constexpr, O: tl.constexpr,  # noqa: E741
     W: tl.constexpr, K: tl.constexpr, CP: tl.constexpr, OP: tl.constexpr, KP: tl.constexpr, BW: tl.constexpr,
-    BIAS: tl.constexpr, ACTIVE: tl.constexpr, PRECISION: tl.constexpr,
+    BIAS: tl.constexpr, ACTIVE: tl.constexpr, GOES_ON: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Out[o, row, w] = gelu(Σ_c matrix[o, c] x[c, row, w] + Σ_q z[row, q, o] transform[q, w] + bias[o])."""
-    row, w = tl.program_id(0), tl.program_id(1) * BW + tl.arange(0, BW)
-    c, o, q = tl.arange(0, CP), tl.arange(0, OP), tl.arange(0, KP)
-    tile = tl.load(x + c[:, None] * (rows * W) + row * W + w[None, :],
-                   mask=(c[:, None] < C) & (w[None, :] < W), other=0.0)  # fmt: skip
-    pointwise = tl.load(matrix + o[:, None] * C + c[None, :], mask=(o[:, None] < O) & (c[None, :] < C), other=0.0)
-    total = tl.dot(pointwise.to(tile.dtype), tile, input_precision=PRECISION)
-    spectrum = tl.load(z + row * (K * O) + q[None, :] * O + o[:, None],
-                       mask=(q[None, :] < K) & (o[:, None] < O), other=0.0)  # fmt: skip
-    waves = tl.load(transform + q[:, None] * W + w[None, :], mask=(q[:, None] < K) & (w[None, :] < W), other=0.0)
-    total = tl.dot(spectrum, waves.to(spectrum.dtype), total, input_precision=PRECISION)
-    if BIAS:
-        total += tl.load(bias + o, mask=o < O, other=0.0)[:, None]
-    if ACTIVE:
-        total = _gelu(total)
-    tl.store(out + o[:, None] * (rows * W) + row * W + w[None, :], total.to(out.dtype.element_ty),
-             mask=(o[:, None] < O) & (w[None, :] < W))  # fmt: skip
+    """Out[o, row, w] = gelu(Σ_c matrix[o, c] x[c, row, w] + Σ_q z[row, q, o] transform[q, w] + bias[o]).
+
+    matrix_o and matrix_c are its strides. Where it goes on, the row spectra of `out` are made as by `analyse_rows`, in
+    `spectra`, before the row leaves the processor.
+    """
+    row = tl.program_id(0)
+    c, o, q, j = tl.arange(0, CP), tl.arange(0, OP), tl.arange(0, KP), tl.arange(0, BW)
+    pointwise = tl.load(matrix + o[:, None] * matrix_o + c[None, :] * matrix_c,
+                        mask=(o[:, None] < O) & (c[None, :] < C), other=0.0).to(x.dtype.element_ty)  # fmt: skip
+    spectral = row * (K * O) + q[None, :] * O + o[:, None]
+    kept = (q[None, :] < K) & (o[:, None] < O)
+    spectrum = tl.load(z + spectral, mask=kept, other=0.0)
+    next_spectrum = tl.zeros((OP, KP), tl.float32)
+    for start in range(0, W, BW):
+        w = start + j
+        tile = tl.load(x + c[:, None] * (rows * W) + row * W + w[None, :],
+                       mask=(c[:, None] < C) & (w[None, :] < W), other=0.0)  # fmt: skip
+        total = tl.dot(pointwise, tile, input_precision=PRECISION)
+        waves = tl.load(transform + q[:, None] * W + w[None, :], mask=(q[:, None] < K) & (w[None, :] < W), other=0.0)
+        total = tl.dot(spectrum, waves.to(spectrum.dtype), total, input_precision=PRECISION)
+        if BIAS:
+            total += tl.load(bias + o, mask=o < O, other=0.0)[:, None]
+        if ACTIVE:
+            total = _gelu(total)
+        total = total.to(out.dtype.element_ty)
+        tl.store(out + o[:, None] * (rows * W) + row * W + w[None, :], total,
+                 mask=(o[:, None] < O) & (w[None, :] < W))  # fmt: skip
+        if GOES_ON:
+            forward = tl.load(analysis + w[:, None] * K + q[None, :],
+                              mask=(w[:, None] < W) & (q[None, :] < K), other=0.0)  # fmt: skip
+            next_spectrum = tl.dot(total, forward.to(total.dtype), next_spectrum, input_precision=PRECISION)
+    if GOES_ON:
+        tl.store(spectra + spectral, next_spectrum.to(spectra.dtype.element_ty), mask=kept)
 
 
 @triton.jit
 def blend_backward(  # noqa: PLR0913
-    x, matrix, z, transform, bias, slope, before, z_slope, matrix_slope, bias_slope, rows,
-    C: tl.constexpr, O: tl.constexpr, W: tl.constexpr, K: tl.constexpr,  # noqa: E741
-    CP: tl.constexpr, OP: tl.constexpr, KP: tl.constexpr, BW: tl.constexpr,
-    ACTIVE: tl.constexpr, PRECISION: tl.constexpr,
+    x, matrix, z, transform, bias, slope, next_matrix, next_z, next_transform, before, z_slope, matrix_slope, rows,
+    C: tl.constexpr, O: tl.constexpr, N: tl.constexpr, W: tl.constexpr, K: tl.constexpr,  # noqa: E741
+    CP: tl.constexpr, OP: tl.constexpr, NP: tl.constexpr, KP: tl.constexpr, BW: tl.constexpr,
+    ACTIVE: tl.constexpr, COMES_ON: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of `blend` but that of x: `before` the nonlinearity, of z, and sums of matrix and bias per program.
+    """Gradients of `blend` but that of x: `before` the nonlinearity, of z, and of the matrix a sum per program.
 
-    What entered the nonlinearity is computed again, which costs less than to have stored it.
+    What entered the nonlinearity is computed again, which costs less than to have stored it. Where it comes on from the
+    next layer, with N outputs, `slope` is the gradient before that layer's nonlinearity, and its blend by the
+    transposed next_matrix, next_z and next_transform is made here, before it would enter the memory.
     """
-    c, o, q, j = tl.arange(0, CP), tl.arange(0, OP), tl.arange(0, KP), tl.arange(0, BW)
+    c, o, q, j, n = tl.arange(0, CP), tl.arange(0, OP), tl.arange(0, KP), tl.arange(0, BW), tl.arange(0, NP)
+    kind = x.dtype.element_ty
     program, programs = tl.program_id(0), tl.num_programs(0)
-    pointwise = tl.load(matrix + o[:, None] * C + c[None, :], mask=(o[:, None] < O) & (c[None, :] < C), other=0.0)
-    shift = tl.load(bias + o, mask=o < O, other=0.0)
-    matrix_total, bias_total = tl.zeros((OP, CP), tl.float32), tl.zeros((OP,), tl.float32)
+    pointwise = tl.load(matrix + o[:, None] * C + c[None, :],
+                        mask=(o[:, None] < O) & (c[None, :] < C), other=0.0).to(kind)  # fmt: skip
+    shift = tl.load(bias + o, mask=o < O, other=0.0)[:, None]
+    if COMES_ON:
+        next_pointwise = tl.load(next_matrix + n[None, :] * O + o[:, None],
+                                 mask=(n[None, :] < N) & (o[:, None] < O), other=0.0).to(kind)  # fmt: skip
+    matrix_total = tl.zeros((OP, CP), tl.float32)
     for row in range(program, rows, programs):
-        spectrum = tl.load(z + row * (K * O) + q[None, :] * O + o[:, None],
-                           mask=(q[None, :] < K) & (o[:, None] < O), other=0.0)  # fmt: skip
+        spectral = row * (K * O) + q[None, :] * O + o[:, None]
+        kept = (q[None, :] < K) & (o[:, None] < O)
+        if ACTIVE:
+            spectrum = tl.load(z + spectral, mask=kept, other=0.0)
+        if COMES_ON:
+            next_spectrum = tl.load(next_z + spectral, mask=kept, other=0.0)
         z_total = tl.zeros((OP, KP), tl.float32)
-        for start in tl.static_range(0, W, BW):
+        for start in range(0, W, BW):
             w = start + j
-            tile = tl.load(x + c[:, None] * (rows * W) + row * W + w[None, :],
-                           mask=(c[:, None] < C) & (w[None, :] < W), other=0.0)  # fmt: skip
-            waves = tl.load(transform + q[:, None] * W + w[None, :],
-                            mask=(q[:, None] < K) & (w[None, :] < W), other=0.0).to(tile.dtype)  # fmt: skip
+            some = w[None, :] < W
+            tile = tl.load(x + c[:, None] * (rows * W) + row * W + w[None, :], mask=(c[:, None] < C) & some, other=0.0)
+            waves = tl.load(transform + q[:, None] * W + w[None, :], mask=(q[:, None] < K) & some, other=0.0).to(kind)
             place = o[:, None] * (rows * W) + row * W + w[None, :]
-            inside = (o[:, None] < O) & (w[None, :] < W)
-            gradient = tl.load(slope + place, mask=inside, other=0.0)
+            inside = (o[:, None] < O) & some
+            if COMES_ON:
+                gradient = tl.load(slope + n[:, None] * (rows * W) + row * W + w[None, :],
+                                   mask=(n[:, None] < N) & some, other=0.0)  # fmt: skip
+                gradient = tl.dot(next_pointwise, gradient, input_precision=PRECISION)
+                back = tl.load(next_transform + q[:, None] * W + w[None, :], mask=(q[:, None] < K) & some, other=0.0)
+                gradient = tl.dot(next_spectrum, back.to(kind), gradient, input_precision=PRECISION)
+            else:
+                gradient = tl.load(slope + place, mask=inside, other=0.0).to(tl.float32)
             if ACTIVE:
-                total = tl.dot(pointwise.to(tile.dtype), tile, input_precision=PRECISION)
-                total = tl.dot(spectrum, waves, total, input_precision=PRECISION) + shift[:, None]
-                gradient = (gradient.to(tl.float32) * _gelu_slope(total)).to(tile.dtype)
+                total = tl.dot(pointwise, tile, input_precision=PRECISION)
+                total = tl.dot(spectrum, waves, total, input_precision=PRECISION) + shift
+                gradient = gradient * _gelu_slope(total)
+            gradient = gradient.to(kind)
+            if ACTIVE or COMES_ON:
                 tl.store(before + place, gradient, mask=inside)
-            bias_total += tl.sum(gradient.to(tl.float32), axis=1)
             z_total = tl.dot(gradient, tl.trans(waves), z_total, input_precision=PRECISION)
             matrix_total = tl.dot(gradient, tl.trans(tile), matrix_total, input_precision=PRECISION)
-        tl.store(z_slope + row * (K * O) + q[None, :] * O + o[:, None], z_total.to(z_slope.dtype.element_ty),
-                 mask=(q[None, :] < K) & (o[:, None] < O))  # fmt: skip
+        tl.store(z_slope + spectral, z_total.to(z_slope.dtype.element_ty), mask=kept)
     tl.store(matrix_slope + program * (O * C) + o[:, None] * C + c[None, :], matrix_total,
              mask=(o[:, None] < O) & (c[None, :] < C))  # fmt: skip
-    tl.store(bias_slope + program * O + o, bias_total, mask=o < O)
 
 
 @triton.jit

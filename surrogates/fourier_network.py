@@ -56,6 +56,8 @@ class FourierNetwork(torch.nn.Module):
     def forward(self, x: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """Return the output channels, (b, outputs, *grid); condition (b, conditions)."""
         x = self.lifting(x.transpose(0, 1))
+        if all(layer.fusable(x) for layer in self.layers) and not self.layers[0].channel_mlp:
+            return self._project(fused_layers(self.layers, x, active=False)).transpose(0, 1)
         for number, layer in enumerate(self.layers, start=1):
             x = layer(x, condition, active=number < len(self.layers))
         return self._project(x).transpose(0, 1)
@@ -98,17 +100,27 @@ class FourierLayer(torch.nn.Module):
 
     def _filtered(self, x: torch.Tensor, condition: torch.Tensor | None, active: bool) -> torch.Tensor:
         """Return the layer without its pointwise network."""
-        spectral = self.spectral
-        plain = isinstance(spectral.weight, DenseWeight) and self.film.linear is None
-        if self.fused and plain and isinstance(self.norm, torch.nn.Identity):
-            check_modes(spectral.modes, x.shape[2:])
-            if fused_fourier.usable(x, spectral.modes):
-                return fused_fourier.fourier_layer(
-                    x, spectral.weight.matrices, self.skip.weight, self.skip.bias, modes=spectral.modes,
-                    periods=spectral.periods, active=active,
-                )  # fmt: skip
-        y = self.film(self.norm(spectral(x)) + self.skip(x), condition)
+        if self.fusable(x):
+            return fused_layers([self], x, active=active)
+        y = self.film(self.norm(self.spectral(x)) + self.skip(x), condition)
         return gelu(y) if active else y
+
+    def fusable(self, x: torch.Tensor) -> bool:
+        """Whether `fused_layers` takes this layer and these states."""
+        return (
+            self.fused and fused_fourier.usable(x, self.spectral.modes) and isinstance(self.norm, torch.nn.Identity)
+            and isinstance(self.spectral.weight, DenseWeight) and self.film.linear is None
+        )  # fmt: skip
+
+
+def fused_layers(layers: Sequence[FourierLayer], x: torch.Tensor, *, active: bool) -> torch.Tensor:
+    """Return x after layers without their pointwise networks, by the kernels of `fused_fourier`."""
+    spectral = layers[0].spectral
+    check_modes(spectral.modes, x.shape[2:])
+    return fused_fourier.fourier_layers(
+        x, [(layer.spectral.weight.matrices, layer.skip.weight, layer.skip.bias) for layer in layers],
+        modes=spectral.modes, periods=spectral.periods, active=active,
+    )  # fmt: skip
 
 
 class Norm(torch.nn.Module):

@@ -1,15 +1,16 @@
-"""A Fourier layer and the last pointwise network fused for an NVIDIA GPU: states cross memory as seldom as can be.
+"""Fourier layers and the last pointwise network fused for an NVIDIA GPU: states cross memory as seldom as can be.
 
-The mathematics is that of `SpectralConv`, `Pointwise` and gelu, which stay the reference, and the form on every other
-device. One layer reads its states twice forward and twice backward and writes them once each way: the transform of the
-last axis, skip, sum, bias and gelu are one pass, and what entered the gelu is computed again instead of stored. The
-hidden channels of the projection never leave the processor. Planar grids, float32 and 16-bit states; everything else
-takes the other form.
+The mathematics is that of `SpectralConv`, `Pointwise` and gelu, which stay the reference and the form on every other
+device. A layer reads and writes its states once forward; backward it reads the states and the gradient once and writes
+the gradient once: both transforms of the last axis, skip, sum, bias and gelu are one pass over the rows, and what
+entered the gelu is computed again instead of stored. The hidden channels of the projection never leave the processor.
+Planar grids, float32 and 16-bit states; everything else takes the other form.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,17 +19,16 @@ import torch
 
 from .spectral import analysis_matrix, forward_matrix, inverse_matrix, synthesis_matrix
 
-MOST_CHANNELS, MOST_POINTS, MOST_MODES = 128, 256, 64
-"""Larger tiles would not fit the registers of one processor: channels, points of the first axis, modes of an axis."""
+MOST_CHANNELS, MOST_MODES = 64, 32
+"""Larger tiles would not fit the fast memory of one processor: channels, modes of an axis."""
 MOST_OUTPUTS = 16
 
 
 def usable(x: torch.Tensor, modes: tuple[int, ...]) -> bool:
-    """Whether `fourier_layer` takes these states, (channels, b, *grid)."""
+    """Whether `fourier_layers` takes these states, (channels, b, *grid)."""
     return (
         x.is_cuda and x.ndim == 4 and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-        and x.shape[0] <= MOST_CHANNELS and x.shape[2] <= MOST_POINTS and max(modes, default=1) <= MOST_MODES
-        and has_triton()
+        and x.shape[0] <= MOST_CHANNELS and max(modes, default=1) <= MOST_MODES and has_triton()
     )  # fmt: skip
 
 
@@ -43,15 +43,17 @@ def precision() -> str:
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
 
 
-def fourier_layer(
-    x: torch.Tensor, weight: torch.Tensor, skip: torch.Tensor, bias: torch.Tensor, *, modes: tuple[int, ...],
+def fourier_layers(
+    x: torch.Tensor, layers: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], *, modes: tuple[int, ...],
     periods: tuple[float, ...], active: bool,
 ) -> torch.Tensor:  # fmt: skip
-    """Return gelu(spectral(x) + skip · x + bias), without gelu where not active: (c, b, h, w) -> (o, b, h, w).
+    """Return x after layers x <- gelu(spectral(x) + skip · x + bias), (c, b, h, w) -> (o, b, h, w).
 
-    weight (modes, c, 2, o) as in `DenseWeight`, skip (o, c), bias (o).
+    Each layer is its weight (modes, c, 2, o), as in `DenseWeight`, skip (o, c) and bias (o). The last one is without
+    gelu where not active.
     """
-    return _Layer.apply(autocast(x).contiguous(), weight, skip, bias, modes, periods, active)
+    parameters = [part for layer in layers for part in layer]
+    return _Layers.apply(autocast(x).contiguous(), modes, periods, active, *parameters)
 
 
 def projection(
@@ -71,9 +73,13 @@ def padded(n: int) -> int:
     return max(16, 1 << (n - 1).bit_length())
 
 
+Complex = tuple[torch.Tensor, torch.Tensor]
+"""Real and imaginary part of a matrix."""
+
+
 @dataclass(frozen=True)
 class Plan:
-    """The matrices of one grid, float32, the pair (real, imaginary) before the wave numbers."""
+    """The matrices of one grid, float32, with the pair (real, imaginary) before the wave numbers."""
 
     grid: tuple[int, int]
     kept: tuple[int, int]
@@ -82,10 +88,12 @@ class Plan:
     forward_transposed: torch.Tensor
     inverse: torch.Tensor
     """(r l, w)"""
-    analysis: tuple[torch.Tensor, torch.Tensor]
-    """Real and imaginary part, (k, h)."""
-    synthesis: tuple[torch.Tensor, torch.Tensor]
-    """Real and imaginary part, (h, k)."""
+    analysis: Complex
+    """(k, h)"""
+    analysis_adjoint: Complex
+    synthesis: Complex
+    """(h, k)"""
+    synthesis_adjoint: Complex
 
     @classmethod
     @lru_cache(maxsize=64)
@@ -99,52 +107,69 @@ class Plan:
             rows = rows.unflatten(1, (last, 2)).transpose(1, 2).flatten(1).contiguous()
             back = inverse_matrix(w, last, periods[1], torch.float32, device)
             back = back.unflatten(0, (last, 2)).transpose(0, 1).flatten(0, 1).contiguous()
-            analysis = analysis_matrix(h, first, periods[0], torch.float32, device)[:, :h].unflatten(0, (2, -1))
-            synthesis = synthesis_matrix(h, first, periods[0], torch.float32, device)[:, : 2 * first]
+            real, imaginary = analysis_matrix(h, first, periods[0], torch.float32, device)[:, :h].chunk(2)
+            analysis = (real.contiguous(), imaginary.contiguous())
+            real, imaginary = synthesis_matrix(h, first, periods[0], torch.float32, device)[:, : 2 * first].chunk(2)
+            synthesis = (real.contiguous(), imaginary.contiguous())
             return cls(
                 grid=grid, kept=(2 * first, last), forward=rows, forward_transposed=rows.T.contiguous(), inverse=back,
-                analysis=(analysis[0].contiguous(), analysis[1].contiguous()),
-                synthesis=(synthesis[:h].contiguous(), synthesis[h:].contiguous()),
+                analysis=analysis, analysis_adjoint=_adjoint(analysis), synthesis=synthesis,
+                synthesis_adjoint=_adjoint(synthesis),
             )  # fmt: skip
 
 
-class _Layer(torch.autograd.Function):
-    """`fourier_layer` and its gradient."""
+def _adjoint(matrix: Complex) -> Complex:
+    """Return the conjugate transpose."""
+    return matrix[0].T.contiguous(), -matrix[1].T.contiguous()
+
+
+class _Layers(torch.autograd.Function):
+    """`fourier_layers` and its gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, skip: torch.Tensor, bias: torch.Tensor,
-        modes: tuple[int, ...], periods: tuple[float, ...], active: bool,
+        ctx: Any, x: torch.Tensor, modes: tuple[int, ...], periods: tuple[float, ...], active: bool,
+        *parameters: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
         plan = Plan.of((x.shape[2], x.shape[3]), modes, periods, x.device)
-        spectrum = _to_spectrum(x, plan)
-        z = _to_rows(_mix(spectrum, weight), plan, plan.synthesis, x.dtype)
-        out = _blend(x, skip, z, plan.inverse, bias, active)
-        ctx.save_for_backward(x, weight, skip, bias, spectrum, z)
+        layers = [parameters[i : i + 3] for i in range(0, len(parameters), 3)]
+        kept = []
+        rows = _analyse(x, plan)
+        for number, (weight, skip, bias) in enumerate(layers, start=1):
+            spectrum = _columns(rows, plan.analysis, (*plan.kept, 2, x.shape[1], x.shape[0]))
+            z = _to_rows(_mix(spectrum, weight), plan, plan.synthesis, x.dtype)
+            last = number == len(layers)
+            kept += [x, spectrum, z]
+            following = None if last else plan
+            x, rows = _blend(x, skip, z, plan.inverse, bias, active=active or not last, following=following)
+        ctx.save_for_backward(*parameters, *kept)
         ctx.plan, ctx.active = plan, active
-        return out
+        return x
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight, skip, bias, spectrum, z = ctx.saved_tensors
-        plan = ctx.plan
-        before, z_slope, skip_slope, bias_slope = _blend_backward(
-            x, skip, z, plan.inverse, bias, slope.to(x.dtype).contiguous(), ctx.active
-        )
-        real, imaginary = plan.synthesis
-        # The adjoint of a complex matrix is its conjugate transpose.
-        spectrum_slope = _columns(
-            z_slope, (real.T.contiguous(), -imaginary.T.contiguous()), _row_strides(z_slope),
-            shape=(*plan.kept, 2, x.shape[1], skip.shape[0]),
-        )  # fmt: skip
-        mixed_slope, weight_slope = _mix_backward(spectrum, weight, spectrum_slope)
-        if not ctx.needs_input_grad[0]:
-            return None, weight_slope, skip_slope, bias_slope, None, None, None
-        real, imaginary = plan.analysis
-        rows_slope = _to_rows(mixed_slope, plan, (real.T.contiguous(), -imaginary.T.contiguous()), x.dtype)
-        x_slope = _blend(before, skip.T.contiguous(), rows_slope, plan.forward_transposed, None, False)
-        return x_slope, weight_slope, skip_slope, bias_slope, None, None, None
+        saved, plan = ctx.saved_tensors, ctx.plan
+        parameters, kept = saved[: len(saved) // 2], saved[len(saved) // 2 :]
+        slopes: list[torch.Tensor] = []
+        active, following = ctx.active, None
+        slope = slope.to(kept[0].dtype).contiguous()
+        for i in reversed(range(0, len(parameters), 3)):
+            (weight, skip, bias), (x, spectrum, z) = parameters[i : i + 3], kept[i : i + 3]
+            slope, z_slope, skip_slope = _blend_backward(
+                x, skip, z, plan.inverse, bias, slope, active=active, following=following
+            )
+            # The wave number 0 of the inverse transform is one at every point, so this is a sum over the row.
+            bias_slope = z_slope[:, :, 0, 0].sum((0, 1), dtype=torch.float32)
+            spectrum_slope = _columns(z_slope, plan.synthesis_adjoint, (*plan.kept, 2, x.shape[1], skip.shape[0]))
+            mixed_slope, weight_slope = _mix_backward(spectrum, weight, spectrum_slope)
+            slopes[:0] = weight_slope, skip_slope, bias_slope
+            active, following = True, (skip, _to_rows(mixed_slope, plan, plan.analysis_adjoint, x.dtype), plan)
+        skip, rows, _ = following
+        x_slope = None
+        if ctx.needs_input_grad[0]:
+            x_slope, _ = _blend(slope, skip.T, rows, plan.forward_transposed, None, active=False, following=None)
+        return x_slope, None, None, None, *slopes
 
 
 class _Projection(torch.autograd.Function):
@@ -174,13 +199,13 @@ class _Projection(torch.autograd.Function):
 
         x, first, shift, second = ctx.saved_tensors
         points, block = x[0].numel(), 32
-        programs = _programs(x.device, -(-points // block), 1)
+        programs = _programs(x.device, -(-points // block), 2)
         x_slope = torch.empty_like(x)
         parts = [x.new_empty(programs, *p.shape, dtype=torch.float32) for p in (first, shift, second)]
         project_backward[(programs,)](
             x, first, shift, second, slope.to(x.dtype).contiguous(), x_slope, *parts, points, x.shape[0],
             first.shape[0], second.shape[0], padded(x.shape[0]), padded(first.shape[0]), padded(second.shape[0]),
-            block, precision(), num_warps=8,
+            block, precision(), num_warps=4,
         )  # fmt: skip
         return x_slope, *(part.sum(0) for part in parts), slope.flatten(1).sum(1, dtype=torch.float32)
 
@@ -195,8 +220,8 @@ def _spectrum_strides(spectrum: torch.Tensor) -> tuple[int, int, int, int]:
     return spectrum.stride(0), spectrum.stride(1), spectrum.stride(2), spectrum.stride(3)
 
 
-def _to_spectrum(x: torch.Tensor, plan: Plan) -> torch.Tensor:
-    """(c, b, h, w) -> (k, l, r, b, c), float32."""
+def _analyse(x: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """Run `analyse_rows`: (c, b, h, w) -> (b, h, r, l, c)."""
     from .fourier_kernels import analyse_rows
 
     channels, batch, (h, w), last = x.shape[0], x.shape[1], plan.grid, plan.kept[1]
@@ -205,21 +230,17 @@ def _to_spectrum(x: torch.Tensor, plan: Plan) -> torch.Tensor:
         x, plan.forward, rows, batch * h, channels, w, 2 * last, padded(channels), padded(2 * last),
         min(64, padded(w)), precision(), num_warps=4,
     )  # fmt: skip
-    return _columns(rows, plan.analysis, _row_strides(rows), shape=(*plan.kept, 2, batch, channels))
+    return rows
 
 
-def _columns(
-    rows: torch.Tensor, matrix: tuple[torch.Tensor, torch.Tensor], strides: tuple[int, ...], *, shape: tuple[int, ...]
-) -> torch.Tensor:
-    """Apply a complex matrix (k, h) to (b, h, r, l, c): the spectrum, of this shape."""
+def _columns(rows: torch.Tensor, matrix: Complex, shape: tuple[int, ...]) -> torch.Tensor:
+    """Apply a complex matrix (k, h) to (b, h, r, l, c): the spectrum, of this shape, float32."""
     out = rows.new_empty(shape, dtype=torch.float32)
-    _contract(matrix, rows, strides, out, _spectrum_strides(out), batch=shape[3], waves=shape[1])
+    _contract(matrix, rows, _row_strides(rows), out, _spectrum_strides(out), batch=shape[3], waves=shape[1])
     return out
 
 
-def _to_rows(
-    spectrum: torch.Tensor, plan: Plan, matrix: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype
-) -> torch.Tensor:
+def _to_rows(spectrum: torch.Tensor, plan: Plan, matrix: Complex, dtype: torch.dtype) -> torch.Tensor:
     """Apply a complex matrix (h, k) to (k, l, r, b, c): the row spectra (b, h, r, l, c)."""
     _, last, _, batch, channels = spectrum.shape
     out = spectrum.new_empty(batch, plan.grid[0], 2, last, channels, dtype=dtype)
@@ -228,18 +249,19 @@ def _to_rows(
 
 
 def _contract(
-    matrix: tuple[torch.Tensor, torch.Tensor], source: torch.Tensor, source_strides: tuple[int, ...],
-    out: torch.Tensor, out_strides: tuple[int, ...], *, batch: int, waves: int,
+    matrix: Complex, source: torch.Tensor, source_strides: tuple[int, ...], out: torch.Tensor,
+    out_strides: tuple[int, ...], *, batch: int, waves: int,
 ) -> None:  # fmt: skip
     """Run `contract_columns` for all (b, l)."""
     from .fourier_kernels import contract_columns
 
     m, n = matrix[0].shape
-    channels = source.shape[-1]
-    block = min(padded(channels), 16 if max(m, n) > 128 else 32)
-    contract_columns[(batch * waves, -(-channels // block))](
-        *matrix, source, out, channels, waves, n, m, *source_strides, *out_strides, padded(n), padded(m), block,
-        precision(), num_warps=8 if max(m, n) > 128 else 4,
+    channels, block = source.shape[-1], min(64, padded(m))
+    exact = precision() == "tf32x3"
+    columns = min(padded(channels), 32 if exact else 64)
+    contract_columns[(batch * waves, -(-m // block), -(-channels // columns))](
+        *matrix, source, out, channels, waves, n, m, *source_strides, *out_strides, min(64, padded(n)), block, columns,
+        precision(), num_warps=4 if exact else 2,
     )  # fmt: skip
 
 
@@ -268,48 +290,59 @@ def _mix_backward(
     outputs = weight.shape[-1]
     spectrum_slope, weight_slope = torch.empty_like(spectrum), torch.empty_like(weight)
     mix_modes_backward[(k * last,)](
-        spectrum, weight, slope, spectrum_slope, weight_slope, batch, channels, outputs, min(32, padded(batch)),
-        padded(channels), padded(outputs), precision(), num_warps=8,
+        spectrum, weight, slope, spectrum_slope, weight_slope, batch, channels, outputs, 16, padded(channels),
+        padded(outputs), precision(), num_warps=4,
     )  # fmt: skip
     return spectrum_slope, weight_slope
 
 
 def _blend(
-    x: torch.Tensor, matrix: torch.Tensor, z: torch.Tensor, transform: torch.Tensor, bias: torch.Tensor | None,
-    active: bool,
-) -> torch.Tensor:  # fmt: skip
-    """Run `blend`: the next states."""
+    x: torch.Tensor, matrix: torch.Tensor, z: torch.Tensor, transform: torch.Tensor, bias: torch.Tensor | None, *,
+    active: bool, following: Plan | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    """Run `blend`: the next states, and their row spectra where a layer of that plan follows."""
     from .fourier_kernels import blend
 
     channels, batch, h, w = x.shape
-    outputs, waves, block = matrix.shape[0], transform.shape[0], min(64, padded(w))
+    outputs, waves = matrix.shape[0], transform.shape[0]
     out = x.new_empty(outputs, batch, h, w)
-    blend[(batch * h, -(-w // block))](
-        x, matrix, z, transform, matrix if bias is None else bias, out, batch * h, channels, outputs, w, waves,
-        padded(channels), padded(outputs), padded(waves), block, bias is not None, active, precision(), num_warps=4,
+    spectra = None if following is None else torch.empty_like(z)
+    blend[(batch * h,)](
+        x, matrix, matrix.stride(0), matrix.stride(1), z, transform, matrix if bias is None else bias, out,
+        transform if following is None else following.forward, z if spectra is None else spectra, batch * h, channels,
+        outputs, w, waves, padded(channels), padded(outputs), padded(waves), min(64, padded(w)), bias is not None,
+        active, spectra is not None, precision(), num_warps=4,
     )  # fmt: skip
-    return out
+    return out, spectra
 
 
 def _blend_backward(
     x: torch.Tensor, matrix: torch.Tensor, z: torch.Tensor, transform: torch.Tensor, bias: torch.Tensor,
-    slope: torch.Tensor, active: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Run `blend_backward`: gradients before the nonlinearity, of z, of matrix and bias."""
+    slope: torch.Tensor, *, active: bool, following: tuple[torch.Tensor, torch.Tensor, Plan] | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Run `blend_backward`: gradients before the nonlinearity, of z and of the matrix.
+
+    Where a layer follows, `slope` is that before its nonlinearity, and `following` its matrix, gradient of the row
+    spectra of its states, and plan.
+    """
     from .fourier_kernels import blend_backward
 
     channels, batch, h, w = x.shape
     outputs, waves, rows = matrix.shape[0], transform.shape[0], batch * h
     programs = _programs(x.device, rows, 2)
-    before = torch.empty_like(slope) if active else slope
+    before = torch.empty_like(slope) if following is None else x.new_empty(outputs, batch, h, w)
+    before = before if active or following is not None else slope
     z_slope = torch.empty_like(z)
-    matrix_parts = x.new_empty(programs, outputs, channels, dtype=torch.float32)
-    bias_parts = x.new_empty(programs, outputs, dtype=torch.float32)
+    parts = x.new_empty(programs, outputs, channels, dtype=torch.float32)
+    next_matrix, next_z, back = (matrix, z, transform) if following is None else (
+        following[0], following[1], following[2].forward_transposed)  # fmt: skip
+    following_outputs = next_matrix.shape[0]
     blend_backward[(programs,)](
-        x, matrix, z, transform, bias, slope, before, z_slope, matrix_parts, bias_parts, rows, channels, outputs, w,
-        waves, padded(channels), padded(outputs), padded(waves), min(64, padded(w)), active, precision(), num_warps=8,
+        x, matrix, z, transform, bias, slope, next_matrix, next_z, back, before, z_slope, parts, rows, channels,
+        outputs, following_outputs, w, waves, padded(channels), padded(outputs), padded(following_outputs),
+        padded(waves), min(32, padded(w)), active, following is not None, precision(), num_warps=4, num_stages=1,
     )  # fmt: skip
-    return before, z_slope, matrix_parts.sum(0), bias_parts.sum(0)
+    return before, z_slope, parts.sum(0)
 
 
 def _programs(device: torch.device, most: int, each: int) -> int:

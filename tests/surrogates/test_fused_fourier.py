@@ -1,0 +1,122 @@
+"""The fused kernels equal the plain layers: in the interpreter of Triton, and on a GPU where there is one."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from headrace.surrogates import fused_fourier
+from headrace.surrogates.fourier_network import FourierLayer, FourierNetwork, Pointwise
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed (pip install triton)"
+)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+
+# Channels, batch, grid, modes, periods, gelu at the end, layers: sizes that fill no tile, walls, Nyquist kept.
+STACKS = [
+    (20, 2, (10, 12), (5, 4), (1.0, 1.0), True, 2),
+    (16, 1, (6, 70), (3, 9), (1.0, 1.25), False, 2),
+    (8, 2, (9, 11), (3, 4), (1.25, 1.0), True, 1),
+]
+
+
+def stack(channels, modes, periods, layers, dtype=torch.float32):
+    torch.manual_seed(0)
+    made = [
+        FourierLayer(channels, modes=modes, periods=periods, conditions=0, norm="none", hidden=0, rank=None)
+        for _ in range(layers)
+    ]
+    for layer in made:
+        torch.nn.init.normal_(layer.skip.bias)
+        layer.to(dtype)
+    return made
+
+
+def parameters_of(layers):
+    return [(layer.spectral.weight.matrices, layer.skip.weight, layer.skip.bias) for layer in layers]
+
+
+def values_and_gradients(out, inputs, seed=1):
+    gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return [out, *torch.autograd.grad(out, inputs, gradient.to(out))]
+
+
+def plain(layers, x, active):
+    for number, layer in enumerate(layers, start=1):
+        x = layer(x, None, active=active or number < len(layers))
+    return x
+
+
+def farthest(found, expected):
+    return max(((a.double().cpu() - b.double()).norm() / b.double().norm().clamp(min=1e-300)).item()
+               for a, b in zip(found, expected, strict=True))  # fmt: skip
+
+
+def distances_of_layers():
+    for channels, batch, grid, modes, periods, active, count in STACKS:
+        layers = stack(channels, modes, periods, count)
+        x = torch.randn(channels, batch, *grid, requires_grad=True)
+        inputs = [x, *(part for layer in parameters_of(layers) for part in layer)]
+        fused = fused_fourier.fourier_layers(x, parameters_of(layers), modes=modes, periods=periods, active=active)
+        yield farthest(values_and_gradients(fused, inputs), values_and_gradients(plain(layers, x, active), inputs))
+
+
+def distance_of_projection():
+    torch.manual_seed(0)
+    first, second = Pointwise(20, 48), Pointwise(48, 2)
+    torch.nn.init.normal_(first.bias)
+    x = torch.randn(20, 3, 7, 11, requires_grad=True)
+    inputs = [x, first.weight, first.bias, second.weight, second.bias]
+    expected = second(torch.nn.functional.gelu(first(x)))
+    return farthest(
+        values_and_gradients(fused_fourier.projection(*inputs), inputs), values_and_gradients(expected, inputs)
+    )
+
+
+@needs_triton
+def test_kernels_equal_the_plain_layers_and_their_gradients():
+    """Triton reads TRITON_INTERPRET when its kernels are defined: hence a process of its own."""
+    run = subprocess.run(
+        [sys.executable, __file__], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True,
+        timeout=240, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    distances = [float(word) for word in run.stdout.split()]
+    print(distances)
+    assert len(distances) == len(STACKS) + 1
+    assert max(distances) < 2e-6
+
+
+def test_the_bias_of_a_layer_is_the_sum_that_the_wave_number_zero_holds():
+    plan = fused_fourier.Plan.of((9, 11), (3, 4), (1.0, 1.25), torch.device("cpu"))
+    assert torch.equal(plan.inverse[0], torch.ones(11))
+
+
+def test_without_a_gpu_the_plain_form_runs():
+    assert not fused_fourier.usable(torch.zeros(4, 1, 8, 8), (2, 2))
+
+
+@needs_gpu
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("tf32", 1e-2), ("bf16", 3e-2)])
+@pytest.mark.parametrize(("channels", "grid", "modes"), [(20, (64, 64), 12), (64, (64, 64), 16), (64, (256, 256), 16),
+                                                         (32, (61, 67), 12)])  # fmt: skip
+def test_a_gpu_agrees_with_float64(channels, grid, modes, precision, tolerance, monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", precision != "fp32")
+    torch.manual_seed(0)
+    exact = FourierNetwork(3, 1, channels, modes=(modes, modes), periods=(1.0, 1.0), layers=2).double()
+    network = FourierNetwork(3, 1, channels, modes=(modes, modes), periods=(1.0, 1.0), layers=2)
+    network.load_state_dict(exact.state_dict())
+    network.cuda()
+    x = torch.randn(2, 3, *grid, dtype=torch.float64)
+    expected = values_and_gradients(exact(x), list(exact.parameters()))
+    with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
+        out = network(x.float().cuda())
+    assert farthest(values_and_gradients(out, list(network.parameters())), expected) < tolerance
+
+
+if __name__ == "__main__":
+    print(*distances_of_layers(), distance_of_projection())
