@@ -9,7 +9,7 @@ Beside each layer stands its relative distance from the same layer in float64.
 
 `fused`: one layer forward, fused, beside the bounds of the memory's speed (CUDA only).
 
-`training`: the same step in every way that each code can run, eager, compiled and as a CUDA graph, in fp32, tf32 and
+`training`: the same step in every way that each code can run, eager and as a CUDA graph, in fp32, tf32 and
 bf16, beside neuraloperator 2.0.0 with and without its channel network, in its own modes; medians of events on the
 device. neuraloperator runs where it can be imported, for instance with the folder made by
 `python -m pip install --target .rivals/neuraloperator neuraloperator==2.0.0` on PYTHONPATH, PhysicsNeMo's spectral
@@ -292,6 +292,11 @@ def neuraloperator(shape: Shape, inputs: int, *, channel_mlp: bool, mixed: bool)
     )  # fmt: skip
 
 
+def spread(filters: Callable[..., torch.nn.Module], inputs: int, outputs: int, modes: int, ndim: int) -> torch.nn.Module:
+    """Return a filter whose class takes the modes of each axis one by one."""
+    return filters(inputs, outputs, *(modes,) * ndim)
+
+
 def physicsnemo(shape: Shape, inputs: int) -> torch.nn.Module | None:
     """Return the published network with the spectral layers of PhysicsNeMo; None where they are not on sys.path.
 
@@ -304,7 +309,7 @@ def physicsnemo(shape: Shape, inputs: int) -> torch.nn.Module | None:
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             filters = getattr(module, f"SpectralConv{len(shape.grid)}d")
-            return FFTNetwork(inputs, shape, lambda i, o, modes, ndim: filters(i, o, *(modes,) * ndim))
+            return FFTNetwork(inputs, shape, partial(spread, filters))
     return None
 
 
@@ -316,7 +321,7 @@ def candidates(shape: Shape, precision: str, device: torch.device) -> Iterator[t
     batch = WindowBatch(states=states, times=torch.zeros(shape.batch, 2, device=device),
                         parameters=torch.zeros(shape.batch, 0, device=device))  # fmt: skip
 
-    def ours(*, compiled: bool = False, fused: bool = True) -> Callable[[], None]:
+    def ours(*, fused: bool = True) -> Callable[[], None]:
         network = FNO(modes=shape.modes, width=shape.width, stepping=Stepping(inputs=("position",)))
         network.setup(Problem(case="benchmark", fields=("u",), shape=shape.grid, extent=(1.0,) * ndim,
                               periodic=(True,) * ndim, parameters={}, duration=1.0, num_snapshots=10))  # fmt: skip
@@ -324,8 +329,7 @@ def candidates(shape: Shape, precision: str, device: torch.device) -> Iterator[t
         for module in network.modules():
             if isinstance(module, FourierLayer):
                 module.fused = fused
-        loss = torch.compile(network.training_loss) if compiled else network.training_loss
-        return training_step(network, lambda: loss(batch).mean(), precision)
+        return training_step(network, lambda: network.training_loss(batch).mean(), precision)
 
     def theirs(network: torch.nn.Module | None) -> Callable[[], None] | None:
         if network is None:
@@ -339,7 +343,6 @@ def candidates(shape: Shape, precision: str, device: torch.device) -> Iterator[t
     yield "ours graph", lambda: recorded(ours())
     yield "unfused eager", lambda: ours(fused=False)
     yield "unfused graph", lambda: recorded(ours(fused=False))
-    yield "unfused compiled", lambda: ours(compiled=True, fused=False)
     if precision != "bf16":  # FFTs know no bf16; mixed below is the rival's own half precision
         yield "fft eager", lambda: theirs(FFTNetwork(1 + 2 * ndim, shape))
         yield "fft graph", lambda: recorded(theirs(FFTNetwork(1 + 2 * ndim, shape)))
@@ -370,7 +373,7 @@ def measure_training(shape: Shape, device: torch.device, seconds: float) -> Iter
                 reason = f"{type(error).__name__} {str(error).splitlines()[0][:80] if str(error) else ''}"
                 yield f"training {shape} {precision}: {name} fails, {reason}", math.nan, "ms", None
                 continue
-            who = name.removesuffix(" graph").removesuffix(" compiled").removesuffix(" eager")
+            who = name.removesuffix(" graph").removesuffix(" eager")
             best[who] = min(value, best.get(who, math.inf))
             yield f"training {shape} {precision}: {name}", value, "ms", None
             del run
