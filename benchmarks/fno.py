@@ -292,7 +292,9 @@ def neuraloperator(shape: Shape, inputs: int, *, channel_mlp: bool, mixed: bool)
     )  # fmt: skip
 
 
-def spread(filters: Callable[..., torch.nn.Module], inputs: int, outputs: int, modes: int, ndim: int) -> torch.nn.Module:
+def spread(
+    filters: Callable[..., torch.nn.Module], inputs: int, outputs: int, modes: int, ndim: int
+) -> torch.nn.Module:
     """Return a filter whose class takes the modes of each axis one by one."""
     return filters(inputs, outputs, *(modes,) * ndim)
 
