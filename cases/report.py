@@ -20,6 +20,7 @@ from headrace.online_training.run_directory import write_text
 from headrace.rom.model_folder import processor
 
 from . import pictures
+from .error_pictures import error_pictures
 from .evaluation import Evaluation, evaluate_held_out, parameters_text
 from .pictures import Picture
 from .run_data import RunData, figures_of
@@ -157,7 +158,7 @@ def _comparisons(data: RunData, evaluation: Evaluation, folder: Path) -> list[di
 def _sections(data: RunData, evaluation: Evaluation | None, folder: Path) -> list[dict[str, Any]]:
     """Return the sections with curves; a curve without records is left out."""
     x = "seconds since the start"
-    errors = _error_pictures(evaluation)
+    errors = error_pictures(evaluation) if evaluation else []
     training = [
         ("loss", "Training loss", pictures.curves, {"loss": data.column(data.metrics, "loss")},
          {"logarithmic": True}, "Training loss: mean squared error in units of the fields' variances."),
@@ -192,23 +193,6 @@ def _sections(data: RunData, evaluation: Evaluation | None, folder: Path) -> lis
         figures = [Picture.of(png, caption) for _, png, caption in drawn]
         result.append({"id": identity, "heading": heading, "figures": figures})
     return result
-
-
-def _error_pictures(evaluation: Evaluation | None) -> list[tuple[str, bytes, str]]:
-    if evaluation is None:
-        return []
-    compared = {"surrogate": evaluation.errors}
-    if evaluation.baseline_errors is not None:
-        compared[evaluation.baseline] = evaluation.baseline_errors
-    steps = {name: (errors["steps"]["times"], errors["steps"]["nrmse"]) for name, errors in compared.items()}
-    each = {name: sorted((one["nrmse"] for one in e["simulations"]), reverse=True) for name, e in compared.items()}
-    ranked = {name: (list(range(1, len(values) + 1)), values) for name, values in each.items()}
-    return [
-        ("error-over-time", pictures.curves(steps, x="t", y="nRMSE at each recorded time", percent=True),
-         "nRMSE over all held-out simulations at each recorded time."),
-        ("error-by-simulation", pictures.curves(ranked, x="held-out simulations, worst first", y="nRMSE", percent=True),
-         "nRMSE of each held-out simulation, worst first."),
-    ]  # fmt: skip
 
 
 def _blocked(data: RunData) -> tuple[list[float], list[float]]:

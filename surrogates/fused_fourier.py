@@ -311,7 +311,7 @@ def _blend(
         x, matrix, matrix.stride(0), matrix.stride(1), z, transform, matrix if bias is None else bias, out,
         transform if following is None else following.forward, z if spectra is None else spectra, batch * h, channels,
         outputs, w, waves, padded(channels), padded(outputs), padded(waves), min(64, padded(w)), bias is not None,
-        active, spectra is not None, precision(), num_warps=4,
+        active, spectra is not None, precision(), num_warps=4, num_stages=1,
     )  # fmt: skip
     return out, spectra
 
