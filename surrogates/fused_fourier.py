@@ -21,6 +21,8 @@ from .spectral import analysis_matrix, forward_matrix, inverse_matrix, synthesis
 
 MOST_CHANNELS, MOST_MODES = 64, 32
 """Larger tiles would not fit the fast memory of one processor: channels, modes of an axis."""
+MOST_COLUMNS = 64
+"""Points of the last axis: one tile. Wider rows failed on an H100 (Triton 3.6), though not in the interpreter."""
 MOST_OUTPUTS = 16
 
 
@@ -28,7 +30,8 @@ def usable(x: torch.Tensor, modes: tuple[int, ...]) -> bool:
     """Whether `fourier_layers` takes these states, (channels, b, *grid)."""
     return (
         x.is_cuda and x.ndim == 4 and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-        and x.shape[0] <= MOST_CHANNELS and max(modes, default=1) <= MOST_MODES and has_triton()
+        and x.shape[0] <= MOST_CHANNELS and x.shape[3] <= MOST_COLUMNS and max(modes, default=1) <= MOST_MODES
+        and has_triton()
     )  # fmt: skip
 
 
