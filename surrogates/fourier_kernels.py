@@ -29,10 +29,10 @@ def _gelu_slope(x):
 
 
 @triton.jit
-def analyse_rows(  # noqa: PLR0913
-    x, transform, out, rows, C: tl.constexpr, W: tl.constexpr, K: tl.constexpr,
-    CP: tl.constexpr, KP: tl.constexpr, BW: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+def analyse_rows(
+    x: tl.tensor, transform: tl.tensor, out: tl.tensor, rows: tl.tensor, C: tl.constexpr, W: tl.constexpr,
+    K: tl.constexpr, CP: tl.constexpr, KP: tl.constexpr, BW: tl.constexpr, PRECISION: tl.constexpr,
+) -> None:  # fmt: skip
     """Out[row, q, c] = Σ_w x[c, row, w] transform[w, q] with q = (r, l), K of them."""
     row = tl.program_id(0)
     c, q, j = tl.arange(0, CP), tl.arange(0, KP), tl.arange(0, BW)
@@ -48,11 +48,12 @@ def analyse_rows(  # noqa: PLR0913
 
 
 @triton.jit
-def contract_columns(  # noqa: PLR0913
-    p, q, source, out, C, L, N: tl.constexpr, M: tl.constexpr,
-    source_n, source_l, source_r, source_b, out_m, out_l, out_r, out_b,
-    BN: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+def contract_columns(
+    p: tl.tensor, q: tl.tensor, source: tl.tensor, out: tl.tensor, C: tl.tensor, L: tl.tensor, N: tl.constexpr,
+    M: tl.constexpr, source_n: tl.tensor, source_l: tl.tensor, source_r: tl.tensor, source_b: tl.tensor,
+    out_m: tl.tensor, out_l: tl.tensor, out_r: tl.tensor, out_b: tl.tensor, BN: tl.constexpr, BM: tl.constexpr,
+    BC: tl.constexpr, PRECISION: tl.constexpr,
+) -> None:  # fmt: skip
     """Out[m, c] = Σ_n (p + i q)[m, n] source[n, c], complex, for each (b, l); strides name where the axes lie."""
     b, wave = tl.program_id(0) // L, tl.program_id(0) % L
     m, c = tl.program_id(1) * BM + tl.arange(0, BM), tl.program_id(2) * BC + tl.arange(0, BC)
@@ -77,10 +78,10 @@ def contract_columns(  # noqa: PLR0913
 
 
 @triton.jit
-def mix_modes(  # noqa: PLR0913
-    x, weight, out, B, C: tl.constexpr, O: tl.constexpr,  # noqa: E741
+def mix_modes(
+    x: tl.tensor, weight: tl.tensor, out: tl.tensor, B: tl.tensor, C: tl.constexpr, O: tl.constexpr,
     BB: tl.constexpr, CP: tl.constexpr, OP: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Out[mode, b, o] = Σ_c x[mode, b, c] weight[mode, c, o], complex."""
     mode, b = tl.program_id(0), tl.program_id(1) * BB + tl.arange(0, BB)
     c, o = tl.arange(0, CP), tl.arange(0, OP)
@@ -103,10 +104,11 @@ def mix_modes(  # noqa: PLR0913
 
 
 @triton.jit
-def mix_modes_backward(  # noqa: PLR0913
-    x, weight, slope, x_slope, weight_slope, B, C: tl.constexpr, O: tl.constexpr,  # noqa: E741
-    BB: tl.constexpr, CP: tl.constexpr, OP: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+def mix_modes_backward(
+    x: tl.tensor, weight: tl.tensor, slope: tl.tensor, x_slope: tl.tensor, weight_slope: tl.tensor,
+    B: tl.tensor, C: tl.constexpr, O: tl.constexpr, BB: tl.constexpr, CP: tl.constexpr, OP: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> None:  # fmt: skip
     """Gradients of `mix_modes`: slope · weight^H into x_slope, x^H · slope into weight_slope."""
     mode = tl.program_id(0)
     c, o = tl.arange(0, CP), tl.arange(0, OP)
@@ -141,11 +143,13 @@ def mix_modes_backward(  # noqa: PLR0913
 
 
 @triton.jit
-def blend(  # noqa: PLR0913
-    x, matrix, matrix_o, matrix_c, z, transform, bias, out, analysis, spectra, rows, C: tl.constexpr, O: tl.constexpr,  # noqa: E741
-    W: tl.constexpr, K: tl.constexpr, CP: tl.constexpr, OP: tl.constexpr, KP: tl.constexpr, BW: tl.constexpr,
-    BIAS: tl.constexpr, ACTIVE: tl.constexpr, GOES_ON: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+def blend(
+    x: tl.tensor, matrix: tl.tensor, matrix_o: tl.tensor, matrix_c: tl.tensor, z: tl.tensor,
+    transform: tl.tensor, bias: tl.tensor, out: tl.tensor, analysis: tl.tensor, spectra: tl.tensor,
+    rows: tl.tensor, C: tl.constexpr, O: tl.constexpr, W: tl.constexpr, K: tl.constexpr, CP: tl.constexpr,
+    OP: tl.constexpr, KP: tl.constexpr, BW: tl.constexpr, BIAS: tl.constexpr, ACTIVE: tl.constexpr,
+    GOES_ON: tl.constexpr, PRECISION: tl.constexpr,
+) -> None:  # fmt: skip
     """Out[o, row, w] = gelu(Σ_c matrix[o, c] x[c, row, w] + Σ_q z[row, q, o] transform[q, w] + bias[o]).
 
     matrix_o and matrix_c are its strides. Where it goes on, the row spectra of `out` are made as by `analyse_rows`, in
@@ -182,12 +186,13 @@ def blend(  # noqa: PLR0913
 
 
 @triton.jit
-def blend_backward(  # noqa: PLR0913
-    x, matrix, z, transform, bias, slope, next_matrix, next_z, next_transform, before, z_slope, matrix_slope, rows,
-    C: tl.constexpr, O: tl.constexpr, N: tl.constexpr, W: tl.constexpr, K: tl.constexpr,  # noqa: E741
-    CP: tl.constexpr, OP: tl.constexpr, NP: tl.constexpr, KP: tl.constexpr, BW: tl.constexpr,
-    ACTIVE: tl.constexpr, COMES_ON: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+def blend_backward(
+    x: tl.tensor, matrix: tl.tensor, z: tl.tensor, transform: tl.tensor, bias: tl.tensor, slope: tl.tensor,
+    next_matrix: tl.tensor, next_z: tl.tensor, next_transform: tl.tensor, before: tl.tensor, z_slope: tl.tensor,
+    matrix_slope: tl.tensor, rows: tl.tensor, C: tl.constexpr, O: tl.constexpr, N: tl.constexpr,
+    W: tl.constexpr, K: tl.constexpr, CP: tl.constexpr, OP: tl.constexpr, NP: tl.constexpr, KP: tl.constexpr,
+    BW: tl.constexpr, ACTIVE: tl.constexpr, COMES_ON: tl.constexpr, PRECISION: tl.constexpr,
+) -> None:  # fmt: skip
     """Gradients of `blend` but that of x: `before` the nonlinearity, of z, and of the matrix a sum per program.
 
     What entered the nonlinearity is computed again, which costs less than to have stored it. Where it comes on from the
@@ -242,10 +247,11 @@ def blend_backward(  # noqa: PLR0913
 
 
 @triton.jit
-def project(  # noqa: PLR0913
-    x, first, shift, second, bias, out, points, C: tl.constexpr, H: tl.constexpr, O: tl.constexpr,  # noqa: E741
-    CP: tl.constexpr, HP: tl.constexpr, OP: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+def project(
+    x: tl.tensor, first: tl.tensor, shift: tl.tensor, second: tl.tensor, bias: tl.tensor, out: tl.tensor,
+    points: tl.tensor, C: tl.constexpr, H: tl.constexpr, O: tl.constexpr, CP: tl.constexpr, HP: tl.constexpr,
+    OP: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+) -> None:  # fmt: skip
     """Out[o, n] = Σ_h second[o, h] gelu(Σ_c first[h, c] x[c, n] + shift[h]) + bias[o]."""
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     c, h, o = tl.arange(0, CP), tl.arange(0, HP), tl.arange(0, OP)
@@ -261,11 +267,12 @@ def project(  # noqa: PLR0913
 
 
 @triton.jit
-def project_backward(  # noqa: PLR0913
-    x, first, shift, second, slope, x_slope, first_slope, shift_slope, second_slope, points,
-    C: tl.constexpr, H: tl.constexpr, O: tl.constexpr,  # noqa: E741
-    CP: tl.constexpr, HP: tl.constexpr, OP: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+def project_backward(
+    x: tl.tensor, first: tl.tensor, shift: tl.tensor, second: tl.tensor, slope: tl.tensor, x_slope: tl.tensor,
+    first_slope: tl.tensor, shift_slope: tl.tensor, second_slope: tl.tensor, points: tl.tensor, C: tl.constexpr,
+    H: tl.constexpr, O: tl.constexpr, CP: tl.constexpr, HP: tl.constexpr, OP: tl.constexpr, BN: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> None:  # fmt: skip
     """Gradients of `project`; those of the weights are sums per program."""
     c, h, o = tl.arange(0, CP), tl.arange(0, HP), tl.arange(0, OP)
     program, programs = tl.program_id(0), tl.num_programs(0)

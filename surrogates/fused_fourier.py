@@ -4,7 +4,7 @@ The mathematics is that of `SpectralConv`, `Pointwise` and gelu, which stay the 
 device. A layer reads and writes its states once forward; backward it reads the states and the gradient once and writes
 the gradient once: both transforms of the last axis, skip, sum, bias and gelu are one pass over the rows, and what
 entered the gelu is computed again instead of stored. The hidden channels of the projection never leave the processor.
-Planar grids, float32 and 16-bit states; everything else takes the other form.
+Planar grids and float32 states; everything else takes the other form.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from .spectral import analysis_matrix, forward_matrix, inverse_matrix, synthesis
 
 MOST_CHANNELS, MOST_MODES = 64, 32
 """Larger tiles would not fit the fast memory of one processor: channels, modes of an axis."""
-MOST_COLUMNS = 64
-"""Points of the last axis: one tile. Wider rows failed on an H100 (Triton 3.6), though not in the interpreter."""
 MOST_OUTPUTS = 16
 
 
 def usable(x: torch.Tensor, modes: tuple[int, ...]) -> bool:
-    """Whether `fourier_layers` takes these states, (channels, b, *grid)."""
+    """Whether `fourier_layers` takes these states, (channels, b, *grid).
+
+    Not 16-bit states: Triton 3.6 makes code of `blend` for them that reads beyond its shared memory (H100, H200).
+    """
     return (
-        x.is_cuda and x.ndim == 4 and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-        and x.shape[0] <= MOST_CHANNELS and x.shape[3] <= MOST_COLUMNS and max(modes, default=1) <= MOST_MODES
-        and has_triton()
+        x.is_cuda and x.ndim == 4 and x.dtype == torch.float32 and not torch.is_autocast_enabled("cuda")
+        and x.shape[0] <= MOST_CHANNELS and max(modes, default=1) <= MOST_MODES and has_triton()
     )  # fmt: skip
 
 
@@ -56,19 +56,14 @@ def fourier_layers(
     gelu where not active.
     """
     parameters = [part for layer in layers for part in layer]
-    return _Layers.apply(autocast(x).contiguous(), modes, periods, active, *parameters)
+    return _Layers.apply(x.contiguous(), modes, periods, active, *parameters)
 
 
 def projection(
     x: torch.Tensor, first: torch.Tensor, shift: torch.Tensor, second: torch.Tensor, bias: torch.Tensor
 ) -> torch.Tensor:
     """Return second · gelu(first · x + shift) + bias at every point: (c, ...) -> (o, ...)."""
-    return _Projection.apply(autocast(x).contiguous(), first, shift, second, bias)
-
-
-def autocast(x: torch.Tensor) -> torch.Tensor:
-    """Return x in the type that torch.autocast asks for here."""
-    return x.to(torch.get_autocast_dtype("cuda")) if torch.is_autocast_enabled("cuda") else x
+    return _Projection.apply(x.contiguous(), first, shift, second, bias)
 
 
 def padded(n: int) -> int:
@@ -309,6 +304,7 @@ def _blend(
     channels, batch, h, w = x.shape
     outputs, waves = matrix.shape[0], transform.shape[0]
     out = x.new_empty(outputs, batch, h, w)
+    # One stage: loads that run ahead gained nothing on an H100.
     spectra = None if following is None else torch.empty_like(z)
     blend[(batch * h,)](
         x, matrix, matrix.stride(0), matrix.stride(1), z, transform, matrix if bias is None else bias, out,
