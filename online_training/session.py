@@ -45,25 +45,25 @@ class SessionLost(Exception):
 
 
 class Session:
-    """Runs until the stream has ended and the trainer is done, or until a stop is asked for."""
+    """Runs until the stream has ended and the trainer is done, or until a stop is asked for.
+
+    stop : set to ask for an orderly end: the trainer writes a checkpoint, solvers stop at their next step.
+    """
 
     def __init__(
-        self, directory: RunDirectory, record: StudyRecord, number: int, plan: AdaptivePlan | None = None
-    ) -> None:
+        self, directory: RunDirectory, record: StudyRecord, number: int, stop: threading.Event,
+        plan: AdaptivePlan | None = None,
+    ) -> None:  # fmt: skip
         self._plan = plan
         self._directory, self._record, self._number = directory, record, number
         self._settings = record.settings
         self._num_steps = record.case.load().num_snapshots + 1
-        self._stop_requested = threading.Event()
+        self._stop_requested = stop
         self._started_jobs = record.settings.jobs
         self.early = ""
         """Why the session ended before the last planned window, though nobody asked for it; else empty."""
         self._trainer_result: dict[str, Any] | None = None
         self._trainer_error: BaseException | None = None
-
-    def request_stop(self) -> None:
-        """Ask for an orderly end: the trainer writes a checkpoint, solvers stop at their next step. Signal-safe."""
-        self._stop_requested.set()
 
     def run(self, progress: Progress | None = None) -> str:
         """Run the session and return "finished" or "stopped".
@@ -82,7 +82,8 @@ class Session:
             trainer = threading.Thread(target=self._train, args=(address,), name="trainer", daemon=True)
             trainer.start()
             try:
-                self._watch(intake, supervisor, trainer, progress)
+                if not self._watch(intake, supervisor, trainer, progress):
+                    return "stopped"
             except SessionLost:
                 # The next session's trainer must be the only one: this one ends when it finds the intake gone.
                 trainer.join(_TRAINER_SECONDS)
@@ -164,8 +165,11 @@ class Session:
         except BaseException as error:
             self._trainer_error = error
 
-    def _watch(self, intake: Any, supervisor: SupervisorProcess, trainer: threading.Thread, progress: Any) -> None:
-        """Pass events between the parts until the trainer is done and the last held-out simulation is written."""
+    def _watch(self, intake: Any, supervisor: SupervisorProcess, trainer: threading.Thread, progress: Any) -> bool:
+        """Pass events between the parts until the trainer is done and the last held-out simulation is written.
+
+        False: a stop was asked for before the trainer had begun, which can take a minute; it is not waited for.
+        """
         stopping, started, reported, done, streaming = False, time.monotonic(), 0.0, 0, True
         told_short = False
         settings = self._settings
@@ -196,6 +200,8 @@ class Session:
                         stopping, self.early = True, reason
                         logger.info("The training ends early: %s.", reason)
                         self._ask(intake.request_stop)
+                    if self._stop_requested.is_set() and status["generation"] < 0:
+                        return False
                     streaming = status["queued"] + status["running"] + status["writing"] + status["spooled"] > 0
                     if status["done"] > done:
                         done = status["done"]
@@ -208,6 +214,7 @@ class Session:
                     intake_log.append({**status, "elapsed": reported - started})
                     if progress is not None:
                         progress(self._state(status, reported - started))
+        return True
 
     def _follow_need(
         self, concurrency: Concurrency, status: Mapping[str, Any], intake: Any, supervisor: SupervisorProcess

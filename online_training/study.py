@@ -128,10 +128,18 @@ class Study:
         return self.directory.create(self.case, self.surrogate, self.settings)
 
     def _run_sessions(self, record: StudyRecord, progress: Progress | None) -> str:
+        stop = threading.Event()
         # One Ray for all sessions: a process that stops it and starts it again may lose what Ray Train leaves running.
-        with ray_session(self.directory, num_cpus=self.settings.max_workers + 1):
+        # Its start takes seconds, in which a stop may be asked for, and puts a handler of its own in place of ours.
+        with (
+            orderly_stop(stop.set),
+            ray_session(self.directory, num_cpus=self.settings.max_workers + 1),
+            orderly_stop(stop.set),
+        ):
             for _ in range(self.settings.max_failures + 1):
-                if (status := self._run_session(record, progress)) is not None:
+                if stop.is_set():
+                    return "stopped"
+                if (status := self._run_session(record, progress, stop)) is not None:
                     rebuild_index(self.directory.ledger)
                     if status == "finished":
                         kept_path(record.study, self.directory.path, record.settings.durability).unlink(missing_ok=True)
@@ -140,7 +148,7 @@ class Study:
             f"{self.settings.max_failures + 1} sessions were lost one after the other; see {self.directory.logs}."
         )
 
-    def _run_session(self, record: StudyRecord, progress: Progress | None) -> str | None:
+    def _run_session(self, record: StudyRecord, progress: Progress | None, stop: threading.Event) -> str | None:
         """Run one session to its end and say how it ended; None: a part of it died, and another session is needed."""
         from .session import Session, SessionLost  # imports Ray, which must find its environment prepared
 
@@ -153,10 +161,9 @@ class Study:
                 adaptive.begin()
             self._plan(record, log)
             log.sync()
-            session = Session(self.directory, record, number, adaptive)
+            session = Session(self.directory, record, number, stop, adaptive)
             try:
-                with orderly_stop(session.request_stop):
-                    status = session.run(progress)
+                status = session.run(progress)
             except SessionLost as error:
                 logger.warning("The study starts a new session: %s", error)
                 log.append({"e": "stopped", "reason": str(error)})

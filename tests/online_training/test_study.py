@@ -153,6 +153,13 @@ def test_a_killed_driver_and_ctrl_c_are_resumed(tmp_path):
     require_no_process(run_dir)
 
     driver = Driver(run_dir, "fno", "resume", **SPOOLING)
+    driver.wait_until(lambda: (run_dir / "ledger" / "intake-2.log").exists())
+    driver.process.send_signal(signal.SIGTERM)
+    assert "status stopped" in driver.finish(), "also before the trainer is up"
+    assert not list((run_dir / "ledger").glob("trainer-2-*")), "and without waiting for it"
+    require_no_process(run_dir)
+
+    driver = Driver(run_dir, "fno", "resume", **SPOOLING)
     driver.wait_until(lambda: batches_of(run_dir) > 3)
     driver.process.send_signal(signal.SIGINT)
     assert "status stopped" in driver.finish()
@@ -175,6 +182,19 @@ def test_a_killed_driver_and_ctrl_c_are_resumed(tmp_path):
 
     again = Driver(run_dir, "fno", "resume", **SPOOLING).finish()
     assert text.splitlines()[-1] == again.splitlines()[-1], "a finished study only repeats its result"
+
+
+def test_a_killed_intake_is_replaced_and_what_was_acknowledged_is_kept(tmp_path):
+    run_dir = tmp_path / "run"
+    driver = Driver(run_dir, "mlp", "new", durability="node", held_out=2, simulations=31)
+    driver.wait_until(lambda: steps_of(run_dir) > 60 and batches_of(run_dir) > 5)
+    driver.kill("IntakeActor")
+    text = driver.finish()
+    assert driver.process.returncode == 0 and "status finished" in text, text
+    counts = require_clean(run_dir)
+    assert counts["steps kept for a later session"] > 0 and counts["steps lost before use and run again"] == 0
+    assert not list(Path("/dev/shm").glob(f"headrace-kept-{RunDirectory(run_dir).read().study:016x}"))
+    require_no_process(run_dir)
 
 
 def test_a_deterministic_run_has_the_same_bits_killed_and_resumed_or_not(tmp_path):
