@@ -1,43 +1,48 @@
-"""The same sampler stream for any number of trainer workers, from a live stream of two jobs, cut and resumed or not."""
+"""The same draws and the same weights from a live stream of two jobs, on any number of workers, cut or not."""
 
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
+from headrace.online_training.checkpoint import latest_checkpoint
 from headrace.online_training.client import STOP, Connection
 from headrace.online_training.fixed_order import FixedOrder, spare_slots
+from headrace.online_training.layout import StreamLayout
 from headrace.online_training.ledger import Ledger, RecordWriter
 from headrace.online_training.reservoir import Reservoir
+from headrace.online_training.slot_memory import SlotMemory
+from headrace.online_training.training_loop import connect, train
 
-from .intake_setup import PlainMemory, TrainerDouble, field_of, make_layout, running_intake
+from .fake_feed import POINTS, make_run, settings_for, solution
+from .intake_setup import STUDY, TrainerDouble, field_of, make_layout, running_intake
 
 JOBS, SLOTS, BATCH, SIMULATIONS = 2, 20, 6, 6
 LAYOUT = make_layout(num_steps=9)
-
-
-def fixed_order() -> FixedOrder:
-    inner = Reservoir(SLOTS, LAYOUT.window, watermark=8, seed=3, shards=2)
-    return FixedOrder(
-        inner, range(SIMULATIONS), group=JOBS, num_steps=LAYOUT.num_steps, window=LAYOUT.window, views=3.0
-    )  # fmt: skip
+WAVES = StreamLayout(fields=("u",), shape=(POINTS,), num_steps=21, window=1, parameters=("a", "b"))
 
 
 @contextmanager
-def streaming(tmp_path, monkeypatch, session: int, trained: int = 0):
+def streaming(tmp_path, monkeypatch, session: int, trained: int = 0, layout: StreamLayout = LAYOUT, batch: int = BATCH):
     """An intake with a fixed order that goes on after some batches, and the jobs that feed it."""
     ledger = Ledger(tmp_path / "ledger")
     if session == 1:
-        (tmp_path / "ledger").mkdir(parents=True)
+        (tmp_path / "ledger").mkdir(parents=True, exist_ok=True)
         with RecordWriter(tmp_path / "ledger" / "study-1.log") as log:
             for number in range(SIMULATIONS):
-                log.append({"e": "planned", "s": number, "held_out": False, "parameters": {"nu": 1.0}, "seed": 0})
-    buffer = fixed_order()
-    needed = buffer.repeat(trained, BATCH, *ledger.extents())
-    memory = PlainMemory(LAYOUT, SLOTS + spare_slots(JOBS, LAYOUT.window))
+                values = {name: 0.5 + number / 10 for name in layout.parameters}
+                log.append({"e": "planned", "s": number, "held_out": False, "parameters": values, "seed": 0})
+    inner = Reservoir(SLOTS, layout.window, watermark=8, seed=3, shards=2)
+    buffer = FixedOrder(
+        inner, range(SIMULATIONS), group=JOBS, num_steps=layout.num_steps, window=layout.window, views=3.0
+    )  # fmt: skip
+    needed = buffer.repeat(trained, batch, *ledger.extents())
+    num_bytes = (SLOTS + spare_slots(JOBS, layout.window)) * layout.step_bytes
+    memory = SlotMemory.create(f"stream-{session}", layout, num_bytes, folder=tmp_path)
     with running_intake(
-        tmp_path, LAYOUT, session=session, buffer=buffer, memory=memory, views=3.0, batch_size=BATCH, max_running=JOBS
+        tmp_path, layout, session=session, buffer=buffer, memory=memory, views=3.0, batch_size=batch, max_running=JOBS
     ) as intake:
         again = [replace(one, used=needed[one.simulation]) for one in ledger.whole_plan() if one.simulation in needed]
         intake.plan(again)
@@ -47,22 +52,27 @@ def streaming(tmp_path, monkeypatch, session: int, trained: int = 0):
         jobs = []
         for job in range(JOBS):
             monkeypatch.setenv("HEADRACE_JOB", f"{session}-{job:04}")
-            jobs.append(threading.Thread(target=solve, args=(Connection({"u": LAYOUT.shape}),)))
+            jobs.append(threading.Thread(target=solve, args=(Connection({"u": layout.shape}), layout)))
             jobs[-1].start()
-        yield intake, memory, again
-        intake.request_stop()
-        for job in jobs:
-            job.join(10)
+        try:
+            yield intake, memory, again
+        finally:
+            intake.request_stop()
+            for job in jobs:
+                job.join(10)
 
 
-def solve(connection: Connection) -> None:
+def solve(connection: Connection, layout: StreamLayout) -> None:
     """A persistent job of one process."""
     with connection:
         for stream in connection.simulations():
             with stream:
-                for step in range(LAYOUT.num_steps):
-                    values = {"u": field_of(stream.simulation, step, LAYOUT.shape)}
-                    if stream.send(step=step, time=float(step), values=values) == STOP:
+                for step in range(layout.num_steps):
+                    if layout is WAVES:
+                        values = solution(stream.parameters.a, stream.parameters.b, step / 20)
+                    else:
+                        values = field_of(stream.simulation, step, layout.shape)[None]
+                    if stream.send(step=step, time=step / 20, values=values) == STOP:
                         break
 
 
@@ -105,3 +115,35 @@ def test_the_windows_of_a_batch_do_not_depend_on_the_number_of_workers(tmp_path,
     with streaming(folder, monkeypatch, 3, trained=len(streams[0]) - 2) as (intake, memory, again):
         assert len(again) < SIMULATIONS, "what no window needs any more is not run again"
         assert draws_of(intake, memory, 2) == streams[0][-2:]
+
+
+def test_a_training_has_the_same_bits_cut_and_resumed_or_not(tmp_path, monkeypatch) -> None:
+    def trained(run, session: int, cut: int | None = None) -> None:
+        checkpoint = latest_checkpoint(run / "checkpoints") if session > 1 else None
+        done = checkpoint.state.batch if checkpoint else 0
+        with streaming(run, monkeypatch, session, done, WAVES, 16) as (intake, _, _):
+            settings = settings_for(
+                run, SIMULATIONS * WAVES.num_steps * 3 // 16, address=intake.addresses, token_file=str(run / "token"),
+                study=STUDY, session=session, generation=session, checkpoint_every=0.02,
+            )  # fmt: skip
+            feed = connect(settings)
+            plain, left = feed.next, iter(range(cut or 10**6))
+
+            def mortal():
+                if next(left, None) is None:
+                    raise KeyboardInterrupt
+                return plain()
+
+            feed.next = mortal
+            train(settings, feed)
+
+    whole, parts = make_run(tmp_path / "whole"), make_run(tmp_path / "parts")
+    trained(whole, 1)
+    for session, cut in ((1, 9), (2, 8)):
+        with pytest.raises(KeyboardInterrupt):
+            trained(parts, session, cut)
+    assert latest_checkpoint(parts / "checkpoints").state.batch > 0
+    trained(parts, 3)
+    one, two = (latest_checkpoint(run / "checkpoints") for run in (whole, parts))
+    assert (one.state.batch, one.state.windows) == (two.state.batch, two.state.windows)
+    assert (whole / "model" / "model.safetensors").read_bytes() == (parts / "model" / "model.safetensors").read_bytes()
