@@ -127,6 +127,11 @@ def test_a_study_survives_the_death_of_a_rank_and_of_its_trainer(tmp_path):
     driver.kill("solver_job")
     driver.wait_until(lambda: batches_of(run_dir) > 5 and list((run_dir / "checkpoints").iterdir()))
     driver.kill("RayTrainWorker")
+    # A validator that stands still keeps nobody from sending and receiving.
+    validator, steps = driver.processes("validator")[0], steps_of(run_dir)
+    validator.suspend()
+    driver.wait_until(lambda: steps_of(run_dir) >= steps + 42)
+    validator.resume()
     text = driver.finish()
     assert driver.process.returncode == 0 and "status finished" in text, text
 
@@ -276,6 +281,7 @@ def test_a_run_directory_of_another_study_is_refused(tmp_path):
         ({"deterministic": True, "when_full": "skip"}, "when_full skip follows the clock.*take block"),
         ({"deterministic": True, "most_jobs": 3}, "most_jobs follows the clock"),
         ({"deterministic": True, "patience": 3}, "patience follows the clock"),
+        ({"deterministic": True, "workers": (1, 2)}, "most_workers follows the clock"),
         ({"deterministic": True, "buffer": "40KB", "batch_size": 30}, "beside 12 steps that wait for their turn"),
         ({"buffer": "many"}, "is not a size"),
         ({"views": -1}, "greater than 0"),
