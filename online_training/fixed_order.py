@@ -50,6 +50,7 @@ class FixedOrder(Buffer):
         self._over: set[int] = set()
         self._arrived: Counter[int] = Counter()
         self._staged: dict[tuple[int, int], tuple[int, int]] = {}
+        self._repeated: Mapping[int, int] = {}
         self._waiting: Counter[int] = Counter()
         self._reserved: dict[int, int] = {}
         self._place = [_HOLLOW] * inner.capacity
@@ -185,7 +186,7 @@ class FixedOrder(Buffer):
             place = group * self._group + lane
             if place < len(self._plan):
                 simulation = self._plan[place]
-                if (simulation, step) in self._staged:
+                if (simulation, step) in self._staged or step < self._repeated.get(simulation, 0):
                     return simulation, step
                 if simulation not in self._over and step < self._length.get(simulation, self._num_steps):
                     raise _Wait
@@ -262,8 +263,8 @@ class FixedOrder(Buffer):
             else:
                 self._forced = True
             return
-        attempt, place = self._staged.pop((simulation, step))
-        self._waiting[simulation] -= 1
+        attempt, place = self._staged.pop((simulation, step), (0, _HOLLOW))
+        self._waiting[simulation] -= place != _HOLLOW
         if self._place[slot] != _HOLLOW:
             self._free.append(self._place[slot])
         self._place[slot] = place
@@ -296,10 +297,7 @@ class FixedOrder(Buffer):
         ------
         ValueError : the records do not hold what these batches must have been drawn from.
         """
-        for simulation in self._plan:
-            for step in range(arrived.get(simulation, 0)):
-                self._staged[simulation, step] = (0, _HOLLOW)
-        self._waiting.update(simulation for simulation, _ in self._staged)
+        self._repeated = arrived
         self._length.update(ended)
         for batch in range(batches):
             try:
@@ -312,19 +310,14 @@ class FixedOrder(Buffer):
                     "of the run directory are of different times. Restore it from one copy."
                 )
             self._returned.update(self._out[-1])
-        self._forget_the_future()
+        # What had not taken its turn comes again.
+        self._repeated = {}
+        self._length = {one: length for one, length in self._length.items() if one in self._over}
         return {
             simulation: dead
             for simulation in self._plan
             if (dead := self._inner.dead_starts(simulation, self._num_starts)) is not None
         }
-
-    def _forget_the_future(self) -> None:
-        """What had not taken its turn comes again."""
-        self._staged.clear()
-        self._waiting.clear()
-        self._arrived.clear()
-        self._length = {one: length for one, length in self._length.items() if one in self._over}
 
 
 def steps_ahead(window: int) -> int:

@@ -237,8 +237,13 @@ def _require_port(interface: str, port: int) -> None:
 
 
 def _reference(case: Case) -> CaseReference:
-    """Return where a case object stands: the module variable of a file that is this object."""
-    for module in list(sys.modules.values()):
+    """Return where a case object stands: the module variable of a file that is this object.
+
+    Others may have imported it, the running script among them: the module of the case's own functions counts first.
+    """
+    homes = {getattr(function, "__module__", None) for function in (case.initial, case.rhs)}
+    modules = sorted(list(sys.modules.items()), key=lambda item: (item[0] not in homes, item[0] == "__main__"))
+    for _, module in modules:
         file = getattr(module, "__file__", None)
         if file is None:
             continue

@@ -1,5 +1,6 @@
 """Whole studies with real ranks and Ray, while processes of theirs are killed."""
 
+import importlib
 import json
 import os
 import signal
@@ -296,6 +297,15 @@ def test_settings_that_cannot_work_are_refused_before_anything_starts(tmp_path, 
     with pytest.raises(ValueError, match=message):
         Study(reference(), MLP(), run_dir=tmp_path / "run", **settings)._prepare(resume=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_case_is_taken_from_the_file_that_defines_it(tmp_path, monkeypatch):
+    (tmp_path / "a_script_of_a_user.py").write_text("from headrace.cases.heat2d import case\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    case = importlib.import_module("a_script_of_a_user").case
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["a_script_of_a_user"])
+    study = Study(case, MLP(), run_dir=tmp_path / "run")
+    assert study.case.file == DRIVER.parents[2] / "cases" / "heat2d.py"
 
 
 def test_a_buffer_is_chosen_by_what_it_is(tmp_path):
