@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .block_intake import ChecksumError
 from .cell_list import CellList
 from .client import CHECKSUMS, IN_RING, PAYLOAD_SIGNED, SKIP_NEXT, Header, Kind, WireError, Word
 from .draws import Draws, batch_dtype
@@ -25,7 +26,7 @@ from .ledger import RecordWriter
 from .peers import Hello, Job, Peer, Peers, Refusal, read_json, rejoin
 from .ring import Ring, ring_bytes
 from .simulation_run import Assignment, SimulationRun
-from .simulation_table import ChecksumError, SimulationTable
+from .simulation_table import SimulationTable
 from .spool import Spooled
 from .stream_statistics import SAVE_SECONDS
 

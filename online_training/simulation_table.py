@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
-from .assembly import Box, StepAssembly, all_finite, overlap
+from .assembly import StepAssembly, all_finite
+from .block_intake import BlockIntake
 from .buffer import Buffer, Window
-from .cell_list import CellList
-from .client import BY_INDEX, DTYPE_CODES, FAILED, XXH3, Header, WireError, Word
+from .client import FAILED, Word
 from .draws import batch_dtype
 from .fixed_order import FixedOrder
 from .held_out_writer import HeldOutResult, HeldOutWriter
@@ -28,17 +27,9 @@ from .spool import Spooled
 PIPELINE_DEPTH = 4
 _WAITING_WRITES = 2
 _DRIFT_EVERY = 16
-_COUNTS = (
-    "steps_accepted", "steps_recovered", "steps_dropped", "steps_skipped", "steps_spooled", "bytes_received",
-    "duplicates", "lost", "short",
-)  # fmt: skip
 
 
-class ChecksumError(WireError):
-    """A block was damaged on its way."""
-
-
-class SimulationTable:
+class SimulationTable(BlockIntake):
     """Admits simulations, grants their steps, stores their blocks, and writes the intake's ledger. No sockets.
 
     slots : (num_slots, fields, *grid), the reservoir's memory.
@@ -57,11 +48,8 @@ class SimulationTable:
         drawn: Callable[[], int],
         writer: HeldOutWriter | None,
     ) -> None:
-        self._layout, self._buffer, self._slots, self._ledger = layout, buffer, slots, ledger
-        self._limits, self._drawn, self._writer = limits, drawn, writer
-        self._dtype_code = DTYPE_CODES[layout.dtype]
-        self._itemsize = np.dtype(layout.dtype).itemsize
-        self._num_cells = math.prod(layout.step_shape)
+        super().__init__(layout, ledger, limits, in_order=isinstance(buffer, FixedOrder))
+        self._buffer, self._slots, self._drawn, self._writer = buffer, slots, drawn, writer
         self.runs: dict[int, SimulationRun] = {}
         self._queue: deque[SimulationRun] = deque()
         self._active: dict[int, SimulationRun] = {}
@@ -70,12 +58,10 @@ class SimulationTable:
         self.statistics = RunningStatistics(len(layout.fields))
         self._recent = RunningStatistics(len(layout.fields))
         self.windows_accepted = 0
-        self.counts: Counter[str] = Counter(dict.fromkeys(_COUNTS, 0))
         self.blocked_seconds = self.solver_seconds = 0.0
         self.running_limit = limits.max_running
         self.fatal = ""
         self._too_short = 0
-        self._in_order = isinstance(buffer, FixedOrder)
         if self._in_order:
             buffer.on_step = self._count
 
@@ -203,24 +189,6 @@ class SimulationTable:
         """Whether the next step has neither credit nor, for now, room: the simulation will wait for the trainer."""
         return run.received == run.granted < self._layout.num_steps
 
-    def skip_step(self, run: SimulationRun, header: Header) -> list[tuple[int, Word]]:
-        """A rank has left out a step; return (step, word) of the steps that are complete with it.
-
-        Raises
-        ------
-        WireError : this step was not to be left out.
-        """
-        if header.step not in run.skipped:
-            raise WireError("skip")
-        if header.step < run.received:
-            self.counts["duplicates"] += 1
-            return []
-        assembly = run.assemblies.get(header.step)
-        if assembly is None:
-            assembly = run.assemblies[header.step] = StepAssembly(None, self._num_cells, header.time)
-        assembly.finished_ranks.add(header.block)
-        return self._progress(run, header, assembly)
-
     def _extend(self, run: SimulationRun) -> bool:
         if run.stores(run.granted) and not run.assignment.held_out:
             # What waits in the spool goes first: the reservoir sees the steps in order of arrival, only later.
@@ -246,60 +214,7 @@ class SimulationTable:
         run.slots.clear()
         run.places.clear()
 
-    # -- blocks --------------------------------------------------------------------------------------------------
-
-    def take_block(
-        self, run: SimulationRun, header: Header, payload: Any, cells: CellList | None = None
-    ) -> list[tuple[int, Word]]:
-        """Store one sub-block of one or more fields; return (step, word) of the steps that it completed.
-
-        cells : those that the sending rank owns, where it has named them.
-
-        Raises
-        ------
-        WireError : a block that does not belong here; ChecksumError: its content was damaged.
-        """
-        if not header.flags & BY_INDEX:
-            cells = None
-        elif cells is None:
-            raise WireError("cells")
-        count = self._check(run, header, self._layout.shape if cells is None else cells.shape)
-        self.counts["bytes_received"] += header.payload_length
-        assembly = run.assemblies.get(header.step)
-        owner = None if cells is None else (header.block, cells.number)
-        box = Box(header.field, count, header.offset, header.block_shape, owner)
-        if header.step < run.received or (assembly is not None and box in assembly.boxes):
-            self.counts["duplicates"] += 1
-            return []
-        if assembly is None:
-            assembly = StepAssembly(self._target(run, header.step), self._num_cells, header.time)
-            run.assemblies[header.step] = assembly
-        values = np.frombuffer(payload, dtype=self._layout.dtype)
-        # Into its slot first, and checked there: what was damaged on its way ends the attempt, and its slots with it.
-        named = None if cells is None else cells.part(header.offset[0], header.block_shape[0])
-        checksum, finite = assembly.place(box, values, "xxh3" if header.flags & XXH3 else "crc32", named)
-        if checksum != header.checksum:
-            raise ChecksumError("checksum")
-        # In a fixed order a step is looked at as a whole: which block comes first depends on time.
-        if not finite and self._limits.nan_policy != "keep" and not self._in_order:
-            self._quarantine_infinite(run, header, values.reshape(count, -1))
-        if assembly.target is not None:
-            record = {"e": "block", "s": run.number, "a": run.attempt, "f": header.field, "t": header.step,
-                      "o": header.offset, "c": header.checksum}  # fmt: skip
-            if count > 1:
-                record["n"] = count
-            if owner is not None:
-                record["r"] = header.block
-            self._ledger.append(record)
-        if header.value:
-            assembly.finished_ranks.add(header.block)
-        return self._progress(run, header, assembly)
-
-    def _quarantine_infinite(self, run: SimulationRun, header: Header, values: np.ndarray) -> None:
-        field = header.field + int(np.argmin(np.isfinite(values).all(axis=1)))
-        where = f"field {self._layout.fields[field]}, block at {list(header.offset)}"
-        self.quarantine(run, header.step, f"NaN or infinity in {where}, step {header.step}, time {header.time:g}")
-        self._stop_if_asked(run)
+    # -- steps ---------------------------------------------------------------------------------------------------
 
     def _stop_if_asked(self, run: SimulationRun) -> None:
         if self._limits.nan_policy == "stop" and not self.fatal:
@@ -307,23 +222,6 @@ class SimulationTable:
                 f"Simulation {run.number} with {dict(run.assignment.parameters)} failed, and nan_policy is 'stop': "
                 f"{run.reason}. It is in quarantine now: --resume goes on without it."
             )
-
-    def _check(self, run: SimulationRun, header: Header, shape: tuple[int, ...]) -> int:
-        """Return how many fields a block carries; shape: that of the grid, or of the list in which its place is one."""
-        if header.dtype != self._dtype_code:
-            raise WireError("dtype")
-        if header.field >= len(self._layout.fields) or header.global_shape != shape:
-            raise WireError("shape")
-        if any(n < 1 or o + n > full for o, n, full in zip(header.offset, header.block_shape, shape, strict=True)):
-            raise WireError("block")
-        count, rest = divmod(header.payload_length, math.prod(header.block_shape) * self._itemsize)
-        if rest or not 1 <= count <= len(self._layout.fields) - header.field:
-            raise WireError("length")
-        if header.step >= run.granted:
-            raise WireError("credit")
-        if not math.isfinite(header.time):
-            raise WireError("time")
-        return count
 
     def _target(self, run: SimulationRun, step: int) -> np.ndarray | None:
         if not run.stores(step):
@@ -333,33 +231,6 @@ class SimulationTable:
         if step in run.places:
             return np.empty(self._layout.step_shape, self._layout.dtype)
         return self._slots[run.slots[step]]
-
-    def _progress(self, run: SimulationRun, header: Header, assembly: StepAssembly) -> list[tuple[int, Word]]:
-        if assembly.missing <= 0 and assembly.boxes != run.tiling:
-            if overlap(assembly.boxes, self._layout.step_shape, assembly.cells):
-                self.quarantine(run, header.step, f"the blocks of step {header.step} overlap")
-            run.tiling = frozenset(assembly.boxes)
-        elif assembly.missing > 0 and len(assembly.finished_ranks) == header.num_blocks:
-            self._settle_gap(run, header, assembly)
-            assembly.missing = 0
-        return self._advance(run)
-
-    def _settle_gap(self, run: SimulationRun, header: Header, assembly: StepAssembly) -> None:
-        """All ranks are through with a step that is not complete: it was left out, or their blocks are wrong."""
-        if header.step not in run.skipped:
-            left = f"{assembly.missing} of {self._num_cells} cells"
-            self.quarantine(run, header.step, f"the blocks of all ranks leave {left} of step {header.step} uncovered")
-
-    def _advance(self, run: SimulationRun) -> list[tuple[int, Word]]:
-        """Accept the steps that are complete, in order."""
-        done = []
-        while (ready := run.assemblies.get(run.received)) is not None and ready.missing <= 0:
-            del run.assemblies[run.received]
-            self._accept(run, run.received, ready)
-            done.append((run.received, run.word))
-            run.received += 1
-            run.kept = max(run.kept, run.received)
-        return done
 
     def _accept(self, run: SimulationRun, step: int, assembly: StepAssembly) -> None:
         if self._in_order and assembly.target is not None and self._limits.nan_policy != "keep":

@@ -1,0 +1,172 @@
+"""Blocks of all ranks become steps: each is checked, put in its place and counted; steps are accepted in order."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from .assembly import Box, StepAssembly, overlap
+from .cell_list import CellList
+from .client import BY_INDEX, DTYPE_CODES, XXH3, Header, WireError, Word
+from .intake_settings import IntakeSettings
+from .layout import StreamLayout
+from .ledger import RecordWriter
+from .simulation_run import SimulationRun
+
+_COUNTS = (
+    "steps_accepted", "steps_recovered", "steps_dropped", "steps_skipped", "steps_spooled", "bytes_received",
+    "duplicates", "lost", "short",
+)  # fmt: skip
+
+
+class ChecksumError(WireError):
+    """A block was damaged on its way."""
+
+
+class BlockIntake(ABC):
+    """What happens to blocks, whatever becomes of the steps that they make.
+
+    in_order : nothing may depend on which block comes first.
+    """
+
+    def __init__(self, layout: StreamLayout, ledger: RecordWriter, limits: IntakeSettings, *, in_order: bool) -> None:
+        self._layout, self._ledger, self._limits, self._in_order = layout, ledger, limits, in_order
+        self._dtype_code = DTYPE_CODES[layout.dtype]
+        self._itemsize = np.dtype(layout.dtype).itemsize
+        self._num_cells = math.prod(layout.step_shape)
+        self.counts: Counter[str] = Counter(dict.fromkeys(_COUNTS, 0))
+
+    @abstractmethod
+    def _target(self, run: SimulationRun, step: int) -> np.ndarray | None:
+        """Return where the values of a step go, (fields, *grid); None: they are not kept."""
+
+    @abstractmethod
+    def _accept(self, run: SimulationRun, step: int, assembly: StepAssembly) -> None:
+        """A step is complete, and so are all before it."""
+
+    @abstractmethod
+    def quarantine(self, run: SimulationRun, step: int, reason: str) -> None:
+        """Keep the rest of a simulation out of the study."""
+
+    @abstractmethod
+    def _stop_if_asked(self, run: SimulationRun) -> None:
+        """A simulation failed: end the study where its policy says so."""
+
+    def take_block(
+        self, run: SimulationRun, header: Header, payload: Any, cells: CellList | None = None
+    ) -> list[tuple[int, Word]]:
+        """Store one sub-block of one or more fields; return (step, word) of the steps that it completed.
+
+        cells : those that the sending rank owns, where it has named them.
+
+        Raises
+        ------
+        WireError : a block that does not belong here; ChecksumError: its content was damaged.
+        """
+        if not header.flags & BY_INDEX:
+            cells = None
+        elif cells is None:
+            raise WireError("cells")
+        count = self._check(run, header, self._layout.shape if cells is None else cells.shape)
+        self.counts["bytes_received"] += header.payload_length
+        assembly = run.assemblies.get(header.step)
+        owner = None if cells is None else (header.block, cells.number)
+        box = Box(header.field, count, header.offset, header.block_shape, owner)
+        if header.step < run.received or (assembly is not None and box in assembly.boxes):
+            self.counts["duplicates"] += 1
+            return []
+        if assembly is None:
+            assembly = StepAssembly(self._target(run, header.step), self._num_cells, header.time)
+            run.assemblies[header.step] = assembly
+        values = np.frombuffer(payload, dtype=self._layout.dtype)
+        # Into its slot first, and checked there: what was damaged on its way ends the attempt, and its slots with it.
+        named = None if cells is None else cells.part(header.offset[0], header.block_shape[0])
+        checksum, finite = assembly.place(box, values, "xxh3" if header.flags & XXH3 else "crc32", named)
+        if checksum != header.checksum:
+            raise ChecksumError("checksum")
+        # In a fixed order a step is looked at as a whole: which block comes first depends on time.
+        if not finite and self._limits.nan_policy != "keep" and not self._in_order:
+            self._quarantine_infinite(run, header, values.reshape(count, -1))
+        if assembly.target is not None:
+            record = {"e": "block", "s": run.number, "a": run.attempt, "f": header.field, "t": header.step,
+                      "o": header.offset, "c": header.checksum}  # fmt: skip
+            if count > 1:
+                record["n"] = count
+            if owner is not None:
+                record["r"] = header.block
+            self._ledger.append(record)
+        if header.value:
+            assembly.finished_ranks.add(header.block)
+        return self._progress(run, header, assembly)
+
+    def _quarantine_infinite(self, run: SimulationRun, header: Header, values: np.ndarray) -> None:
+        field = header.field + int(np.argmin(np.isfinite(values).all(axis=1)))
+        where = f"field {self._layout.fields[field]}, block at {list(header.offset)}"
+        self.quarantine(run, header.step, f"NaN or infinity in {where}, step {header.step}, time {header.time:g}")
+        self._stop_if_asked(run)
+
+    def skip_step(self, run: SimulationRun, header: Header) -> list[tuple[int, Word]]:
+        """A rank has left out a step; return (step, word) of the steps that are complete with it.
+
+        Raises
+        ------
+        WireError : this step was not to be left out.
+        """
+        if header.step not in run.skipped:
+            raise WireError("skip")
+        if header.step < run.received:
+            self.counts["duplicates"] += 1
+            return []
+        assembly = run.assemblies.get(header.step)
+        if assembly is None:
+            assembly = run.assemblies[header.step] = StepAssembly(None, self._num_cells, header.time)
+        assembly.finished_ranks.add(header.block)
+        return self._progress(run, header, assembly)
+
+    def _check(self, run: SimulationRun, header: Header, shape: tuple[int, ...]) -> int:
+        """Return how many fields a block carries; shape: that of the grid, or of the list in which its place is one."""
+        if header.dtype != self._dtype_code:
+            raise WireError("dtype")
+        if header.field >= len(self._layout.fields) or header.global_shape != shape:
+            raise WireError("shape")
+        if any(n < 1 or o + n > full for o, n, full in zip(header.offset, header.block_shape, shape, strict=True)):
+            raise WireError("block")
+        count, rest = divmod(header.payload_length, math.prod(header.block_shape) * self._itemsize)
+        if rest or not 1 <= count <= len(self._layout.fields) - header.field:
+            raise WireError("length")
+        if header.step >= run.granted:
+            raise WireError("credit")
+        if not math.isfinite(header.time):
+            raise WireError("time")
+        return count
+
+    def _progress(self, run: SimulationRun, header: Header, assembly: StepAssembly) -> list[tuple[int, Word]]:
+        if assembly.missing <= 0 and assembly.boxes != run.tiling:
+            if overlap(assembly.boxes, self._layout.step_shape, assembly.cells):
+                self.quarantine(run, header.step, f"the blocks of step {header.step} overlap")
+            run.tiling = frozenset(assembly.boxes)
+        elif assembly.missing > 0 and len(assembly.finished_ranks) == header.num_blocks:
+            self._settle_gap(run, header, assembly)
+            assembly.missing = 0
+        return self._advance(run)
+
+    def _settle_gap(self, run: SimulationRun, header: Header, assembly: StepAssembly) -> None:
+        """All ranks are through with a step that is not complete: it was left out, or their blocks are wrong."""
+        if header.step not in run.skipped:
+            left = f"{assembly.missing} of {self._num_cells} cells"
+            self.quarantine(run, header.step, f"the blocks of all ranks leave {left} of step {header.step} uncovered")
+
+    def _advance(self, run: SimulationRun) -> list[tuple[int, Word]]:
+        """Accept the steps that are complete, in order."""
+        done = []
+        while (ready := run.assemblies.get(run.received)) is not None and ready.missing <= 0:
+            del run.assemblies[run.received]
+            self._accept(run, run.received, ready)
+            done.append((run.received, run.word))
+            run.received += 1
+            run.kept = max(run.kept, run.received)
+        return done
