@@ -125,14 +125,15 @@ def test_a_study_survives_the_death_of_a_rank_and_of_its_trainer(tmp_path):
     run_dir = tmp_path / "run"
     driver = Driver(run_dir, "mlp", "new")
     driver.wait_until(lambda: steps_of(run_dir) > 10)
+    # A validator that stands still keeps nobody from sending and receiving.
+    validator = driver.wait_until(lambda: driver.processes("training.validator"))[0]
+    validator.suspend()
+    steps = steps_of(run_dir)
+    driver.wait_until(lambda: steps_of(run_dir) >= steps + 42)
+    validator.resume()
     driver.kill("solver_job")
     driver.wait_until(lambda: batches_of(run_dir) > 5 and list((run_dir / "checkpoints").iterdir()))
     driver.kill("RayTrainWorker")
-    # A validator that stands still keeps nobody from sending and receiving.
-    validator, steps = driver.processes("validator")[0], steps_of(run_dir)
-    validator.suspend()
-    driver.wait_until(lambda: steps_of(run_dir) >= steps + 42)
-    validator.resume()
     text = driver.finish()
     assert driver.process.returncode == 0 and "status finished" in text, text
 
