@@ -7,6 +7,7 @@ pressure need no equation for ∇·u (Wandel, Weinmann and Klein 2021).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from .case import Case
@@ -20,13 +21,14 @@ from .parameters import Parameters
 class PotentialResidual:
     """The defect of the implicit midpoint rule for states (*lead, fields, *grid) of potential and pressure.
 
-    There is no net flow through any section of a box with walls or of a two-dimensional periodic one.
+    There is no net flow through any section of the box. The components of a potential that lie on a wall are 0 there,
+    so that nothing flows through it.
 
     viscosity, p, force, solid : as `MacResidual` takes them; the force is that at t = 0 where steps are told no time.
 
     Raises
     ------
-    ValueError : a side is open, or an axis of three has walls.
+    ValueError : a side is open, or the case has one axis.
     """
 
     def __init__(
@@ -37,19 +39,17 @@ class PotentialResidual:
         self._viscosity, self._p = viscosity, p
         edges = self.residual.grid.edges
         self._walls = [low is not Edge.PERIODIC for low, _ in edges]
-        if any(edge not in (Edge.PERIODIC, Edge.WALL) for pair in edges for edge in pair) or (
-            self.ndim != 2 and (self.ndim != 3 or any(self._walls))
-        ):
-            raise ValueError(f"Case {case.name}: potentials are for planes with walls or periodic sides and for "
-                             f"periodic boxes of three axes; its sides are {edges}.")  # fmt: skip
+        if self.ndim == 1 or any(edge not in (Edge.PERIODIC, Edge.WALL) for pair in edges for edge in pair):
+            raise ValueError(f"Case {case.name}: potentials are for planes and boxes with walls or periodic sides; its "
+                             f"sides are {edges}.")  # fmt: skip
 
     def velocity(self, potential: Any) -> Any:
         """Return the velocities at the faces, (ndim, *lead, *grid), of (components, *lead, *grid)."""
         if self.ndim == 2:
-            a = self._closed(potential[0])
+            a = self._closed(potential[0], (0, 1))
             return library_of(a).stack([self._slope(a, 1), -self._slope(a, 0)])
-        a, s = potential, self._slope
-        return library_of(a).stack([s(a[2], 1) - s(a[1], 2), s(a[0], 2) - s(a[2], 0), s(a[1], 0) - s(a[0], 1)])
+        a, s = [self._closed(potential[c], {0, 1, 2} - {c}) for c in range(3)], self._slope
+        return library_of(potential).stack([s(a[2], 1) - s(a[1], 2), s(a[0], 2) - s(a[2], 0), s(a[1], 0) - s(a[0], 1)])
 
     def state(self, fields: Any) -> Any:
         """Return velocities and pressure (ndim + 1, *lead, *grid) of (*lead, fields, *grid)."""
@@ -67,10 +67,10 @@ class PotentialResidual:
         velocity = self.state(fields)[:-1]
         return library_of(velocity).moveaxis(velocity, 0, -1 - self.ndim)
 
-    def _closed(self, a: Any) -> Any:
-        """Return the potential with 0 on the upper walls."""
+    def _closed(self, a: Any, across: Collection[int]) -> Any:
+        """Return a component of the potential with 0 on the upper walls that it lies on: those of other axes."""
         for axis, wall in enumerate(self._walls):
-            if wall:
+            if wall and axis in across:
                 lane = axis - self.ndim
                 inside = a[(..., slice(None, -1), *[slice(None)] * (-1 - lane))]
                 last = a[(..., slice(-1, None), *[slice(None)] * (-1 - lane))]
