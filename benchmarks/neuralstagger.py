@@ -79,7 +79,7 @@ def measure_comparison(options: argparse.Namespace) -> Iterator[Figure]:
         run, error = Run(row, Budget(0.0), options.device), trained["value"]
         minutes = known[f"{name}: training"]["value"]
         reached = [point for point in curve(run.problem, options.device, count) if point.error <= error]
-        for batch in (1, MANY):
+        for batch in (1, MANY) if options.device == "cuda" else (1,):
             seconds = run.seconds(batch)
             which = f"in a batch of {batch}" if batch > 1 else "alone"
             yield (f"{name}: time to t = 10 {which}, all parts on one device", seconds, "s", None, None, "")
@@ -104,7 +104,7 @@ def measure_control_through(options: argparse.Namespace) -> Iterator[Figure]:
         if not run.steps:
             print(f"# {row.name}: no weights in {budget.state}; train it first", flush=True)
             continue
-        few = {"starts": 1, "steps": 2} if options.quick else {}
+        few = {"starts": 1, "steps": 1, "horizons": (1,)} if options.quick else {}
         yield from measure_control(f"control, {row.name}", run.network, run.problem, row.factor, options.device, **few)
 
 

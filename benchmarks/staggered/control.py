@@ -127,8 +127,9 @@ def gradient_check(objective: Callable[[torch.Tensor], torch.Tensor], control: t
 
 
 def measure_control(
-    name: str, network: torch.nn.Module, plane: Plane, frames: int, device: str, *, starts: int = 5, steps: int = 100
-) -> Iterator[Figure]:
+    name: str, network: torch.nn.Module, plane: Plane, frames: int, device: str, *, starts: int = 5, steps: int = 100,
+    horizons: tuple[int, ...] = (1, 10, 50),
+) -> Iterator[Figure]:  # fmt: skip
     """Yield checks of the gradient, and the mix-norms before, after, and in the replay, of several starts."""
     like = torch.zeros((), dtype=torch.float64, device=device)
     network = network.double().requires_grad_(False)
@@ -136,7 +137,7 @@ def measure_control(
     roll_out, last = by_network(network, solver, frames), round(plane.end / plane.frame)
     generator = torch.Generator().manual_seed(11)
     control = torch.randn(starts, len(modes), generator=generator, dtype=torch.float64).to(device)
-    for horizon in (1, 10, 50):
+    for horizon in horizons:
         def objective(at: torch.Tensor, horizon: int = horizon) -> torch.Tensor:
             return dye.mixed(roll_out(vorticity_of(at, modes), horizon))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from headrace.solvers.vorticity_residual import VorticityResidual
 
 from .figures import relative
 
-END, HELD_OUT, TIMES = 10.0, 5, [1.0, 5.0, 10.0]
+END, HELD_OUT, TIMES = 10.0, 5, (1.0, 5.0, 10.0)
 Measured = tuple[str, float, float | None, float | None, str]
 """What, value, goal, baseline, words."""
 
@@ -106,8 +107,9 @@ class Plane:
         own = relative(states[at[-1]][:, 0].double(), discrete[at[-1]])
         yield "error to the discrete solution at t = 10", own, None, None, words
 
+    @cache  # noqa: B019, planes are constants of this module
     @torch.no_grad()
-    def held_out(self, times: list[float], count: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def held_out(self, times: tuple[float, ...], count: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return starts (count, n, n) and truth (times, count, n, n) at the problem's points, of a finer solver."""
         fine, dt = self.truth
         starts = self.starts(count, fine, 1_000_000, device)

@@ -214,7 +214,7 @@ class Run:
                 window = self.network(window)
             return window
 
-        return timed(trajectory, self.device, 5) / batch
+        return timed(trajectory, self.device, 3) / batch
 
     def figures(self, count: int = HELD_OUT) -> Iterator[Figure]:
         """Yield the errors of roll-outs from states that no training saw."""
