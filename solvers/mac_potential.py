@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
+
 from .case import Case
-from .mac import Force
+from .mac import Force, of_kind
 from .mac_grid import Edge, Solid
-from .mac_operators import library_of
+from .mac_operators import divergence, library_of
 from .mac_residual import MacResidual
 from .parameters import Parameters
 
@@ -21,30 +23,52 @@ from .parameters import Parameters
 class PotentialResidual:
     """The defect of the implicit midpoint rule for states (*lead, fields, *grid) of potential and pressure.
 
-    There is no net flow through any section of the box. The components of a potential that lie on a wall are 0 there,
-    so that nothing flows through it.
+    The components of a potential that lie on a wall are 0 there, so that nothing flows through it; at an outflow they
+    are free. What enters through walls with a given normal velocity, or goes around a periodic axis, is the base's.
 
     viscosity, p, force, solid : as `MacResidual` takes them; the force is that at t = 0 where steps are told no time.
+    base : a flow (ndim, *grid) without divergence that has the given normal velocities, e.g. the profile of the inflow
+        all along a channel; the potential's flow is added to it.
 
     Raises
     ------
-    ValueError : a side is open, or the case has one axis.
+    ValueError : the case has one axis, or the base has a divergence or another flow through a wall.
     """
 
     def __init__(
-        self, case: Case, *, viscosity: float, p: Parameters, force: Force | None = None, solid: Solid | None = None
-    ) -> None:
+        self, case: Case, *, viscosity: float, p: Parameters, force: Force | None = None, solid: Solid | None = None,
+        base: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
         self.residual = MacResidual(case, force=force, solid=solid)
         self.spacing, self.ndim = case.grid.spacing, case.grid.ndim
         self._viscosity, self._p = viscosity, p
         edges = self.residual.grid.edges
-        self._walls = [low is not Edge.PERIODIC for low, _ in edges]
-        if self.ndim == 1 or any(edge not in (Edge.PERIODIC, Edge.WALL) for pair in edges for edge in pair):
-            raise ValueError(f"Case {case.name}: potentials are for planes and boxes with walls or periodic sides; its "
-                             f"sides are {edges}.")  # fmt: skip
+        self._around = [low is Edge.PERIODIC for low, _ in edges]
+        self._walls = [high is Edge.WALL for _, high in edges]
+        if self.ndim == 1:
+            raise ValueError(f"Case {case.name} has one axis; potentials are for planes and boxes.")
+        self._base, self._tensors = base, {}
+        given = np.zeros((self.ndim, *case.grid.shape)) if base is None else base
+        leak = np.abs(divergence(self.residual.padded(given, p, 0.0), self.spacing)).max()
+        if leak > 1e-9 * max(1.0, np.abs(given).max()) / min(self.spacing):
+            raise ValueError(
+                f"Case {case.name}: the base flow has a divergence of {leak:.3g}, inside or against the normal "
+                "velocities of the sides. Give base= a flow without divergence that enters and leaves as they say."
+            )
 
     def velocity(self, potential: Any) -> Any:
         """Return the velocities at the faces, (ndim, *lead, *grid), of (components, *lead, *grid)."""
+        flow = self._curl(potential)
+        return flow if self._base is None else flow + self._base_like(flow)
+
+    def _base_like(self, flow: Any) -> Any:
+        key = (flow.dtype, getattr(flow, "device", None), flow.ndim)
+        if key not in self._tensors:
+            # Kept, because an upload in every call costs time and cannot be part of a CUDA graph.
+            self._tensors[key] = of_kind(self._base, flow)
+        return self._tensors[key]
+
+    def _curl(self, potential: Any) -> Any:
         if self.ndim == 2:
             a = self._closed(potential[0], (0, 1))
             return library_of(a).stack([self._slope(a, 1), -self._slope(a, 0)])
@@ -81,6 +105,6 @@ class PotentialResidual:
         lane = axis - self.ndim
         rest = [slice(None)] * (-1 - lane)
         last = a[(..., slice(-1, None), *rest)]
-        before = library_of(a).concatenate([0 * last if self._walls[axis] else last, a[(..., slice(None, -1), *rest)]],
+        before = library_of(a).concatenate([last if self._around[axis] else 0 * last, a[(..., slice(None, -1), *rest)]],
                                            lane)  # fmt: skip
         return (a - before) * (1 / self.spacing[axis])
