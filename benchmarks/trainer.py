@@ -256,7 +256,8 @@ def memory(quick: bool, device: str) -> Iterator[dict[str, Any]]:
             f"{samples} looks, {status['steps_accepted']} steps of 256 KiB accepted; {before / 1e6:.0f} MB of interpreters and "
             f"libraries before the first step, and {weights / 1e6:.1f} MB of weights, gradients and moments, taken off"
         )
-        value = (largest - before - weights) / mapped if full else float("nan")  # then nothing was put to the test
+        # Where it never was full nothing was put to the test.
+        value = (largest - before - weights) / mapped if full else float("nan")
         yield line("memory: intake and trainer over what was configured", value, "1", device, limit=1.1, setup=setup,
                    largest=largest, before=before)  # fmt: skip
 
