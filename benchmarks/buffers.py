@@ -113,10 +113,10 @@ def draw(report: Report, folder: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(2, 2, figsize=(9, 5.2), sharex="col", constrained_layout=True)
-    for column, (part, title) in enumerate(
-        (("ordering/64x64", "one pass, 64 x 64"), ("gaps", "solvers silent for 8 s"))
-    ):
+    parts = (("ordering/64x64", "one pass, 64 x 64"), ("ordering/100x100", "one pass, 100 x 100"),
+             ("gaps", "solvers silent for 8 s"))  # fmt: skip
+    figure, axes = plt.subplots(2, 3, figsize=(12, 5.2), sharex="col", constrained_layout=True)
+    for column, (part, title) in enumerate(parts):
         for name in NAMES:
             curves = [line["curve"] for line in report.lines if line["name"] == f"buffers/{part}/{name}"]
             for curve in curves:
