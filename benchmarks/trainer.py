@@ -253,8 +253,8 @@ def memory(quick: bool, device: str) -> Iterator[dict[str, Any]]:
             log.close()
         setup = (
             f"{mapped / 1e6:.0f} MB configured, 2 producers for {seconds:g} s, the reservoir full at {full} of "
-            f"{samples} looks, {status['steps_accepted']} steps of 256 KiB accepted; {before / 1e6:.0f} MB of interpreters "
-            f"and libraries before the first step, and {weights / 1e6:.1f} MB of weights, gradients and moments, taken off"
+            f"{samples} looks, {status['steps_accepted']} steps of 256 KiB accepted; taken off: {before / 1e6:.0f} MB of "
+            f"interpreters and libraries before the first step, {weights / 1e6:.1f} MB of weights, gradients and moments"
         )
         # Where it never was full nothing was put to the test.
         value = (largest - before - weights) / mapped if full else float("nan")
