@@ -253,8 +253,9 @@ def memory(quick: bool, device: str) -> Iterator[dict[str, Any]]:
             log.close()
         setup = (
             f"{mapped / 1e6:.0f} MB configured, 2 producers for {seconds:g} s, the reservoir full at {full} of "
-            f"{samples} looks, {status['steps_accepted']} steps of 256 KiB accepted; taken off: {before / 1e6:.0f} MB of "
-            f"interpreters and libraries before the first step, {weights / 1e6:.1f} MB of weights, gradients and moments"
+            f"{samples} looks, {status['steps_accepted']} steps of 256 KiB accepted; taken off: "
+            f"{before / 1e6:.0f} MB of interpreters and libraries before the first step, "
+            f"{weights / 1e6:.1f} MB of weights, gradients and moments"
         )
         # Where it never was full nothing was put to the test.
         value = (largest - before - weights) / mapped if full else float("nan")
