@@ -406,7 +406,7 @@ def main() -> None:
     wanted = [(model, seed) for seed in range(args.seeds) for model in models]
     if args.only in (None, "breed"):
         seeds = 1 if args.quick else max(5, args.seeds)
-        tuning += [(f"breed-{sampler}", seed) for seed in range(seeds) for sampler in ("uniform", "sobol", "breed")]
+        wanted += [(f"breed-{sampler}", seed) for seed in range(seeds) for sampler in ("uniform", "sobol", "breed")]
     for cells in (tuning, wanted):
         left = [(name, seed) for name, seed in cells if not (results / f"{name}-{seed}.json").exists()]
         run_cells(left if args.resume else cells, args, results)
