@@ -70,7 +70,7 @@ def measure_overhead(
     yield line_of(
         label, value, "%", 0.0, goal=2.0, met=value < 2.0, seconds_streamed=streamed, seconds_alone=alone,
         setup=f"{shape.steps} snapshots of {shape.step_bytes} bytes, least of {len(alone)} simulations each; "
-        f"{1e3 * min(alone) / shape.steps:.3g} ms a snapshot alone, {1e3 * min(streamed) / shape.steps:.3g} ms streamed",
+        f"ms a snapshot: {1e3 * min(alone) / shape.steps:.3g} alone, {1e3 * min(streamed) / shape.steps:.3g} streamed",
     )  # fmt: skip
 
 
