@@ -1,22 +1,37 @@
-"""A real Slurm for tests: a controller and two nodes on this host, files in one folder, no systemd, no cgroups."""
+"""A real Slurm for tests: a controller and two nodes on this host, files in one folder, no systemd, no cgroups.
+
+The nodes are separate (addresses, ports, /tmp, /dev/shm, processes) where the kernel allows it, and share all of these
+with the test where it does not; `separate` says which.
+"""
 
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
+from tests.online_training.separate_nodes import PATHS, SeparateNodes, why_not
+
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "munged")
-PATHS = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/bin"])
-INSTALL = "apt-get install -y slurmctld slurmd slurm-client munge, and be root"
+NODES = ("n1", "n2")
+INSTALL = "apt-get install -y slurmctld slurmd slurm-client munge iproute2, and be root"
 
 
 def available() -> bool:
     """Whether this machine can run it."""
     return os.geteuid() == 0 and all(shutil.which(program, path=PATHS) for program in PROGRAMS)
+
+
+def processes_with(path: Path) -> list[int]:
+    """Return the processes of this host, those on nodes included, that have a path in their arguments."""
+    every = psutil.process_iter(["cmdline"])
+    return [one.pid for one in every if any(str(path) in word for word in one.info["cmdline"] or ())]
 
 
 def _free_ports(count: int) -> list[int]:
@@ -31,19 +46,40 @@ def _free_ports(count: int) -> list[int]:
 
 
 class SlurmCluster:
-    """Controller, nodes n1 and n2 and their munge; `environment` makes this process their client."""
+    """Controller, nodes n1 and n2 and their munge; `environment` makes this process their client.
 
-    def __init__(self, cpus: int = 4) -> None:
+    Parameters
+    ----------
+    cpus : of each node.
+    shared : folders below /tmp that the nodes must see, beside this repository and its Python.
+    """
+
+    def __init__(self, cpus: int = 4, shared: tuple[Path, ...] = ()) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="hr-slurm-"))
         self._processes: dict[str, subprocess.Popen] = {}
         self.environment = {"SLURM_CONF": str(self.folder / "slurm.conf")}
+        self.obstacle = why_not()
+        self._killed: list[str] = []
+        self._nodes: SeparateNodes | None = None
+        if not self.obstacle:
+            repository = Path(__file__).parents[2]
+            shared = (*shared, repository, Path(sys.prefix), Path(sys.base_prefix))
+            self._nodes = SeparateNodes(self.folder, NODES, shared)
         (self.folder / "key").write_bytes(os.urandom(128))
         (self.folder / "key").chmod(0o400)
-        control, first, second = _free_ports(3)
+        control, *ports = _free_ports(3)
         host = socket.gethostname()
+        addresses = self._nodes.addresses if self._nodes else dict.fromkeys(NODES, "127.0.0.1")
+        hosts = dict(zip(NODES, NODES, strict=True)) if self._nodes else dict.fromkeys(NODES, host)
+        self.address = self._nodes.own_address if self._nodes else "127.0.0.1"
+        """Address of this process that the nodes reach."""
+        nodes = "\n".join(
+            f"NodeName={name} NodeHostname={hosts[name]} NodeAddr={addresses[name]} Port={port} CPUs={cpus}"
+            for name, port in zip(NODES, ports, strict=True)
+        )
         (self.folder / "slurm.conf").write_text(f"""
 ClusterName=test
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({self.address})
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -67,12 +103,16 @@ ReturnToService=2
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 SlurmdTimeout=10
 KillWait=3
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={first} CPUs={cpus} State=UNKNOWN
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={second} CPUs={cpus} State=UNKNOWN
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60 State=UP
+{nodes}
+PartitionName=main Nodes={",".join(NODES)} Default=YES MaxTime=60 State=UP
 """)
-        for name in ("state", "spool-n1", "spool-n2"):
+        for name in ("state", *(f"spool-{node}" for node in NODES)):
             (self.folder / name).mkdir()
+
+    @property
+    def separate(self) -> bool:
+        """Whether the nodes have addresses, ports and temporary folders of their own."""
+        return self._nodes is not None
 
     def _spawn(self, name: str, command: list[str]) -> None:
         with open(self.folder / f"{name}.out", "ab") as log:
@@ -87,16 +127,36 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60 State=UP
                 ("socket", "munge.socket"), ("key-file", "key"), ("pid-file", "munge.pid"), ("log-file", "munge.log"),
                 ("seed-file", "seed"),
             )]  # fmt: skip
+            if self._nodes:
+                self._nodes.__enter__()
             self._spawn("munged", ["munged", "--foreground", "--force", *munge])
             self._wait(lambda: (self.folder / "munge.socket").exists(), "munged")
             self._spawn("slurmctld", ["slurmctld", "-D", "-c", "-i"])
-            for node in ("n1", "n2"):
-                self._spawn(node, ["slurmd", "-D", "-N", node])
-            self._wait(lambda: self.run("sinfo", "-h", "-o", "%T").split() == ["idle"], "both nodes")
+            for name in NODES:
+                self.start_node(name)
+            self.wait_for_nodes()
         except BaseException:
             self.__exit__()
             raise
         return self
+
+    def start_node(self, name: str) -> None:
+        """Switch a node on, at first or after it was killed."""
+        command = ["slurmd", "-D", "-N", name]
+        if self._nodes:
+            self._nodes.start(name, command, self.environment)
+        else:
+            self._spawn(name, command)
+
+    def start_missing_nodes(self) -> None:
+        """Switch on again what `kill_node` took away."""
+        for name in self._killed:
+            self.start_node(name)
+        self._killed.clear()
+
+    def wait_for_nodes(self, states: tuple[str, ...] = ("idle",)) -> None:
+        """Return when the nodes have these states, in any order."""
+        self._wait(lambda: set(self.run("sinfo", "-h", "-N", "-o", "%T").split()) == set(states), "both nodes")
 
     def _wait(self, condition, what: str, seconds: float = 40.0) -> None:
         deadline = time.monotonic() + seconds
@@ -114,10 +174,17 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60 State=UP
         )  # fmt: skip
         return done.stdout
 
-    def kill(self, name: str) -> None:
-        """kill -9 the daemon of a node, "slurmctld" or "munged"."""
-        self._processes[name].send_signal(signal.SIGKILL)
-        self._processes.pop(name).wait()
+    def kill_node(self, name: str) -> None:
+        """Take a node away at once, with everything that runs on it. Needs separate nodes."""
+        assert self._nodes is not None, "a node that shares this host's processes cannot be killed whole"
+        self._nodes.kill(name)
+        self._killed.append(name)
+
+    def kill_controller(self) -> None:
+        """kill -9 the controller."""
+        process = self._processes.pop("slurmctld")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
 
     def restart_controller(self) -> None:
         """Start the controller again with the state that it saved."""
@@ -125,7 +192,9 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60 State=UP
 
     def __exit__(self, *_: object) -> None:
         self.run("scancel", "--signal=KILL", "--user=root")
-        for name in ("n1", "n2", "slurmctld", "munged"):
+        if self._nodes:
+            self._nodes.close()
+        for name in (*NODES, "slurmctld", "munged"):
             process = self._processes.pop(name, None)
             if process is not None:
                 process.terminate()
