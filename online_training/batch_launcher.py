@@ -26,7 +26,7 @@ umask 077
 {exports}
 solver=
 finish() {{
-    echo "$1" > {exit_file}.$$ && mv -f {exit_file}.$$ {exit_file}
+    echo "$1" > "$exit_file.$$" && mv -f "$exit_file.$$" "$exit_file"
     exit "$1"
 }}
 trap '[ -n "$solver" ] && kill -TERM "$solver" 2> /dev/null' TERM INT
@@ -47,7 +47,7 @@ class _Submitted:
 
 
 class BatchLauncher(Launcher):
-    """Submits each job to a scheduler. Not thread-safe.
+    """Submits jobs to a scheduler, one by one or as an array. Not thread-safe.
 
     A job has ended when its script wrote an exit file. The scheduler's word counts only where that file does not
     come: a job that it lists as ended, or no longer lists, is lost after a grace period. A scheduler that does not
@@ -83,15 +83,26 @@ class BatchLauncher(Launcher):
         self._ended: dict[str, int] = {}
         self._asked = self._looked = float("-inf")
 
-    def script_of(self, job: Job) -> str:
-        """Return the script that `start` submits."""
-        exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in job.environment.items())
+    def script_of(self, *jobs: Job) -> str:
+        """Return the script that `start` submits for a job, or `start_many` for an array of jobs."""
+        first, array = jobs[0], self._scheduler.array
+        exports = [_export(name, value) for name, value in first.environment.items()]
+        options = list(self._options)
+        if len(jobs) == 1:
+            exports.append(f"exit_file={shlex.quote(str(_exit_file(first)))}")
+        else:
+            options.append(array["option"].format(last=len(jobs) - 1))
+            exports.append(f'case "${array["index"]}" in')
+            for index, job in enumerate(jobs):
+                own = [_export(*item) for item in job.environment.items() if item not in first.environment.items()]
+                log, exit_file = (shlex.quote(str(path)) for path in (job.log.absolute(), _exit_file(job)))
+                exports.append(f"{index}) {'; '.join([*own, f'exit_file={exit_file}', f'exec >> {log} 2>&1'])} ;;")
+            exports.append("esac")
         body = _BODY.format(
-            exports=exports, exit_file=shlex.quote(str(_exit_file(job))),
-            launch="" if job.own_mpirun else self._launch.format(ranks=job.ranks),
-            command=shlex.join(job.command),
+            exports="\n".join(exports), launch="" if first.own_mpirun else self._launch.format(ranks=first.ranks),
+            command=shlex.join(first.command),
         )  # fmt: skip
-        values = {"name": job.name, "ranks": job.ranks, "log": job.log.absolute(), "options": self._options}
+        values = {"name": first.name, "ranks": first.ranks, "log": first.log.absolute(), "options": options}
         return self._scheduler.render({**values, "body": body.strip()})
 
     def start(self, job: Job) -> int:
@@ -101,18 +112,35 @@ class BatchLauncher(Launcher):
         ------
         SchedulerError : the scheduler refuses or does not answer.
         """
-        if job.name in self._running:
-            raise ValueError(f"Job {job.name} is running already; every job needs a name of its own.")
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        exit_file = _exit_file(job)
-        exit_file.unlink(missing_ok=True)
-        script = exit_file.with_suffix(".sh")
+        return self._submit([job])[0]
+
+    def start_many(self, jobs: Sequence[Job]) -> list[int]:
+        """Submit jobs as one array where the scheduler has arrays, else one by one.
+
+        Raises
+        ------
+        SchedulerError : the scheduler refuses or does not answer.
+        """
+        if self._scheduler.array and len(jobs) > 1:
+            return self._submit(jobs)
+        return [self.start(job) for job in jobs]
+
+    def _submit(self, jobs: Sequence[Job]) -> list[int]:
+        for job in jobs:
+            if job.name in self._running:
+                raise ValueError(f"Job {job.name} is running already; every job needs a name of its own.")
+            job.log.parent.mkdir(parents=True, exist_ok=True)
+            _exit_file(job).unlink(missing_ok=True)
+        script = _exit_file(jobs[0]).with_suffix(".sh")
         script.touch(0o700)
-        script.write_text(self.script_of(job), encoding="utf-8")
+        script.write_text(self.script_of(*jobs), encoding="utf-8")
         identity = self._scheduler.submit_script(script)
-        self._running[job.name] = _Submitted(identity, exit_file)
-        digits = re.sub(r"\D", "", identity)
-        return int(digits) if digits else 0
+        numbers = []
+        for index, job in enumerate(jobs):
+            own = identity if len(jobs) == 1 else self._scheduler.element_of(identity, index)
+            self._running[job.name] = _Submitted(own, _exit_file(job))
+            numbers.append(int(re.sub(r"\D", "", own) or 0))
+        return numbers
 
     def poll(self) -> dict[str, int]:
         """Return the exit codes of the jobs that ended since the last call; LOST where there is no exit file."""
@@ -169,6 +197,10 @@ class BatchLauncher(Launcher):
                 errors.append(f"job {name}: {error}")
         if errors:
             raise SchedulerError("Jobs could not be cancelled: " + "; ".join(errors))
+
+
+def _export(name: str, value: str) -> str:
+    return f"export {name}={shlex.quote(value)}"
 
 
 def _exit_file(job: Job) -> Path:

@@ -40,6 +40,15 @@ class Launcher(ABC):
         RuntimeError : what is missing (mpirun, the scheduler), and how to get it.
         """
 
+    def start_many(self, jobs: Sequence[Job]) -> list[int]:
+        """Start several jobs that differ in names and logs only; a scheduler that has job arrays takes them as one.
+
+        Raises
+        ------
+        RuntimeError : as `start`; then jobs before the one that failed may run, and `stop_all` ends them.
+        """
+        return [self.start(job) for job in jobs]
+
     @abstractmethod
     def poll(self) -> dict[str, int]:
         """Return the exit codes of the jobs that ended since the last call, by name."""

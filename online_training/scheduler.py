@@ -20,6 +20,7 @@ STEPS = "slurm-steps"
 
 _FOLDER = Path(__file__).with_name("schedulers")
 _COMMAND_SECONDS = 60.0
+_ARRAY = dict.fromkeys(("option", "index", "element"), "")
 _KEPT = (
     "SLURM_CONF",
     "PBS_CONF_FILE",
@@ -46,6 +47,9 @@ class Scheduler:
     ended : states of jobs that will not run again.
     cancel : command that ends the job {id}.
     script : jinja2 template of the job's script; it sees name, ranks, log, options and body.
+    array : how several jobs are submitted as one; may be left out. `option` is the directive, with the {last} index in
+        it, `index` the variable that tells a job its index, `element` a job's identity from {id}, that of the array,
+        and {index}.
     """
 
     submit: Sequence[str]
@@ -55,6 +59,7 @@ class Scheduler:
     ended: Sequence[str]
     cancel: Sequence[str]
     script: str
+    array: Mapping[str, str] | None = None
 
     @classmethod
     def load(cls, name: str) -> Scheduler:
@@ -69,10 +74,13 @@ class Scheduler:
         if not path.is_file():
             raise ValueError(f"No scheduler {name!r}; there are {', '.join(known)}, or give the path of a TOML file.")
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-        needed = {field.name for field in fields(cls)}
-        if set(content) != needed:
-            lacking, unknown = sorted(needed - set(content)), sorted(set(content) - needed)
+        needed = {field.name for field in fields(cls)} - {"array"}
+        if set(content) - {"array"} != needed:
+            lacking, unknown = sorted(needed - set(content)), sorted(set(content) - needed - {"array"})
             raise ValueError(f"Scheduler file {path} lacks the keys {lacking} and has the unknown ones {unknown}.")
+        array = content.get("array", _ARRAY)
+        if set(array) != set(_ARRAY):
+            raise ValueError(f"Table array of {path} has the keys {sorted(array)}, not {sorted(_ARRAY)}.")
         return cls(**content)
 
     def render(self, values: Mapping[str, object]) -> str:
@@ -89,6 +97,10 @@ class Scheduler:
             return environment.from_string(self.script.lstrip()).render(values) + "\n"
         except jinja2.UndefinedError as error:
             raise ValueError(f"The scheduler's script template cannot be filled in: {error}.") from error
+
+    def element_of(self, identity: str, index: int) -> str:
+        """Return the identity of one job of an array."""
+        return self.array["element"].format(id=identity, index=index)
 
     def submit_script(self, script: Path) -> str:
         """Submit a script and return the identity of its job.

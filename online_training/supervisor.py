@@ -103,12 +103,9 @@ class Supervisor:
         """Look at what ended, and start what is missing."""
         for name, code in self._launcher.poll().items():
             self._note_end(name, code)
-        while (
-            not self._gave_up
-            and len(self._started) + self._finished < self._wanted
-            and self._clock() >= self._not_before
-        ):
-            self._start()
+        missing = self._wanted - len(self._started) - self._finished
+        if missing > 0 and not self._gave_up and self._clock() >= self._not_before:
+            self._start(missing)
 
     def stop(self) -> None:
         """Stop all jobs and start no more."""
@@ -117,23 +114,30 @@ class Supervisor:
         self._launcher.stop_all()
         self.tick()
 
-    def _start(self) -> None:
-        self._number += 1
-        name = f"{self._settings.session}-{self._number:04d}"
-        job = Job(
-            name=name, command=self._settings.command, ranks=self._settings.ranks,
-            environment={**self._settings.environment, "HEADRACE_JOB": name}, log=self._log(name),
-            own_mpirun=self._settings.own_mpirun,
-        )  # fmt: skip
+    def _start(self, count: int) -> None:
+        jobs = []
+        for _ in range(count):
+            self._number += 1
+            name = f"{self._settings.session}-{self._number:04d}"
+            environment = {**self._settings.environment, "HEADRACE_JOB": name}
+            jobs.append(
+                Job(
+                    name=name, command=self._settings.command, ranks=self._settings.ranks, environment=environment,
+                    log=self._log(name), own_mpirun=self._settings.own_mpirun,
+                )
+            )  # fmt: skip
         try:
-            pid = self._launcher.start(job)
+            numbers = self._launcher.start_many(jobs)
         except (OSError, RuntimeError) as error:
             self._give_up(str(error))
             return
-        self._started[name] = self._clock()
-        self._report({"event": "started", "job": name, "pid": pid})
+        for job, number in zip(jobs, numbers, strict=True):
+            self._started[job.name] = self._clock()
+            self._report({"event": "started", "job": job.name, "pid": number})
 
     def _note_end(self, name: str, code: int) -> None:
+        if name not in self._started:
+            return  # of a start that failed for another job, and was given up
         lived = self._clock() - self._started.pop(name)
         stopped = name in self._asked_to_stop
         self._asked_to_stop.discard(name)

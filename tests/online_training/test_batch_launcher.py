@@ -16,8 +16,8 @@ from headrace.online_training.scheduler import Scheduler, SchedulerError, submis
 from headrace.online_training.settings import StudySettings
 from tests.online_training import slurm_cluster
 from tests.online_training.intake_setup import MPI_PROGRAM, make_layout, plan, running_intake, wait_until
-from tests.online_training.slurm_cluster import SlurmCluster
-from tests.online_training.test_launcher import gone, ranks_in
+from tests.online_training.slurm_cluster import SlurmCluster, processes_with
+from tests.online_training.test_launcher import ranks_in
 
 RANK = str(Path(__file__).with_name("job_rank.py"))
 with_slurm = pytest.mark.skipif(not slurm_cluster.available(), reason=f"needs {slurm_cluster.INSTALL}")
@@ -60,6 +60,25 @@ def test_directives_of_pbs_professional_are_those_of_its_reference_guide(tmp_pat
     ]  # fmt: skip
     first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
     assert not any(line.startswith("#PBS") for line in lines[first_command:])  # PBS stops reading there
+
+
+def test_an_array_is_one_script_in_which_each_job_finds_its_own(tmp_path: Path) -> None:
+    jobs = [make_job(tmp_path, f"1-000{n}", "solver", HEADRACE_JOB=f"1-000{n}", SHARED="x y") for n in (1, 2, 3)]
+    script = BatchLauncher("slurm", launch="echo {ranks} $HEADRACE_JOB $SHARED").script_of(*jobs)
+    assert "#SBATCH --array=0-2" in script.splitlines()
+    for index, job in enumerate(jobs):
+        environment = {**os.environ, "SLURM_ARRAY_TASK_ID": str(index)}
+        assert subprocess.run(["bash"], input=script, text=True, env=environment, check=False).returncode == 0
+        assert job.log.read_text() == f"2 {job.name} x y solver\n"
+        assert job.log.with_suffix(".exit").read_text() == "0\n"
+
+
+def test_schedulers_without_arrays_get_one_script_for_each_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_commands(tmp_path, monkeypatch, qsub=f"echo x >> {tmp_path}/n; wc -l < {tmp_path}/n")
+    launcher = BatchLauncher("pbs", launch="run -n {ranks}")
+    assert launcher.start_many([make_job(tmp_path, f"1-{n}") for n in range(3)]) == [1, 2, 3]
 
 
 QSTAT = """
@@ -154,8 +173,8 @@ def test_a_refusal_has_the_scheduler_s_words(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    with SlurmCluster() as cluster:
+def cluster(tmp_path_factory: pytest.TempPathFactory):
+    with SlurmCluster(shared=(tmp_path_factory.getbasetemp(),)) as cluster:
         yield cluster
 
 
@@ -187,11 +206,28 @@ def test_jobs_run_at_once_and_their_exit_codes_arrive(slurm: BatchLauncher, tmp_
 
 
 @with_slurm
+def test_jobs_of_an_array_are_watched_and_stopped_one_by_one(
+    slurm: BatchLauncher, cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    jobs = [make_job(tmp_path, f"6-{n}", sys.executable, RANK, "300", "0", str(tmp_path / "pids")) for n in range(3)]
+    slurm.start_many(jobs)
+    ranks_in(tmp_path / "pids", 6)
+    elements = cluster.run("squeue", "-h", "-r", "-o", "%i").split()
+    assert len(elements) == 3 and len({one.partition("_")[0] for one in elements}) == 1
+    slurm.stop("6-1")
+    wait_until(lambda: len(cluster.run("squeue", "-h", "-r", "-o", "%i").split()) == 2, 30)
+    cluster.run("scancel", *cluster.run("squeue", "-h", "-r", "-o", "%i").split())
+    codes = ends(slurm, 3)
+    assert set(codes) == {"6-0", "6-1", "6-2"} and all(codes.values())
+
+
+@with_slurm
 def test_a_stopped_job_leaves_no_rank(slurm: BatchLauncher, tmp_path: Path) -> None:
     slurm.start(make_job(tmp_path, "2-1", sys.executable, RANK, "300", "0", str(tmp_path / "pids")))
-    pids = ranks_in(tmp_path / "pids", 2)
+    ranks_in(tmp_path / "pids", 2)
+    assert len(processes_with(tmp_path / "pids")) >= 2
     slurm.stop("2-1")
-    gone(pids, 20)
+    wait_until(lambda: not processes_with(tmp_path / "pids"), 20)
     assert slurm.poll().get("2-1", LOST) != 0
 
 
@@ -207,10 +243,12 @@ def test_a_job_that_its_scheduler_cancels_is_noticed(
 
 
 @with_slurm
-def test_two_jobs_on_two_nodes_stream_into_one_intake(slurm: BatchLauncher, tmp_path: Path) -> None:
+def test_two_jobs_on_two_nodes_stream_into_one_intake(
+    slurm: BatchLauncher, cluster: SlurmCluster, tmp_path: Path
+) -> None:
     layout = make_layout(shape=(8, 6))
     settings = {"shape": layout.shape, "fields": layout.fields, "steps": layout.num_steps, "cut": [2, 1]}
-    with running_intake(tmp_path, layout, slots=64, transport="tcp") as intake:
+    with running_intake(tmp_path, layout, slots=64, transport="tcp", interface=cluster.address) as intake:
         plan(intake, 6)
         for name in ("4-1", "4-2"):
             environment = {**intake.environment, "HEADRACE_JOB": name}
@@ -223,12 +261,12 @@ def test_two_jobs_on_two_nodes_stream_into_one_intake(slurm: BatchLauncher, tmp_
 
 @with_slurm
 def test_a_controller_that_dies_is_no_death_of_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with SlurmCluster() as own:
+    with SlurmCluster(shared=(tmp_path,)) as own:
         monkeypatch.setenv("SLURM_CONF", own.environment["SLURM_CONF"])
         launcher = BatchLauncher("slurm", poll_seconds=0.2)
         launcher.start(make_job(tmp_path, "5-1", sys.executable, RANK, "4", "0", str(tmp_path / "pids")))
         ranks_in(tmp_path / "pids", 2)
-        own.kill("slurmctld")
+        own.kill_controller()
         time.sleep(1.0)
         assert launcher.poll() == {}
         assert ends(launcher, 1, 30) == {"5-1": 0}
