@@ -89,7 +89,7 @@ class LocalLauncher(Launcher):
         wrapper = [sys.executable, "-I", "-S", die_with_parent.__file__]
         ranks = [str(self.mpirun), *self._flags, "-n", str(job.ranks), *wrapper]
         command = [*wrapper, *([] if job.own_mpirun else ranks), *job.command]
-        environment = {**clean_environment(os.environ), **job.environment, _TAG: self.tag(job.name)}
+        environment = {**_environment_for(self.mpirun), **job.environment, _TAG: self.tag(job.name)}
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with open(job.log, "ab") as log:
             process = subprocess.Popen(
@@ -144,16 +144,23 @@ class LocalLauncher(Launcher):
             self._ended[name] = code if code >= 0 else 128 - code
 
 
+def _environment_for(mpirun: Path) -> dict[str, str]:
+    """Return a clean environment in which mpirun finds what stands beside it: Intel's is a script that calls others."""
+    environment = clean_environment(os.environ)
+    return {**environment, "PATH": os.pathsep.join([environment.get("PATH", os.defpath), str(mpirun.parent)])}
+
+
 def _flags_of(mpirun: Path) -> list[str]:
     """Return the flags with which this mpirun lets ranks share cores."""
     try:
         answer = subprocess.run(
             [str(mpirun), "--version"], capture_output=True, text=True, timeout=30, check=True,
-            env=clean_environment(os.environ), stdin=subprocess.DEVNULL,
+            env=_environment_for(mpirun), stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
         raise RuntimeError(f"{mpirun} --version failed ({error}). Repair this MPI, or load another.") from error
-    if "Open MPI" not in answer.stdout + answer.stderr:
+    said = answer.stdout + answer.stderr
+    if "Open MPI" not in said and "OpenRTE" not in said:  # Debian's mpirun.openmpi calls itself by the second name
         return []  # MPICH and its kin do not bind ranks, and yield the core while they wait
     # Open MPI would bind the first ranks of all jobs to the same cores.
     flags = ["--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]

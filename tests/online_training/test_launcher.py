@@ -50,9 +50,21 @@ def gone(pids, seconds=10.0):
     wait_for(lambda: not alive(pids), f"processes {pids} to end", seconds)
 
 
-@pytest.fixture
-def launcher():
-    launcher = LocalLauncher()
+OPEN_MPI = Path("/usr/bin/mpirun.openmpi")
+MPIS = [
+    pytest.param(None, id="beside"),
+    pytest.param(
+        OPEN_MPI, id="openmpi", marks=pytest.mark.skipif(not OPEN_MPI.exists(), reason="apt-get install -y openmpi-bin")
+    ),
+]
+
+
+@pytest.fixture(params=MPIS)
+def launcher(request, monkeypatch):
+    """The MPI beside this Python, and Debian's Open MPI, whose ranks would outlive a killed mpirun."""
+    if request.param is not None:
+        monkeypatch.setenv("MPI4PY_LIBMPI", "libmpi.so.40")
+    launcher = LocalLauncher(mpirun=request.param)
     yield launcher
     launcher.stop_all()
 
