@@ -176,19 +176,25 @@ def submit(  # noqa: PLR0913  the flags of a command
     cores: Annotated[int, typer.Option(min=1, help="Cores on each node.")] = 4,
     minutes: Annotated[int, typer.Option(min=1, help="Time limit; at its end the job goes on by requeueing.")] = 60,
     notice: Annotated[int, typer.Option(min=1, help="Seconds before the limit for the last checkpoint.")] = 120,
+    steps: Annotated[
+        bool,
+        typer.Option("--steps/--jobs-apart", help="Solver jobs are steps of this job, or batch jobs of their own."),
+    ] = True,
     directive: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="Further directive, as --partition=x; several times too.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script and submit nothing.")] = False,
     **given: Any,
 ) -> None:
-    """Submit one Slurm job that trains a surrogate online; solvers are steps on all of its nodes."""
+    """Submit one Slurm job that trains a surrogate online, with Ray on all of its nodes."""
     from .submit_command import Allocation, submit_study
 
     chosen = {name: value for name, value in given.items() if value is not None}
     if chosen.get("scheduler", "slurm") != "slurm":
         raise ValueError(f"--scheduler {chosen['scheduler']!r} cannot run a whole study; submit knows slurm.")
-    allocation = Allocation(nodes=nodes, cores=cores, minutes=minutes, notice=notice, options=tuple(directive or ()))
+    allocation = Allocation(
+        nodes=nodes, cores=cores, minutes=minutes, notice=notice, steps=steps, options=tuple(directive or ())
+    )
     submit_study(
         case, allocation, model=model, architecture=architecture or [], run_dir=run_dir, given=chosen, dry_run=dry_run
     )
@@ -198,7 +204,8 @@ def certify(
     subject: Annotated[
         str,
         typer.Argument(
-            metavar="CASE|COMMAND", show_default=False,
+            metavar="CASE|COMMAND",
+            show_default=False,
             help="A case, or the command line of a solver, as 'mpirun -n {ranks} ./heat'.",
         ),
     ],

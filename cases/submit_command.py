@@ -1,4 +1,4 @@
-"""`headrace submit`: one batch job that runs a whole study, its solvers as steps on all nodes of the job."""
+"""`headrace submit`: one batch job that runs a whole study; its solvers are steps of the job, or jobs themselves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import typer
 
+from headrace.online_training.interface import AUTO
 from headrace.online_training.scheduler import STEPS, Scheduler
+from headrace.online_training.settings import RAY_NODES
 
 from .study_flags import check_settings, flag
 from .train_command import STOPPED
@@ -20,7 +22,11 @@ if TYPE_CHECKING:
     from headrace.solvers.case_file import CaseReference
 
 _TEMPLATE = Path(__file__).with_name("templates") / "submit_slurm.sh"
-_WHERE = ("scheduler", "interface")  # the script's own matter
+_WHERE = ("scheduler", "ray_address")  # the script's own matter
+_SOLVERS = {
+    True: "its solver jobs are steps on all of them",
+    False: "its solver jobs are batch jobs of their own",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +37,7 @@ class Allocation:
     minutes : time limit of one job; a study that needs more goes on in the same job, requeued.
     notice : seconds before the limit at which the study writes its last checkpoint.
     options : further directives.
+    steps : whether solver jobs are steps of this allocation; else they are batch jobs of their own, that connect in.
     """
 
     nodes: int
@@ -38,6 +45,7 @@ class Allocation:
     minutes: int
     notice: int
     options: tuple[str, ...]
+    steps: bool
 
 
 def submit_study(
@@ -54,7 +62,7 @@ def submit_study(
     name = reference.load().name
     folder = (run_dir if run_dir is not None else Path("runs") / f"{name}-{model.lower()}").absolute()
     settings = check_settings(given)
-    if settings.ranks > allocation.nodes * allocation.cores:
+    if allocation.steps and settings.ranks > allocation.nodes * allocation.cores:
         raise ValueError(
             f"A solver job has {settings.ranks} ranks, but {allocation.nodes} nodes with {allocation.cores} cores each "
             "were asked for. Give more --nodes or --cores, or fewer --ranks."
@@ -88,7 +96,10 @@ def render(
             command.append(flag(setting) if value else f"--no-{flag(setting)[2:]}")
         else:
             command += [flag(setting), str(value)]
-    command += ["--run-dir", str(folder), "--resume", "--plain", "--scheduler", STEPS]
+    command += ["--run-dir", str(folder), "--resume", "--plain"]
+    command += ["--scheduler", STEPS if allocation.steps else "slurm"]
+    command += [] if "interface" in given else ["--interface", AUTO]
+    command += ["--ray-address", RAY_NODES] if allocation.nodes > 1 else []
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -99,5 +110,5 @@ def render(
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         name=name, nodes=allocation.nodes, cores=allocation.cores, minutes=allocation.minutes, notice=allocation.notice,
         options=allocation.options, log=folder.with_name(folder.name + ".log"), folder=shlex.quote(str(Path.cwd())),
-        command=shlex.join(command), interface=shlex.quote(given.get("interface", "")), stopped=STOPPED,
+        command=shlex.join(command), solvers=_SOLVERS[allocation.steps], stopped=STOPPED,
     )  # fmt: skip

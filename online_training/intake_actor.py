@@ -1,4 +1,4 @@
-"""The intake of a run directory, as a named, detached Ray actor that outlives the trainers."""
+"""The intake of a run directory, as a named Ray actor that outlives the trainers and ends with the driver."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .adaptive_plan import unplanned
 from .buffer_kinds import make_buffer
 from .client import read_token
 from .intake import Intake, IntakeSettings
+from .interface import address_of
 from .kept_steps import kept_steps
 from .layout import StreamLayout
 from .ledger import Ledger
@@ -112,10 +113,11 @@ def build_intake(directory: RunDirectory, session: int) -> Intake:
         IntakeSettings(
             layout=layout, buffer=buffer, memory=memory, views=plan.views, batch_size=settings.batch_size,
             study=record.study, session=session, token=read_token(directory.token_file),
-            interface=settings.interface, port=settings.port, run_dir=directory.path, max_running=settings.max_running,
-            lease=LEASE_SECONDS, strict=settings.strict, encrypt=settings.encrypt, max_failures=settings.max_failures,
-            when_full=settings.when_full, spool=spool, durability=settings.durability, nan_policy=settings.nan_policy,
-            statistics=statistics, write_held_out=partial(write_held_out, directory.held_out, case),
+            interface=address_of(settings.interface), port=settings.port, run_dir=directory.path,
+            max_running=settings.max_running, max_failures=settings.max_failures, lease=LEASE_SECONDS,
+            strict=settings.strict, encrypt=settings.encrypt, when_full=settings.when_full, spool=spool,
+            durability=settings.durability, nan_policy=settings.nan_policy, statistics=statistics,
+            write_held_out=partial(write_held_out, directory.held_out, case),
         )
     )  # fmt: skip
     intake.plan(interleaved(assignments))

@@ -1,4 +1,4 @@
-"""Ray for one study: started with a token of the run, in a short temporary folder, and stopped again."""
+"""Ray for one study: its own, on this node or on all of an allocation, or a cluster that is there already."""
 
 from __future__ import annotations
 
@@ -7,57 +7,159 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from .run_directory import RunDirectory, write_secret
+from .interface import AUTO, address_of, is_local
+from .ray_nodes import OBJECT_STORE_BYTES, allocated_cpus, ray_on_other_nodes
+from .run_directory import RunDirectory, StudyError, write_secret
+from .settings import RAY_NODES, StudySettings
 
-_OBJECT_STORE_BYTES = 128 * 2**20  # samples never pass through Ray; its smallest useful store is enough
+_ATTACHED = "RAY_ADDRESS"
+_STARTS = 3
 
 
 @contextlib.contextmanager
-def ray_session(directory: RunDirectory, num_cpus: int) -> Iterator[None]:
-    """Bring up a local Ray for the length of a block, or use the one this process is already connected to."""
-    prepare_environment(directory)
+def ray_session(directory: RunDirectory, settings: StudySettings) -> Iterator[None]:
+    """Bring up Ray for the length of a block, or use the one that the settings or RAY_ADDRESS name.
+
+    A Ray of the study's own has a token of its own, free ports and a short temporary folder, and is stopped again.
+    A cluster that was there is left as it is, but for the study's actors. Where this process is connected already,
+    that connection is used.
+
+    Raises
+    ------
+    StudyError : the cluster cannot be reached, or a node does not join.
+    """
+    prepare_environment(directory, settings)
     import ray
 
     if ray.is_initialized():
         yield
-        return
+    elif address := address_of_cluster(settings):
+        with _attached(address):
+            yield
+    else:
+        with _own(directory, settings):
+            yield
+
+
+def address_of_cluster(settings: StudySettings) -> str:
+    """Return HOST:PORT of the running Ray that is to be used, or "" where the study starts its own."""
+    if settings.ray_address == RAY_NODES:
+        return ""
+    return settings.ray_address or os.environ.get(_ATTACHED, "")
+
+
+@contextlib.contextmanager
+def _own(directory: RunDirectory, settings: StudySettings) -> Iterator[None]:
+    import ray
+
     _remove_left_over(directory)
     # Unix sockets live below this folder, and their paths may not exceed 107 bytes: run directories can be too deep.
     folder = tempfile.mkdtemp(prefix="hr-")
     (directory.secrets / "ray-folder").write_text(folder)
+    over_nodes = settings.ray_address == RAY_NODES
+    where: dict[str, Any] = {"num_cpus": settings.max_workers + 1}
+    if over_nodes:
+        where = {"num_cpus": max(allocated_cpus(), settings.max_workers + 1), "_node_ip_address": _reachable(settings)}
     try:
-        ray.init(
-            num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-            object_store_memory=_OBJECT_STORE_BYTES, _temp_dir=folder,
+        context = _patiently(
+            "local", **where, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES, _temp_dir=folder,
         )  # fmt: skip
-        yield
+        with contextlib.ExitStack() as stack:
+            if over_nodes:
+                log = directory.logs / "ray-nodes.log"
+                head = context.address_info["gcs_address"]
+                try:
+                    stack.enter_context(ray_on_other_nodes(head, settings.interface, log))
+                except RuntimeError as error:
+                    raise StudyError(str(error)) from error
+            yield
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def prepare_environment(directory: RunDirectory) -> None:
+def _patiently(*arguments: Any, **settings: Any) -> Any:
+    """Call `ray.init`, again where it gave up: it waits 30 s, which a node that reads Python from a slow file system,
+    or is busy, may take the first time.
+
+    Raises
+    ------
+    StudyError : Ray did not start at the third time either.
+    """
+    import ray
+
+    for attempt in range(1, _STARTS + 1):
+        try:
+            return ray.init(*arguments, **settings)
+        except Exception as error:  # Ray raises the bare class here
+            ray.shutdown()
+            if "timed out during startup" not in str(error) or attempt == _STARTS:
+                raise StudyError(f"Ray does not start on {socket.gethostname()}: {error}") from error
+
+
+def _reachable(settings: StudySettings) -> str:
+    address = address_of(settings.interface)
+    if is_local(address) or address == "*":
+        raise StudyError(
+            f"--interface {settings.interface} is no address by which other nodes reach this one, as Ray over several "
+            f"nodes needs. Give --interface {AUTO}, or an interface's name."
+        )
+    return address
+
+
+@contextlib.contextmanager
+def _attached(address: str) -> Iterator[None]:
+    import ray
+
+    if "://" in address:
+        raise StudyError(
+            f"{address} is an address of Ray Client, which a study cannot use. Start the study on a node of that "
+            "cluster, and give HOST:PORT or auto."
+        )
+    try:
+        ray.init(
+            address=address, log_to_driver=False, logging_level=logging.ERROR,
+            runtime_env={"env_vars": {name: os.environ[name] for name in _DEFAULTS}},
+        )  # fmt: skip
+    except (ConnectionError, RuntimeError, ValueError, AssertionError) as error:
+        raise StudyError(
+            f"The Ray cluster at {address} cannot be used: {error} Start the study on a node of the cluster, with "
+            "RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH as the cluster was started with."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+_DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    # The controller looks at its workers this often; the default of 2 s delays every restart.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def prepare_environment(directory: RunDirectory, settings: StudySettings) -> None:
     """Set what Ray reads from the environment when it is imported: a token per run, no statistics sent home.
 
-    In a process that imported Ray earlier its own default holds: a token in the user's home.
+    In a process that imported Ray earlier its own default holds: a token in the user's home. The token of a running
+    cluster is its owner's matter.
     """
-    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ and not address_of_cluster(settings):
         token = directory.secrets / "ray"
         write_secret(token, secrets.token_hex(32))
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
-    defaults = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TRAIN_V2_ENABLED": "1",
-        # The controller looks at its workers this often; the default of 2 s delays every restart.
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    }
-    for name, value in defaults.items():
+    for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 

@@ -20,7 +20,9 @@ from headrace.solvers.streaming import StreamingProgram
 from .concurrency import Concurrency
 from .early_stopping import StopRule
 from .intake_actor import IntakeActor
+from .interface import AUTO, address_of, is_local
 from .metrics_log import MetricsLog, last_record
+from .placement import choose_place
 from .run_directory import RunDirectory, StudyError, StudyRecord
 from .session_plan import LEASE_SECONDS, NAMESPACE, intake_name
 from .settings import StudySettings
@@ -73,6 +75,13 @@ class Session:
         StudyError : solver jobs or the trainer failed too often; the message holds their last words.
         SessionLost : the intake's process died; or the trainer, where its draws cannot be given back.
         """
+        own = ray.get_runtime_context().get_node_id()
+        self._place = choose_place(ray.nodes(), own, self._settings)
+        if self._place.node != own and is_local(address_of(self._settings.interface)):
+            raise StudyError(
+                f"The intake runs on {self._place.address}, where --interface {self._settings.interface} would be out "
+                f"of reach. Give --interface {AUTO}, or an interface's name."
+            )
         with ExitStack() as stack:
             intake = self._start_intake(stack)
             address = self._ask(intake.start)
@@ -99,7 +108,8 @@ class Session:
 
     def _start_intake(self, stack: ExitStack) -> Any:
         name = intake_name(self._record.study, self._number)
-        actor = IntakeActor.options(name=name, namespace=NAMESPACE, lifetime="detached").remote(
+        # Not detached: in a cluster that stays, an intake whose driver was killed would stay too.
+        actor = IntakeActor.options(name=name, namespace=NAMESPACE, resources=self._place.resources()).remote(
             str(self._directory.path), self._number
         )
         stack.callback(self._end_intake, actor)
@@ -154,13 +164,14 @@ class Session:
                     run_dir=str(self._directory.path), address=address, token_file=str(self._directory.token_file),
                     study=self._record.study, session=self._number, batch_size=settings.batch_size,
                     learning_rate=settings.learning_rate, total_windows=self._record.total_uses(self._num_steps),
-                    checkpoint_every=settings.checkpoint_every, seed=settings.seed, device=_device_for(settings),
+                    checkpoint_every=settings.checkpoint_every, seed=settings.seed, device=self._place.device,
                     report_losses=self._plan is not None, schedule=settings.schedule, warm_up=settings.warm_up,
                     halve_every=settings.halve_every, callbacks=settings.callbacks,
                 ),
                 settings.workers if settings.most_workers == 0 else (settings.workers, settings.max_workers),
                 # What a dead trainer had drawn cannot be given back in a fixed order: the whole session starts again.
                 0 if settings.deterministic else settings.max_failures,
+                pinned_to=self._place.resources(),
             )  # fmt: skip
         except BaseException as error:
             self._trainer_error = error
@@ -248,21 +259,6 @@ class Session:
         path = self._directory.path
         trainer, validation = last_record(path / "metrics.jsonl"), last_record(path / "validation.jsonl")
         return {"intake": status, "trainer": trainer, "validation": validation, "elapsed": elapsed}
-
-
-def _device_for(settings: StudySettings) -> str:
-    """Return "cuda" or "cpu" for the trainer's workers.
-
-    Raises
-    ------
-    StudyError : GPUs were asked for, and Ray knows of fewer than one for each worker.
-    """
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if settings.device == "cuda" and gpus < settings.workers:
-        raise StudyError(
-            f"{settings.workers} workers on cuda need as many GPUs; Ray sees {gpus}. Use device=cpu, or fewer workers."
-        )
-    return "cuda" if settings.device != "cpu" and gpus >= settings.workers else "cpu"
 
 
 def _kind_to_neighbours(settings: StudySettings) -> dict[str, str]:

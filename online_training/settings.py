@@ -13,6 +13,9 @@ from .design import check_sampler
 from .schedule import Schedule
 from .scheduler import STEPS, Scheduler
 
+RAY_NODES = "slurm-nodes"
+"""Instead of a cluster's address: Ray is started on all nodes of the surrounding Slurm allocation."""
+
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -138,8 +141,17 @@ class StudySettings(BaseModel):
     )
     scheduler_options: str = Field("", description="Further directives of batch jobs, e.g. '--partition=x --time=30'.")
     scheduler_launch: str = Field("", description="What starts the ranks in a batch job; empty: 'mpirun -n {ranks}'.")
-    interface: str = Field("127.0.0.1", description="Address of the interface that the intake listens on.")
+    interface: str = Field(
+        "127.0.0.1",
+        description="What the intake listens on: an address, an interface's name such as ib0, or auto, by which other "
+        "nodes know this one.",
+    )
     port: int = Field(0, ge=0, le=65535, description="Port of the intake; 0 takes a free one.")
+    ray_address: str = Field(
+        "",
+        description="HOST:PORT (or auto) of a running Ray cluster to train on, else RAY_ADDRESS; slurm-nodes: a Ray of "
+        "the study's own on all nodes of the Slurm allocation around it. Empty: one of its own on this node.",
+    )
     strict: bool = Field(False, description="Authenticate every payload byte, not only headers and checksums.")
     encrypt: bool = Field(False, description="Encrypt tcp connections (CURVE), at a third to a fifth of the speed.")
 

@@ -14,11 +14,12 @@ _DEFAULT_MPI = "pmi2"  # MPICH and its kin; a site's Open MPI wants pmix
 _KEPT = ("SLURM_CONF",)
 
 
-def step_flags(environment: Mapping[str, str], options: Sequence[str]) -> list[str]:
+def step_flags(environment: Mapping[str, str], options: Sequence[str], *, whole_nodes: bool = False) -> list[str]:
     """Return srun's flags for a job's step.
 
     Steps get cores of their own (`--exact`) and wait where none are free. That would last for ever where the study
-    is itself a step, which holds the allocation's cores: its jobs share them (`--overlap`).
+    is itself a step, which holds the allocation's cores: its jobs share them (`--overlap`). A step over whole nodes
+    may use all that the allocation has there, and keeps nothing from other steps.
 
     Raises
     ------
@@ -29,6 +30,8 @@ def step_flags(environment: Mapping[str, str], options: Sequence[str]) -> list[s
         raise RuntimeError(
             "This process is in no Slurm allocation (SLURM_JOB_ID is unset): use sbatch or salloc first."
         )
+    if whole_nodes:
+        return [f"--jobid={allocation}", "--overlap", "--mem=0", "--mpi=none", *options]
     share = "--overlap" if environment.get("SLURM_STEP_ID", "").isdigit() else "--exact"
     mpi = [] if any(option.startswith("--mpi") for option in options) else [f"--mpi={_DEFAULT_MPI}"]
     return [f"--jobid={allocation}", share, "--cpus-per-task=1", "--kill-on-bad-exit=1", *mpi, *options]
@@ -41,17 +44,18 @@ class StepLauncher(LocalLauncher):
     with their step, or with their lease.
 
     options : further flags of srun, e.g. "--mpi=pmix" or "--mem-per-cpu=1G".
+    whole_nodes : the jobs are no MPI programs, but look after all that the allocation has on their nodes.
 
     Raises
     ------
     RuntimeError : there is no srun, or no allocation.
     """
 
-    def __init__(self, options: Sequence[str] = ()) -> None:
+    def __init__(self, options: Sequence[str] = (), *, whole_nodes: bool = False) -> None:
         srun = shutil.which("srun")
         if srun is None:
             raise RuntimeError("No srun on PATH. Load Slurm's module, or use --scheduler local.")
-        super().__init__(mpirun=srun, flags=step_flags(os.environ, options))
+        super().__init__(mpirun=srun, flags=step_flags(os.environ, options, whole_nodes=whole_nodes))
 
     def start(self, job: Job) -> int:
         """Start a job's step and return at once, with the process id of its srun.

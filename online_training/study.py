@@ -22,6 +22,7 @@ from .adaptive_plan import AdaptivePlan
 from .callbacks import find_callbacks
 from .design import ADAPTIVE, draw_design, own_sampler
 from .fixed_order import spare_slots
+from .interface import address_of
 from .layout import StreamLayout
 from .ledger import Ledger, RecordWriter
 from .ledger_index import rebuild_index
@@ -131,11 +132,7 @@ class Study:
         stop = threading.Event()
         # One Ray for all sessions: a process that stops it and starts it again may lose what Ray Train leaves running.
         # Its start takes seconds, in which a stop may be asked for, and puts a handler of its own in place of ours.
-        with (
-            orderly_stop(stop.set),
-            ray_session(self.directory, num_cpus=self.settings.max_workers + 1),
-            orderly_stop(stop.set),
-        ):
+        with orderly_stop(stop.set), ray_session(self.directory, self.settings), orderly_stop(stop.set):
             for _ in range(self.settings.max_failures + 1):
                 if stop.is_set():
                     return "stopped"
@@ -224,6 +221,7 @@ def require_capacity(settings: StudySettings, case: Case, window: int) -> None:
 
 def _require_port(interface: str, port: int) -> None:
     """Find out before Ray is started what the intake would find out after it."""
+    interface = address_of(interface)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as ZeroMQ does
         try:

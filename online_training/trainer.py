@@ -7,11 +7,12 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .placement import CPU_PER_WORKER
 from .training_loop import TrainerSettings, connect
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CPU_PER_WORKER = 0.5  # for Ray's bookkeeping only: the study asks for at least as many as it starts workers
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -32,6 +32,7 @@ def run_trainer(
     workers: int | tuple[int, int],
     max_failures: int,
     *,
+    pinned_to: Mapping[str, float] | None = None,
     connect: Callable[[TrainerSettings], Feed] = connect,
 ) -> dict[str, Any]:
     """Train on a number of Ray Train workers until the stream ends, and return what `train` returns on worker 0.
@@ -43,6 +44,7 @@ def run_trainer(
     workers : how many; (least, most): as many as Ray has room for at each start, and again when that changes. The
         global batches are the same for any number of workers.
     max_failures : restarts before giving up.
+    pinned_to : resources of Ray that each worker asks for too, as those that only one node has; None: any node.
     connect : makes the feed of each worker; a function of a module that the workers can import.
 
     Raises
@@ -64,7 +66,8 @@ def run_trainer(
         train_loop_config={"settings": asdict(settings), "connect": connect},
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=on_gpu, resources_per_worker={"CPU": _CPU_PER_WORKER, "GPU": int(on_gpu)}
+            num_workers=workers, use_gpu=on_gpu,
+            resources_per_worker={"CPU": CPU_PER_WORKER, "GPU": int(on_gpu), **(pinned_to or {})},
         ),
         run_config=RunConfig(
             name="ray-train", storage_path=str(Path(settings.run_dir, "logs").absolute()),

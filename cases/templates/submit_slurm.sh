@@ -10,22 +10,18 @@
 {% for option in options %}
 #SBATCH {{ option }}
 {% endfor %}
-# The study runs on the first node; its solver jobs are steps on all of them. Ray serves this study alone: it has a
-# token of its own, takes free ports, and ends with the study. Nothing else of this user is stopped.
+# The study runs on the first node; {{ solvers }}. Ray serves this
+# study alone, on all nodes: it has a token of its own, takes free ports and the cores of this allocation, and ends with
+# the study. Nothing else of this user is stopped.
 umask 077
 unset http_proxy https_proxy all_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY
 export TMPDIR=/tmp  # Ray's sockets lie below it, and their paths may not exceed 107 bytes
 export RAY_USAGE_STATS_ENABLED=0
-interface={{ interface }}
-if [ -z "$interface" ]; then
-    interface=$(getent ahostsv4 "${SLURMD_NODENAME:-$(hostname)}" | awk '{ print $1; exit }')
-    interface=${interface:-$(getent ahostsv4 "$(hostname)" | awk '{ print $1; exit }')}
-fi
 time_is_up=
 trap 'time_is_up=1; kill -TERM "$study" 2> /dev/null' USR1
 trap 'kill -TERM "$study" 2> /dev/null' TERM INT
 cd {{ folder }} || exit 2
-{{ command }} --interface "$interface" &
+{{ command }} &
 study=$!
 wait "$study"
 code=$?

@@ -34,12 +34,22 @@ def test_a_dry_run_prints_a_whole_script_and_submits_nothing(tmp_path, monkeypat
     assert command.startswith(sys.executable) and command.endswith("&")
     for words in (
         "heat2d.py:case", "--shape 16x16", "--model fno", "--architecture modes=4", "--ranks 4", "--statistics",
-        "--scheduler-options --mpi=pmix", "--resume", "--scheduler slurm-steps",
+        "--scheduler-options --mpi=pmix", "--resume", "--scheduler slurm-steps", "--interface auto",
+        "--ray-address slurm-nodes",
     ):  # fmt: skip
         assert words in command
     assert "--scheduler slurm " not in command
     assert "unset http_proxy" in script
     assert not list(tmp_path.iterdir())
+
+
+def test_solver_jobs_may_be_apart_and_one_node_needs_no_further_ray() -> None:
+    code, script = submit("heat2d", "--ranks", "64", "--jobs-apart", "--interface", "ib0", "--dry-run")
+    assert code == 0
+    command = next(line for line in script.splitlines() if " train " in line)
+    assert "--scheduler slurm " in command and "--interface ib0" in command
+    assert "slurm-steps" not in command and "--ray-address" not in command
+    assert "batch jobs of their own" in script
 
 
 def test_a_job_larger_than_the_allocation_is_named() -> None:
@@ -59,5 +69,7 @@ def test_steps_share_cores_only_where_the_study_is_a_step_itself() -> None:
     batch = step_flags({"SLURM_JOB_ID": "7"}, ["--mpi=pmix"])
     assert "--exact" in batch and "--overlap" not in batch
     assert "--mpi=pmix" in batch and "--mpi=pmi2" not in batch
+    nodes = step_flags({"SLURM_JOB_ID": "7"}, ["--nodes=2"], whole_nodes=True)
+    assert {"--overlap", "--mem=0", "--nodes=2"} <= set(nodes) and "--cpus-per-task=1" not in nodes
     step = step_flags({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}, [])
     assert "--overlap" in step and "--exact" not in step and "--mpi=pmi2" in step

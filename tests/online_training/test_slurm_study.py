@@ -1,56 +1,124 @@
-"""Whole studies on a real Slurm of two nodes: solver jobs by sbatch, and as steps of one submitted allocation."""
+"""Whole studies on a real Slurm of two separate nodes: solver jobs by sbatch, and as steps of one allocation."""
 
+import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.online_training import slurm_cluster
-from tests.online_training.slurm_cluster import SlurmCluster
+from tests.online_training.slurm_cluster import SlurmCluster, processes_with
 
 pytestmark = [
     pytest.mark.ray,
+    pytest.mark.timeout(600),
     pytest.mark.skipif(not slurm_cluster.available(), reason=f"needs {slurm_cluster.INSTALL}"),
 ]
 HEADRACE = [sys.executable, "-m", "headrace.cases"]
-STUDY = ["heat2d", "--shape", "16x16", "--model", "mlp", "--simulations", "6", "--held-out", "1", "--ranks", "2"]
-STUDY += ["--jobs", "2", "--views", "1"]
+STUDY = ["heat2d", "--shape", "16x16", "--model", "mlp", "--held-out", "1", "--ranks", "2", "--views", "1"]
+PATIENCE = 420
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    with SlurmCluster() as cluster:
+def cluster(tmp_path_factory: pytest.TempPathFactory):
+    with SlurmCluster(cpus=4, shared=(tmp_path_factory.getbasetemp(),)) as cluster:
         yield cluster
+
+
+def environment_of(cluster: SlurmCluster) -> dict[str, str]:
+    return {**os.environ, **cluster.environment}
 
 
 def headrace(cluster: SlurmCluster, *arguments: str) -> str:
     done = subprocess.run(
-        [*HEADRACE, *arguments], env={**os.environ, **cluster.environment}, capture_output=True, text=True, timeout=240,
+        [*HEADRACE, *arguments], env=environment_of(cluster), capture_output=True, text=True, timeout=PATIENCE,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
-def test_solver_jobs_by_sbatch(cluster: SlurmCluster, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    headrace(cluster, "train", *STUDY, "--run-dir", str(run), "--scheduler", "slurm", "--plain")
-    assert {path.read_text().strip() for path in (run / "logs").glob("job-*.exit")} == {"0"}
-    assert "audit clean" in headrace(cluster, "audit", str(run))
-    assert cluster.run("squeue", "--noheader").strip() == ""
-
-
-def test_a_submitted_study_runs_its_solvers_as_steps(cluster: SlurmCluster, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    headrace(cluster, "submit", *STUDY, "--run-dir", str(run), "--nodes", "2", "--cores", "4", "--minutes", "10")
-    deadline, steps = time.monotonic() + 240, set()
-    while cluster.run("squeue", "--noheader").strip():
-        steps.update(cluster.run("squeue", "--steps", "--noheader", "--format=%i").split())
-        assert time.monotonic() < deadline, (tmp_path / "run.log").read_text()
+def wait_for(condition: Callable[[], object], log: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text() if log.exists() else f"{log} never came"
         time.sleep(0.3)
-    assert (run / "report.html").exists(), (tmp_path / "run.log").read_text()
-    assert any(step.split(".")[1].isdigit() for step in steps)
+
+
+def queue(cluster: SlurmCluster, what: str = "%N") -> list[str]:
+    """What squeue prints for each job that has not ended: by default its nodes."""
+    return [line for line in cluster.run("squeue", "--noheader", f"--format={what}").splitlines() if line.strip()]
+
+
+def samples(run: Path, since: float = 0.0) -> int:
+    """Steps that the study has accepted, as it said last; 0 where it said nothing since a time."""
+    try:
+        last = json.loads((run / "intake.jsonl").read_text().splitlines()[-1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    return last["steps_accepted"] if last["time"] > since else 0
+
+
+def test_three_jobs_at_once_and_a_node_that_dies(cluster: SlurmCluster, tmp_path: Path) -> None:
+    """The trainer is on a node of its own (this one); solver jobs are on both nodes of the scheduler."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    study = [*STUDY, "--simulations", "24", "--jobs", "3", "--run-dir", str(run), "--plain", "--scheduler", "slurm"]
+    with open(log, "wb") as file:
+        driver = subprocess.Popen(
+            [*HEADRACE, "train", *study, "--interface", cluster.address, "--scheduler-options=--ntasks-per-node=2"],
+            env=environment_of(cluster), stdout=file, stderr=file,
+        )  # fmt: skip
+    try:
+        wait_for(lambda: len(queue(cluster, "%i")) == 3 and samples(run), log)
+        assert set(cluster.run("squeue", "-h", "-t", "running", "-o", "%N").split()) == {"n1", "n2"}
+        if cluster.separate:
+            cluster.kill_node("n2")
+        wait_for(lambda: driver.poll() is not None, log)
+    finally:
+        driver.kill()
+        driver.wait()
+        cluster.start_missing_nodes()
+    assert driver.returncode == 0, log.read_text()
     assert "audit clean" in headrace(cluster, "audit", str(run))
+    cluster.wait_for_nodes()
+
+
+def test_a_submitted_study_has_ray_on_all_nodes_and_solvers_as_steps(cluster: SlurmCluster, tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "run.log"
+    study = [*STUDY, "--simulations", "6", "--jobs", "2", "--run-dir", str(run)]
+    headrace(cluster, "submit", *study, "--nodes", "2", "--cores", "4", "--minutes", "10")
+    steps: set[str] = set()
+
+    def ended() -> bool:
+        steps.update(cluster.run("squeue", "--steps", "--noheader", "--format=%i %N %j").splitlines())
+        return not queue(cluster)
+
+    wait_for(ended, log)
+    assert (run / "report.html").exists(), log.read_text()
+    assert "audit clean" in headrace(cluster, "audit", str(run))
+    print(steps)
+
+
+def test_the_time_limit_requeues_a_study_and_scancel_stops_it_in_order(cluster: SlurmCluster, tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "run.log"
+    study = [*STUDY, "--simulations", "2000", "--jobs", "2", "--run-dir", str(run)]
+    said = headrace(cluster, "submit", *study, "--nodes", "1", "--cores", "4", "--minutes", "1", "--notice", "15")
+    number = said.split()[1].rstrip(",")
+    requeued = "the time limit was near"
+    wait_for(lambda: log.exists() and requeued in log.read_text(), log)
+    wait_for(lambda: queue(cluster, "%T") == ["PENDING"], log)
+    assert processes_with(run) == []
+    requeue = time.time()
+    # Slurm holds a requeued job for two minutes.
+    cluster.run("scontrol", "update", f"JobId={number}", "StartTime=now", "TimeLimit=30")
+    wait_for(lambda: samples(run, since=requeue), log)
+    cluster.run("scancel", number)
+    wait_for(lambda: not queue(cluster), log)
+    wait_for(lambda: not processes_with(run), log)
+    assert log.read_text().count("stopped in order") == 2
+    ends = [text for path in sorted((run / "ledger").glob("study-*.log")) for text in path.read_text().splitlines()]
+    assert sum('"stopped"' in text and "asked to stop" in text for text in ends) == 2
