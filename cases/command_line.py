@@ -62,7 +62,7 @@ def build_app(own_case: CaseReference | None = None) -> typer.Typer:
     case = _case_parameter(own_case)
     for function, extra in (
         (doctor, []), (cases, []), (solve, case), (generate, case), (train, [*case, *setting_parameters()]),
-        (submit, [*case, *setting_parameters()]),
+        (submit, [*case, *setting_parameters()]), (plan, [*case, *setting_parameters()]),
         (convert, []), (certify, []), (new_case, []), (evaluate, []), (report, []), (status, []), (audit, []),
     ):  # fmt: skip
         if not (own_case and function in (cases, convert, certify, new_case)):
@@ -238,6 +238,29 @@ def convert(
     from .convert_command import convert as write
 
     write(folder, case=None if of is None else _chosen_case(of, shape, None), output=output, settings=settings or [])
+
+
+def plan(
+    *,
+    case: CaseReference,
+    model: Model = "mlp",
+    architecture: Architecture = None,
+    simulation_seconds: Annotated[
+        float | None, typer.Option(help="Seconds of one simulation on its ranks, where the study will run.")
+    ] = None,
+    batch_seconds: Annotated[
+        float | None, typer.Option(help="Seconds of one batch on all workers, where the study will run.")
+    ] = None,
+    **given: Any,
+) -> None:
+    """Say how much memory, storage, network and time a study will take, and what limits it; start nothing."""
+    from .plan_command import plan_study
+
+    chosen = {name: value for name, value in given.items() if value is not None}
+    plan_study(
+        case, model=model, architecture=architecture or [], simulation_seconds=simulation_seconds,
+        batch_seconds=batch_seconds, given=chosen,
+    )  # fmt: skip
 
 
 def new_case(
