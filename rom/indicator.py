@@ -1,8 +1,8 @@
 """How wrong a reduced answer is, from what gappy POD cannot fit, and one full step that mends the model.
 
 The misfit of p at the reduced points grows when the body does what training did not show (Casenave and Akkari, Math.
-Comput. Appl. 24(2):41 (2019)). Pairs of misfit and true error of some runs calibrate it; a step of the full solver at
-the first time beyond a limit, from the state that the reduced model has there, adds a snapshot.
+Comput. Appl. 24(2):41 (2019)). Pairs of misfit and true error of some runs calibrate it; where a
+bound is exceeded, a step of the full solver at the time of the most unbalanced forces mends the model.
 """
 
 from __future__ import annotations
@@ -83,23 +83,18 @@ class Correction:
     full_steps: tuple[float, ...]
 
 
-def full_step(reduction: Reduction, solver: Solver, answer: Trajectory, place: int) -> Increment:
-    """Return one step of the full solver to answer.times[place + 1], from what the answer says of the time before.
+def replayed(reduction: Reduction, solver: Solver, answer: Trajectory) -> tuple[list[Increment], list[float]]:
+    """Return the increments of the laws along the answer's displacements, and their unbalanced forces. Collective.
 
-    solver : of the query's problem on the subdomain of the reduction. Collective.
+    Both begin with the start. solver : of the query's problem on the subdomain of the reduction; nothing is solved.
     """
-    local, time = solver.local, float(answer.times[place])
-    displacement = reduction.displacement_field(answer.coefficients[0, place], answer.lifting[0, place])
-    stress = [reduction.dual_field(name, answer.duals[name][0, place]) for name in _stresses(answer)]
-    start = Increment(
-        time=time,
-        displacement=displacement,
-        temperature=local.temperature(time),
-        strain=local.kinematics.strain(displacement),
-        stress=np.stack(stress, axis=1),
-        state=reduction.state_field(answer.duals["state"][0, place]),
-    )
-    return list(solver.run([time, float(answer.times[place + 1])], start=start))[-1]
+    fields = reduction.displacement_field(answer.coefficients[0], answer.lifting[0])
+    increments, forces = [solver.initial(float(answer.times[0]))], [0.0]
+    for displacement, time in zip(fields[1:], answer.times[1:], strict=True):
+        increment, force = solver.follow(increments[-1], displacement, float(time))
+        increments.append(increment)
+        forces.append(force)
+    return increments, forces
 
 
 def corrected(
@@ -111,11 +106,12 @@ def corrected(
     max_steps: int = 3,
     tolerances: Tolerances | None = None,
 ) -> Correction:
-    """Answer the solver's problem; where the misfit of p exceeds a limit, enrich by one full step and begin again.
+    """Answer the solver's problem; while the misfit of p exceeds a limit, enrich by one full step and answer again.
 
-    The full step leads to the first time whose misfit exceeds the limit and half of the largest: earlier ones would
-    teach little, later ones begin from a state that is already wrong. solver : of the new problem, on the subdomain of
-    the reduction and with its laws, supports and loads. Collective.
+    The laws at all points follow the answer's displacements, which says at which time forces are furthest from balance;
+    the full step is that one, from the state before it. It adds a displacement; stresses, p and state of the whole
+    replay join the snapshots, so that cubature and dual modes know the new problem, too. solver : of the new problem,
+    on the subdomain of the reduction and with its laws, supports and loads. Collective.
 
     Raises
     ------
@@ -123,21 +119,18 @@ def corrected(
     """
     if not np.array_equal(solver.subdomain.points, reduction.local.subdomain.points):
         raise ValueError("The solver's subdomain is not that of the reduction; make it with the same mesh and parts.")
-    query, steps = Query.of(solver.local.problem), []
+    query, steps, taught = Query.of(solver.local.problem), [], reduction.snapshots
     answer = ReducedSolver(reduction.model).run([query], times)
-    while len(steps) < max_steps:
-        misfit = answer.misfits["p"][0]
-        beyond = np.flatnonzero(misfit > max(limit, misfit.max() / 2))
-        fresh = [k for k in beyond if float(answer.times[k]) not in steps]
+    while len(steps) < max_steps and answer.misfits["p"].max() > limit:
+        path, unbalanced = replayed(reduction, solver, answer)
+        fresh = [k for k in range(1, len(path)) if path[k].time not in steps]
         if not fresh:
             break
-        increment = full_step(reduction, solver, answer, int(fresh[0]) - 1)
-        steps.append(float(increment.time))
-        snapshots = reduction.snapshots.joined(Snapshots.collect(solver.local, [increment]))
-        reduction = compress(solver.local, snapshots, tolerances)
+        worst = max(fresh, key=unbalanced.__getitem__)
+        step = list(solver.run([path[worst - 1].time, path[worst].time], start=path[worst - 1]))[-1]
+        steps.append(step.time)
+        taught = taught.joined(Snapshots.collect(solver.local, [step]))
+        along = Snapshots.collect(solver.local, path[1:])  # of this round alone: earlier ones were further off
+        reduction = compress(solver.local, taught.joined(along), tolerances)
         answer = ReducedSolver(reduction.model).run([query], times)
     return Correction(reduction=reduction, answer=answer, full_steps=tuple(steps))
-
-
-def _stresses(answer: Trajectory) -> list[str]:
-    return [name for name in answer.duals if name.startswith("stress_")]

@@ -58,7 +58,9 @@ class Batch:
     largest: np.ndarray
 
     def take(self, which: np.ndarray) -> Batch:
-        """Return some of the queries."""
+        """Return some of the queries, by increasing numbers; not to be written to."""
+        if len(which) == len(self.coefficients):
+            return self
         arrays = {name: getattr(self, name)[which] for name in _ARRAYS}
         return Batch(**arrays, state=tuple(s[which] for s in self.state))
 
@@ -247,7 +249,10 @@ class ReducedSolver:
             goal = replace(old, coefficients=old.coefficients + step, lifting=lifting[which])
             before = trial.norm[which] if iteration else None
             new, problem = self._search(start.take(which), goal, step, force[which], dt, before)
-            trial.put(which, new)
+            if len(which) == len(queries):
+                trial = new
+            else:
+                trial.put(which, new)
             why = problem or why
         return trial.batch, trial.failed, why or "Newton's method did not reach the tolerance."
 
@@ -282,7 +287,8 @@ class ReducedSolver:
         for k, (law, points) in enumerate(zip(self.model.laws, self.model.law_points, strict=True)):
             while len(points) and not failed.all():
                 good = np.flatnonzero(~failed)
-                every = np.ix_(good, points)
+                whole = len(good) == Q and len(points) == d  # then nothing need be copied
+                every = (slice(None), slice(None)) if whole else np.ix_(good, points)
                 inputs = [start.temperature[every], guess.temperature[every], start.strain[every]]
                 inputs = [a.reshape(-1, *a.shape[2:]) for a in [*inputs, (strain - start.strain)[every]]]
                 before = start.state[k][good]

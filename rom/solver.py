@@ -201,6 +201,20 @@ class Solver:
             f"{self.settings.max_iterations} iterations; {self.settings.tolerance:.3g} was asked for."
         )
 
+    def follow(self, start: Increment, displacement: np.ndarray, time: float) -> tuple[Increment, float]:
+        """Return the increment that a given displacement makes, and the norm of forces out of balance. Collective.
+
+        Raises
+        ------
+        ConvergenceError : the law fails; on every rank.
+        """
+        temperature = self.local.temperature(time)
+        trial = self._trial(start, temperature, self.local.external_force(time), displacement, time)
+        return Increment(
+            time=time, displacement=displacement, temperature=temperature, strain=trial.strain, stress=trial.stress,
+            state=trial.state, residual=trial.norm / trial.scale if trial.scale > 0 else 0.0,
+        ), trial.norm  # fmt: skip
+
     def _trial(
         self, start: Increment, temperature: np.ndarray, force: np.ndarray, displacement: np.ndarray, time: float
     ) -> _Trial:

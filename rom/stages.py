@@ -273,9 +273,7 @@ def _stored(run: FullRun, path: Path, attributes: Mapping[str, Any], watch: Call
                 store.append(start, np.zeros_like(increment.displacement), temperature=local.nodal_temperature(start),
                              **rest)  # fmt: skip
             temperature = local.nodal_temperature(increment.time)
-            store.append(
-                increment.time, increment.displacement, temperature=temperature, stress=increment.stress, **p
-            )
+            store.append(increment.time, increment.displacement, temperature=temperature, stress=increment.stress, **p)
             kept.append(increment)
             watch(done=len(kept))
     return Snapshots.collect(local, kept)
