@@ -1,6 +1,6 @@
 """The lines that benchmarks report: one JSON line per figure, on standard output and in benchmarks/results.
 
-A module, not a benchmark: solvers.py, flows.py, fno.py, stream.py, scaling.py, buffers.py and others use it.
+A module, not a benchmark: solvers.py, flows.py, fno.py, rom.py, stream.py, scaling.py, buffers.py and others use it.
 """
 
 from __future__ import annotations

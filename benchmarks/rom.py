@@ -1,28 +1,31 @@
-"""Reduced-order models against the full model: one JSON line per figure.
+"""Reduced-order models against the full model, and their kernels.
 
-    python benchmarks/rom.py cube           # modes, points, errors
-    python benchmarks/rom.py plate          # two cycles of training, up to 20 run; a line per cycle of the full model
-    python benchmarks/rom.py queries        # 1,000 one-cycle queries on the plate, 20 checked against the full model
-    python benchmarks/rom.py temperature    # new hot spots: indicator against error, enrichment
-    python benchmarks/rom.py tsqr ecm       # kernels; tsqr also times pyMOR where it is installed
-    python benchmarks/rom.py traffic        # bytes of the collectives, and their formula
-    python benchmarks/rom.py --quick        # everything, small
+    python benchmarks/rom.py [--quick] [--only PART] [--resume] [--seconds N]
 
-Pieces are independent, so that each may be run by itself and again; --seconds N ends the long ones in time with what
-they have. Times are of one process; set OMP_NUM_THREADS=1 to compare with other codes on one core.
+Parts: `cube`, modes, points and errors; `plate`, two cycles of training and twenty run, errors at every cycle;
+`queries`, 1,000 one-cycle queries on the plate, 20 checked; `temperature`, new hot spots: indicator against error,
+enrichment; `newton`, an iteration of the embedded solver beside one of CalculiX; `tsqr` and `ecm`, kernels, the first
+beside pyMOR where it is installed; `traffic`, bytes of the collectives beside their formula. One JSON line per figure,
+also in benchmarks/results/rom-cpu.json. --seconds ends the long parts in time with what they have. Times are of one
+process on one core: set OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
+import shutil
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
+from lines import Figure, flags, run_parts
 
 from headrace.cases import rom_cube, rom_plate
+from headrace.rom.calculix_deck import counterpart
+from headrace.rom.calculix_solver import CalculixSolver
 from headrace.rom.communicator import Communicator, Counting, run_threads
 from headrace.rom.cubature import compressed, cubature
 from headrace.rom.indicator import corrected
@@ -32,14 +35,9 @@ from headrace.rom.pod import PointProduct, pod
 from headrace.rom.solver import Increment, NewtonSettings, Solver
 
 SMALL_PLATE = (6, 8, 1)
+THREADS = f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')}"
 FOR_A_PERCENT = Tolerances(displacement=1e-5, dual=1e-5, cubature=5e-5)
 """What the plate needs for p to 1 % and u to 0.1 % with a margin; the defaults are forty times as accurate."""
-
-
-def line(piece: str, **figures: object) -> None:
-    """Print one figure as JSON."""
-    rounded = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in figures.items()}
-    print(json.dumps({"piece": piece, **rounded, "threads": os.environ.get("OMP_NUM_THREADS", "default")}), flush=True)
 
 
 def errors(solver: Solver, reduction: Reduction, answer: Trajectory, query: int, increments: list[Increment]) -> dict:
@@ -56,8 +54,8 @@ def errors(solver: Solver, reduction: Reduction, answer: Trajectory, query: int,
     return worst
 
 
-def cube(quick: bool, seconds: float) -> None:
-    """The academic cube with each mode of cubature."""
+def cube(quick: bool) -> Iterator[Figure]:
+    """The academic cube with two modes of cubature."""
     problem = rom_cube.rom_cube()
     solver = Solver(problem)
     start = time.perf_counter()
@@ -70,9 +68,14 @@ def cube(quick: bool, seconds: float) -> None:
         start = time.perf_counter()
         answer = ReducedSolver(reduction.model).run([Query.of(problem)], rom_cube.times())
         online = time.perf_counter() - start
-        line("cube", mode=mode, modes=reduction.model.num_modes, points=len(reduction.model.points), of=1728,
-             **{f"error_{k}": v for k, v in errors(solver, reduction, answer, 0, increments).items()},
-             cubature_error=reduction.error, full_s=full, offline_s=offline, online_s=online)  # fmt: skip
+        setup = (
+            f"full {full:.3g} s, compression {offline:.3g} s, online {online:.3g} s, cubature error "
+            f"{reduction.error:.2e}, {THREADS}"
+        )
+        yield f"cube: modes, {mode}", reduction.model.num_modes, "modes", 12, None, setup
+        yield f"cube: points of 1,728, {mode}", len(reduction.model.points), "points", 100, None, setup
+        for name, error in errors(solver, reduction, answer, 0, increments).items():
+            yield f"cube: error of {name}, {mode}", error, "1", 1e-5, None, setup
 
 
 def trained_plate(quick: bool, cycles: int, training: int, tolerances: Tolerances | None = None) -> tuple:
@@ -92,21 +95,23 @@ def trained_plate(quick: bool, cycles: int, training: int, tolerances: Tolerance
     return solver, run, increments, full, reduction, time.perf_counter() - start
 
 
-def plate(quick: bool, seconds: float) -> None:
+def plate(quick: bool, seconds: float = np.inf) -> Iterator[Figure]:
     """Two cycles for training, 20 run, each cycle compared as the full model gets there."""
     began, cycles = time.perf_counter(), 4 if quick else 20
     solver, run, increments, full, reduction, offline = trained_plate(quick, cycles, 2, FOR_A_PERCENT)
     start = time.perf_counter()
-    query = Query.of(solver.local.problem)
     answer = ReducedSolver(reduction.model, settings=NewtonSettings(tolerance=1e-6)).run(
-        [query], rom_plate.times(cycles)
+        [Query.of(solver.local.problem)], rom_plate.times(cycles)
     )
     online = time.perf_counter() - start
-    line("plate", dofs=3 * solver.subdomain.num_nodes, modes=reduction.model.num_modes,
-         points=len(reduction.model.points), of=solver.subdomain.num_points, cubature_error=reduction.error,
-         training_s=full, offline_s=offline, online_s=online, online_cycles=cycles)  # fmt: skip
-    past, cycle = increments, []
-    line("plate", cycle="training", **{f"error_{k}": v for k, v in errors(solver, reduction, answer, 0, past).items()})
+    setup = (
+        f"{3 * solver.subdomain.num_nodes} dofs, {reduction.model.num_modes} modes, {len(reduction.model.points)} of "
+        f"{solver.subdomain.num_points} points; training {full:.4g} s, compression {offline:.3g} s; {THREADS}"
+    )
+    worst = errors(solver, reduction, answer, 0, increments)
+    for name, error in worst.items():
+        yield f"plate: error of {name}, training", error, "1", None, None, setup
+    cycle, done, trained = [], 2, full
     start = time.perf_counter()
     for increment in run:
         cycle.append(increment)
@@ -114,16 +119,22 @@ def plate(quick: bool, seconds: float) -> None:
             full += time.perf_counter() - start
             done = round(increment.time)
             found = errors(solver, reduction, answer, 0, cycle)
-            each, quick_cycle = full / done, online / cycles
-            line("plate", cycle=done, error_u=found["u"], error_p=found["p"], full_s_so_far=full,
-                 speedup=each / quick_cycle,
-                 break_even_20_cycle_runs=(2 * each + offline) / (20 * (each - quick_cycle)))  # fmt: skip
+            for name, goal in (("u", 1e-3), ("p", 1e-2)):
+                yield f"plate: error of {name}, cycle {done:02d}", found[name], "1", goal, None, setup
+                worst[name] = max(worst[name], found[name])
             cycle, start = [], time.perf_counter()
             if time.perf_counter() - began + 1.5 * full / done > seconds:
                 break
+    each, reduced = full / done, online / cycles
+    cost = f"{setup}; {done} cycles of the full model {full:.4g} s, {cycles} of the reduced one {online:.4g} s"
+    for name, goal in (("u", 1e-3), ("p", 1e-2)):
+        yield f"plate: largest error of {name} over {done} cycles", worst[name], "1", goal, None, cost
+    yield "plate: full over reduced wall time, one core each", each / reduced, "x", 100, each, cost
+    paid = (trained + offline) / (20 * (each - reduced))
+    yield "plate: runs of 20 cycles that pay for training", paid, "runs", None, None, cost
 
 
-def queries(quick: bool, seconds: float) -> None:
+def queries(quick: bool, seconds: float = np.inf) -> Iterator[Figure]:
     """Draws of two load amplitudes of one cycle: rate, statistics of p at the critical point, errors on checks."""
     began = time.perf_counter()
     count, checks = (60, 2) if quick else (1000, 20)
@@ -154,9 +165,13 @@ def queries(quick: bool, seconds: float) -> None:
         critical.append(parts[-1].duals["p"][:, -1] @ reduction.duals["p"].modes[place])
     took = time.perf_counter() - start
     p = np.concatenate(critical)
-    line("queries", count=count, per_second=count / took, training_runs=4, training_s=full, offline_s=offline,
-         modes=reduction.model.num_modes, points=len(reduction.model.points), p_mean=float(p.mean()),
-         p_std=float(p.std()), p_quantiles=[float(f"{q:.4e}") for q in np.quantile(p, [0.05, 0.5, 0.95])])  # fmt: skip
+    low, middle, high = np.quantile(p, [0.05, 0.5, 0.95])
+    setup = (
+        f"{count} queries; 4 training runs {full:.4g} s, compression {offline:.3g} s, {reduction.model.num_modes} "
+        f"modes, {len(reduction.model.points)} points; p at the critical point {p.mean():.4e} +- {p.std():.2e}, at "
+        f"5, 50, 95 % {low:.4e}, {middle:.4e}, {high:.4e}; {THREADS}"
+    )
+    yield "queries: time of each", took / count, "s", 0.1, None, setup
     worst = {"u": 0.0, "p": 0.0}
     for done, k in enumerate(rng.choice(count, checks, replace=False)):
         if time.perf_counter() - began + full / 3 > seconds:
@@ -165,16 +180,17 @@ def queries(quick: bool, seconds: float) -> None:
         other = Solver(replace(base, loads=[replace(base.loads[0], amplitude=pull(draws[k]))]))
         found = errors(other, reduction, parts[k // 50], k % 50, list(other.run(rom_plate.times(1))))
         worst = {name: max(worst[name], found[name]) for name in worst}
-    line("queries", checks=checks, error_u=worst["u"], error_p=worst["p"])
+    for name in worst:
+        yield f"queries: largest error of {name} in {checks} checks", worst[name], "1", 0.02, None, setup
 
 
-def temperature(quick: bool, seconds: float) -> None:
+def temperature(quick: bool) -> Iterator[Figure]:
     """Indicators and errors over new hot spots of the cube, for a model trained with one."""
     base = rom_cube.rom_cube()
     solver = Solver(base)
     reduction = compress(solver.local, Snapshots.collect(solver.local, solver.run(rom_cube.times())))
     rng = np.random.default_rng(3)
-    seen = []
+    seen, after = [], []
     for _ in range(4 if quick else 16):
         spot, peak = tuple(10.0 - 10.0 * rng.random() * rng.random(3)), float(rng.uniform(150, 250))
         problem = rom_cube.rom_cube(hot_spot=spot, peak=peak)
@@ -182,36 +198,69 @@ def temperature(quick: bool, seconds: float) -> None:
         full = Solver(problem)
         found = errors(full, reduction, answer, 0, list(full.run(rom_cube.times())))
         seen.append((float(answer.misfits["p"].max()), found["p"]))
-        after: dict[str, object] = {}
+        setup = f"spot {', '.join(f'{x:.2f}' for x in spot)}, peak {peak:.1f}, indicator {seen[-1][0]:.4g}"
+        yield f"temperature: error of p, spot {len(seen):02d}", found["p"], "1", None, None, setup
         if found["p"] > 0.1:
             mended = corrected(reduction, Solver(problem), rom_cube.times(), limit=2e-3, max_steps=3)
             again = Solver(problem)
             increments = list(again.run(rom_cube.times()))
-            after = {"full_steps": len(mended.full_steps),
-                     "error_p_after": errors(again, mended.reduction, mended.answer, 0, increments)["p"]}  # fmt: skip
-        line("temperature", spot=[round(x, 2) for x in spot], peak=peak, indicator=seen[-1][0], error_p=found["p"],
-             **after)  # fmt: skip
+            after.append(errors(again, mended.reduction, mended.answer, 0, increments)["p"])
+            setup += f"; {len(mended.full_steps)} full steps"
+            yield f"temperature: error of p after enrichment, spot {len(seen):02d}", after[-1], "1", 0.02, None, setup
     order = [np.argsort(np.argsort(column)) for column in np.array(seen).T]
-    line("temperature", rank_correlation=float(np.corrcoef(order[0], order[1])[0, 1]), spots=len(seen))
+    correlation = float(np.corrcoef(order[0], order[1])[0, 1])
+    setup = f"{len(seen)} spots"
+    yield "temperature: rank correlation of indicator and error", correlation, "fraction", 0.9, None, setup
+    if after:
+        share = float(np.mean(np.array(after) <= 0.02))
+        yield "temperature: mended to 2 % by three full steps", share, "fraction", 1.0, None, f"{len(after)} spots"
 
 
-def tsqr(quick: bool, seconds: float) -> None:
+def newton(quick: bool) -> Iterator[Figure]:
+    """Half a pull of the plate's counterpart by the embedded solver and by CalculiX, each on one core."""
+    problem = counterpart(rom_plate.rom_plate(counts=SMALL_PLATE if quick else (14, 30, 2), cycles=1))
+    times = rom_plate.times(1)[:6]
+    start = time.perf_counter()
+    solver = Solver(problem)
+    steps = [increment.iterations for increment in solver.run(times)]
+    ours = (time.perf_counter() - start) / sum(steps)
+    if shutil.which("ccx") is None:
+        yield "newton: CalculiX's iteration over ours", np.nan, "x", 1.0, None, "not run: apt-get install calculix-ccx"
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        theirs = CalculixSolver(problem, folder)
+        list(theirs.run(times))
+        rows = [line.split() for line in theirs.deck.with_suffix(".sta").read_text().splitlines()]
+        made = sum(int(row[3]) for row in rows if len(row) >= 7 and row[0].isdigit())
+    setup = (
+        f"{3 * problem.mesh.num_nodes} dofs, {len(steps)} increments, ours {sum(steps)} iterations, CalculiX {made} in "
+        f"{theirs.seconds:.4g} s with its start and output; {THREADS}"
+    )
+    yield "newton: an iteration of ours", ours, "s", None, None, setup
+    yield "newton: CalculiX's iteration over ours", theirs.seconds / made / ours, "x", 1.0, theirs.seconds / made, setup
+
+
+def tsqr(quick: bool) -> Iterator[Figure]:
     """POD of 50 columns of a million rows; pyMOR's on the same matrix where it is installed."""
     rows = 100_000 if quick else 1_000_000
     rng = np.random.default_rng(0)
     X = rng.standard_normal((rows, 50)) @ (rng.standard_normal((50, 50)) * 10.0 ** -np.linspace(0, 8, 50)[:, None])
+    ours = np.inf
     for method in ("tsqr", "gram"):
         start = time.perf_counter()
         basis = pod(X, PointProduct(np.ones(rows)), tolerance=1e-6, method=method)
         took = time.perf_counter() - start
         slip = float(np.abs(basis.modes.T @ basis.modes - np.eye(basis.modes.shape[1])).max())
-        line("tsqr", method=method, rows=rows, columns=50, seconds=took, modes=basis.modes.shape[1], orthogonality=slip)
+        setup = f"50 columns of {rows} rows, {basis.modes.shape[1]} modes, orthogonal to {slip:.1e}; {THREADS}"
+        yield f"tsqr: POD by {method}", took, "s", 10, None, setup
+        ours = min(ours, took)
     try:
         from pymor.algorithms.pod import pod as rival
         from pymor.vectorarrays.numpy import NumpyVectorSpace
     except ImportError:
-        line("tsqr", rival="pymor is not installed")
+        yield "tsqr: pyMOR's POD over ours", np.nan, "x", 1.0, None, "not run: pip install pymor"
         return
+    best = np.inf
     for method in ("method_of_snapshots", "qr_svd"):
         try:
             array = NumpyVectorSpace.from_numpy(X)
@@ -221,10 +270,13 @@ def tsqr(quick: bool, seconds: float) -> None:
             array = NumpyVectorSpace.from_numpy(np.ascontiguousarray(X.T))
         start = time.perf_counter()
         modes = rival(array, rtol=1e-6, method=method)[0]
-        line("tsqr", rival=f"pymor {method}", seconds=time.perf_counter() - start, modes=len(modes))
+        took = time.perf_counter() - start
+        yield f"tsqr: pyMOR's POD by {method}", took, "s", None, None, f"{len(modes)} modes; {THREADS}"
+        best = min(best, took)
+    yield "tsqr: pyMOR's POD over ours", best / ours, "x", 1.0, best, "the faster method of each"
 
 
-def ecm(quick: bool, seconds: float) -> None:
+def ecm(quick: bool) -> Iterator[Figure]:
     """Two-level cubature of 400 integrands at 200,000 points; smooth functions, so that they have about 300 ranks."""
     points, functions, rank = (20_000, 100, 60) if quick else (200_000, 400, 300)
     rng = np.random.default_rng(0)
@@ -238,11 +290,16 @@ def ecm(quick: bool, seconds: float) -> None:
     packed = time.perf_counter() - start
     rule = cubature(few, w, numbers, tolerance=1e-5, mode="two-level")
     miss = np.linalg.norm(rule.weights @ G[rule.points] - w @ G) / np.linalg.norm(w @ G)
-    line("ecm", points=points, functions=functions, compressed=few.shape[1], compress_s=packed,
-         seconds=time.perf_counter() - start, chosen=len(rule.points), error=float(miss))  # fmt: skip
+    took = time.perf_counter() - start
+    setup = (
+        f"{functions} functions at {points} points, compressed to {few.shape[1]} in {packed:.3g} s, {len(rule.points)} "
+        f"points chosen; {THREADS}"
+    )
+    yield "ecm: two-level cubature", took, "s", 60, None, setup
+    yield "ecm: error of the integrals", float(miss), "1", 1e-5, None, setup
 
 
-def traffic(quick: bool, seconds: float) -> None:
+def traffic(quick: bool) -> Iterator[Figure]:
     """Bytes that one rank hands over in POD and cubature, beside what docs/rom_scaling.md says."""
     rng = np.random.default_rng(0)
     X, G = rng.standard_normal((4000, 20)), rng.standard_normal((2000, 30)) + 1
@@ -258,24 +315,22 @@ def traffic(quick: bool, seconds: float) -> None:
 
     for size in (2, 4, 8):
         counted, n, chosen, _ = run_threads(size, work)[0]
-        line("traffic", ranks=size, pod_exchange=counted.bytes["exchange"],
-             formula=int(np.log2(size)) * 8 * (20**2 + n**2), two_level_gather=chosen.bytes["gather"],
-             candidates=chosen.bytes["gather"] / (8 * (30 + 1)))  # fmt: skip
+        sent, formula = counted.bytes["exchange"], int(np.log2(size)) * 8 * (20**2 + n**2)
+        yield f"traffic: bytes of the POD beyond the formula, {size} ranks", abs(sent - formula), "bytes", 0, formula, (
+            f"sent {sent}"
+        )  # fmt: skip
+        gathered = chosen.bytes["gather"]
+        yield f"traffic: bytes gathered by the cubature, {size} ranks", gathered, "bytes", None, None, (
+            f"{gathered / (8 * (30 + 1)):g} candidates of 30 functions, one number and one column each"
+        )  # fmt: skip
 
 
-PIECES = {f.__name__: f for f in (cube, plate, queries, temperature, tsqr, ecm, traffic)}
-
-
-def main() -> None:
-    """Run the pieces that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pieces", nargs="*", help=f"any of {', '.join(PIECES)}; default: all")
-    parser.add_argument("--quick", action="store_true", help="small sizes")
-    parser.add_argument("--seconds", type=float, default=1e9, help="time for each of the long pieces")
-    wish = parser.parse_args()
-    for name in wish.pieces or PIECES:
-        PIECES[name](wish.quick, wish.seconds)
+PARTS = {f.__name__: f for f in (cube, plate, queries, temperature, newton, tsqr, ecm, traffic)}
 
 
 if __name__ == "__main__":
-    main()
+    parser = flags(__doc__, PARTS)
+    parser.add_argument("--seconds", type=float, default=np.inf, help="time for each of plate and queries")
+    wish = parser.parse_args()
+    limited = {name: partial(PARTS[name], seconds=wish.seconds) for name in ("plate", "queries")}
+    run_parts("rom", {**PARTS, **limited}, wish)
