@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from headrace.online_training.conformance import Conformance, Finding
-from headrace.online_training.conformance_trial import Subject, probe_fields
+from headrace.online_training.conformance_probe import probe_fields
+from headrace.online_training.conformance_trial import Subject
 from headrace.online_training.layout import StreamLayout
 from headrace.solvers.streaming import StreamingProgram
 

@@ -22,6 +22,7 @@ _COMMENTS = re.compile(rb"/\*.*?\*/|//[^\n]*", re.S)
 _FORMAT = re.compile(rb"\bformat\s+(\w+)\s*;")
 _INTERNAL = re.compile(rb"\binternalField\s+(uniform|nonuniform)\s+")
 _LIST = re.compile(rb"List<(\w+)>\s*(\d+)\s*\(")
+_LABELS = re.compile(rb"\}\s*(\d+)\s*\(([\d\s]*)\)")
 _WIDTHS = {b"scalar": 1, b"vector": 3, b"symmTensor": 6, b"tensor": 9, b"sphericalTensor": 1}
 _MOST_BYTES = 2**33
 
@@ -37,7 +38,7 @@ def read_internal_field(path: Path, count: int | None = None) -> np.ndarray:
     """
     if not path.exists():
         raise ValueError(
-            f"{path} does not exist; is the field's name right, writeCompression off, and a parallel run reconstructed?"
+            f"{path} does not exist; is the field's name right and writeCompression off?"
         )
     if path.stat().st_size > _MOST_BYTES:
         raise ValueError(f"{path} has more than {_MOST_BYTES} bytes, which are not read at once.")
@@ -89,6 +90,10 @@ class OpenFOAMTimes:
         cells along each axis that the grid does not have); "grid" interpolates from the cells' centres onto the grid;
         "points" keeps the cells in their order. The last two need the centres that
         `postProcess -func writeCellCentres -time 0` writes to 0/C.
+
+    Of a parallel run the folders processor0, ... are read, cell by cell to where cellProcAddressing says; give
+    snapshot="processor0/{time}". No process begins the next directory before all have written the one before, as time
+    steps between the two have sums over all of them.
     """
 
     fields: Mapping[str, str]
@@ -108,18 +113,45 @@ class OpenFOAMTimes:
         ------
         ValueError : a field is missing, damaged, or of another mesh.
         """
-        place = folder / f"{step * case.duration / case.num_snapshots:g}"
+        time = f"{step * case.duration / case.num_snapshots:g}"
         centres = None if self.cells == "block" else read_internal_field(folder / "0" / "C")
         count = case.grid.num_points if centres is None else len(centres)
         values = []
         for name in case.fields:
             theirs = name_of(self.fields, name)
-            path = place / theirs.partition(".")[0]
-            found = component(read_internal_field(path, count), theirs)
-            if len(found) != count:
-                raise ValueError(f"{path} has {len(found)} cells; {count} are expected.")
-            values.append(found)
+            values.append(component(_cells(folder, Path(time, theirs.partition(".")[0]), count), theirs))
         if centres is not None:
             return self._placement[0](centres, np.stack(values), case)
         # OpenFOAM counts the cells of a block with x fastest; our axis 0 is x.
         return np.stack([one.reshape(case.grid.shape[::-1]).T for one in values])
+
+
+def _cells(folder: Path, path: Path, count: int) -> np.ndarray:
+    """Return a field of all cells, (cells, components), also where each processor has a part of them."""
+    parts = sorted(folder.glob("processor[0-9]*"))
+    whole: np.ndarray | None = None
+    for part in parts or [folder]:
+        cells = _labels(part / "constant" / "polyMesh" / "cellProcAddressing") if parts else np.arange(count)
+        values = read_internal_field(part / path, len(cells))
+        if len(values) != len(cells) or (len(cells) and not 0 <= cells.min() <= cells.max() < count):
+            raise ValueError(f"{part / path} has {len(values)} cells; {len(cells)} of {count} are expected.")
+        if whole is None:
+            whole = np.full((count, values.shape[1]), np.nan)
+        whole[cells] = values
+    missing = int(np.isnan(whole).any(axis=1).sum())
+    if missing:
+        raise ValueError(
+            f"{path} has no number in {missing} of {count} cells, in the folders of {len(parts)} processors."
+        )
+    return whole
+
+
+def _labels(path: Path) -> np.ndarray:
+    """Return a list of whole numbers in ASCII, as cellProcAddressing is one."""
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; decomposePar writes it.")
+    found = _LABELS.search(_COMMENTS.sub(b"", path.read_bytes()))
+    labels = np.array(found[2].split(), dtype=np.int64) if found else np.empty(0, np.int64)
+    if found is None or len(labels) != int(found[1]):
+        raise ValueError(f"{path} is no list of cells in ASCII; set writeFormat ascii before decomposePar.")
+    return labels

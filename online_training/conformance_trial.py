@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import secrets
-import tempfile
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,16 +16,13 @@ from .draws import batch_dtype
 from .fifo import FIFO
 from .intake import Intake
 from .intake_settings import IntakeSettings
-from .intake_socket import IntakeSocket
 from .launcher import Job
 from .layout import StreamLayout
 from .local_launcher import LocalLauncher, is_alive, processes_of
-from .peers import Hello, read_json
 from .simulation_run import Assignment
 from .slot_memory import SlotMemory
-from .supervisor import tail_of
 
-_STUDY = 0x6365727469667921
+STUDY = 0x6365727469667921
 _TICK = 0.02
 _MOST_FAILURES = 3
 
@@ -50,63 +45,27 @@ class Subject:
     times: Sequence[float] | None = None
 
 
-def probe_fields(command: Sequence[str], seconds: float = 60.0) -> dict[str, tuple[int, ...]]:
-    """Start a solver and return the fields that it declares.
-
-    Raises
-    ------
-    TrialEnded : it ended, or declared nothing in time, or values of another type than float32.
-    """
-    token = secrets.token_bytes(32)
-    with tempfile.TemporaryDirectory(prefix="headrace-certify-") as name:
-        folder = Path(name)
-        token_file = folder / "token"
-        token_file.touch(0o600)
-        token_file.write_text(token.hex())
-        socket, launcher = IntakeSocket("127.0.0.1", 0, study=_STUDY, token=token), LocalLauncher(grace=1.0)
-        environment = {
-            "HEADRACE_ADDRESS": socket.addresses[-1], "HEADRACE_TOKEN_FILE": str(token_file),
-            "HEADRACE_STUDY": f"{_STUDY:016x}", "HEADRACE_JOB": "probe",
-        }  # fmt: skip
-        log = folder / "job.log"
-        try:
-            job = Job(name="probe", command=command, ranks=1, environment=environment, log=log, own_mpirun=True)
-            launcher.start(job)
-            deadline, sessions = time.monotonic() + seconds, itertools.count(1)
-            while time.monotonic() < deadline:
-                ended = launcher.poll()
-                if ended:
-                    raise TrialEnded(f"{command[0]} ended with code {ended['probe']}. It said: {_said(log)}")
-                socket.wait(100)
-                while (frames := socket.receive()) is not None:
-                    identity, header, payload = socket.verify(frames)
-                    content = bytes(payload)
-                    if header.kind == Kind.HELLO:
-                        welcome = {"nonce": Hello.parse(content).nonce, "lease": seconds, "strict": False}
-                        socket.post(identity, Kind.WELCOME, welcome, session=next(sessions), sequence=1)
-                    elif header.kind == Kind.DECLARE:
-                        return _declared(content)
-            raise TrialEnded(f"{command[0]} declared no fields within {seconds:g} s. It said: {_said(log)}")
-        finally:
-            launcher.stop_all()
-            socket.close()
-
-
-def _declared(content: bytes) -> dict[str, tuple[int, ...]]:
-    fields = read_json(content)["fields"]
-    types = {one["dtype"] for one in fields}
-    if types != {"float32"}:
-        raise TrialEnded(f"The solver declares values of type {', '.join(sorted(types))}; a study takes float32.")
-    return {one["name"]: tuple(one["shape"]) for one in fields}
-
-
-def _said(log: Path) -> str:
-    """Return the last lines of a log, as one."""
-    return " | ".join(tail_of(log).splitlines()[-6:]) or "nothing"
-
-
 class TrialEnded(RuntimeError):
     """The solver did not get where it should; the text says what was seen."""
+
+
+_TELLING = re.compile(r"^(?!raise ).*(Error|Exception|refused|headrace:|Fault|fault)")
+_LOG_BYTES = 64 * 1024
+
+
+def last_words(log: Path) -> str:
+    """Return what a job said last, as one line: what looks like an error, or else its last lines; mpirun says more.
+
+    log : its stdout and stderr; there need not be one.
+    """
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - _LOG_BYTES))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    except FileNotFoundError:
+        lines = []
+    telling = list(dict.fromkeys(line for line in lines if _TELLING.search(line)))
+    return " | ".join(telling[-3:] or lines[-6:]) or "nothing"
 
 
 class Trial:
@@ -150,7 +109,7 @@ class Trial:
         self._memory = SlotMemory.create(f"certify-{self._token.hex()[:8]}", layout, self._slots * layout.step_bytes)
         self._intake = Intake(
             IntakeSettings(
-                layout=layout, buffer=FIFO(self._slots, 1), memory=self._memory, views=1.0, batch_size=1, study=_STUDY,
+                layout=layout, buffer=FIFO(self._slots, 1), memory=self._memory, views=1.0, batch_size=1, study=STUDY,
                 session=self._session, token=self._token, interface="127.0.0.1", port=port, run_dir=self._folder,
                 max_running=1, lease=self._lease,
             )
@@ -183,7 +142,7 @@ class Trial:
             return
         if self._trainer is None:
             hello = {"role": "trainer", "job": "trainer", "rank": 0, "ranks": 1, "generation": 0}
-            self._trainer = Link(self._intake.addresses, self._token, _STUDY, hello=hello, lease=600.0)
+            self._trainer = Link(self._intake.addresses, self._token, STUDY, hello=hello, lease=600.0)
             self._trainer.join()
             self._ask()
         names = self._subject.layout.parameters
@@ -218,7 +177,7 @@ class Trial:
         name = f"{self._session}-{self.jobs_started:04d}"
         environment = {
             "HEADRACE_ADDRESS": self._intake.addresses, "HEADRACE_TOKEN_FILE": str(self._token_file),
-            "HEADRACE_STUDY": f"{_STUDY:016x}", "HEADRACE_JOB": name, "HEADRACE_LEASE": f"{self._lease:g}",
+            "HEADRACE_STUDY": f"{STUDY:016x}", "HEADRACE_JOB": name, "HEADRACE_LEASE": f"{self._lease:g}",
         }  # fmt: skip
         job = Job(
             name=name, command=self._subject.command(self._ranks), ranks=self._ranks, environment=environment,
@@ -244,7 +203,7 @@ class Trial:
 
     def tail(self) -> str:
         """Return the last lines that the job wrote, as one."""
-        return _said(self._log)
+        return last_words(self._log)
 
     # -- what happens ------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """A program that knows nothing of headrace: reads run.cfg and writes one file for each snapshot, slowly and in halves.
 
-python foreign_writer.py vtu|cells|hdf5|foam: u = a (1 + x + 2 y + t), v = (u, -u) at random points of a square, at
-their triangles' centres, on a grid with x fastest, or in OpenFOAM's syntax (written here after its user guide).
+python foreign_writer.py vtu|cells|hdf5|foam|foam2: u = a (1 + x + 2 y + t), v = (u, -u) at random points of a square,
+at their triangles' centres, on a grid with x fastest, or in OpenFOAM's syntax (written here after its user guide), as
+one process or two would leave it.
 """
 
 import sys
@@ -33,6 +34,23 @@ def linear(x, y, t):
     return a * (1 + x + 2 * y + t)
 
 
+def write_fields(folder: Path, u: np.ndarray) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    head = "FoamFile {{ version 2.0; format ascii; class vol{0}Field; object {1}; }} // after the user guide\n"
+    scalars = "\n".join(f"{value:.12g}" for value in u)
+    write_in_halves(
+        folder / "T",
+        f"{head.format('Scalar', 'T')}/* internalField uniform 0; */\ninternalField nonuniform List<scalar>\n"
+        f"{u.size}\n(\n{scalars}\n)\n;\nboundaryField {{ w {{ type zeroGradient; }} }}\n".encode(),
+    )
+    vectors = " ".join(f"({value:.12g} {-value:.12g} 0)" for value in u)
+    write_in_halves(
+        folder / "U",
+        f"{head.format('Vector', 'U')}internalField nonuniform List<vector> {u.size}({vectors});\n".encode(),
+    )
+
+
+odd = np.arange(1, 24, 2)[::-1]
 for step in range(steps + 1):
     t = step * interval
     if kind in ("vtu", "cells"):
@@ -50,22 +68,17 @@ for step in range(steps + 1):
             file["state/T"] = linear(x, y, t)
         write_in_halves(Path(f"out_{step:04d}.h5"), Path("whole.h5").read_bytes())
     else:
-        folder = Path(f"{t:g}")
-        folder.mkdir(exist_ok=True)
         y, x = np.meshgrid((np.arange(4) + 0.5) / 4, (np.arange(6) + 0.5) / 6, indexing="ij")
         u = linear(x, y, t).ravel()
-        head = "FoamFile {{ version 2.0; format ascii; class vol{0}Field; object {1}; }} // after the user guide\n"
-        scalars = "\n".join(f"{value:.12g}" for value in u)
-        write_in_halves(
-            folder / "T",
-            f"{head.format('Scalar', 'T')}/* internalField uniform 0; */\ninternalField nonuniform List<scalar>\n"
-            f"{u.size}\n(\n{scalars}\n)\n;\nboundaryField {{ w {{ type zeroGradient; }} }}\n".encode(),
-        )
-        vectors = " ".join(f"({value:.12g} {-value:.12g} 0)" for value in u)
-        write_in_halves(
-            folder / "U",
-            f"{head.format('Vector', 'U')}internalField nonuniform List<vector> {u.size}({vectors});\n".encode(),
-        )
+        shares = {"": np.arange(24)} if kind == "foam" else {"processor0": np.arange(0, 24, 2), "processor1": odd}
+        for processor, cells in shares.items():
+            write_fields(Path(processor, f"{t:g}"), u[cells])
+            if processor and step == 0:
+                listing = Path(processor, "constant", "polyMesh", "cellProcAddressing")
+                listing.parent.mkdir(parents=True)
+                numbers = "\n".join(map(str, cells))
+                listing.write_text(f"FoamFile {{ class labelList; }}\n{len(cells)}\n(\n{numbers}\n)\n")
         if step == 0:
             centres = " ".join(f"({i:.12g} {j:.12g} 0.05)" for i, j in zip(x.ravel(), y.ravel(), strict=True))
-            (folder / "C").write_text(f"internalField nonuniform List<vector> {u.size}({centres});\n")
+            Path("0").mkdir(exist_ok=True)
+            Path("0", "C").write_text(f"internalField nonuniform List<vector> {u.size}({centres});\n")

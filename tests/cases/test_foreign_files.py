@@ -77,8 +77,10 @@ def test_a_dataset_of_hdf5_is_turned_so_that_axis_0_is_x() -> None:
         solved(case, a=1.0)
 
 
-@pytest.mark.parametrize("cells", ["block", "grid", "points"])
-def test_time_directories_of_openfoam(cells: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "cells"), [("foam", "block"), ("foam", "grid"), ("foam", "points"), ("foam2", "block"), ("foam2", "grid")]
+)
+def test_time_directories_of_openfoam(kind: str, cells: str) -> None:
     read = OpenFOAMTimes(fields={"u": "T", "v": "U.y"}, cells=cells)
     # Inside of the outermost cells' centres interpolation is exact for a linear field.
     grids = {
@@ -87,7 +89,8 @@ def test_time_directories_of_openfoam(cells: str) -> None:
         "points": Grid(shape=(24,), extent=(24.0,)),
     }
     grid = grids[cells]
-    case = case_of(grid, read, command=("{python}", WRITER, "foam"), snapshot="{time}")
+    snapshot = "{time}" if kind == "foam" else "processor0/{time}"
+    case = case_of(grid, read, command=("{python}", WRITER, kind), snapshot=snapshot)
     if cells == "points":
         y, x = (m.ravel() for m in np.meshgrid((np.arange(4) + 0.5) / 4, (np.arange(6) + 0.5) / 6, indexing="ij"))
     else:
@@ -177,6 +180,9 @@ snGradSchemes { default corrected; }
     "system/fvSolution": """FoamFile { version 2.0; format ascii; class dictionary; object fvSolution; }
 solvers { T { solver PCG; preconditioner DIC; tolerance 1e-12; relTol 0; } } SIMPLE { nNonOrthogonalCorrectors 0; }
 """,
+    "system/decomposeParDict": """FoamFile { version 2.0; format ascii; class dictionary; object decomposeParDict; }
+numberOfSubdomains 2; method simple; simpleCoeffs { n (1 2 1); delta 0.001; }
+""",
     "constant/transportProperties": """FoamFile { version 2.0; format ascii; class dictionary; object p; }
 DT DT [0 2 -1 0 0 0 0] @{kappa};
 """,
@@ -194,13 +200,18 @@ boundaryField {
 @pytest.mark.skipif(
     shutil.which("laplacianFoam") is None, reason="needs apt-get install -y --no-install-recommends openfoam"
 )
-@pytest.mark.parametrize("cells", ["block", "grid"])
-def test_openfoam_itself_solves_a_case(cells: str) -> None:
+@pytest.mark.parametrize(("cells", "ranks"), [("block", 1), ("grid", 1), ("block", 2)])
+def test_openfoam_itself_solves_a_case(cells: str, ranks: int) -> None:
     """Heat in a bar whose left end is suddenly hot, against the Fourier series."""
     os.environ.setdefault("WM_PROJECT_DIR", "/usr/share/openfoam")
+    run = "laplacianFoam"
+    if ranks > 1:
+        mpi = "mpirun.openmpi --allow-run-as-root --oversubscribe"
+        run = f"decomposePar && {mpi} -n {ranks} laplacianFoam -parallel"
     solver = ExternalProgram(
-        equation="∂T/∂t = κ ∇²T.", files=FOAM, snapshot="{time}", read=OpenFOAMTimes(fields={"T": "T"}, cells=cells),
-        command=("sh", "-c", "blockMesh && postProcess -func writeCellCentres -time 0 && laplacianFoam"), timeout=120,
+        equation="∂T/∂t = κ ∇²T.", files=FOAM, snapshot="processor0/{time}" if ranks > 1 else "{time}", timeout=120,
+        read=OpenFOAMTimes(fields={"T": "T"}, cells=cells),
+        command=("sh", "-c", f"blockMesh && postProcess -func writeCellCentres -time 0 && {run}"),
     )  # fmt: skip
     shape = (40, 4) if cells == "block" else (20, 6)
     case = Case(

@@ -7,7 +7,8 @@ import pytest
 
 from headrace.online_training import conformance
 from headrace.online_training.conformance import Conformance, Finding
-from headrace.online_training.conformance_trial import Subject, TrialEnded, probe_fields
+from headrace.online_training.conformance_probe import probe_fields
+from headrace.online_training.conformance_trial import Subject, TrialEnded
 from headrace.online_training.layout import StreamLayout
 from tests.mpi_run import mpirun, open_mpi_flags
 
