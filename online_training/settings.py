@@ -53,8 +53,8 @@ class StudySettings(BaseModel):
     most_workers: int = Field(
         0,
         ge=0,
-        description="More than workers: as many as Ray has room for, from workers to this number, following the room. "
-        "In Python: workers=(1, 4).",
+        description="More than workers: as many as Ray's cluster has GPUs or CPUs for, from workers to this number, "
+        "also when that changes. In Python: workers=(1, 4).",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where to train: auto takes one GPU for each worker where there are as many."

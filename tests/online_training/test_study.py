@@ -104,12 +104,12 @@ def batches_of(run_dir: Path) -> int:
     return record["batch"] if record else 0
 
 
-def require_clean(run_dir: Path) -> dict[str, int]:
+def require_clean(run_dir: Path, simulations: int = 33) -> dict[str, int]:
     report = audit(run_dir)
     assert report.ok, report.lines
     counts = report.counts
     accounted = counts["steps accepted"] + counts["steps of simulations in quarantine"]
-    assert counts["steps planned"] == accounted == 33 * 21
+    assert counts["steps planned"] == accounted == simulations * 21
     assert counts["double"] == 0
     return counts
 
@@ -193,12 +193,12 @@ def test_a_killed_driver_and_ctrl_c_are_resumed(tmp_path):
 
 def test_a_killed_intake_is_replaced_and_what_was_acknowledged_is_kept(tmp_path):
     run_dir = tmp_path / "run"
-    driver = Driver(run_dir, "mlp", "new", durability="node", held_out=2, simulations=31)
+    driver = Driver(run_dir, "mlp", "new", durability="node", held_out=1, simulations=14)
     driver.wait_until(lambda: steps_of(run_dir) > 60 and batches_of(run_dir) > 5)
     driver.kill("IntakeActor")
     text = driver.finish()
     assert driver.process.returncode == 0 and "status finished" in text, text
-    counts = require_clean(run_dir)
+    counts = require_clean(run_dir, simulations=15)
     assert counts["steps kept for a later session"] > 0 and counts["steps lost before use and run again"] == 0
     assert not list(Path("/dev/shm").glob(f"headrace-kept-{RunDirectory(run_dir).read().study:016x}"))
     require_no_process(run_dir)
