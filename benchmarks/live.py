@@ -252,7 +252,7 @@ def trainer_settings(settings: LiveSettings) -> TrainerSettings:
         run_dir=str(settings.folder), address="", token_file="", study=1, session=1, batch_size=settings.batch_size,
         learning_rate=settings.learning_rate, total_windows=settings.total_windows, checkpoint_every=1e9,
         seed=settings.seed, threads=settings.threads, schedule=settings.schedule, device=settings.device,
-        report_losses=settings.sampler == ADAPTIVE,
+        report_losses=settings.sampler == ADAPTIVE, record_steps=settings.device == "cuda",
     )  # fmt: skip
 
 

@@ -110,7 +110,7 @@ def _run_session(record: StudyRecord, case: Case, directory: RunDirectory, progr
         batch_size=settings.batch_size, learning_rate=settings.learning_rate,
         total_windows=max(1, round(len(data) * settings.views)), checkpoint_every=settings.checkpoint_every,
         seed=settings.seed, device=_device(settings.device), schedule=settings.schedule, warm_up=settings.warm_up,
-        halve_every=settings.halve_every, callbacks=settings.callbacks,
+        halve_every=settings.halve_every, callbacks=settings.callbacks, record_steps=settings.record_steps,
     )  # fmt: skip
     with RecordWriter(directory.ledger / f"study-{number}.log") as log, ValidatorProcess(directory.path):
         log.append({"e": "session", "n": number})

@@ -166,7 +166,7 @@ class Session:
                     learning_rate=settings.learning_rate, total_windows=self._record.total_uses(self._num_steps),
                     checkpoint_every=settings.checkpoint_every, seed=settings.seed, device=self._place.device,
                     report_losses=self._plan is not None, schedule=settings.schedule, warm_up=settings.warm_up,
-                    halve_every=settings.halve_every, callbacks=settings.callbacks,
+                    halve_every=settings.halve_every, callbacks=settings.callbacks, record_steps=settings.record_steps,
                 ),
                 settings.workers if settings.most_workers == 0 else (settings.workers, settings.max_workers),
                 # What a dead trainer had drawn cannot be given back in a fixed order: the whole session starts again.

@@ -59,6 +59,10 @@ class StudySettings(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where to train: auto takes one GPU for each worker where there are as many."
     )
+    record_steps: bool = Field(
+        False,
+        description="Replay the training step as a CUDA graph: for one worker on a GPU and small models.",
+    )
     buffer: str = Field("256MB", description="Size of the reservoir in shared memory.")
     buffer_kind: Literal["reservoir", "fifo", "firo"] = Field(
         "reservoir",

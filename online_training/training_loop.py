@@ -64,6 +64,7 @@ class TrainerSettings:
     seed : of whatever a loss draws at random.
     report_losses : whether each worker leaves its simulations' losses in losses/, for a sampler that follows them.
     callbacks : names of functions in the case's file, separated by commas.
+    record_steps : whether a GPU replays the step as a CUDA graph, where the surrogate's loss allows it.
     """
 
     run_dir: str
@@ -86,6 +87,7 @@ class TrainerSettings:
     warm_up: float = WARM_UP
     halve_every: int = 0
     callbacks: str = ""
+    record_steps: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < self.num_ranks:
@@ -207,10 +209,9 @@ class _Training:
         self._surrogate = self._surrogate.to(self._device).train()
         parameters = list(self._surrogate.parameters())
         fused = self._device.type in ("cpu", "cuda") and all(p.is_floating_point() for p in parameters)
+        record = settings.record_steps and self._surrogate.recordable and self._device.type == "cuda"
         # Capturable: its count of steps lies on the GPU, where a recorded step can go on with it.
-        self._optimizer = torch.optim.Adam(
-            parameters, lr=settings.learning_rate, fused=fused, capturable=self._device.type == "cuda"
-        )
+        self._optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=fused, capturable=record)
         self._batch = self._windows = 0
         self._saved_batch = 0
         self._loss, self._learning_rate = math.nan, settings.learning_rate
@@ -223,7 +224,7 @@ class _Training:
         self._restore()
         self._step = TrainingStep(
             self._data_parallel(WindowLoss(self._surrogate)), self._optimizer, self._device,
-            num_ranks=settings.num_ranks, record=self._surrogate.recordable,
+            num_ranks=settings.num_ranks, record=record,
         )  # fmt: skip
         # Since the last report: per batch its number, simulations and losses (batch,), still on the device.
         self._history: list[tuple[int, np.ndarray, torch.Tensor]] = []

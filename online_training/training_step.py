@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +27,9 @@ class TrainingStep:
     loss_of : (states, times, parameters) -> the loss of each window, (batch,).
     record : whether the loss does the same work for every batch of one shape, so that it may be recorded. Only a
         worker on its own records, and only on a GPU; a batch of another shape, as the last one, is computed eagerly.
+
+    On a GPU all of it runs on one stream of its own: gradients remember the stream of their first step, and a recording
+    on another one would have to wait for it, which none may. Whoever looks at results on the usual stream waits for it.
     """
 
     def __init__(
@@ -34,6 +39,7 @@ class TrainingStep:
         self._loss_of, self._optimizer, self._device, self._num_ranks = loss_of, optimizer, device, num_ranks
         on_gpu = device.type == "cuda"
         self._copies = torch.cuda.Stream(device) if on_gpu else None
+        self._computing = torch.cuda.Stream(device) if on_gpu else None
         self._record = record and on_gpu and num_ranks == 1
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[torch.Tensor] = []
@@ -48,6 +54,10 @@ class TrainingStep:
 
     def losses(self, draw: Draw, rate: float) -> torch.Tensor:
         """Return the loss of each window of a draw, (batch,); rate is what a recorded step updates with."""
+        with self._own_stream():
+            return self._losses(draw, rate)
+
+    def _losses(self, draw: Draw, rate: float) -> torch.Tensor:
         tensors = self._on_device(draw)
         if self._record and self._graph is None and self._eager >= _EAGER_FIRST:
             self._capture(tensors)
@@ -64,10 +74,22 @@ class TrainingStep:
         """Step along the gradient of the mean loss over the windows of the whole batch."""
         if self._done:
             return
-        self._set_rate(rate)
-        self._optimizer.zero_grad()
-        self._descend(losses, windows)
+        with self._own_stream():
+            self._set_rate(rate)
+            self._optimizer.zero_grad()
+            self._descend(losses, windows)
         self._eager += 1
+
+    @contextmanager
+    def _own_stream(self) -> Iterator[None]:
+        if self._computing is None:
+            yield
+            return
+        usual = torch.cuda.current_stream(self._device)
+        self._computing.wait_stream(usual)
+        with torch.cuda.stream(self._computing):
+            yield
+        usual.wait_stream(self._computing)
 
     def _descend(self, losses: torch.Tensor, windows: int) -> None:
         # Gradients are averaged over the workers, whose slices may differ in size at the end of a stream.
@@ -103,7 +125,7 @@ class TrainingStep:
         self._optimizer.zero_grad()
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=self._computing):
                 losses = self._loss_of(*self._inputs)
                 self._descend(losses, len(losses))
                 self._outputs = losses.detach()
