@@ -298,9 +298,9 @@ class SimulationTable(BlockIntake):
             run.status = SPOOLED
 
     def replay(self) -> None:
-        """Move steps from the spool into the reservoir as far as there is room."""
+        """Move steps from the spool into the reservoir as far as there is room; after a stop they wait for a resume."""
         spool = self._limits.spool
-        while spool is not None and (entry := spool.first()) is not None and not self.throttled:
+        while spool is not None and not self.stopping and (entry := spool.first()) is not None and not self.throttled:
             run = self.runs[entry.simulation]
             slot = self._buffer.reserve(run.number)
             if slot is None:

@@ -167,6 +167,29 @@ def test_the_spool_survives_its_intake(tmp_path: Path, monkeypatch) -> None:
     assert unreplayed(tmp_path / "ledger", tmp_path / "spool" / "s", LAYOUT) == []
 
 
+def test_a_stop_leaves_the_spool_for_a_resume(tmp_path: Path, monkeypatch) -> None:
+    context, _ = spooling(tmp_path)
+    with context as intake:
+        plan(intake, 2)
+        for name, value in intake.environment.items():
+            monkeypatch.setenv(name, value)
+        with connect({"u": LAYOUT.shape}) as stream:
+            for step in range(5):
+                stream.send(step=step, time=0.5 * step, values=field_of(0, step, LAYOUT.shape)[None])
+            wait_until(lambda: intake.status()["steps_spooled"] == 1)
+            trainer = TrainerDouble(intake)
+            records = trainer.draw(0, 2)
+            intake.request_stop()
+            trainer.release(records)  # now there would be room
+            wait_until(lambda: intake.status()["unreleased"] == 0)
+            trainer.close()
+            stream.send(step=5, time=2.5, values=field_of(0, 5, LAYOUT.shape)[None])
+        status = wait_until(lambda: (s := intake.status())["stopped"] == 1 and s)
+        assert status["error"] is None and status["waiting_in_spool"] == 1
+    _, left = spooling(tmp_path, session=2)
+    assert [(one.simulation, one.step) for one in left] == [(0, 4)]
+
+
 def test_what_lies_in_the_spool_is_read_from_the_ledger(tmp_path: Path) -> None:
     """A place that was used again belongs to its last step; what was replayed or put into quarantine is gone."""
     (tmp_path / "s").write_bytes(bytes(4 * LAYOUT.step_bytes))
