@@ -147,6 +147,19 @@ def _sides(
     return pairs[rows] if rows else np.zeros((0, 2), dtype=int)
 
 
+def read_point_data(path: str | Path, name: str) -> np.ndarray:
+    """Return a point data of a file, (points, ...).
+
+    Raises
+    ------
+    FormatError : an unreadable file, or one without it.
+    """
+    data = _read(Path(path)).point_data
+    if name not in data:
+        raise FormatError(f"{path} has no point data {name!r}; it has {', '.join(data) or 'none'}.")
+    return np.asarray(data[name], dtype=float)
+
+
 def _read(path: Path) -> meshio.Mesh:
     if not path.exists():
         raise FormatError(f"There is no file {path}.")
@@ -191,7 +204,7 @@ class MeshioReader(Reader):
             self._files: list[Path] = []
             found, first = self._xdmf_steps()
         else:
-            self._files, found = _series(source)
+            self._files, found = series_files(source)
             first = _read(self._files[0])
         given = np.asarray(found if times is None else times, dtype=float)
         steps = len(found)
@@ -267,8 +280,13 @@ class MeshioReader(Reader):
         return times, meshio.Mesh(points, cells)
 
 
-def _series(source: str | Path | Sequence[str | Path]) -> tuple[list[Path], list[float]]:
-    """Return the files of a series and their times."""
+def series_files(source: str | Path | Sequence[str | Path]) -> tuple[list[Path], list[float]]:
+    """Return the files of a series and their times: of a list, of a .pvd, or of a pattern without gaps.
+
+    Raises
+    ------
+    FormatError : no files, or gaps in their numbers.
+    """
     if not isinstance(source, str | Path):
         files = [Path(path) for path in source]
         if not files:

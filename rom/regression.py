@@ -105,9 +105,17 @@ class _Regression:
         basis = pod((Y - self.mean).T, product, tolerance=tolerance)
         self.modes = basis.modes
         coefficients = self._coefficients(Y)
-        self.low, self.width = X.min(axis=0), np.where(np.ptp(X, axis=0) > 0, np.ptp(X, axis=0), 1.0)
+        self.low, width = X.min(axis=0), np.ptp(X, axis=0)
+        # What does not vary teaches nothing, and would make the regression singular.
+        self.varied = width > 1e-12 * np.abs(X).max(axis=0)
+        if not self.varied.any() and self.modes.shape[1]:
+            raise ValueError("All samples have the same parameters, but their fields differ.")
+        self.width = width[self.varied]
         self.size = np.maximum(coefficients.std(axis=0), 1e-300)
-        self._predict = _regressor(regressor, (X - self.low) / self.width, coefficients / self.size)
+        self._predict = _regressor(regressor, self._scaled(X), coefficients / self.size)
+
+    def _scaled(self, X: np.ndarray) -> np.ndarray:
+        return (X - self.low)[:, self.varied] / self.width
 
     def _coefficients(self, Y: np.ndarray) -> np.ndarray:
         return self.product.gram((Y - self.mean).T, self.modes)
@@ -115,7 +123,7 @@ class _Regression:
     def predict(self, X: np.ndarray) -> np.ndarray:
         if not self.modes.shape[1]:
             return np.tile(self.mean, (len(X), 1))
-        return self.mean + (self._predict((X - self.low) / self.width) * self.size) @ self.modes.T
+        return self.mean + (self._predict(self._scaled(X)) * self.size) @ self.modes.T
 
     def project(self, Y: np.ndarray) -> np.ndarray:
         return self.mean + self._coefficients(Y) @ self.modes.T
@@ -126,8 +134,9 @@ def _regressor(kind: Any, X: np.ndarray, C: np.ndarray) -> Any:
     if not C.shape[1]:
         return lambda x: np.zeros((len(x), 0))
     if isinstance(kind, str) and kind == "rbf":
-        # A cubic kernel needs a linear tail, which as many samples as unknowns determine.
-        degree = 1 if len(X) > X.shape[1] + 1 else 0
+        # A cubic kernel needs a linear tail, which enough samples in general position determine.
+        spanned = np.linalg.matrix_rank(np.column_stack([np.ones(len(X)), X])) == X.shape[1] + 1
+        degree = 1 if spanned and len(X) > X.shape[1] + 1 else 0
         return RBFInterpolator(X, C, kernel="cubic" if degree else "linear", degree=degree)
     if isinstance(kind, str):
         try:

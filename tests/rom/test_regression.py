@@ -109,6 +109,18 @@ def test_inputs_drive_the_model():
     assert model.held_out_error < 0.01
 
 
+def test_parameters_that_do_not_vary_or_depend_on_each_other_do_no_harm():
+    x = np.linspace(0, 1, 12)
+    fields = np.sin(np.outer(1 + x, np.arange(1.0, 8.0)))
+    for columns in ([x, 0 * x + 3.0], [x, 2 * x + 1]):
+        parameters = np.stack(columns, axis=1)
+        model = PodRegression(tolerance=1e-8).fit(parameters, fields)
+        assert np.abs(model.predict(parameters) - fields).max() < 1e-6
+        assert model.held_out_error < 0.2
+    with pytest.raises(ValueError, match="same parameters"):
+        PodRegression().fit(np.ones((12, 2)), fields)
+
+
 def test_bad_samples_are_refused():
     good = np.random.default_rng(0).random((10, 2))
     holed = bumps(good)
