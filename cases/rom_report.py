@@ -159,41 +159,41 @@ def _section(run: _Run, mesh: Mesh, folder: Path) -> dict[str, Any]:
     """Return the section of an evaluated run: p of both and their difference, errors, and p at one point over time."""
     found, asked = run.found, run.asked
     times, at_point, point = found["times"], found["p_at_point"], asked["largest_p"]["point"]
-    curves = {
-        "errors": (
-            pictures.curves(
-                {"u": (times, _visible(found["error_u"])), "p": (times, _visible(found["error_p"])),
-                 "indicator": (asked["times"], _visible(asked["indicator"]))},
-                x="time", y="Relative error", logarithmic=True,
-            ),
+    seen = {"u": (times, found["error_u"]), "p": (times, found["error_p"]),
+            "indicator": (asked["times"], asked["indicator"])}  # fmt: skip
+    visible = {name: line for name, (x, y) in seen.items() if (line := _visible(x, y))[0]}
+    curves = {}
+    if visible:
+        curves["errors"] = (
+            pictures.curves(visible, x="time", y="Relative error", logarithmic=True),
             "Errors of displacement and p in L2, over the largest norm of the run; the indicator needs no full model.",
-        ),
-        "p-at-point": (
-            pictures.curves(
-                {"full model": (times, at_point["full"]), "reduced": (times, at_point["reduced"])},
-                x="time", y="p where it is largest",
-            ),
+        )
+    if any(at_point["full"]):
+        history = {"full model": (times, at_point["full"]), "reduced": (times, at_point["reduced"])}
+        curves["p-at-point"] = (
+            pictures.curves(history, x="time", y="p where it is largest"),
             f"Accumulated viscoplastic strain at quadrature point {point}, where the reduced model has its largest.",
-        ),
-    }  # fmt: skip
+        )
     with Store(run.place / "truth") as truth, Store(run.place / "fields") as fields:
         full = truth.point_field("p", len(truth.times) - 1)
         at = int(np.argmin(np.abs(fields.times - truth.times[-1])))
         reduced = fields.point_field("p", at)
-    image = rom_pictures.fields_on_mesh(
-        mesh, {"p, full model": full, "p, reduced model": reduced, "reduced minus full": reduced - full},
-        errors=("reduced minus full",),
-    )  # fmt: skip
-    for name, (drawn, _) in {**curves, "p": (image, "")}.items():
+    fields = None
+    if np.any(full):
+        both = {"p, full model": full, "p, reduced model": reduced, "reduced minus full": reduced - full}
+        image = rom_pictures.fields_on_mesh(mesh, both, errors=("reduced minus full",))
+        (folder / f"{run.name}-p.png").write_bytes(image)
+        caption = f"p at t = {times[-1]:.4g}, means of the elements. Both models share one colour scale."
+        fields = Picture.of(image, caption)
+    for name, (drawn, _) in curves.items():
         (folder / f"{run.name}-{name}.png").write_bytes(drawn)
     summary = f"{run.settings}. Largest error of u {max(found['error_u']):.2e}, of p {max(found['error_p']):.2e}."
     checks = ", ".join(f"{name} {value:.1e}" for name, value in found["checks"].items())
     if checks:
         summary += f" The full model's results were replayed from {found['source']}; worst checks: {checks}."
-    caption = f"p at t = {times[-1]:.4g}, means of the elements. Both models share one colour scale."
     return {
         "heading": f"Compared with the full model: {run.name}",
-        "summary": summary, "fields": Picture.of(image, caption),
+        "summary": summary, "fields": fields,
         "figures": [Picture.of(drawn, text) for drawn, text in curves.values()],
     }  # fmt: skip
 
@@ -249,9 +249,10 @@ def _tables(described: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _visible(values: list[float]) -> list[float]:
-    """Return values for a logarithmic axis: what is zero but for rounding is not drawn."""
-    return [value if value > 1e-10 else float("nan") for value in values]
+def _visible(x: list[float], y: list[float]) -> tuple[list[float], list[float]]:
+    """Return the part of a curve that a logarithmic axis shows: what is zero but for rounding is left out."""
+    kept = [(a, b) for a, b in zip(x, y, strict=True) if b > 1e-10]
+    return [a for a, _ in kept], [b for _, b in kept]
 
 
 def _seconds(value: float | None) -> str:

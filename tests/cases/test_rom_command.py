@@ -119,8 +119,24 @@ def test_two_ranks_make_the_same_model_and_answers(model, tmp_path):
     with Store(model / "runs/run-001/fields") as one, Store(out / "runs/run-001/fields") as two:
         size = np.abs(one.displacement(4)).max()
         np.testing.assert_allclose(one.displacement(4), two.displacement(4), atol=1e-4 * size)
+    # What two ranks wrote, one reads.
+    for stage in (["run", out, "--set", "pull=200", "--name", "alone"], ["evaluate", out, "--run", "alone"]):
+        code, text = rom(*stage)
+        assert code == 0, text
+    assert evaluation(out, "alone")["cores"] == 1 and max(evaluation(out, "alone")["error_p"]) < 0.02
     done = run_mpi(2, [*program, "run", str(out), "--set", "pul=1"])
     assert done.returncode == 2 and done.stderr.count("has no setting") == 1
+
+
+def test_a_body_that_stays_elastic_has_a_model_and_a_report(tmp_path, monkeypatch):
+    monkeypatch.setattr(rom_pictures, "can_draw_off_screen", lambda: False)
+    case, out = tmp_path / "elastic.py", tmp_path / "model"
+    case.write_text(CASE.replace('{"all": LAW}', '{"all": LAW.elasticity}'))
+    both = ["--train", "pull=100", "--train", "shear=40"]
+    for stage in (["compress", case, *both, "--out"], ["run", "--set", "pull=50"], ["evaluate"], ["report"]):
+        code, text = rom(*stage, out)
+        assert code == 0, text
+    assert max(evaluation(out, "run-001")["error_u"]) < 1e-6 and max(evaluation(out, "run-001")["error_p"]) == 0.0
 
 
 def test_neither_torch_nor_ray_is_loaded(model):

@@ -10,6 +10,7 @@ from headrace.rom.loads import Amplitude, BodyForce, Centrifugal, NodalForce, No
 from headrace.rom.mesh import Mesh
 from headrace.rom.offline import Snapshots, Tolerances, compress
 from headrace.rom.online import Query, ReducedSolver
+from headrace.rom.partition import partition
 from headrace.rom.problem import LocalProblem, Problem
 from headrace.rom.solver import NewtonSettings, Solver, solve
 from headrace.rom.subdomain import distribute
@@ -150,9 +151,9 @@ def cyclic_problem(kind="hex20r", counts=(3, 3, 3)):
     )
 
 
-def outcome(problem, comm=None):
+def outcome(problem, comm=None, parts=None):
     """Displacement, p and iterations of the run, gathered."""
-    solver = Solver(problem, comm, settings=TIGHT)
+    solver = Solver(problem, comm, settings=TIGHT, parts=parts)
     increments = list(solver.run(np.linspace(0, 3, 4)))
     gather = solver.subdomain.gather
     p = solver.local.material.field("p", increments[-1].state)
@@ -173,6 +174,17 @@ def test_newton_converges_fast_and_subdomains_do_not_change_the_answer(kind):
         for v, q, _ in run_threads(size, lambda comm: outcome(problem, comm)):
             assert np.abs(v - u).max() <= 1e-8 * np.abs(u).max()
             assert np.abs(q - p).max() <= 1e-8 * p.max()
+
+
+def test_parts_of_metis_do_not_change_the_answer():
+    pytest.importorskip("pymetis")
+    problem = cyclic_problem("tet10")
+    u, p, iterations = outcome(problem)
+    parts = partition(problem.mesh, 3, method="metis")
+    other_u, other_p, other = run_threads(3, lambda comm: outcome(problem, comm, parts))[0]
+    np.testing.assert_allclose(other_u, u, atol=1e-8 * np.abs(u).max())
+    np.testing.assert_allclose(other_p, p, atol=1e-8 * p.max())
+    assert np.abs(np.subtract(iterations, other)).max() <= 1
 
 
 def test_a_run_can_go_on_from_its_middle():
