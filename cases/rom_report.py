@@ -138,6 +138,7 @@ def _model_figures(where: ModelFolder, folder: Path) -> tuple[Mesh, list[Picture
         decay = decay[decay > 1e-16]
         label = {"displacement": "u", "state": "all internal variables"}.get(name, name.replace("stress_", "stress "))
         lines[label] = (list(range(1, len(decay) + 1)), decay.tolist())
+    unweighted = int(np.sum(weights == 0))
     few = dict(list(lines.items())[: len(pictures.COLOURS)])
     drawn = {
         "singular-values": (
@@ -146,8 +147,8 @@ def _model_figures(where: ModelFolder, folder: Path) -> tuple[Mesh, list[Picture
         ),
         "points": (
             rom_pictures.points_on_mesh(mesh, points, weights),
-            f"The {np.count_nonzero(weights)} cubature points at which the law is evaluated online, and "
-            f"{np.sum(weights == 0)} more that serve the reconstruction of p.",
+            f"The {np.count_nonzero(weights)} cubature points at which the law is evaluated online"
+            + (f", and {unweighted} more that serve the reconstruction of p." if unweighted else "."),
         ),
     }
     for name, (image, _) in drawn.items():

@@ -82,6 +82,8 @@ def _table(path: Path) -> tuple[list[str], np.ndarray]:
     numbers = np.empty((len(rows) - 1, len(rows[0])))
     for k, row in enumerate(rows[1:]):
         try:
+            if len(row) != len(rows[0]):
+                raise ValueError(f"{len(row)} cells")
             numbers[k] = [float(cell) for cell in row]
         except ValueError as error:
             raise LoadingError(f"{path}, row {k + 2}: {len(rows[0])} numbers are needed; it is {row}.") from error

@@ -1,17 +1,21 @@
 """`headrace rom`: a user's own case from full runs and from result files to a report, serial and on two ranks."""
 
+import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 
 import meshio
 import numpy as np
 import pytest
+from matplotlib import image
 from typer.testing import CliRunner
 
 from headrace.cases import rom_pictures
 from headrace.cases.command_line import build_app
+from headrace.rom.box import box_mesh
 from headrace.rom.model_folder import ModelError, ModelFolder, read_description
 from headrace.rom.store import Store
 from tests.mpi_run import run_mpi
@@ -224,6 +228,44 @@ def test_what_is_wrong_is_named(model, tmp_path, monkeypatch, arguments, message
     code, text = rom(*(re.sub("MODEL|CASE", lambda m: places[m[0]], a) for a in arguments))
     assert code == 2 and message in text, text
     assert not (tmp_path / "new" / "model.json").exists()
+
+
+def test_a_truncated_model_and_a_loading_that_does_not_fit_are_named(model, tmp_path):
+    copy = tmp_path / "model"
+    shutil.copytree(model, copy)
+    file = copy / "reduction-0000-of-0001.h5"
+    file.write_bytes(file.read_bytes()[:-2000])
+    code, text = rom("run", copy)
+    assert code == 2 and "reduction-0000-of-0001.h5 is missing, truncated or damaged" in text, text
+    for table, message in (
+        ("time, pressure:x9\n0, 0\n1, 1\n", "this problem has pressure:x1, pressure:z1, support:x0:x"),
+        ("time, pressure:x1\n0, 0\n1, nan\n", "row 3: a number is not finite"),
+        ("time, pressure:x1\n0, 0\n1\n", "row 3: 2 numbers are needed"),
+        ("time, pressure:x1\n1, 0\n1, 2\n", "row 3 does not"),
+        ("pressure:x1\n0\n1\n", "`time` among them"),
+        ("", "is empty"),
+    ):
+        (tmp_path / "new.csv").write_text(table)
+        code, text = rom("run", model, "--loading", tmp_path / "new.csv")
+        assert code == 2 and message in text, text
+
+
+def test_pyvista_draws_what_matplotlib_draws(monkeypatch):
+    if not rom_pictures.can_draw_off_screen():
+        pytest.skip("PyVista cannot draw here: pip install pyvista; apt-get install libegl1 libgl1-mesa-dri")
+    mesh = box_mesh("tet10", (3, 2, 1), (3.0, 2.0, 1.0))
+    values = np.linspace(0, 1, mesh.num_points)
+    drawn = {}
+    for name in ("pyvista", "matplotlib"):
+        monkeypatch.setattr(rom_pictures, "can_draw_off_screen", lambda name=name: name == "pyvista")
+        fields = rom_pictures.fields_on_mesh(mesh, {"p": values, "change": values - 0.5}, errors=("change",))
+        points = rom_pictures.points_on_mesh(mesh, np.arange(0, 60, 5), np.where(np.arange(12) < 9, 1.0, 0.0))
+        drawn[name] = [image.imread(io.BytesIO(png))[..., :3] for png in (fields, points)]
+    for ours, theirs in zip(*drawn.values(), strict=True):
+        # Both show a body in colours in front of white, about as large.
+        inked = [float((picture.min(axis=2) < 0.98).mean()) for picture in (ours, theirs)]
+        assert 0.03 < min(inked) and max(inked) < 0.9 and max(inked) < 4 * min(inked), inked
+        assert (np.ptp(ours, axis=2) > 0.3).any() and (np.ptp(theirs, axis=2) > 0.3).any()
 
 
 def test_a_damaged_description_is_refused(model, tmp_path):

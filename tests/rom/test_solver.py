@@ -243,6 +243,17 @@ def test_a_law_that_never_converges_names_time_element_and_point():
     assert run_threads(2, work) == [True, True]
 
 
+def test_the_law_that_failed_names_element_point_and_state_through_the_solver():
+    softening = NortonChaboche(
+        elasticity=IsotropicElasticity(young=1.0, poisson=0.3), yield_stress=1.0, linear_hardening=-50.0
+    )
+    pull = Support(nodes="x1", direction="x", value=5.0, amplitude=Amplitude((0, 1), (0, 1)))
+    problem = Problem(mesh=box("hex8", (2, 1, 1)), laws={"all": softening}, supports=(*SYMMETRY, pull))
+    message = r"after 2 cuts of the step\. Element 1, quadrature point 0: .*state p = 0, temperature 20"
+    with pytest.raises(ConvergenceError, match=message):
+        solve(problem, [0, 1], settings=NewtonSettings(max_cuts=2))
+
+
 def test_missing_supports_and_wrong_problems_are_named():
     mesh = box("hex8", (2, 2, 2), sets={"half": lambda x: x[:, 0] < 0.5})
     loads = (Pressure(faces="x1", value=1.0),)
