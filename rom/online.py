@@ -47,6 +47,7 @@ class Batch:
     temperature, strain, stress : at the points, (Q, d, ...).
     state : per law, (Q, points of the law, variables).
     largest : the largest force so far, (Q,).
+    slope : of the coefficients over time in the last step, (Q, n), from which the next one begins.
     """
 
     coefficients: np.ndarray
@@ -56,6 +57,7 @@ class Batch:
     stress: np.ndarray
     state: tuple[np.ndarray, ...]
     largest: np.ndarray
+    slope: np.ndarray
 
     def take(self, which: np.ndarray) -> Batch:
         """Return some of the queries, by increasing numbers; not to be written to."""
@@ -72,7 +74,7 @@ class Batch:
             mine[which] = theirs
 
 
-_ARRAYS = ("coefficients", "lifting", "temperature", "strain", "stress", "largest")
+_ARRAYS = ("coefficients", "lifting", "temperature", "strain", "stress", "largest", "slope")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -137,7 +139,7 @@ class ReducedSolver:
             temperature=np.stack([self.model.temperature(query.temperature, time) for query in queries]),
             strain=np.zeros((Q, d, 6)), stress=np.zeros((Q, d, 6)),
             state=tuple(np.repeat(law.initial_state(len(points))[None], Q, axis=0) for law, points in laws),
-            largest=np.zeros(Q),
+            largest=np.zeros(Q), slope=np.zeros((Q, n)),
         )  # fmt: skip
 
     def run(self, queries: Sequence[Query], times: Sequence[float], *, keep: bool = False) -> Trajectory:
@@ -221,7 +223,7 @@ class ReducedSolver:
         lifting = np.array([[f(time) for f in q.supports] for q in queries]).reshape(len(queries), -1)
         heat = np.stack([self.model.temperature(q.temperature, time) for q in queries])
         # As in the full model, prescribed motion enters the first iteration as a known increment.
-        guess = replace(start, temperature=heat)
+        guess = replace(start, temperature=heat, coefficients=start.coefficients + dt * start.slope)
         trial, why = self._trial(start, guess, force, dt)
         moved = (lifting != start.lifting).any(axis=1)
         scale = trial.scale.copy()
@@ -254,7 +256,8 @@ class ReducedSolver:
             else:
                 trial.put(which, new)
             why = problem or why
-        return trial.batch, trial.failed, why or "Newton's method did not reach the tolerance."
+        end = replace(trial.batch, slope=(trial.batch.coefficients - start.coefficients) / dt)
+        return end, trial.failed, why or "Newton's method did not reach the tolerance."
 
     def _search(
         self, begin: Batch, goal: Batch, step: np.ndarray, force: np.ndarray, dt: float, before: np.ndarray | None
