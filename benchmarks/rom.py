@@ -2,12 +2,12 @@
 
     python benchmarks/rom.py [--quick] [--only PART] [--resume] [--seconds N]
 
-Parts: `cube`, modes, points and errors; `plate`, two cycles of training and twenty run, errors at every cycle;
-`queries`, 1,000 one-cycle queries on the plate, 20 checked; `temperature`, new hot spots: indicator against error,
-enrichment; `newton`, an iteration of the embedded solver beside one of CalculiX; `tsqr` and `ecm`, kernels, the first
-beside pyMOR where it is installed; `traffic`, bytes of the collectives beside their formula. One JSON line per figure,
-also in benchmarks/results/rom-cpu.json. --seconds ends the long parts in time with what they have. Times are of one
-process on one core: set OMP_NUM_THREADS=1.
+Parts: `cube`, modes, points and errors; `subdomains`, the same on 1 to 8 of them; `plate`, two cycles of training and
+twenty run, errors at every cycle; `queries`, 1,000 one-cycle queries on the plate, 20 checked; `temperature`, new hot
+spots: indicator against error, enrichment; `newton`, an iteration of the embedded solver beside one of CalculiX; `tsqr`
+and `ecm`, kernels, the first beside pyMOR where it is installed; `traffic`, bytes of the collectives beside their
+formula. One JSON line per figure, also in benchmarks/results/rom-cpu.json. --seconds ends the long parts in time with
+what they have. Times are of one process on one core: set OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ from headrace.rom.indicator import corrected
 from headrace.rom.offline import Reduction, Snapshots, Tolerances, compress
 from headrace.rom.online import Query, ReducedSolver, Trajectory
 from headrace.rom.pod import PointProduct, pod
+from headrace.rom.problem import LocalProblem
 from headrace.rom.solver import Increment, NewtonSettings, Solver
+from headrace.rom.subdomain import distribute
 
 SMALL_PLATE = (6, 8, 1)
 THREADS = f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')}"
@@ -302,6 +304,44 @@ def ecm(quick: bool) -> Iterator[Figure]:
     yield "ecm: error of the integrals", float(miss), "1", 1e-5, None, setup
 
 
+def subdomains(quick: bool) -> Iterator[Figure]:
+    """The cube's model made on 1, 2, 4 and 8 subdomains from the same snapshots, by each mode of cubature."""
+    problem, times = rom_cube.rom_cube(), rom_cube.times()
+    solver = Solver(problem)
+    whole = Snapshots.collect(solver.local, solver.run(times))
+    answers: dict[str, np.ndarray] = {}
+    counts: dict[str, int] = {}
+
+    def work(comm: Communicator, mode: str) -> Reduction:
+        local = LocalProblem(problem, distribute(problem.mesh, comm))
+        nodes, points = local.subdomain.nodes, local.subdomain.points
+        columns = whole.displacement.shape[1]
+        mine = Snapshots(
+            displacement=whole.displacement.reshape(-1, 3, columns)[nodes].reshape(-1, columns),
+            stress=whole.stress[points], state=(whole.state[0][points],),
+        )  # fmt: skip
+        return compress(local, mine, Tolerances(mode=mode))
+
+    for mode in ("exact", "two-level", "local"):
+        for size in (1, 2, 4, 8):
+            reduction = run_threads(size, partial(work, mode=mode))[0]
+            model = reduction.model
+            chosen = int(np.sum(model.weights > 0))
+            answer = ReducedSolver(model).run([Query.of(problem)], times).coefficients[0]
+            answer = np.abs(answer) / np.abs(answer).max()  # the sign of a mode is free
+            first = counts.setdefault(mode, chosen)
+            apart = float(np.abs(answer - answers.setdefault("exact", answer)).max())
+            setup = f"{chosen} points with weights, {len(model.points)} in all, {model.num_modes} modes"
+            if mode == "two-level":
+                yield f"subdomains: points over those of one, {mode}, {size}", chosen / first, "1", 1.1, first, setup
+            else:
+                yield f"subdomains: points, {mode}, {size}", chosen, "points", None, first, setup
+            goal = None if mode == "local" else Tolerances().cubature
+            yield f"subdomains: error of all integrals, {mode}, {size}", reduction.error, "1", goal, None, setup
+            goal = {"exact": 1e-8, "two-level": 1e-4}.get(mode)
+            yield f"subdomains: coefficients from the exact ones, {mode}, {size}", apart, "1", goal, None, setup
+
+
 def traffic(quick: bool) -> Iterator[Figure]:
     """Bytes that one rank hands over in POD and cubature, beside what docs/rom_scaling.md says."""
     rng = np.random.default_rng(0)
@@ -328,7 +368,7 @@ def traffic(quick: bool) -> Iterator[Figure]:
         )  # fmt: skip
 
 
-PARTS = {f.__name__: f for f in (cube, plate, queries, temperature, newton, tsqr, ecm, traffic)}
+PARTS = {f.__name__: f for f in (cube, subdomains, plate, queries, temperature, newton, tsqr, ecm, traffic)}
 
 
 if __name__ == "__main__":

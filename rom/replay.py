@@ -17,7 +17,8 @@ import numpy as np
 from .communicator import Communicator
 from .kinematics import Kinematics
 from .law import ConstitutiveLaw, ConvergenceError
-from .material import Material
+from .linear_solver import LinearSolver
+from .material import Material, State
 from .problem import LocalProblem, Problem
 from .reader import Reader
 from .solver import Increment
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 SUSPECT = 0.05  # relative residual beyond which results are refused: models that fit leave 1e-2 and less
+COMPLETION = 1e-3  # relative residual of the linear system that completes digits: three more than were there
 CHECKED = ("stress", "strain", "p")
 
 
@@ -71,6 +73,9 @@ class Replay:
         equilibrium; without it, inner nodes are checked and body forces must be absent.
     temperature : where the reader has none and no problem says.
     suspect : equilibrium residual beyond which `run` raises; None never does.
+    digits : significant digits of the displacements (7 in CalculiX's .dat, 6 in its .frd). Each increment then takes
+        one Newton step towards equilibrium, which completes the digits, unless it would change more than them; it costs
+        a solution of the stiffness and a second pass of the laws. Needs the problem.
 
     Attributes
     ----------
@@ -87,6 +92,7 @@ class Replay:
         *,
         temperature: float = 20.0,
         suspect: float | None = SUSPECT,
+        digits: int | None = None,
     ) -> None:
         self.reader, self.suspect, self.report = reader, suspect, ReplayReport()
         self._shared = isinstance(reader, Store)
@@ -103,6 +109,12 @@ class Replay:
             self.kinematics, self.material = Kinematics(self.subdomain.mesh), Material(self.subdomain.mesh, laws)
         self._temperature = temperature
         self._free = self.local is None and _inner_nodes(self.subdomain)
+        if digits is not None and self.local is None:
+            raise ValueError(
+                "Displacements are completed by equilibrium, for which Replay needs the problem, not laws."
+            )
+        self._linear = LinearSolver(self.local) if digits is not None else None
+        self._rounding = 10.0 ** (1 - digits) if digits is not None else 0.0
         self._largest = dict.fromkeys(CHECKED, 0.0)
         self._force = 0.0
 
@@ -153,16 +165,12 @@ class Replay:
 
     def _step(self, before: Increment, k: int, time: float) -> Increment:
         u, heat = self._read("displacement", k), self._heat(k)
-        strain = self.kinematics.strain(u)
-        error: Exception | None = None
-        try:
-            stress, state, _ = self.material.update(
-                before.temperature, heat, before.strain, strain - before.strain, before.state, time - before.time
-            )
-        except ConvergenceError as caught:
-            error = ReplayError(f"The law fails over increment {k} (time {before.time:g} to {time:g}): {caught} "
-                                "Increments may be missing before it.")  # fmt: skip
-        self.comm.raise_together(error, ReplayError)
+        strain, stress, state, tangent = self._follow(before, u, heat, k, time)
+        if self._linear is not None:
+            completed = self._completed(u, stress, tangent, time)
+            if completed is not u:
+                u = completed
+                strain, stress, state, _ = self._follow(before, u, heat, k, time)
         residual = self._equilibrium(stress, time)
         self.report.times.append(time)
         if residual is not None:
@@ -175,6 +183,34 @@ class Replay:
         if residual is not None and self.suspect is not None and residual > self.suspect:
             raise ReplayError(self._suspicion(k, time, residual))
         return after
+
+    def _follow(
+        self, before: Increment, u: np.ndarray, heat: np.ndarray, k: int, time: float
+    ) -> tuple[np.ndarray, np.ndarray, State, np.ndarray]:
+        """Return strain, stress, state and tangent at the end of an increment. Collective; raises on every rank."""
+        strain = self.kinematics.strain(u)
+        error: Exception | None = None
+        try:
+            result = self.material.update(
+                before.temperature, heat, before.strain, strain - before.strain, before.state, time - before.time
+            )
+        except ConvergenceError as caught:
+            error = ReplayError(f"The law fails over increment {k} (time {before.time:g} to {time:g}): {caught} "
+                                "Increments may be missing before it.")  # fmt: skip
+        self.comm.raise_together(error, ReplayError)
+        return strain, *result
+
+    def _completed(self, u: np.ndarray, stress: np.ndarray, tangent: np.ndarray, time: float) -> np.ndarray:
+        """Return displacements after one Newton step towards equilibrium, or the same where it exceeds the rounding."""
+        split = self.local.external_force(time) - self.kinematics.internal_force(stress)
+        right = np.where(self.local.fixed, 0.0, self.subdomain.assemble(split))
+        matrices = self.kinematics.stiffness(tangent)
+        try:
+            du = self._linear.solve(matrices, right, symmetric=self.material.symmetric, tolerance=COMPLETION)
+        except ConvergenceError:
+            return u
+        largest, change = (self.comm.maximum(float(np.abs(field).max())) for field in (u, du))
+        return u + du if change <= self._rounding * largest else u
 
     def _suspicion(self, k: int, time: float, residual: float) -> str:
         earlier = self.report.equilibrium[:-1]
