@@ -274,9 +274,9 @@ class Trial:
         """Return how many steps have arrived."""
         return int(self._intake.status()["steps_accepted"])
 
-    def rejected(self) -> str:
-        """Return what the intake rejected, with counts; "" for nothing."""
-        return ", ".join(f"{reason}: {count}" for reason, count in self._intake.status()["rejected"].items())
+    def rejected(self, reason: str) -> int:
+        """Return how many messages the intake rejected for a reason of docs/wire.md."""
+        return int(self._intake.status()["rejected"].get(reason, 0))
 
     def quarantined(self) -> list[str]:
         """Return why simulations were kept out."""
@@ -295,9 +295,9 @@ class Trial:
         return False
 
     def trajectory(self, simulation: int) -> np.ndarray:
-        """Return a simulation's snapshots, (steps, fields, *grid)."""
+        """Return a simulation's snapshots, (steps, fields, *grid); no steps where none came."""
         steps = sorted(step for number, step in self.states if number == simulation)
-        return np.stack([self.states[simulation, step] for step in steps])
+        return np.array([self.states[simulation, step] for step in steps])
 
     def close(self) -> None:
         """End the job, the intake and the trainer."""
