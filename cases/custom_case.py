@@ -51,7 +51,8 @@ case = Case(
     rhs=carried,
     duration=2.0,
     num_snapshots=40,  # states recorded, equally spaced; solvers choose their time steps between them
-    description="Pollution from a chimney in the wind: wind, place and strength of the source, mixing, decay.",
+    description="Pollution from a chimney in the wind: wind, place and strength of the source, mixing, decay. "
+    "Cost: about 0.6 s on one core.",
 )
 
 # Makes this file a program with the verbs of the command line.

@@ -1,6 +1,5 @@
 """Kolmogorov flow: two-dimensional turbulence stirred by a sine wave and slowed by drag.
 
-Cost: about one second per simulation at 64 x 64 on one core.
     mpirun -n 2 headrace solve kolmogorov --set reynolds=500 --output one.h5
 """
 
@@ -50,5 +49,6 @@ case = Case(
     solver=kolmogorov,
     duration=10.0,
     num_snapshots=50,
-    description="Kolmogorov flow on a torus, random vorticity, Reynolds number; pseudo-spectral, ETDRK4.",
+    description="Kolmogorov flow on a torus, random vorticity, Reynolds number; pseudo-spectral, ETDRK4 "
+    "(Kochkov et al. 2021). Cost: about 0.9 s on one core.",
 )

@@ -5,7 +5,6 @@
 on a periodic line of length 16, as the published program solves it: u²/2 where the paper writes u², thus α up to 6
 for the paper's 3, and a duration of 2 for E3. 200 points are its reference resolution. All twenty numbers of the
 forcing are parameters, because it acts during the whole simulation.
-Cost: about one second per simulation on one core.
     headrace solve mixed_e3 --set alpha=3 --output one.h5
 """
 
@@ -83,7 +82,8 @@ e1 = Case(
     steps_per_snapshot=2,
     scheme=SSPRK3,
     accuracy=4,
-    description="Burgers without diffusion under random forcing, E1; WENO5, SSPRK3.",
+    description="Burgers without diffusion under random forcing, E1; WENO5, SSPRK3 (Brandstetter et al. 2022). "
+    "Cost: about 1 s on one core.",
 )
 
 e2 = replace(
@@ -93,7 +93,8 @@ e2 = replace(
     rhs=with_diffusion,
     stiff=diffusion,
     scheme=ETDRK4,
-    description="Burgers with diffusion beta under random forcing, E2; WENO5, ETDRK4.",
+    description="Burgers with diffusion beta under random forcing, E2; WENO5, ETDRK4 (Brandstetter et al. 2022). "
+    "Cost: about 2 s on one core.",
 )
 
 e3 = replace(
@@ -106,7 +107,8 @@ e3 = replace(
     # |α u| is up to 15: 3 steps a snapshot keep |α u| dt / h near 0.5.
     steps_per_snapshot=3,
     scheme=ETDRK4,
-    description="Transport alpha, diffusion beta and dispersion gamma under random forcing, E3; WENO5, ETDRK4.",
+    description="Transport alpha, diffusion beta and dispersion gamma under random forcing, E3; WENO5, ETDRK4 "
+    "(Brandstetter et al. 2022). Cost: about 3 s on one core.",
 )
 
 case = e3

@@ -3,7 +3,6 @@
 Three cases: `case`, solved by spectra; `differences`, by second-order differences whose residual a physics loss can
 take; `recipe`, the published data set with its own time stepping.
 
-Cost: about half a second per simulation at 64 x 64 on one core; `recipe` takes 200 000 steps on 256 x 256 points.
     mpirun -n 2 headrace solve navier_stokes2d --set nu=1e-4 --output one.h5
 """
 
@@ -85,7 +84,8 @@ case = Case(
     correction=spectral_correction,
     duration=20.0,
     num_snapshots=20,
-    description="2-D Navier-Stokes on a torus, random vorticity, viscosity nu; pseudo-spectral, ETDRK4.",
+    description="2-D Navier-Stokes on a torus, random vorticity, viscosity nu; pseudo-spectral, ETDRK4 "
+    "(Li et al. 2021). Cost: about 1 s on one core.",
 )
 
 recipe = replace(
@@ -96,7 +96,8 @@ recipe = replace(
     correction=None,
     # The published step, 1e-4; records at t = 0, 1, 2, ..., of which the data sets keep every fourth point.
     steps_per_snapshot=10_000,
-    description="The published Navier-Stokes data set with its own step and its first-order integrator.",
+    description="The published Navier-Stokes data set with its own step and its first-order integrator "
+    "(Li et al. 2021). Cost: about 18 minutes on one core.",
 )
 
 differences = replace(
@@ -105,5 +106,6 @@ differences = replace(
     solver=navier_stokes_by_differences,
     correction=None,
     scheme=IMPLICIT_MIDPOINT,
-    description="2-D Navier-Stokes on a torus by second-order differences, implicit midpoint.",
+    description="2-D Navier-Stokes on a torus by second-order differences, implicit midpoint (Arakawa 1966). "
+    "Cost: about 2 s on one core.",
 )

@@ -19,12 +19,15 @@ def mpirun() -> str:
 def open_mpi_flags() -> list[str]:
     """Flags that let Open MPI share cores and run as root; none for other MPIs."""
     version = subprocess.run([mpirun(), "--version"], capture_output=True, text=True, check=False).stdout
-    return ["--allow-run-as-root", "--oversubscribe"] if "Open MPI" in version else []
+    flags = ["--allow-run-as-root", "--oversubscribe", "--mca", "mpi_yield_when_idle", "1"]
+    return flags if "Open MPI" in version else []
 
 
 def run_mpi(ranks: int, args: list[str], timeout: float = 120, **kwargs) -> subprocess.CompletedProcess:
     """Run `python *args` on a number of ranks; output is captured as text."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **kwargs.pop("env", {})}
+    # With more ranks than cores, MPICH's ranks must let others run while they wait.
+    defaults = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1"}
+    environment = {**os.environ, **defaults, **kwargs.pop("env", {})}
     return subprocess.run(
         [mpirun(), *open_mpi_flags(), "-n", str(ranks), sys.executable, *args],
         capture_output=True, text=True, timeout=timeout, env=environment, check=False, **kwargs,

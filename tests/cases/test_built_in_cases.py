@@ -1,5 +1,6 @@
 """The physics of the built-in cases that need no solver of their own: each against another source of its solution."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -38,7 +39,10 @@ def points(case, axis=0):
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_case_keeps_its_contract(name):
     case = find_case(name).load()
-    assert case.name == name and case.description.endswith(".")
+    assert case.name == name
+    assert re.search(r"Cost: about [\d.]+ (s|minutes|hours) on one core\.$", case.description)
+    if name != "custom_case":
+        assert re.search(r"\([^)]*(\d{4}|heat2d)[^)]*\)\. Cost", case.description), "the source is missing"
     assert (case.rhs or case.solver).__doc__, "the docstring is the equation"
     case.verify()
 

@@ -23,7 +23,7 @@ def serial():
 def test_ranks_give_the_solution_of_one_block(ranks, serial, tmp_path):
     """Explicit schemes in every bit, Krylov parts to ten times their tolerance, and not with a stale halo."""
     path = tmp_path / "results.npz"
-    done = run_mpi(ranks, ["-m", "tests.solvers.mpi_blocks", str(path)])
+    done = run_mpi(ranks, ["-m", "tests.solvers.mpi_blocks", str(path)], timeout=240)
     assert done.returncode == 0, done.stderr
     found = np.load(path)
     for name, expected in serial.items():
