@@ -37,7 +37,7 @@ from staggered.figures import Figure
 from staggered.planes import HELD_OUT, Plane
 from staggered.ranks import measure_ranks
 from staggered.speed import measure_speed
-from staggered.training import PROBLEMS, ROWS, Budget, Run
+from staggered.training import PROBLEMS, ROWS, Budget, Row, Run
 
 RESULTS = Path(os.environ.get("OUT", Path(__file__).parent / "results"))
 
@@ -54,7 +54,7 @@ def measure_training(options: argparse.Namespace) -> Iterator[Figure]:
     state = RESULTS / "neuralstagger-states"
     state.mkdir(parents=True, exist_ok=True)
     budget = Budget(
-        minutes=options.minutes or (0.1 if options.quick else 1.0), state=state,
+        minutes=options.minutes or (0.05 if options.quick else 1.0), state=state,
         resume=options.resume, graph=not options.eager, until=time.perf_counter() + options.seconds,
         beside=os.environ.get("BESIDE", ""),
     )  # fmt: skip
@@ -97,9 +97,10 @@ def measure_comparison(options: argparse.Namespace) -> Iterator[Figure]:
 
 
 def measure_control_through(options: argparse.Namespace) -> Iterator[Figure]:
-    """Yield what control through the networks of the first two rows comes to, as far as their weights are kept."""
+    """Yield what control through the plain and the (2,2,2) networks of P1 and P0 comes to, where weights are kept."""
     budget = Budget(0.0, state=RESULTS / "neuralstagger-states", resume=True)
-    for row in ROWS[:2]:
+    rows = [row for row in ROWS if row in (Row("P1", 1), Row("P1", 2), Row("P0", 1), Row("P0", 2))]
+    for row in rows[:1] if options.quick else rows:
         run = Run(row, budget, options.device)
         if not run.steps:
             print(f"# {row.name}: no weights in {budget.state}; train it first", flush=True)

@@ -76,6 +76,7 @@ ROWS = [
     Row("P3", 2, "corrected", S, exchange=3, gain=0.1), Row("P3", 4, "corrected", S, exchange=15, gain=0.1),
     *(Row(f"P4 Re {reynolds}", factor) for reynolds in (100, 400, 1000) for factor in (1, 2)),
     Row("P6", 1), Row("P6", 2, shared=True), Row("P6", 2, "corrected", shared=True, gain=0.02),
+    Row("P0", 1), Row("P0", 2),
 ]  # fmt: skip
 
 
@@ -137,7 +138,7 @@ class Run:
         self.row, self.problem, self.budget, self.device = row, PROBLEMS[row.problem], budget, device
         self.network = network_of(row, self.problem, budget.seed, device)
         self.steps, self.spent, self.diverged = 0, 0.0, 0
-        self.batch = self.problem.batch if device == "cuda" else 4
+        self.batch = self.problem.batch if device == "cuda" else max(1, self.problem.batch // 8)
         if budget.resume and self._file is not None and self._file.exists():
             self._load()
 
