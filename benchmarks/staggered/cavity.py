@@ -46,7 +46,7 @@ class Cavity:
 
     reynolds: int
     end: float
-    goal: float
+    goal: float | None
     frame: float
     points: int = 128
     batch: int = 8
@@ -61,7 +61,7 @@ class Cavity:
     @property
     def name(self) -> str:
         """What figures are called by."""
-        return f"P4 Re {self.reynolds}"
+        return f"P4 Re {self.reynolds}" + (f", {self.points} x {self.points}" if self.points != 128 else "")
 
     def network_options(self) -> dict[str, Any]:
         """Return how networks see the box."""
@@ -94,7 +94,7 @@ class Cavity:
         yield from self._extremes("our solver's ", truth[-1], None)
         errors = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(found[1:], truth[1:], strict=True)]
         words = "errors at whole times: " + ", ".join(f"{e:.3g}" for e in errors)
-        yield "largest error to our solver at whole times", max(errors), 0.03, None, words
+        yield "largest error to our solver at whole times", max(errors), 0.03 if self.goal else None, None, words
         yield "error to our solver at the end", errors[-1], None, None, words
 
     def _extremes(self, who: str, velocity: np.ndarray, goal: float | None) -> Iterator[Measured]:
@@ -106,5 +106,9 @@ class Cavity:
 
 CAVITIES = {
     one.name: one
-    for one in (Cavity(100, 15.0, 0.02, 0.025), Cavity(400, 30.0, 0.03, 0.05), Cavity(1000, 40.0, 0.05, 0.05))
-}
+    for one in (
+        Cavity(100, 15.0, 0.02, 0.025), Cavity(400, 30.0, 0.03, 0.05), Cavity(1000, 40.0, 0.05, 0.05),
+        # For CPUs. There is no goal on so few points, on which our solver is 4 % from Ghia too.
+        Cavity(100, 8.0, None, 0.1, points=24, modes=8, width=16, batch=32),
+    )
+}  # fmt: skip

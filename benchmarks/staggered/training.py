@@ -60,8 +60,9 @@ class Row:
     @property
     def short(self) -> str:
         """What files are called by."""
-        return "-".join([self.problem.replace(" ", "_"), str(self.factor), self.kind, self.loss, f"x{self.exchange}",
-                         "shared" if self.shared else "own"])  # fmt: skip
+        problem = self.problem.replace(" ", "_").replace(",", "")
+        owned = "shared" if self.shared else "own"
+        return "-".join([problem, str(self.factor), self.kind, self.loss, f"x{self.exchange}", owned])
 
 
 # Below ν = 1e-3 the implicit midpoint rule of the differences has no step as long as a frame.
@@ -76,7 +77,7 @@ ROWS = [
     Row("P3", 2, "corrected", S, exchange=3, gain=0.1), Row("P3", 4, "corrected", S, exchange=15, gain=0.1),
     *(Row(f"P4 Re {reynolds}", factor) for reynolds in (100, 400, 1000) for factor in (1, 2)),
     Row("P6", 1), Row("P6", 2, shared=True), Row("P6", 2, "corrected", shared=True, gain=0.02),
-    Row("P0", 1), Row("P0", 2),
+    Row("P0", 1), Row("P0", 2), Row("P4 Re 100, 24 x 24", 1), Row("P4 Re 100, 24 x 24", 2),
 ]  # fmt: skip
 
 
