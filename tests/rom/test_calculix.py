@@ -12,7 +12,7 @@ from headrace.rom import TimeSeries
 from headrace.rom.box import box_mesh
 from headrace.rom.calculix_deck import DeckError, counterpart, read_deck, write_deck
 from headrace.rom.calculix_reader import CalculixReader, ResultError
-from headrace.rom.calculix_solver import CalculixSolver
+from headrace.rom.calculix_solver import CalculixSolver, chosen_solver
 from headrace.rom.campaign import run_calculix, run_campaign
 from headrace.rom.elastic import IsotropicElasticity
 from headrace.rom.law import Table
@@ -21,6 +21,7 @@ from headrace.rom.problem import Problem
 from headrace.rom.replay import Replay
 from headrace.rom.solver import NewtonSettings, Solver, solve
 from headrace.rom.viscoplastic import KinematicHardening, NortonChaboche, equivalent
+from tests.mpi_run import run_mpi
 
 needs_ccx = pytest.mark.skipif(shutil.which("ccx") is None, reason="no ccx: apt-get install -y calculix-ccx")
 LAW = NortonChaboche(
@@ -186,6 +187,17 @@ def test_the_cases_are_solved_alike_by_calculix(case, problem, times, tmp_path):
     assert q.max() > 1e-4
     with pytest.raises(ValueError, match="begins at time 0"):
         next(theirs.run(times[1:]))
+
+
+@needs_ccx
+@pytest.mark.mpi
+def test_a_case_runs_by_calculix_on_two_ranks(tmp_path):
+    script = Path(__file__).resolve().parents[2] / "cases" / "rom_cube.py"
+    done = run_mpi(2, [str(script), "--calculix", "cube"], cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("t = ") == 10 and (tmp_path / "cube" / "calculix.dat").exists()
+    with pytest.raises(ValueError, match="Arguments are none, or --calculix FOLDER"):
+        chosen_solver(rom_plate.rom_plate(counts=(2, 2, 1)), ["--code_aster"])
 
 
 def test_the_counterpart_of_a_law_hardens_alike_when_pulled_one_way():
