@@ -2,13 +2,16 @@
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from headrace.online_training.audit import audit
 from headrace.online_training.client import Connection, checksum_of, connect
 from headrace.online_training.fifo import FIFO
 from headrace.online_training.ledger import RecordWriter, read_records
+from headrace.online_training.run_directory import RunDirectory
 from headrace.online_training.simulation_run import Assignment
 from headrace.online_training.spool import Spool, Spooled, unreplayed
 from tests.online_training.intake_setup import TrainerDouble, field_of, make_layout, plan, running_intake, wait_until
@@ -86,8 +89,8 @@ def send_all(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> in
     return count
 
 
-def drain(intake, memory: np.ndarray) -> list[tuple[int, int]]:
-    """Draw to the end, look at every window's content, and return (simulation, start) of all."""
+def drain(intake, memory: np.ndarray, log: RecordWriter | None = None) -> list[tuple[int, int]]:
+    """Draw to the end, look at every window's content, note its use, and return (simulation, start) of all."""
     trainer, seen, index = TrainerDouble(intake), [], 0
     while (records := trainer.draw(index, 2)) is not None:
         assert not isinstance(records, str), "no batch came in time"
@@ -97,6 +100,9 @@ def drain(intake, memory: np.ndarray) -> list[tuple[int, int]]:
             for step, slot, time in zip((start, start + 1), record["slots"], record["times"], strict=True):
                 assert np.array_equal(memory[slot], state_of(number, step)) and time == 0.5 * step
             seen.append((number, start))
+            if log is not None:
+                contents = [checksum_of(memory[slot], "xxh3") for slot in record["slots"]]
+                log.append({"e": "used", "s": number, "t": start, "k": 2, "h": contents, "n": index})
         trainer.release(records)
     trainer.close()
     return seen
@@ -143,7 +149,7 @@ def test_a_full_spool_makes_the_solver_wait_and_loses_nothing(tmp_path: Path, mo
         assert intake.status()["quarantined"] == []
 
 
-def test_the_spool_survives_its_intake(tmp_path: Path, monkeypatch) -> None:
+def test_the_spool_survives_its_intake_and_the_audit_is_clean(tmp_path: Path, monkeypatch) -> None:
     """What lay in the reservoir is run again; what lay on disk is not, and comes to the trainer all the same."""
     context, _ = spooling(tmp_path)
     with context as intake:
@@ -158,13 +164,26 @@ def test_the_spool_survives_its_intake(tmp_path: Path, monkeypatch) -> None:
         assert intake.status()["spooled"] == 2, "two simulations need no solver"
         assert send_all(intake.environment, monkeypatch) == 1
         windows = {(number, start) for number in range(3) for start in range(5)}
-        found = drain(intake, intake.settings.memory.array)
+        with RecordWriter(tmp_path / "ledger" / "trainer-2-1-0.log") as log:
+            found = drain(intake, intake.settings.memory.array, log)
         assert set(found) == windows and len(found) == 15
         status = wait_until(lambda: (s := intake.status())["done"] == 3 and s)
         assert status["windows_accepted"] == 15 and status["error"] is None
     second = Counter(r["t"] for r in read_records(tmp_path / "ledger" / "intake-2.log") if r["e"] == "step")
     assert sum(second.values()) == 18 and set(second.values()) == {3}
     assert unreplayed(tmp_path / "ledger", tmp_path / "spool" / "s", LAYOUT) == []
+    with RecordWriter(tmp_path / "ledger" / "study-2.log") as log:
+        for number in range(3):
+            log.append({"e": "planned", "s": number, "held_out": False, "parameters": {}, "seed": 0})
+        log.append({"e": "finished"})
+    record = SimpleNamespace(
+        settings=SimpleNamespace(offline=""),
+        case=SimpleNamespace(load=lambda: SimpleNamespace(num_snapshots=LAYOUT.num_steps - 1)),
+    )
+    monkeypatch.setattr(RunDirectory, "read", lambda self: record)
+    report = audit(tmp_path)
+    assert report.ok, report.lines
+    assert report.counts["steps accepted"] == 18 and report.counts["steps lost before use and run again"] == 4
 
 
 def test_a_stop_leaves_the_spool_for_a_resume(tmp_path: Path, monkeypatch) -> None:
