@@ -154,7 +154,7 @@ def test_a_study_survives_the_death_of_a_rank_and_of_its_trainer(tmp_path):
 def test_a_killed_driver_and_ctrl_c_are_resumed(tmp_path):
     run_dir = tmp_path / "run"
     driver = Driver(run_dir, "fno", "new", **SPOOLING)
-    driver.wait_until(lambda: steps_of(run_dir) > 60)
+    driver.wait_until(lambda: (last_record(run_dir / "intake.jsonl") or {}).get("waiting_in_spool", 0) > 20)
     driver.process.send_signal(signal.SIGKILL)
     driver.process.wait()
     require_no_process(run_dir)
