@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from headrace.cases.catalogue import BUILT_IN, find_case, parse_shape
+from headrace.cases.catalogue import BUILT_IN, REDUCED, find_case, parse_shape
 from headrace.cases.command_line import build_app
 from headrace.cases.models import make_model
 from headrace.cases.study_flags import check_settings, flag
@@ -133,7 +133,7 @@ def test_a_wrong_flag_is_refused():
 
 def test_cases_lists_every_built_in_case_with_its_equation():
     text = invoke("cases").output
-    for name in BUILT_IN:
+    for name in (*BUILT_IN, *REDUCED):
         assert name in text
     assert "∂T/∂t" in text and "beta in [0, 2]" in text
 
