@@ -12,7 +12,7 @@ import torch
 
 from .normaliser import Normaliser
 from .problem import Problem, WindowBatch
-from .request import known_states, parameter_rows, require_consecutive, require_setup, time_points
+from .request import require_setup, stepping_request
 from .stepping import Stepping
 from .surrogate import Surrogate
 
@@ -145,14 +145,7 @@ class Autoregressive(Surrogate):
 
         initial : (batch, history, fields, *grid), the states just before times[0].
         """
-        problem = require_setup(self)
-        like = self.normaliser.mean
-        known = known_states(initial, problem, self.history, like)
-        rows = parameter_rows(parameters, problem, like)
-        times = time_points(times, like)
-        require_consecutive(times, problem)
-        if len(rows) != len(known):
-            raise ValueError(f"Initial holds {len(known)} simulations, parameters {len(rows)}; they must agree.")
+        known, rows, times = stepping_request(self, initial, parameters, times)
         steps = self._roll_out(self.normaliser.normalise(known), rows, times.expand(len(rows), -1))
         return self.normaliser.denormalise(steps)
 

@@ -20,7 +20,7 @@ from .fourier_network import FourierNetwork
 from .low_rank_mixer import LowRankMixer
 from .normaliser import Normaliser
 from .problem import Problem, WindowBatch
-from .request import known_states, parameter_rows, require_consecutive, require_setup, time_points
+from .request import require_setup, stepping_request
 from .stagger import Stagger
 from .staggered_network import READINGS, StaggeredNetwork
 from .surrogate import Surrogate
@@ -231,13 +231,7 @@ class NeuralStagger(Surrogate):
 
         initial : (batch, history, fields, *grid), the states just before times[0].
         """
-        problem = require_setup(self)
-        like = self.normaliser.mean
-        known = known_states(initial, problem, self.history, like)
-        rows, times = parameter_rows(parameters, problem, like), time_points(times, like)
-        require_consecutive(times, problem)
-        if len(rows) != len(known):
-            raise ValueError(f"Initial holds {len(known)} simulations, parameters {len(rows)}; they must agree.")
+        known, rows, times = stepping_request(self, initial, parameters, times)
         states: list[torch.Tensor] = []
         while len(states) < len(times):
             new = self.stepped(known, rows)

@@ -85,3 +85,23 @@ def known_states(initial: torch.Tensor | None, problem: Problem, history: int, l
     if states.ndim != 3 + len(problem.shape) or tuple(states.shape[1:3]) != (history, len(problem.fields)):
         raise ValueError(f"Initial has shape {tuple(states.shape)}; case {problem.case} needs {wanted}.")
     return states
+
+
+def stepping_request(
+    surrogate: Surrogate, initial: torch.Tensor | None, parameters: torch.Tensor, times: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what is asked of a surrogate that steps: known states, parameters and times, as the functions above.
+
+    Raises
+    ------
+    ValueError : one of them has a wrong shape, times are not consecutive, or the first two differ in number.
+    RuntimeError : the surrogate has no weights yet.
+    """
+    problem = require_setup(surrogate)
+    like = surrogate.normaliser.mean
+    known = known_states(initial, problem, surrogate.history, like)
+    rows, points = parameter_rows(parameters, problem, like), time_points(times, like)
+    require_consecutive(points, problem)
+    if len(rows) != len(known):
+        raise ValueError(f"Initial holds {len(known)} simulations, parameters {len(rows)}; they must agree.")
+    return known, rows, points
