@@ -80,20 +80,24 @@ def run_trainer(
         trainer.fit()
     except TrainingFailedError as error:
         raise TrainerDied(_last_words(error, max_failures)) from error
-    outcome = _newest_outcome(settings.run_dir)
+    outcome = _newest_outcome(settings)
     if "error" in outcome:
         raise RuntimeError(outcome["error"])
     return outcome
 
 
-def claim_generation(run_dir: str | Path) -> int:
-    """Return the next generation of the trainer in a run directory; no two callers ever get the same."""
+def claim_generation(run_dir: str | Path, session: int = 0) -> int:
+    """Return the next generation of the trainer in a run directory; no two callers ever get the same.
+
+    session : of the study, written down as the claimant.
+    """
     folder = Path(run_dir) / "generations"
     folder.mkdir(exist_ok=True)
     generation = 1 + max((int(path.stem) for path in folder.iterdir()), default=0)
     while True:
         try:
-            os.close(os.open(folder / str(generation), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+            with open(folder / str(generation), "x", encoding="ascii") as file:
+                file.write(str(session))
             return generation
         except FileExistsError:
             generation += 1
@@ -114,7 +118,9 @@ def _work(config: dict[str, Any]) -> None:
     if settings.device == "cuda":
         settings = replace(settings, device=str(ray.train.torch.get_device()))
     workers = Workers(settings.rank, settings.num_ranks)
-    generation = workers.from_first(claim_generation(settings.run_dir) if settings.rank == 0 else 0)
+    generation = workers.from_first(
+        claim_generation(settings.run_dir, settings.session) if settings.rank == 0 else 0
+    )  # fmt: skip
     outcome = Path(settings.run_dir, "generations", f"{generation}.json")
     try:
         settings = replace(settings, generation=generation)
@@ -155,9 +161,11 @@ def _leave(path: Path, outcome: dict[str, Any]) -> None:
     temporary.unlink()
 
 
-def _newest_outcome(run_dir: str) -> dict[str, Any]:
-    generations = Path(run_dir, "generations")
-    newest = max((int(path.stem) for path in generations.iterdir()), default=0)
+def _newest_outcome(settings: TrainerSettings) -> dict[str, Any]:
+    """Return how the session's last generation ended; a trainer of another session may still be on its way out."""
+    generations = Path(settings.run_dir, "generations")
+    claims = [path for path in generations.iterdir() if path.name.isdigit()]
+    newest = max((int(path.name) for path in claims if path.read_text() == str(settings.session)), default=0)
     try:
         return json.loads((generations / f"{newest}.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
