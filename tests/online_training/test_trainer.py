@@ -17,7 +17,7 @@ from headrace.online_training.ledger import read_records
 from headrace.online_training.metrics_log import last_record, read_metrics
 from headrace.online_training.reservoir import Reservoir
 from headrace.online_training.slot_memory import SlotMemory
-from headrace.online_training.trainer import claim_generation, run_trainer
+from headrace.online_training.trainer import TrainerDied, _newest_outcome, claim_generation, run_trainer
 from headrace.online_training.training_loop import TrainerSettings, train
 from headrace.surrogates import MLP, load_surrogate
 
@@ -202,6 +202,16 @@ def test_generations_are_claimed_once(tmp_path):
     assert [claim_generation(tmp_path) for _ in range(3)] == [1, 2, 3]
     (tmp_path / "generations" / "3.json").write_text("{}")
     assert claim_generation(tmp_path) == 4
+
+
+def test_the_outcome_is_that_of_the_sessions_own_trainer(tmp_path):
+    for session in (1, 2, 1):  # a worker of session 1 started once more before it found its intake gone
+        generation = claim_generation(tmp_path, session)
+        (tmp_path / "generations" / f"{generation}.json").write_text(json.dumps({"batch": generation}))
+    assert _newest_outcome(settings_for(tmp_path, 1, session=2)) == {"batch": 2}
+    claim_generation(tmp_path, 2)
+    with pytest.raises(TrainerDied, match="generation 4 was cut short"):
+        _newest_outcome(settings_for(tmp_path, 1, session=2))
 
 
 def test_settings_travel_as_plain_data():
