@@ -193,7 +193,7 @@ def test_a_killed_driver_and_ctrl_c_are_resumed(tmp_path):
 
 def test_a_killed_intake_is_replaced_and_what_was_acknowledged_is_kept(tmp_path):
     run_dir = tmp_path / "run"
-    driver = Driver(run_dir, "mlp", "new", durability="node", held_out=1, simulations=14, workers=[1, 2])
+    driver = Driver(run_dir, "mlp", "new", durability="node", held_out=1, simulations=14, views=20.0)
     driver.wait_until(lambda: steps_of(run_dir) > 60 and batches_of(run_dir) > 5)
     driver.kill("IntakeActor")
     text = driver.finish()
