@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from . import die_with_parent
+from . import die_with_parent, on_own_cores
 from .launcher import Job, Launcher
 
 # What an outer mpirun, scheduler or Ray leaves in the environment, and an inner mpirun would misread.
@@ -22,7 +22,9 @@ _LEAKS = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "HYD", "MPI_LOCAL", "MPIEXEC_", "SL
 # Settings of a site or user, not leaks, unless this process is a rank itself.
 _SETTINGS = ("OMPI_MCA_", "PMIX_MCA_", "PRTE_MCA_", "HYDRA_")
 _RANK_MARKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
-_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""What tells a process how many threads to compute with."""
+
 
 _TAG = "HEADRACE_JOB_TAG"  # marks every process of a job, so that each can be found again
 _KILL_SECONDS = 5.0
@@ -52,7 +54,7 @@ def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if not name.startswith(_LEAKS) or (name.startswith(_SETTINGS) and not is_rank)
     }
-    return {**kept, **_THREADS, "PYTHONUNBUFFERED": "1"}
+    return {**kept, **dict.fromkeys(THREADS, "1"), "PYTHONUNBUFFERED": "1"}
 
 
 class LocalLauncher(Launcher):
@@ -66,6 +68,7 @@ class LocalLauncher(Launcher):
     mpirun : which one; None finds it.
     flags : its flags before -n; None: those with which ranks share cores.
     grace : seconds between SIGTERM and SIGKILL.
+    bind : cores of its own for each rank, 0: ranks share all cores with everything else.
 
     Raises
     ------
@@ -73,7 +76,7 @@ class LocalLauncher(Launcher):
     """
 
     def __init__(
-        self, *, mpirun: str | Path | None = None, flags: Sequence[str] | None = None, grace: float = 5.0
+        self, *, mpirun: str | Path | None = None, flags: Sequence[str] | None = None, grace: float = 5.0, bind: int = 0
     ) -> None:
         self.mpirun = Path(mpirun) if mpirun is not None else find_mpirun()
         self._grace = grace
@@ -81,15 +84,26 @@ class LocalLauncher(Launcher):
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._ended: dict[str, int] = {}
         self._identity = uuid.uuid4().hex
+        # From the last to the first: what is not bound, as the trainer, finds the first ones least used.
+        self._bind, self._free = bind, sorted(os.sched_getaffinity(0), reverse=True)
+        self._bound: dict[str, list[int]] = {}
 
     def start(self, job: Job) -> int:
-        """Start a job and return at once, with the process id of its mpirun."""
+        """Start a job and return at once, with the process id of its mpirun.
+
+        Raises
+        ------
+        RuntimeError : too few cores are free to bind its ranks, or it starts them itself, where they cannot be bound.
+        """
         if job.name in self._running:
             raise ValueError(f"Job {job.name} is running already; every job needs a name of its own.")
         wrapper = [sys.executable, "-I", "-S", die_with_parent.__file__]
         ranks = [str(self.mpirun), *self._flags, "-n", str(job.ranks), *wrapper]
+        binding = self._take_cores(job) if self._bind else {}
+        if binding:
+            ranks += [sys.executable, "-I", "-S", on_own_cores.__file__]
         command = [*wrapper, *([] if job.own_mpirun else ranks), *job.command]
-        environment = {**_environment_for(self.mpirun), **job.environment, _TAG: self.tag(job.name)}
+        environment = {**_environment_for(self.mpirun), **job.environment, **binding, _TAG: self.tag(job.name)}
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with open(job.log, "ab") as log:
             process = subprocess.Popen(
@@ -106,7 +120,7 @@ class LocalLauncher(Launcher):
             if code is not None:
                 del self._running[name]
                 _end(processes_of(self.tag(name), process.pid), 0.0)  # ranks that outlived their mpirun
-                self._ended[name] = code if code >= 0 else 128 - code
+                self._note_end(name, code)
         ended, self._ended = self._ended, {}
         return ended
 
@@ -141,7 +155,26 @@ class LocalLauncher(Launcher):
             left = [member.pid for member in processes_of(self.tag(name), process.pid)]
             if left:
                 raise RuntimeError(f"Processes {left} of job {name} cannot be killed; look at them on this node.")
-            self._ended[name] = code if code >= 0 else 128 - code
+            self._note_end(name, code)
+
+    def _note_end(self, name: str, code: int) -> None:
+        self._ended[name] = code if code >= 0 else 128 - code
+        self._free += self._bound.pop(name, [])
+
+    def _take_cores(self, job: Job) -> dict[str, str]:
+        """Return the variable that tells each rank its cores."""
+        count = job.ranks * self._bind
+        if job.own_mpirun:
+            raise RuntimeError(f"{job.command[0]} starts its own ranks, which cannot be bound: leave out --bind-cores.")
+        if count > len(self._free):
+            raise RuntimeError(
+                f"Job {job.name} needs {count} cores to itself, and {len(self._free)} are free. Take fewer jobs, ranks "
+                "or threads, or leave out --bind-cores."
+            )
+        cores, self._free = self._free[:count], self._free[count:]
+        self._bound[job.name] = cores
+        groups = [cores[i : i + self._bind] for i in range(0, count, self._bind)]
+        return {on_own_cores.CORES: ";".join(",".join(map(str, group)) for group in groups)}
 
 
 def _environment_for(mpirun: Path) -> dict[str, str]:

@@ -21,6 +21,7 @@ from .concurrency import Concurrency
 from .early_stopping import StopRule
 from .intake_actor import IntakeActor
 from .interface import AUTO, address_of, is_local
+from .local_launcher import THREADS
 from .metrics_log import MetricsLog, last_record
 from .placement import choose_place
 from .run_directory import RunDirectory, StudyError, StudyRecord
@@ -138,6 +139,8 @@ class Session:
             "HEADRACE_TOKEN_FILE": str(self._directory.token_file),
             "HEADRACE_STUDY": f"{self._record.study:016x}",
             "HEADRACE_LOG_DIR": str(self._directory.ledger),
+            # Whatever Ray, a scheduler or the site has set: what a rank computes with is the study's choice.
+            **dict.fromkeys(THREADS, str(self._settings.threads)),
             "HEADRACE_LEASE": f"{LEASE_SECONDS:g}",
             **_kind_to_neighbours(self._settings),
         }
@@ -150,6 +153,7 @@ class Session:
             session=self._number, max_failures=self._settings.max_failures, scheduler=self._settings.scheduler,
             scheduler_options=self._settings.scheduler_options.split(),
             scheduler_launch=self._settings.scheduler_launch,
+            bind=self._settings.threads if self._settings.bind_cores else 0,
         )  # fmt: skip
         stack.callback(supervisor.stop)
         supervisor.start()

@@ -43,6 +43,10 @@ class StudySettings(BaseModel):
     simulations: int = Field(100, ge=1, description="Simulations to train on.")
     held_out: int = Field(10, ge=0, description="Further simulations kept for validation.")
     ranks: int = Field(2, ge=1, description="MPI ranks of one solver job.")
+    threads: int = Field(1, ge=1, description="Threads of each solver rank (OMP_NUM_THREADS).")
+    bind_cores: bool = Field(
+        False, description="Bind each rank of a local job to cores of its own; a scheduler binds by its own options."
+    )
     jobs: int = Field(1, ge=1, description="Solver jobs at the same time.")
     most_jobs: int = Field(
         0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -118,6 +119,7 @@ class Study:
         except RuntimeError as error:
             raise StudyError(str(error)) from error
         _require_port(self.settings.interface, self.settings.port)
+        _require_cores(self.settings)
         if resume and self.directory.exists:
             record = self.directory.read()
             self.directory.require_same(record, self.case, self.settings)
@@ -216,6 +218,16 @@ def require_capacity(settings: StudySettings, case: Case, window: int) -> None:
             f"{settings.simulations} simulations of {layout.num_steps} steps have {windows} windows, each used "
             f"{settings.views:g} times: {missing} too few for one batch of {settings.batch_size}. "
             "Take more simulations or views, or smaller batches."
+        )
+
+
+def _require_cores(settings: StudySettings) -> None:
+    """Find out before anything starts that ranks cannot all have cores of their own."""
+    needed, there = settings.max_running * settings.ranks * settings.threads, len(os.sched_getaffinity(0))
+    if settings.bind_cores and settings.scheduler == "local" and needed > there:
+        raise ValueError(
+            f"{settings.max_running} jobs of {settings.ranks} ranks with {settings.threads} threads need {needed} "
+            f"cores to bind them to, and this node has {there}. Take fewer of them, or leave out bind_cores."
         )
 
 

@@ -47,6 +47,7 @@ class SupervisorSettings:
     scheduler_options : further directives of every job's script.
     scheduler_launch : what starts the ranks in it; "" for mpirun.
     own_mpirun : command starts all ranks of a job by itself.
+    bind : cores of its own for each rank of a local job; 0: none are bound.
     """
 
     command: Sequence[str]
@@ -59,6 +60,7 @@ class SupervisorSettings:
     scheduler_options: Sequence[str] = ()
     scheduler_launch: str = ""
     own_mpirun: bool = False
+    bind: int = 0
 
 
 class Supervisor:
@@ -182,7 +184,7 @@ def _make_launcher(settings: SupervisorSettings) -> Launcher:
     ValueError : no such scheduler.
     """
     if settings.scheduler == "local":
-        return LocalLauncher()
+        return LocalLauncher(bind=settings.bind)
     if settings.scheduler == STEPS:
         return StepLauncher(settings.scheduler_options)
     launch = settings.scheduler_launch or None

@@ -144,6 +144,32 @@ def test_killed_rank_ends_the_job_with_a_failure(launcher, tmp_path):
     gone(ranks)
 
 
+@pytest.mark.mpi
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.parametrize("mpirun", MPIS)
+def test_ranks_and_jobs_beside_one_another_have_cores_of_their_own(tmp_path, mpirun):
+    file, there = tmp_path / "cores", os.sched_getaffinity(0)
+    file.touch()
+    say = f"import os, time; open({str(file)!r}, 'a').write(f'{{os.sched_getaffinity(0)}}\\n'); time.sleep(60)"
+    launcher = LocalLauncher(mpirun=mpirun, bind=1)
+
+    def start(name, ranks):
+        command = [sys.executable, "-c", say]
+        launcher.start(Job(name=name, command=command, ranks=ranks, environment={}, log=tmp_path / "log"))
+
+    try:
+        start("a", 1)
+        start("b", len(there) - 1)
+        wait_for(lambda: len(file.read_text().splitlines()) == len(there), "all ranks")
+        assert set(file.read_text().splitlines()) == {f"{{{core}}}" for core in there}
+        with pytest.raises(RuntimeError, match="needs 1 cores to itself, and 0 are free"):
+            start("c", 1)
+        launcher.stop("a")
+        start("d", 1)
+    finally:
+        launcher.stop_all()
+
+
 def test_a_command_that_does_not_exist_is_named_in_the_log(launcher, tmp_path):
     launcher.start(Job(name="a", command=["no-such-solver"], ranks=1, environment={}, log=tmp_path / "log"))
     assert ends(launcher)["a"] != 0
