@@ -370,14 +370,19 @@ def _training_steps() -> dict[str, float]:
 
 
 def model_lines(lines: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the figures of the model, the resource that binds first at last."""
+    """Yield the figures of the model, the resource that binds first at last; cores and device are the measurements'."""
+    where = next({key: one[key] for key in ("cores", "device", "load")} for one in lines if "stream" in one["name"])
     resources = model(lines)
+    study = f"{CORES} cores, {CLIENTS} clients, {GPUS} GPUs, 8 TB in 2 h"
     for resource in resources:
-        setup = f"{resource.basis}; {CORES} cores, {CLIENTS} clients, {GPUS} GPUs, 8 TB in 2 h"
-        yield line(f"model {resource.name}: used at the published size", resource.used, "1", setup)
-        yield line(f"model {resource.name}: cores at which it is used up", CORES / resource.used, "cores", setup)
+        setup = f"{resource.basis}; {study}"
+        for what, value, unit in (
+            ("used at the published size", resource.used, "1"),
+            ("cores at which it is used up", CORES / resource.used, "cores"),
+        ):
+            yield {**line(f"model {resource.name}: {what}", value, unit, setup), **where}
     first = max(resources, key=lambda resource: resource.used)
-    yield line(f"model binds first: {first.name}", CORES / first.used, "cores", first.basis)
+    yield {**line(f"model binds first: {first.name}", CORES / first.used, "cores", first.basis), **where}
 
 
 def line(name: str, value: float, unit: str, setup: str) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from .layout import StreamLayout
 from .settings import StudySettings
 
-INTAKE_BYTES_PER_SECOND = 0.5e9
-"""What one intake takes in over tcp: rounded down from benchmarks/results/stream-cpu.json, 1 MiB and more."""
+INTAKE_BYTES_PER_SECOND = 0.7e9
+"""What one intake takes in over tcp in blocks of 400 kB: the least of benchmarks/results/scaling-cpu.json, rounded."""
 
 # Bytes of ledger, seen on a study of 505 steps: 200 for a step and 87 for each rank's part of it, 64 for a window used.
 _LEDGER_STEP, _LEDGER_RANK, _LEDGER_WINDOW = 200, 87, 64
