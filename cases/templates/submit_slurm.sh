@@ -33,5 +33,7 @@ if [ -n "$time_is_up" ] && [ "$code" -eq {{ stopped }} ]; then
     echo "the time limit was near: the study wrote a checkpoint, and the job goes back into the queue"
     scontrol requeue "$SLURM_JOB_ID"
     sleep 60  # Slurm ends this script
+elif [ -n "$time_is_up" ] && [ "$code" -ne 0 ]; then
+    echo "the time limit was near before the study could stop in order: submit it again, with more --minutes or --notice"
 fi
 exit "$code"

@@ -24,11 +24,15 @@ shift 3
 $python -m ray.scripts.scripts start --head --node-ip-address=$address --port={port} --num-cpus=0 \
     --include-dashboard=false --object-store-memory=100000000
 touch $run.head
-until [ -e $run.go ]; do sleep 0.2; done
+$python -c "import ray, time; ray.init('$address:{port}', log_to_driver=False)
+while sum(node['Alive'] for node in ray.nodes()) < 2: time.sleep(0.2)"
 $python -m headrace.cases train "$@" --run-dir $run --interface eth0 --ray-address $address:{port}
 echo $? > $run.code
-$python -c "import ray; ray.init('$address:{port}', log_to_driver=False); from ray.util.state import list_actors; \
-    print(len(ray.nodes()), 'nodes', [a.state for a in list_actors() if a.state != 'DEAD'])" > $run.after
+$python -c "import ray, time; ray.init('$address:{port}', log_to_driver=False)
+deadline = time.monotonic() + 60
+while ray.available_resources().get('CPU') != 2 and time.monotonic() < deadline: time.sleep(0.2)
+print(sum(node['Alive'] for node in ray.nodes()), 'nodes,', ray.available_resources()['CPU'], 'CPUs free,', \
+    ray.util.list_named_actors(all_namespaces=True))" > $run.after
 touch $run.done
 sleep 600
 """
@@ -60,12 +64,11 @@ def test_a_study_trains_on_the_node_that_has_cpus_and_leaves_the_cluster_as_it_w
         wait_for(Path(f"{run}.head"), log)
         join = [sys.executable, "-m", "headrace.online_training.ray_nodes", f"{address}:{PORT}", "eth0"]
         nodes.start("worker", join, environment)
-        Path(f"{run}.go").touch()
         wait_for(Path(f"{run}.done"), log, 500.0)
     assert Path(f"{run}.code").read_text().strip() == "0", log.read_text()
     streamed_to = json.loads((run / "logs" / "supervisor-1.json").read_text())["environment"]["HEADRACE_ADDRESS"]
     assert f"tcp://{nodes.addresses['worker']}:" in streamed_to
-    assert Path(f"{run}.after").read_text() == "2 nodes []\n"
+    assert Path(f"{run}.after").read_text() == "2 nodes, 2.0 CPUs free, []\n"
 
 
 def test_which_cluster_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:

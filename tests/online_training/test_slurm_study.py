@@ -106,8 +106,12 @@ def test_a_submitted_study_has_ray_on_all_nodes_and_solvers_as_steps(cluster: Sl
 def test_the_time_limit_requeues_a_study_and_scancel_stops_it_in_order(cluster: SlurmCluster, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "run.log"
     study = [*STUDY, "--simulations", "2000", "--jobs", "2", "--run-dir", str(run)]
-    said = headrace(cluster, "submit", *study, "--nodes", "1", "--cores", "4", "--minutes", "1", "--notice", "15")
+    said = headrace(cluster, "submit", *study, "--nodes", "1", "--cores", "4", "--minutes", "30", "--notice", "90")
     number = said.split()[1].rstrip(",")
+    wait_for(lambda: samples(run), log)
+    # Slurm signals when less than the notice is left, within half a minute from now.
+    elapsed = int(cluster.run("squeue", "-h", "-j", number, "-o", "%M").split(":")[-2])
+    cluster.run("scontrol", "update", f"JobId={number}", f"TimeLimit={elapsed + 2}")
     requeued = "the time limit was near"
     wait_for(lambda: log.exists() and requeued in log.read_text(), log)
     wait_for(lambda: queue(cluster, "%T") == ["PENDING"], log)
