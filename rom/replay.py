@@ -260,7 +260,9 @@ class Replay:
             return self.local.temperature(float(self.reader.times[k]))
         if nodal is None:
             return np.full(len(self.subdomain.points), float(self._temperature))
-        return self.kinematics.interpolate(nodal)
+        # Nodal temperatures reach the points as the problem says, whoever read them.
+        plain = self.local is not None and self.local.problem.plain_temperature
+        return self.kinematics.interpolate(nodal, plain=plain)
 
     def _read(self, name: str, k: int) -> np.ndarray | None:
         """Return this rank's rows of a field. Collective; a reader's error is raised on every rank."""
