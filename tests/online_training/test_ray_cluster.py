@@ -1,74 +1,13 @@
-"""A study on a Ray cluster that runs already, of two nodes with addresses, processes and /tmp of their own."""
+"""Which Ray a study uses: its own, or a cluster that runs already."""
 
-import json
 import os
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from headrace.online_training.ray_session import address_of_cluster, ray_session
-from headrace.online_training.run_directory import RunDirectory, StudyError, write_secret
+from headrace.online_training.run_directory import RunDirectory, StudyError
 from headrace.online_training.settings import StudySettings
-from tests.online_training.separate_nodes import SeparateNodes, why_not
-
-PORT = 6379
-STUDY = [
-    "heat2d", "--shape", "16x16", "--model", "mlp", "--simulations", "4", "--held-out", "1", "--ranks", "2",
-    "--views", "1", "--plain",
-]  # fmt: skip
-HEAD = """
-python=$1 address=$2 run=$3
-shift 3
-$python -m ray.scripts.scripts start --head --node-ip-address=$address --port={port} --num-cpus=0 \
-    --include-dashboard=false --object-store-memory=100000000
-touch $run.head
-$python -c "import ray, time; ray.init('$address:{port}', log_to_driver=False)
-while sum(node['Alive'] for node in ray.nodes()) < 2: time.sleep(0.2)"
-$python -m headrace.cases train "$@" --run-dir $run --interface eth0 --ray-address $address:{port}
-echo $? > $run.code
-$python -c "import ray, time; ray.init('$address:{port}', log_to_driver=False)
-deadline = time.monotonic() + 60
-while ray.available_resources().get('CPU') != 2 and time.monotonic() < deadline: time.sleep(0.2)
-print(sum(node['Alive'] for node in ray.nodes()), 'nodes,', ray.available_resources()['CPU'], 'CPUs free,', \
-    ray.util.list_named_actors(all_namespaces=True))" > $run.after
-touch $run.done
-sleep 600
-"""
-
-
-def wait_for(path: Path, log: Path, seconds: float = 280.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.2)
-
-
-@pytest.mark.ray
-@pytest.mark.timeout(600)
-@pytest.mark.skipif(bool(why_not()), reason=f"needs separate nodes: {why_not()}")
-def test_a_study_trains_on_the_node_that_has_cpus_and_leaves_the_cluster_as_it_was(tmp_path: Path) -> None:
-    run, log = tmp_path / "run", tmp_path / "head.out"
-    write_secret(tmp_path / "token", "5" * 64)
-    environment = {
-        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"), "SLURM_CPUS_ON_NODE": "2",
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }  # fmt: skip
-    repository = Path(__file__).parents[2]
-    shared = (tmp_path, repository, Path(sys.prefix), Path(sys.base_prefix))
-    with SeparateNodes(tmp_path, ("head", "worker"), shared) as nodes:
-        address = nodes.addresses["head"]
-        script = HEAD.format(port=PORT)
-        nodes.start("head", ["sh", "-c", script, "head", sys.executable, address, str(run), *STUDY], environment)
-        wait_for(Path(f"{run}.head"), log)
-        join = [sys.executable, "-m", "headrace.online_training.ray_nodes", f"{address}:{PORT}", "eth0"]
-        nodes.start("worker", join, environment)
-        wait_for(Path(f"{run}.done"), log, 500.0)
-    assert Path(f"{run}.code").read_text().strip() == "0", log.read_text()
-    streamed_to = json.loads((run / "logs" / "supervisor-1.json").read_text())["environment"]["HEADRACE_ADDRESS"]
-    assert f"tcp://{nodes.addresses['worker']}:" in streamed_to
-    assert Path(f"{run}.after").read_text() == "2 nodes, 2.0 CPUs free, []\n"
 
 
 def test_which_cluster_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:

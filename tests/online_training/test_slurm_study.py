@@ -120,7 +120,7 @@ def test_the_time_limit_requeues_a_study_and_scancel_stops_it_in_order(cluster: 
     # Slurm holds a requeued job for two minutes.
     cluster.run("scontrol", "update", f"JobId={number}", "StartTime=now", "TimeLimit=30")
     wait_for(lambda: samples(run, since=requeue), log)
-    cluster.run("scancel", number)
+    cluster.run("scancel", "--batch", "--signal=TERM", number)
     wait_for(lambda: not queue(cluster), log)
     wait_for(lambda: not processes_with(run), log)
     assert log.read_text().count("stopped in order") == 2
