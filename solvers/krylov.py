@@ -22,7 +22,7 @@ class Gmres:
         follows. Each such loss multiplies the error of the basis: small values are for a few digits only.
     """
 
-    def __init__(self, blocks: Blocks, points: int, max_iterations: int, *, cancellation: float = 1e-3) -> None:
+    def __init__(self, blocks: Blocks, points: int, max_iterations: int, *, cancellation: float = 0.5) -> None:
         self._blocks = blocks
         self._cancellation = cancellation
         self._max_iterations = max_iterations

@@ -70,7 +70,8 @@ class NewtonKrylov:
         self._max_newton = max_newton
         self._preconditioner = DiffusionPreconditioner(case, blocks)
         points = len(case.fields) * math.prod(blocks.shape)
-        self._gmres = Gmres(blocks, points, max_krylov)
+        # Newton asks for four digits at most: rarely a second pass.
+        self._gmres = Gmres(blocks, points, max_krylov, cancellation=1e-3)
         self._stale, self._cost = True, math.inf
         self._refreshed_for = (math.nan, math.nan)
         self.newton_iterations = 0

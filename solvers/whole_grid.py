@@ -136,7 +136,7 @@ class _IteratedPoisson:
         self._inner = GhostLayers(potential, blocks, reach_of(2, 4))
         self._ghosts = GhostLayers(potential, blocks, halo)
         self._shape = (len(potential.fields), *blocks.shape)
-        self._gmres = Gmres(blocks, math.prod(self._shape), 200, cancellation=0.5)
+        self._gmres = Gmres(blocks, math.prod(self._shape), 200)
         sides = [side for pair in _sides(potential) for side in pair]
         self._free = not any(isinstance(side, Dirichlet) for side in sides)
         self._scale = 1 / max(potential.grid.extent) ** 2
