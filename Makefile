@@ -20,8 +20,12 @@ setup: $(VENV)/.all
 demo: $(VENV)/.demo
 	$(BIN)/headrace train heat2d --model mlp --shape 32x32 --simulations 100 --held-out 20 --learning-rate 3e-3 --run-dir $(RUN)
 
+# Two runs side by side: tests of studies wait for other processes most of the time. Of the other run the end is shown.
 test: $(VENV)/.all
-	$(BIN)/python -m pytest tests
+	@$(BIN)/python -m pytest tests --ignore tests/online_training > $(VENV)/tests.log 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest tests/online_training; studies=$$?; \
+	echo "The tests of everything but online_training run beside these; their end:"; \
+	wait $$beside; others=$$?; cat $(VENV)/tests.log; exit $$((studies || others))
 
 lint: $(VENV)/.all
 	$(BIN)/ruff check .

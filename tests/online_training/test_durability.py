@@ -46,6 +46,24 @@ def prepared(tmp_path):
             path.unlink()
 
 
+@pytest.fixture
+def joined(monkeypatch):
+    """A function that connects to a study; a connection left open would end this process when its lease runs out."""
+    connections = []
+
+    def join(directory: RunDirectory, address: str, job: str) -> Connection:
+        values = {"ADDRESS": address, "TOKEN_FILE": directory.token_file, "STUDY": f"{directory.read().study:016x}",
+                  "JOB": job, "LEASE": 600}  # fmt: skip
+        for name, value in values.items():
+            monkeypatch.setenv(f"HEADRACE_{name}", str(value))
+        connections.append(Connection({"u": SHAPE}))
+        return connections[-1]
+
+    yield join
+    for connection in connections:
+        connection.link.close()
+
+
 @contextmanager
 def killed_intake(directory: RunDirectory):
     """An intake in a process of its own that is killed at the end of the block."""
@@ -55,14 +73,6 @@ def killed_intake(directory: RunDirectory):
     finally:
         process.kill()
         process.wait()
-
-
-def joined(directory: RunDirectory, address: str, monkeypatch, job: str) -> Connection:
-    values = {"ADDRESS": address, "TOKEN_FILE": directory.token_file, "STUDY": f"{directory.read().study:016x}",
-              "JOB": job, "LEASE": 600}  # fmt: skip
-    for name, value in values.items():
-        monkeypatch.setenv(f"HEADRACE_{name}", str(value))
-    return Connection({"u": SHAPE})
 
 
 def send(stream, steps: range) -> None:
@@ -75,10 +85,12 @@ def acknowledged(directory: RunDirectory) -> dict[int, int]:
 
 
 @pytest.mark.parametrize("durability", ["memory", "node", "disk"])
-def test_a_killed_intake_loses_what_was_not_promised_and_nothing_else(prepared, monkeypatch, durability) -> None:
+def test_a_killed_intake_loses_what_was_not_promised_and_nothing_else(
+    prepared, joined, monkeypatch, durability
+) -> None:
     directory = prepared(durability=durability)
     with killed_intake(directory) as address:
-        connection = joined(directory, address, monkeypatch, "1-0001")
+        connection = joined(directory, address, "1-0001")
         simulations = connection.simulations()
         with next(simulations) as stream:
             send(stream, range(STEPS))
@@ -102,7 +114,7 @@ def test_a_killed_intake_loses_what_was_not_promised_and_nothing_else(prepared, 
             return
         assert (status["steps_recovered"], status["queued"], status["done"]) == (STEPS - 4 + 10, 2, 1)
         intake.start()
-        connection = joined(directory, intake.addresses, monkeypatch, "2-0001")
+        connection = joined(directory, intake.addresses, "2-0001")
         for stream in connection.simulations():
             with stream:
                 send(stream, range(STEPS))
@@ -169,11 +181,10 @@ def noted(happened: list, place, name: str):
     return call
 
 
-def test_what_was_overwritten_or_damaged_is_not_taken_for_kept(prepared, monkeypatch) -> None:
+def test_what_was_overwritten_or_damaged_is_not_taken_for_kept(prepared, joined) -> None:
     directory = prepared(durability="node")
-    with killed_intake(directory) as address, joined(directory, address, monkeypatch, "1-0001") as connection:
-        with next(connection.simulations()) as stream:
-            send(stream, range(STEPS))
+    with killed_intake(directory) as address, next(joined(directory, address, "1-0001").simulations()) as stream:
+        send(stream, range(STEPS))
     path = kept_path(directory.read().study, directory.path, "node")
     step_bytes = 4 * 256
     with open(path, "r+b") as file:

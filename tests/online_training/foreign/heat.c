@@ -6,11 +6,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static int check(headrace *study, int code)
 {
     if (code < 0) {
         fprintf(stderr, "%s\n", headrace_last_error(study));
+        sleep(1); /* mpirun may forget what was written just before an abort */
         MPI_Abort(MPI_COMM_WORLD, 1);
     }
     return code;
