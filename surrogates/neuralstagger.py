@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import gcd
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from headrace.solvers.blocks import Blocks
 from headrace.solvers.case import Case
-from headrace.solvers.simulate import initial_state
-from headrace.solvers.step_correction import Correction, step_correction
 
 from .autoregressive import Channels
 from .data_free import StatePool
@@ -25,6 +23,9 @@ from .stagger import Stagger
 from .staggered_network import READINGS, StaggeredNetwork
 from .surrogate import Surrogate
 from .unet import UNet, UNetwork
+
+if TYPE_CHECKING:
+    from headrace.solvers.step_correction import Correction
 
 BACKBONES = ("fno", "unet", "mixer")
 _POOL, _LARGEST = 256, 1e3  # states of the model's own; deviations beyond which one counts as diverged
@@ -134,6 +135,9 @@ class NeuralStagger(Surrogate):
         ------
         ValueError : the case does not say what the defect of a step is.
         """
+        # Needs scipy, which a saved surrogate does not.
+        from headrace.solvers.step_correction import step_correction
+
         self._correction, self._case = step_correction(case), case
 
     def architecture(self) -> dict[str, Any]:
@@ -217,6 +221,8 @@ class NeuralStagger(Surrogate):
 
     def _fresh(self, count: int) -> torch.Tensor:
         """Initial states of the case at random parameters, (count, 1, fields + parameters, *grid)."""
+        from headrace.solvers.simulate import initial_state
+
         case, blocks, windows = self._case, Blocks(self.problem.shape, self.problem.periodic), []
         for _ in range(count):
             p = case.draw(self._rng.random(len(case.parameters)))
