@@ -103,6 +103,7 @@ def test_a_submitted_study_has_ray_on_all_nodes_and_solvers_as_steps(cluster: Sl
     print(steps)
 
 
+@pytest.mark.slow
 def test_the_time_limit_requeues_a_study_and_scancel_stops_it_in_order(cluster: SlurmCluster, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "run.log"
     study = [*STUDY, "--simulations", "2000", "--jobs", "2", "--run-dir", str(run)]
