@@ -202,6 +202,14 @@ class ReducedSolver:
     ) -> Batch:
         """Return the end of a span of time; what fails goes in two halves."""
         end, failed, why = self._step(start, queries, span)
+        if failed.any() and start.slope.any():
+            # Where loads turn, the last step points the wrong way: once more from where it ended.
+            which = np.flatnonzero(failed)
+            rest = start.take(which)
+            rest = replace(rest, slope=np.zeros_like(rest.slope))
+            again, still, why = self._step(rest, [queries[k] for k in which], span)
+            end.put(which, again)
+            failed[which] = still
         if failed.any():
             which = np.flatnonzero(failed)
             if cuts == self.settings.max_cuts:
