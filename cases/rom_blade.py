@@ -11,7 +11,7 @@ Cost: about 6 seconds per cycle on one core with the default mesh; one cycle.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -106,7 +106,7 @@ def blade_mesh(
     return mesh, box.points
 
 
-def rom_blade(
+def rom_blade(  # noqa: PLR0913  settings of a case, all with defaults
     *,
     cycles: int = 1,
     speed: float = 1200.0,
@@ -116,11 +116,13 @@ def rom_blade(
     shape: BladeShape | None = None,
     kind: str = "hex20r",
     counts: tuple[int, int, int] = COUNTS,
+    compiled: bool = False,
 ) -> Problem:
     """Return the blade under full load `cycles` times.
 
     speed : of rotation, rad/s; pressure : on the pressure side at the tip, MPa, half of it at the bottom;
     gas, cooling : hottest temperature and its fall along the inner channel, in °C.
+    compiled : whether the blade's law is machine code.
     """
     shape = shape or BladeShape()
     mesh, place = blade_mesh(shape, kind, counts)
@@ -134,7 +136,7 @@ def rom_blade(
     height = shape.foot_height + shape.height
     return Problem(
         mesh=mesh,
-        laws={"foot": ELASTIC, "blade": BLADE},
+        laws={"foot": ELASTIC, "blade": replace(BLADE, compiled=compiled)},
         supports=[Support(nodes=nodes, direction=d) for nodes, d in (("bottom", "z"), ("mid_x", "x"), ("mid_y", "y"))],
         loads=[
             Centrifugal(

@@ -74,6 +74,7 @@ class Batch:
             mine[which] = theirs
 
 
+OBSERVED_AT_ONCE = 64  # states from which gappy coefficients are found together: few calls, little memory
 _ARRAYS = ("coefficients", "lifting", "temperature", "strain", "stress", "largest", "slope")
 
 
@@ -127,6 +128,7 @@ class ReducedSolver:
         self.flat = self.B.reshape(6 * d, n)
         self.weights = np.repeat(model.weights, 6)
         self.weighted = self.flat * self.weights[:, None]
+        self.lifted = bool(model.strain_lifting.any())  # supports that are held at zero lift nothing
         self.iterations = 0
 
     def initial(self, queries: Sequence[Query], time: float) -> Batch:
@@ -162,28 +164,30 @@ class ReducedSolver:
             if have != want:
                 raise ValueError(f"A query has {have} loads and supports, the model {want}; use Query.of(problem).")
         now = self.initial(queries, times[0])
-        record = [self._observe(now)]
-        steps = [now]
+        steps, fresh = [now], [now]
+        coefficients, lifting = [now.coefficients], [now.lifting]
+        seen: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in self.model.gappy}
         for start, end in pairwise(times):
             now = self._advance(now, list(queries), np.arange(len(queries)), (start, end), 0)
-            record.append(self._observe(now))
+            coefficients.append(now.coefficients)
+            lifting.append(now.lifting)
+            fresh.append(now)
             if keep:
                 steps.append(now)
-        duals = {name: np.stack([r[2][name][0] for r in record], axis=1) for name in self.model.gappy}
-        misfits = {}
-        for name in self.model.gappy:
-            misfit, norm = (np.stack([r[2][name][k] for r in record], axis=1) for k in (1, 2))
+            if len(fresh) * len(queries) >= OBSERVED_AT_ONCE or end == times[-1]:
+                for name, gappy in self.model.gappy.items():
+                    values = np.stack([self.point_values(name, batch) for batch in fresh], axis=1)
+                    seen[name].append(gappy.coefficients(values))
+                fresh = []
+        duals, misfits = {}, {}
+        for name, parts in seen.items():
+            duals[name], misfit, norm = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
             largest = np.broadcast_to(norm.max(axis=1, keepdims=True), norm.shape)
             misfits[name] = np.divide(misfit, largest, out=np.zeros_like(misfit), where=largest > 0)
         return Trajectory(
-            times=times, coefficients=np.stack([r[0] for r in record], axis=1),
-            lifting=np.stack([r[1] for r in record], axis=1), duals=duals, misfits=misfits, steps=steps if keep else [],
+            times=times, coefficients=np.stack(coefficients, axis=1), lifting=np.stack(lifting, axis=1), duals=duals,
+            misfits=misfits, steps=steps if keep else [],
         )  # fmt: skip
-
-    def _observe(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, dict[str, tuple[np.ndarray, ...]]]:
-        return batch.coefficients, batch.lifting, {
-            name: gappy.coefficients(self.point_values(name, batch)) for name, gappy in self.model.gappy.items()
-        }  # fmt: skip
 
     def point_values(self, name: str, batch: Batch) -> np.ndarray:
         """Return a dual field at the points, (Q, d), or all scaled internal variables, (Q, any), for "state"."""
@@ -290,18 +294,19 @@ class ReducedSolver:
         """Return laws and forces of all queries of a batch at a guess, from the batch at the start of the step."""
         Q, (d, _, n) = len(guess.coefficients), self.B.shape
         strain = (guess.coefficients @ self.flat.T).reshape(Q, d, 6)
-        if self.model.strain_lifting.shape[2]:
+        if self.lifted:
             strain += np.einsum("dis,qs->qdi", self.model.strain_lifting, guess.lifting)
         stress, tangent = np.zeros((Q, d, 6)), np.zeros((Q, d, 6, 6))
         state = tuple(s.copy() for s in start.state)
         failed, why = np.zeros(Q, dtype=bool), ""
+        change = strain - start.strain
         for k, (law, points) in enumerate(zip(self.model.laws, self.model.law_points, strict=True)):
             while len(points) and not failed.all():
                 good = np.flatnonzero(~failed)
                 whole = len(good) == Q and len(points) == d  # then nothing need be copied
                 every = (slice(None), slice(None)) if whole else np.ix_(good, points)
-                inputs = [start.temperature[every], guess.temperature[every], start.strain[every]]
-                inputs = [a.reshape(-1, *a.shape[2:]) for a in [*inputs, (strain - start.strain)[every]]]
+                fields = (start.temperature, guess.temperature, start.strain, change)
+                inputs = [(a if whole else a[every]).reshape(-1, *a.shape[2:]) for a in fields]
                 before = start.state[k][good]
                 try:
                     s, after, C = law.update(*inputs, before.reshape(len(good) * len(points), before.shape[-1]), dt)
@@ -318,8 +323,10 @@ class ReducedSolver:
         norm = np.where(failed, np.inf, np.linalg.norm(residual, axis=1))
         scale = np.maximum(np.linalg.norm(force, axis=1), np.linalg.norm(internal, axis=1))
         matrix = self.weighted.T @ (tangent @ self.B).reshape(Q, 6 * d, n)
-        batch = replace(guess, strain=strain, stress=stress, state=state, largest=guess.largest.copy())
-        batch = replace(batch, coefficients=guess.coefficients.copy(), lifting=guess.lifting.copy())
+        batch = replace(
+            guess, strain=strain, stress=stress, state=state, largest=guess.largest.copy(),
+            coefficients=guess.coefficients.copy(), lifting=guess.lifting.copy(),
+        )  # fmt: skip
         return _Trial(batch, residual, matrix, tangent, norm, np.maximum(scale, np.where(failed, 0, norm)), failed), why
 
 

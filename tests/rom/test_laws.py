@@ -1,5 +1,7 @@
 """Laws: order of the integration, its limit against an adaptive Radau solution, tangents, limits, errors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
@@ -255,6 +257,29 @@ def test_hardening_curve_is_followed_in_tension():
     p, sigma = np.array(seen).T
     np.testing.assert_allclose(sigma[p > 0], 100 + np.interp(p[p > 0], [0, 0.01, 0.05], [0, 50, 90]), rtol=1e-10)
     assert p.max() > 0.06
+
+
+def test_machine_code_is_the_same_law():
+    """Stress, state and tangent of random and of extreme steps, with every kind of hardening; and its failures."""
+    pytest.importorskip("numba")
+    curved = NortonChaboche(elasticity=ELASTIC, yield_stress=90.0, viscosity=200.0, exponent=5.0,
+                            curve=((0, 0), (1e-3, 20), (0.05, 90)))  # fmt: skip
+    for law in [*LAWS.values(), curved]:
+        T, eps, deps, state = random_step(law)
+        steps = np.logspace(-9, 4, len(T))[:, None]
+        for change, dt in ((deps, 0.1), (deps * steps, 1e-9), (deps * steps, 1e9), (deps, 0.0)):
+            expected = law.update(T, T, eps, change, state, dt)
+            found = replace(law, compiled=True).update(T, T, eps, change, state, dt)
+            for a, b in zip(expected, found, strict=True):
+                size = np.abs(a).reshape(len(a), -1).max(axis=1)
+                assert np.all(np.abs(a - b).reshape(len(a), -1).max(axis=1) <= 1e-9 * size), (law, dt)
+    softening = NortonChaboche(elasticity=IsotropicElasticity(young=1.0, poisson=0.3), yield_stress=1.0,
+                               linear_hardening=-50.0, compiled=True)  # fmt: skip
+    for bad, message in ((5.0, r"point 1: .*state p = 0"), (np.nan, "not finite at point 1")):
+        eps = np.zeros((3, 6))
+        eps[1, 3] = bad
+        with pytest.raises(ConvergenceError, match=message):
+            softening.update(np.full(3, 20.0), np.full(3, 20.0), 0 * eps, eps, softening.initial_state(3), 1.0)
 
 
 def test_cubic_elasticity_turns_with_its_axes_and_contains_the_isotropic_case():
