@@ -10,7 +10,9 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ def ray_session(directory: RunDirectory, settings: StudySettings) -> Iterator[No
     if ray.is_initialized():
         yield
     elif address := address_of_cluster(settings):
-        with _attached(address):
+        with _in_a_thread(partial(_connect, address)):
             yield
     else:
         with _own(directory, settings):
@@ -57,8 +59,6 @@ def address_of_cluster(settings: StudySettings) -> str:
 
 @contextlib.contextmanager
 def _own(directory: RunDirectory, settings: StudySettings) -> Iterator[None]:
-    import ray
-
     _remove_left_over(directory)
     # Unix sockets live below this folder, and their paths may not exceed 107 bytes: run directories can be too deep.
     folder = tempfile.mkdtemp(prefix="hr-")
@@ -67,12 +67,13 @@ def _own(directory: RunDirectory, settings: StudySettings) -> Iterator[None]:
     where: dict[str, Any] = {"num_cpus": settings.max_workers + 1}
     if over_nodes:
         where = {"num_cpus": max(allocated_cpus(), settings.max_workers + 1), "_node_ip_address": _reachable(settings)}
+    begin = partial(
+        _patiently, "local", **where, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
+        object_store_memory=OBJECT_STORE_BYTES, _temp_dir=folder,
+    )  # fmt: skip
     try:
-        context = _patiently(
-            "local", **where, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES, _temp_dir=folder,
-        )  # fmt: skip
         with contextlib.ExitStack() as stack:
+            context = stack.enter_context(_in_a_thread(begin))
             if over_nodes:
                 log = directory.logs / "ray-nodes.log"
                 head = context.address_info["gcs_address"]
@@ -82,8 +83,42 @@ def _own(directory: RunDirectory, settings: StudySettings) -> Iterator[None]:
                     raise StudyError(str(error)) from error
             yield
     finally:
-        ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _in_a_thread(begin: Callable[[], Any]) -> Iterator[Any]:
+    """Let another thread initialise Ray, and shut it down after the block; gives what `begin` returns.
+
+    In the main thread Ray puts a handler of its own in place of the study's, which exits from wherever SIGTERM finds
+    it: a stop asked for in these seconds would be lost, or leave Ray half begun. The thread stays until the end,
+    because the kernel kills Ray's processes with the thread that started them.
+    """
+    import ray
+
+    begun, over = threading.Event(), threading.Event()
+    results: list[Any] = []
+    errors: list[BaseException] = []
+
+    def hold() -> None:
+        try:
+            results.append(begin())
+        except BaseException as error:
+            errors.append(error)
+        begun.set()
+        over.wait()
+        ray.shutdown()
+
+    thread = threading.Thread(target=hold, name="headrace-ray", daemon=True)
+    thread.start()
+    try:
+        begun.wait()
+        if errors:
+            raise errors[0]
+        yield results[0]
+    finally:
+        over.set()
+        thread.join()
 
 
 def _patiently(*arguments: Any, **settings: Any) -> Any:
@@ -115,8 +150,7 @@ def _reachable(settings: StudySettings) -> str:
     return address
 
 
-@contextlib.contextmanager
-def _attached(address: str) -> Iterator[None]:
+def _connect(address: str) -> None:
     import ray
 
     if "://" in address:
@@ -134,10 +168,6 @@ def _attached(address: str) -> Iterator[None]:
             f"The Ray cluster at {address} cannot be used: {error} Start the study on a node of the cluster, with "
             "RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH as the cluster was started with."
         ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 _DEFAULTS = {

@@ -133,8 +133,7 @@ class Study:
     def _run_sessions(self, record: StudyRecord, progress: Progress | None) -> str:
         stop = threading.Event()
         # One Ray for all sessions: a process that stops it and starts it again may lose what Ray Train leaves running.
-        # Its start takes seconds, in which a stop may be asked for, and puts a handler of its own in place of ours.
-        with orderly_stop(stop.set), ray_session(self.directory, self.settings), orderly_stop(stop.set):
+        with orderly_stop(stop.set), ray_session(self.directory, self.settings):
             for _ in range(self.settings.max_failures + 1):
                 if stop.is_set():
                     return "stopped"

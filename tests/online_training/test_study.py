@@ -191,6 +191,17 @@ def test_a_killed_driver_and_ctrl_c_are_resumed(tmp_path):
     assert text.splitlines()[-1] == again.splitlines()[-1], "a finished study only repeats its result"
 
 
+def test_a_stop_while_ray_starts_is_heard(tmp_path):
+    run_dir = tmp_path / "run"
+    driver = Driver(run_dir, "mlp", "new")
+    driver.wait_until((run_dir / "secrets" / "ray-folder").exists)  # written just before Ray's processes are started
+    driver.process.send_signal(signal.SIGTERM)
+    text = driver.finish()
+    assert driver.process.returncode == 0 and "status stopped" in text, text
+    assert not list((run_dir / "ledger").iterdir()), "no session was begun"
+    require_no_process(run_dir)
+
+
 def test_a_killed_intake_is_replaced_and_what_was_acknowledged_is_kept(tmp_path):
     run_dir = tmp_path / "run"
     driver = Driver(run_dir, "mlp", "new", durability="node", held_out=1, simulations=14, views=20.0)
