@@ -6,12 +6,19 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .client import Word
+from .client import COMPLETED, Word
 from .ledger import read_records
 from .run_directory import RunDirectory, StudyError
 
 Step = tuple[int, int]
 """(simulation, step)."""
+
+_MISSING = "steps not yet there"
+_FATES = (
+    "steps accepted", "steps of simulations in quarantine", "steps left out for lack of room",
+    "steps of simulations that the trainer stopped", "steps that solvers ended without", _MISSING,
+)  # fmt: skip
+"""What can become of a planned step: one of these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +55,8 @@ class _Sides:
     kept: dict[Step, set[tuple[int, int]]] = field(default_factory=lambda: defaultdict(set))  # -> (session, checksum)
     quarantined: set[int] = field(default_factory=set)
     cut_short: set[int] = field(default_factory=set)
+    left_out: set[Step] = field(default_factory=set)
+    num_sent: dict[int, int] = field(default_factory=dict)  # steps of the attempt that ended in order
     lost_attempts: set[tuple[int, int]] = field(default_factory=set)
     # (s, start) -> (session, trainer generation, checksum of each step), one entry for every "first" use
     first_uses: dict[Step, list[tuple[int, int, list[int]]]] = field(default_factory=lambda: defaultdict(list))
@@ -69,22 +78,14 @@ def audit(run_dir: str | Path) -> AuditReport:
     sides = _read(directory.ledger)
     problems = [*_compare_bytes(sides), *_check_acceptance(sides), *_check_uses(sides)]
 
-    planned = len(sides.planned) * num_steps
-    accepted = {step for step in sides.accepted if step[0] not in sides.quarantined}
-    quarantined = len(sides.quarantined) * num_steps
-    shorter = sides.cut_short - sides.quarantined
-    left_out = len(shorter) * num_steps - sum(step[0] in shorter for step in accepted)
-    missing = planned - len(accepted) - quarantined - left_out
-    if missing and sides.finished:
-        problems.append(f"{missing} planned steps are neither accepted nor in quarantine, though the study finished.")
+    fates = Counter(_fate(sides, s, t) for s in sides.planned for t in range(num_steps))
+    if fates[_MISSING] and sides.finished:
+        problems.append(f"{fates[_MISSING]} planned steps are unaccounted for, though the study finished.")
     again = sum(len(times) - 1 for times in sides.accepted.values())
     counts = {
         "simulations planned": len(sides.planned),
-        "steps planned": planned,
-        "steps accepted": len(accepted),
-        "steps of simulations in quarantine": quarantined,
-        "steps of simulations that the trainer stopped": left_out,
-        "steps not yet there": missing,
+        "steps planned": len(sides.planned) * num_steps,
+        **{fate: fates[fate] for fate in _FATES},
         "steps lost before use and run again": again,
         "steps kept for a later session": len(sides.kept),
         "blocks sent": len(sides.sent),
@@ -94,6 +95,19 @@ def audit(run_dir: str | Path) -> AuditReport:
         "double": sum("twice" in problem for problem in problems),
     }
     return AuditReport(ok=not problems, counts=counts, problems=problems)
+
+
+def _fate(sides: _Sides, s: int, t: int) -> str:
+    """Return the one of _FATES that became of a planned step."""
+    if s in sides.quarantined:
+        return "steps of simulations in quarantine"
+    if (s, t) in sides.accepted:
+        return "steps accepted"
+    if (s, t) in sides.left_out:
+        return "steps left out for lack of room"
+    if s in sides.cut_short:
+        return "steps of simulations that the trainer stopped"
+    return "steps that solvers ended without" if t >= sides.num_sent.get(s, t + 1) else _MISSING
 
 
 def _read(ledger: Path) -> _Sides:
@@ -126,6 +140,10 @@ def _read_intake(sides: _Sides, record: dict, epoch: tuple[int, ...]) -> None:
         sides.received[_block_key(record)] = record["c"]
     elif event == "step":
         sides.accepted[record["s"], record["t"]].append((epoch[0], record["a"], record["h"]))
+    elif event == "left_out":
+        sides.left_out.add((record["s"], record["t"]))
+    elif event == "ended" and record["status"] == COMPLETED:
+        sides.num_sent[record["s"]] = record["steps"]
     elif event == "kept":
         sides.kept[record["s"], record["t"]].add((epoch[0], record["h"]))
     elif event == "quarantined":

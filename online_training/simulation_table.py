@@ -239,7 +239,10 @@ class SimulationTable(BlockIntake):
                 self._stop_if_asked(run)
                 assembly.target = None
         if assembly.target is None:
-            self.counts["steps_skipped" if step in run.skipped else "steps_dropped"] += 1
+            left_out = step in run.skipped
+            self.counts["steps_skipped" if left_out else "steps_dropped"] += 1
+            if left_out:
+                self._ledger.append({"e": "left_out", "s": run.number, "a": run.attempt, "t": step})
             return
         checksum = assembly.checksum()
         if step in run.places:

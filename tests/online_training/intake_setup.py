@@ -5,15 +5,18 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from headrace.online_training.buffer import Buffer, StreamEnded, Window
-from headrace.online_training.client import Kind, Link
+from headrace.online_training.client import Connection, Kind, Link, Stream, checksum_of
 from headrace.online_training.draws import batch_dtype
 from headrace.online_training.intake import Assignment, Intake, IntakeSettings
 from headrace.online_training.layout import StreamLayout
+from headrace.online_training.ledger import RecordWriter
 
 STUDY = 0x0123456789ABCDEF
 TOKEN = bytes(range(32))
@@ -171,6 +174,67 @@ def field_of(simulation: int, step: int, shape: tuple[int, ...], field: int = 0)
     """What the tests' solvers send: exact in float32 and different in every cell, step, field and simulation."""
     cells = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
     return cells + 1000.0 * step + 100000.0 * simulation + 0.5 * field
+
+
+def send_step(stream: Stream, step: int, shape: tuple[int, ...]) -> None:
+    """Send a whole step of the one field, at time step / 2."""
+    stream.send(step=step, time=0.5 * step, values=field_of(stream.simulation, step, shape)[None])
+
+
+def run_all(intake: Intake, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run whatever the study gives out, in this process; return the number of simulations."""
+    layout, count = intake.settings.layout, 0
+    use_environment(intake, monkeypatch)
+    with Connection({"u": layout.shape}) as connection:
+        for stream in connection.simulations():
+            for step in range(layout.num_steps):
+                send_step(stream, step, layout.shape)
+            count += 1
+    return count
+
+
+def use_environment(intake: Intake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this very process be a solver of the intake."""
+    for name, value in intake.environment.items():
+        monkeypatch.setenv(name, value)
+
+
+def train_all(intake: Intake, log: RecordWriter | None = None) -> list[tuple[int, int]]:
+    """Draw windows of two to the end, look at their content, note their use, and return (simulation, start) of all."""
+    trainer, seen, index = TrainerDouble(intake), [], 0
+    memory, shape = intake.settings.memory.array, intake.settings.layout.shape
+    while (records := trainer.draw(index, 2)) is not None:
+        assert not isinstance(records, str), "no batch came in time"
+        index += 1
+        for record in records:
+            number, start = int(record["simulation"]), int(record["start"])
+            for step, slot, at in zip((start, start + 1), record["slots"], record["times"], strict=True):
+                expected = field_of(number, step, shape).astype(np.float32)[None]
+                assert np.array_equal(memory[slot], expected) and at == 0.5 * step
+            seen.append((number, start))
+            if log is not None:
+                contents = [checksum_of(memory[slot], "xxh3") for slot in record["slots"]]
+                log.append({"e": "used", "s": number, "t": start, "k": 2, "h": contents, "n": index})
+        trainer.release(records)
+    trainer.close()
+    return seen
+
+
+def audit_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: StreamLayout, *, simulations: int) -> Any:
+    """The audit of what intakes, solvers and trainers left in ledger/, as if it were a finished study."""
+    from headrace.online_training.audit import audit  # imports torch, which most tests of the intake do without
+    from headrace.online_training.run_directory import RunDirectory
+
+    with RecordWriter(tmp_path / "ledger" / f"study-{simulations}.log") as log:
+        for number in range(simulations):
+            log.append({"e": "planned", "s": number, "held_out": False, "parameters": {}, "seed": 0})
+        log.append({"e": "finished"})
+    record = SimpleNamespace(
+        settings=SimpleNamespace(offline=""),
+        case=SimpleNamespace(load=lambda: SimpleNamespace(num_snapshots=layout.num_steps - 1)),
+    )
+    monkeypatch.setattr(RunDirectory, "read", lambda self: record)
+    return audit(tmp_path)
 
 
 class TrainerDouble:

@@ -6,15 +6,21 @@ import numpy as np
 import pytest
 
 from headrace.online_training.client import StudyFinished, connect
-from tests.online_training.intake_setup import TrainerDouble, make_layout, plan, running_intake, wait_until
+from tests.online_training.intake_setup import (
+    TrainerDouble,
+    make_layout,
+    plan,
+    running_intake,
+    use_environment,
+    wait_until,
+)  # fmt: skip
 
 
 @pytest.fixture
 def intake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     layout = make_layout(shape=(300, 200), fields=("u", "v"))
     with running_intake(tmp_path, layout, interface="inproc") as running:
-        for name, value in running.environment.items():
-            monkeypatch.setenv(name, value)
+        use_environment(running, monkeypatch)
         yield running
 
 

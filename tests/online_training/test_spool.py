@@ -2,19 +2,28 @@
 
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from headrace.online_training.audit import audit
-from headrace.online_training.client import Connection, checksum_of, connect
+from headrace.online_training.client import checksum_of, connect
 from headrace.online_training.fifo import FIFO
 from headrace.online_training.ledger import RecordWriter, read_records
-from headrace.online_training.run_directory import RunDirectory
 from headrace.online_training.simulation_run import Assignment
 from headrace.online_training.spool import Spool, Spooled, unreplayed
-from tests.online_training.intake_setup import TrainerDouble, field_of, make_layout, plan, running_intake, wait_until
+from tests.online_training.intake_setup import (
+    TrainerDouble,
+    audit_of,
+    field_of,
+    make_layout,
+    plan,
+    run_all,
+    running_intake,
+    send_step,
+    train_all,
+    use_environment,
+    wait_until,
+)  # fmt: skip
 
 LAYOUT = make_layout()  # six steps of (7, 5), windows of two
 
@@ -76,38 +85,6 @@ def spooling(tmp_path: Path, *, session: int = 1, places: int = 100, slots: int 
     return context, left
 
 
-def send_all(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> int:
-    """Run whatever the study gives out; return the number of simulations."""
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    count = 0
-    with Connection({"u": LAYOUT.shape}) as connection:
-        for stream in connection.simulations():
-            for step in range(LAYOUT.num_steps):
-                stream.send(step=step, time=0.5 * step, values=field_of(stream.simulation, step, LAYOUT.shape)[None])
-            count += 1
-    return count
-
-
-def drain(intake, memory: np.ndarray, log: RecordWriter | None = None) -> list[tuple[int, int]]:
-    """Draw to the end, look at every window's content, note its use, and return (simulation, start) of all."""
-    trainer, seen, index = TrainerDouble(intake), [], 0
-    while (records := trainer.draw(index, 2)) is not None:
-        assert not isinstance(records, str), "no batch came in time"
-        index += 1
-        for record in records:
-            number, start = int(record["simulation"]), int(record["start"])
-            for step, slot, time in zip((start, start + 1), record["slots"], record["times"], strict=True):
-                assert np.array_equal(memory[slot], state_of(number, step)) and time == 0.5 * step
-            seen.append((number, start))
-            if log is not None:
-                contents = [checksum_of(memory[slot], "xxh3") for slot in record["slots"]]
-                log.append({"e": "used", "s": number, "t": start, "k": 2, "h": contents, "n": index})
-        trainer.release(records)
-    trainer.close()
-    return seen
-
-
 def accepted(ledger: Path) -> Counter:
     logs = sorted(ledger.glob("intake-*.log"))
     return Counter((r["s"], r["t"], r["h"]) for log in logs for r in read_records(log) if r["e"] == "step")
@@ -117,12 +94,12 @@ def test_solvers_end_while_nobody_trains_and_the_trainer_gets_everything_later(t
     context, _ = spooling(tmp_path)
     with context as intake:
         plan(intake, 5)
-        assert send_all(intake.environment, monkeypatch) == 5
+        assert run_all(intake, monkeypatch) == 5
         status = intake.status()
         assert status["waiting_in_spool"] == status["steps_spooled"] == 5 * 6 - 4 and status["spooled"] == 5
         assert status["blocked_seconds"] < 60 and not status["ended"]
         windows = [(number, start) for number in range(5) for start in range(5)]
-        assert drain(intake, intake.settings.memory.array) == windows
+        assert train_all(intake) == windows
         status = wait_until(lambda: (s := intake.status())["done"] == 5 and s)
         assert status["windows_accepted"] == 25 and status["steps_accepted"] == 30 and status["waiting_in_spool"] == 0
     assert accepted(tmp_path / "ledger") == Counter(
@@ -135,11 +112,10 @@ def test_a_full_spool_makes_the_solver_wait_and_loses_nothing(tmp_path: Path, mo
     context, _ = spooling(tmp_path, places=3)
     with context as intake:
         plan(intake, 3)
-        for name, value in intake.environment.items():
-            monkeypatch.setenv(name, value)
+        use_environment(intake, monkeypatch)
         with connect({"u": LAYOUT.shape}) as stream:
             for step in range(6):
-                stream.send(step=step, time=0.5 * step, values=field_of(0, step, LAYOUT.shape)[None])
+                send_step(stream, step, LAYOUT.shape)
         wait_until(lambda: intake.status()["waiting_in_spool"] == 2)
         # The next simulation finds one place left, not the two of its first window.
         trainer = TrainerDouble(intake)
@@ -154,7 +130,7 @@ def test_the_spool_survives_its_intake_and_the_audit_is_clean(tmp_path: Path, mo
     context, _ = spooling(tmp_path)
     with context as intake:
         plan(intake, 3)
-        assert send_all(intake.environment, monkeypatch) == 3
+        assert run_all(intake, monkeypatch) == 3
     context, left = spooling(tmp_path, session=2)
     assert [(one.simulation, one.step) for one in left] == [(0, 4), (0, 5)] + [(n, t) for n in (1, 2) for t in range(6)]
     with context as intake:
@@ -162,26 +138,17 @@ def test_the_spool_survives_its_intake_and_the_audit_is_clean(tmp_path: Path, mo
         intake.recover_spool(left)
         intake.all_planned()
         assert intake.status()["spooled"] == 2, "two simulations need no solver"
-        assert send_all(intake.environment, monkeypatch) == 1
+        assert run_all(intake, monkeypatch) == 1
         windows = {(number, start) for number in range(3) for start in range(5)}
         with RecordWriter(tmp_path / "ledger" / "trainer-2-1-0.log") as log:
-            found = drain(intake, intake.settings.memory.array, log)
+            found = train_all(intake, log)
         assert set(found) == windows and len(found) == 15
         status = wait_until(lambda: (s := intake.status())["done"] == 3 and s)
         assert status["windows_accepted"] == 15 and status["error"] is None
     second = Counter(r["t"] for r in read_records(tmp_path / "ledger" / "intake-2.log") if r["e"] == "step")
     assert sum(second.values()) == 18 and set(second.values()) == {3}
     assert unreplayed(tmp_path / "ledger", tmp_path / "spool" / "s", LAYOUT) == []
-    with RecordWriter(tmp_path / "ledger" / "study-2.log") as log:
-        for number in range(3):
-            log.append({"e": "planned", "s": number, "held_out": False, "parameters": {}, "seed": 0})
-        log.append({"e": "finished"})
-    record = SimpleNamespace(
-        settings=SimpleNamespace(offline=""),
-        case=SimpleNamespace(load=lambda: SimpleNamespace(num_snapshots=LAYOUT.num_steps - 1)),
-    )
-    monkeypatch.setattr(RunDirectory, "read", lambda self: record)
-    report = audit(tmp_path)
+    report = audit_of(tmp_path, monkeypatch, LAYOUT, simulations=3)
     assert report.ok, report.lines
     assert report.counts["steps accepted"] == 18 and report.counts["steps lost before use and run again"] == 4
 
@@ -190,11 +157,10 @@ def test_a_stop_leaves_the_spool_for_a_resume(tmp_path: Path, monkeypatch) -> No
     context, _ = spooling(tmp_path)
     with context as intake:
         plan(intake, 2)
-        for name, value in intake.environment.items():
-            monkeypatch.setenv(name, value)
+        use_environment(intake, monkeypatch)
         with connect({"u": LAYOUT.shape}) as stream:
             for step in range(5):
-                stream.send(step=step, time=0.5 * step, values=field_of(0, step, LAYOUT.shape)[None])
+                send_step(stream, step, LAYOUT.shape)
             wait_until(lambda: intake.status()["steps_spooled"] == 1)
             trainer = TrainerDouble(intake)
             records = trainer.draw(0, 2)
@@ -202,7 +168,7 @@ def test_a_stop_leaves_the_spool_for_a_resume(tmp_path: Path, monkeypatch) -> No
             trainer.release(records)  # now there would be room
             wait_until(lambda: intake.status()["unreleased"] == 0)
             trainer.close()
-            stream.send(step=5, time=2.5, values=field_of(0, 5, LAYOUT.shape)[None])
+            send_step(stream, 5, LAYOUT.shape)
         status = wait_until(lambda: (s := intake.status())["stopped"] == 1 and s)
         assert status["error"] is None and status["waiting_in_spool"] == 1
     _, left = spooling(tmp_path, session=2)
