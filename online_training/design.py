@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 
 import numpy as np
-from scipy.stats import qmc
 
 KINDS = ("sobol", "halton", "lhs", "uniform")
 """Designs that are known by name. `breed` (headrace.online_training.breed) begins with a Sobol sequence."""
@@ -90,6 +89,8 @@ def draw_design(
         return _own_points(kind, own, count, dims, generator)
     if kind == "uniform":
         return generator.random((count, dims))
+    from scipy.stats import qmc  # takes two seconds, which every process of a study would spend
+
     if kind == "lhs":
         # Rounding in the last stratum may give 1.
         return np.minimum(qmc.LatinHypercube(dims, seed=generator).random(count), np.nextafter(1.0, 0.0))

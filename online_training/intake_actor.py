@@ -12,7 +12,6 @@ import ray
 
 from headrace.solvers import Case, Parameters, Snapshot
 from headrace.solvers.hdf5 import HDF5Sink
-from headrace.surrogates import Problem
 
 from .adaptive_plan import unplanned
 from .buffer_kinds import make_buffer
@@ -102,6 +101,8 @@ def build_intake(directory: RunDirectory, session: int) -> Intake:
         memory = SlotMemory.keep(kept_path(record.study, directory.path, settings.durability), layout, num_slots)
     statistics = None
     if settings.statistics:
+        from headrace.surrogates import Problem  # and torch with it
+
         statistics = StreamStatistics(directory.path / "statistics.h5", layout, Problem.of(case))
     spool, left = None, []
     if settings.when_full == "spool":

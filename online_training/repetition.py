@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .buffer_kinds import make_buffer
-from .checkpoint import latest_checkpoint
 from .fixed_order import FixedOrder
 
 if TYPE_CHECKING:
@@ -30,6 +29,8 @@ def repeat_session(
     ------
     ValueError : ledger and checkpoint are of different times.
     """
+    from .checkpoint import latest_checkpoint  # torch, which an intake does without otherwise
+
     settings = record.settings
     inner = make_buffer(
         settings.buffer_kind, plan.slots, record.window, watermark=plan.watermark, seed=settings.seed,

@@ -12,14 +12,16 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
 from headrace.solvers.case_file import CaseReference
-from headrace.surrogates import Surrogate, load_surrogate
 
 from .settings import StudySettings
+
+if TYPE_CHECKING:
+    from headrace.surrogates import Surrogate
 
 FORMAT = 1
 
@@ -183,6 +185,8 @@ class RunDirectory:
         ------
         ValueError, OSError : as `headrace.surrogates.load_surrogate`.
         """
+        from headrace.surrogates import load_surrogate  # torch: an intake and the commands that only look do without
+
         if not self.exists:
             return load_surrogate(folder)
         reference = self.read().case

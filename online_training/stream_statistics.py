@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headrace.surrogates import Problem
-
 from .field_statistics import FieldStatistics, unit_point
 from .layout import StreamLayout
+
+if TYPE_CHECKING:
+    from headrace.surrogates import Problem
 
 SAVE_SECONDS = 60.0
 """What a kill can lose. Simulations that are not run again then lack in the statistics, as their count says."""

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headrace.online_training import Study
 from headrace.solvers import Case, Grid, Periodic, Uniform
-from headrace.surrogates import FNO, MLP
 
 SECONDS_PER_SIMULATION = 0.6
 
@@ -42,16 +40,22 @@ case = Case(
 )
 
 
-class OwnMLP(MLP):
-    """A user's own class: workers and validator find it in the run's copy of this file."""
+# Every rank of a solver imports this file too, and is not to load torch for it.
+if __name__ == "__main__" or "torch" in sys.modules:
+    from headrace.surrogates import FNO, MLP
+
+    class OwnMLP(MLP):
+        """A user's own class: workers and validator find it in the run's copy of this file."""
 
 
-MODELS = {"mlp": OwnMLP, "fno": lambda: FNO(modes=4, width=8, layers=2)}
 SETTINGS = {"simulations": 30, "held_out": 3, "ranks": 2, "batch_size": 8, "views": 4.0, "checkpoint_every": 0.5}
 
 if __name__ == "__main__":
+    from headrace.online_training import Study
+
     run_dir, model, how, changes = sys.argv[1:]
-    study = Study(case, MODELS[model](), run_dir=Path(run_dir), **{**SETTINGS, **json.loads(changes)})
+    surrogate = FNO(modes=4, width=8, layers=2) if model == "fno" else OwnMLP()
+    study = Study(case, surrogate, run_dir=Path(run_dir), **{**SETTINGS, **json.loads(changes)})
     result = study.run(resume=how == "resume")
     print("status", result.status)
     print("validation", result.validation)
