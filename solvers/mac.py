@@ -57,21 +57,14 @@ def momentum(grid: MacGrid, padded: Any, *, viscosity: Any, force: Force | None,
     else:
         result = convection(padded, grid.spacing) + viscosity * laplacian(padded, grid.spacing)
     if grid.friction is not None:
-        result = result - viscosity * of_kind(grid.friction, inner) * inner
+        result = result - viscosity * grid.constant(grid.friction, inner) * inner
     if force is None:
         return result
     parts = []
     for component in range(grid.ndim):
-        x = tuple(of_kind(line, padded, lead=False) for line in grid.coordinates(component))
+        x = tuple(grid.constant(line, padded, lead=False) for line in grid.coordinates(component))
         parts.append(0 * inner[component] + force(x, t)[component])
     return result + library_of(padded).stack(parts)
-
-
-def of_kind(a: np.ndarray, like: Any, *, lead: bool = True) -> Any:
-    """Return an array (ndim, *grid) as a tensor where `like` is one, with axes for its batch."""
-    if lead:
-        a = a.reshape(a.shape[0], *[1] * (like.ndim - a.ndim), *a.shape[1:])
-    return like.new_tensor(a) if hasattr(like, "new_tensor") else a
 
 
 class SlabFlow:

@@ -73,6 +73,8 @@ class MacGrid:
         self.ends = tuple(kinds[high] for _, high in self.edges)
         """What the pressure does at the ends of every axis."""
         self._coordinates: dict[tuple[int | None, int], list[np.ndarray]] = {}
+        self._tensors: dict[tuple[Any, ...], tuple[np.ndarray, Any]] = {}
+        self._walls: dict[tuple[int, int, int], tuple[np.ndarray, ...]] = {}
         self.solid = self._evaluated(case, solid)
         """Which cells of the whole grid are solid; None without obstacles."""
         self.free, self.friction = self._masks()
@@ -112,6 +114,18 @@ class MacGrid:
             self._coordinates[component, ghosts] = list(np.ix_(*lines))
         return self._coordinates[component, ghosts]
 
+    def constant(self, a: np.ndarray, like: Any, *, lead: bool = True) -> Any:
+        """Return an array of this grid, (ndim, *grid), as a tensor where `like` is one, with axes for its batch.
+
+        Tensors are kept, because an upload in every call costs time and cannot be part of a CUDA graph.
+        """
+        if not hasattr(like, "new_tensor"):
+            return of_kind(a, like, lead=lead)
+        key = (id(a), like.dtype, like.device, like.ndim * lead)
+        if key not in self._tensors:
+            self._tensors[key] = (a, of_kind(a, like, lead=lead))
+        return self._tensors[key][1]
+
     def wall_value(self, component: int, axis: int, end: int, p: Any, t: Any, like: Any) -> Any:
         """Return what the condition of a component says at a side, over the padded layer where it is a function.
 
@@ -120,12 +134,13 @@ class MacGrid:
         value = self.sides[component][axis][end].value
         if not callable(value):
             return value
-        x = list(self.coordinates(component, 1))
-        position = self._grid.origin[axis] + end * self._grid.extent[axis]
-        x[axis] = np.full([1] * self.ndim, position)
-        if hasattr(like, "new_tensor"):
-            x = [like.new_tensor(line) for line in x]
-        return value(tuple(x), p, t)
+        key = (component, axis, end)
+        if key not in self._walls:
+            x = list(self.coordinates(component, 1))
+            position = self._grid.origin[axis] + end * self._grid.extent[axis]
+            x[axis] = np.full([1] * self.ndim, position)
+            self._walls[key] = tuple(x)
+        return value(tuple(self.constant(line, like, lead=False) for line in self._walls[key]), p, t)
 
     def ghost(self, component: int, axis: int, end: int, value: Any, nearest: Any, second: Any) -> Any:
         """Return the ghost layer of a component beyond a side.
@@ -192,3 +207,10 @@ class MacGrid:
             upper = np.roll(number, -1, axis)
             faces += [(int(a), int(b), axis) for a, b in zip(number[differ], upper[differ], strict=True)]
         return faces
+
+
+def of_kind(a: np.ndarray, like: Any, *, lead: bool = True) -> Any:
+    """Return an array (ndim, *grid) as a tensor where `like` is one, with axes for its batch."""
+    if lead:
+        a = a.reshape(a.shape[0], *[1] * (like.ndim - a.ndim), *a.shape[1:])
+    return like.new_tensor(a) if hasattr(like, "new_tensor") else a

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from .case import Case
-from .mac import Force, momentum, of_kind
+from .mac import Force, momentum
 from .mac_grid import Edge, MacGrid, Solid
 from .mac_operators import divergence, gradient, library_of
 
@@ -39,7 +39,7 @@ class MacResidual:
             grid, middle, viscosity=viscosity, force=self._force, t=t + 0.5 * dt
         )
         defect = defect + gradient(self._padded_pressure(new[-1]), grid.spacing)
-        free = of_kind(grid.free, new_u)
+        free = grid.constant(grid.free, new_u)
         defect = free * defect + (1 - free) * (new_u - self._given(new_u, p, t + dt)) * (1 / dt)
         parts = [*(defect[c] for c in range(grid.ndim)), divergence(self.padded(new_u, p, t + dt), grid.spacing)]
         return library_of(new).stack(parts)

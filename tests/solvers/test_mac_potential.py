@@ -1,11 +1,14 @@
 """Potentials on staggered grids: no divergence whatever they are, and no defect on the solver's trajectories."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from headrace.solvers import Parameters
-from headrace.solvers.mac import MAC_MIDPOINT
-from headrace.solvers.mac_potential import PotentialResidual
+from headrace.solvers.mac import MAC_MIDPOINT, solve_mac
+from headrace.solvers.mac_operators import divergence
+from headrace.solvers.mac_potential import PotentialResidual, flow_around
 
 from .mac_cases import box_boundary, cylinder, driven_box, make_case, max_divergence, pipe, run, street
 
@@ -139,3 +142,38 @@ def test_flows_that_enter_and_leave_are_a_base_and_a_potential(name):
         assert np.abs(equation.correction(fields[n], fields[n], n * 0.02, 0.02)).max() > 1e-5
     with pytest.raises(ValueError, match="base flow has a divergence"):
         PotentialResidual(case, viscosity=viscosity, p=p, solid=solid)
+
+
+def test_a_base_led_around_obstacles_closes_the_potential_on_them():
+    rng = np.random.default_rng(4)
+    block = lambda x: (abs(x[0] - 0.5) < 0.2) & (abs(x[1] - 0.4) < 0.2) & (abs(x[2] - 0.5) < 0.2)  # noqa: E731
+    two = lambda x: cylinder(x) | ((abs(x[0] - 9) < 1) & (x[1] < 2)) | ((abs(x[0] - 9) < 1) & (x[1] > 5))  # noqa: E731
+
+    def past_two(case, p, comm, rng):
+        return solve_mac(case, p, comm, rng, viscosity=0.01, solid=two)
+
+    for case, solid in ((replace(street((32, 16), **STEPS), solver=past_two), two), (pipe((6, 6, 5), solid=block, **STEPS), block)):
+        ndim, p = case.grid.ndim, case.accept({"reynolds": 100.0} if case.parameters else {})
+        base = np.zeros((ndim, *case.grid.shape))
+        if ndim == 2:
+            base[0] = 1.0
+        else:
+            x, z = (case.grid.points(axis, periodic=False) for axis in (0, 2))
+            base[1] = (x * (1 - x))[:, None, None] * (1 + z)
+        around = flow_around(case, base, p=p, solid=solid)
+        equation = PotentialResidual(case, viscosity=0.01, p=p, solid=solid, base=around)
+        blocked = 1 - equation.residual.grid.free
+        assert blocked.any() and np.abs(around).max() > 0.1 and not np.abs(around * blocked).max() > 1e-12
+        potential = rng.normal(size=((1, 3)[ndim - 2], 1, *case.grid.shape))
+        velocity = equation.velocity(potential)[:, 0]
+        assert np.abs(velocity * blocked).max() <= 1e-12 * np.abs(velocity).max() < 100
+        left = divergence(equation.residual.padded(velocity, p, 0.0), case.grid.spacing)
+        assert np.abs(left).max() <= 1e-12 * np.abs(velocity).max() / min(case.grid.spacing)
+        # Nothing that flows past the obstacles is lost: the solver's states are flows of such potentials.
+        states = run(case, {"reynolds": 100.0} if case.parameters else None)
+        size = potential.size
+        units = np.eye(size).reshape(size, potential.shape[0], *case.grid.shape).swapaxes(0, 1)
+        curl = (equation.velocity(units) - around[:, None]).swapaxes(0, 1).reshape(size, -1).T
+        wanted = (states[-1, :ndim] - around).reshape(-1)
+        found = curl @ np.linalg.lstsq(curl, wanted, rcond=None)[0]
+        np.testing.assert_allclose(found, wanted, atol=1e-9)
