@@ -117,13 +117,13 @@ def train_without_data(  # noqa: PLR0913
 
 
 class Recorded:
-    """A training step as a CUDA graph: windows of one shape -> loss and new windows, valid until the next call.
+    """A step as a CUDA graph: windows of one shape -> tensors, e.g. loss and new windows, valid until the next call.
 
     It is made by three steps on an example, which train as any other.
     """
 
     def __init__(
-        self, step: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], example: torch.Tensor
+        self, step: Callable[[torch.Tensor], tuple[torch.Tensor, ...]], example: torch.Tensor
     ) -> None:
         self._window = example.clone()
         stream = torch.cuda.Stream()
@@ -136,8 +136,8 @@ class Recorded:
         with torch.cuda.graph(self._graph):
             self._results = step(self._window)
 
-    def __call__(self, window: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Train on a window."""
+    def __call__(self, window: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Take the step from a window."""
         self._window.copy_(window)
         self._graph.replay()
         return self._results

@@ -28,10 +28,12 @@ def usable(x: torch.Tensor, modes: tuple[int, ...]) -> bool:
     """Whether `fourier_layers` takes these states, (channels, b, *grid).
 
     Not 16-bit states: Triton 3.6 makes code of `blend` for them that reads beyond its shared memory (H100, H200).
+    Nor those of `vmap`, whose hidden axis the kernels do not know.
     """
     return (
         x.is_cuda and x.ndim == 4 and x.dtype == torch.float32 and not torch.is_autocast_enabled("cuda")
         and x.shape[0] <= MOST_CHANNELS and max(modes, default=1) <= MOST_MODES and has_triton()
+        and not torch._C._functorch.is_batchedtensor(x)
     )  # fmt: skip
 
 

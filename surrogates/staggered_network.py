@@ -151,12 +151,15 @@ class StaggeredNetwork(torch.nn.Module):
 
     def _side_by_side(self, seen: torch.Tensor) -> torch.Tensor:
         main, streams, results = torch.cuda.current_stream(), [torch.cuda.Stream() for _ in seen], []
+        # Taken apart at once: the gradient of one part at a time would be as large as all of them.
+        apart = {name: values.unbind(0) for name, values in self._state().items()}
         for index, stream in enumerate(streams):
             stream.wait_stream(main)
             with torch.cuda.stream(stream):
                 # The layout in which convolutions are fast on a GPU.
                 x = seen[index].contiguous(memory_format=torch.channels_last) if seen.ndim == 5 else seen[index]
-                results.append(self._network(index)(x))
+                state = {name: values[index] for name, values in apart.items()}
+                results.append(functional_call(self._form[0], state, (x,)))
         for stream in streams:
             main.wait_stream(stream)
         return torch.stack(results)
