@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-Figure = tuple[str, float, str, float | None, Any, str]
-"""Name, value, unit, goal (upper bound; lower bound where the unit is x or a fraction), baseline, setup."""
+Figure = tuple[str, float | None, str, float | None, Any, str]
+"""Name, value (None or NaN: there is none), unit, goal (upper bound; lower bound where the unit is x or a fraction),
+baseline, setup.
+"""
 
 Part = Callable[[bool], Iterator[Figure]]
 """Measures one part of a benchmark; takes whether quickly. Names of its figures begin with the part's name."""
@@ -24,10 +26,11 @@ Part = Callable[[bool], Iterator[Figure]]
 def record(figure: Figure, *, device: str = "", precision: str = "fp64", cores: int | None = None) -> dict[str, Any]:
     """Return the line of one figure; device : what it ran on, this processor if empty."""
     name, value, unit, goal, baseline, setup = figure
-    known = goal is not None and not math.isnan(value)
+    value = None if value is None or math.isnan(value) else float(value)
+    known = goal is not None and value is not None
     met = bool(value >= goal if unit in ("x", "fraction") else value <= goal) if known else None
     return {
-        "name": name, "value": None if math.isnan(value) else float(value), "unit": unit, "goal": goal, "met": met,
+        "name": name, "value": value, "unit": unit, "goal": goal, "met": met,
         "baseline": baseline, "seeds": [0], "cores": cores or len(os.sched_getaffinity(0)),
         "device": device or processor(), "precision": precision, "setup": setup,
     }  # fmt: skip

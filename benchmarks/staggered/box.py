@@ -11,9 +11,10 @@ import torch
 
 from .figures import relative
 from .planes import Measured
+from .spectra import OwnSteps, SpectralSolver
 
 
-class BoxSolver:
+class BoxSolver(SpectralSolver):
     """Velocities (*batch, 3, n, n, n) on [0, 2π]³: rotational form, 2/3 rule, RK4 with integrating factor."""
 
     def __init__(self, n: int, viscosity: float, dt: float, dtype: torch.dtype, device: str) -> None:
@@ -23,7 +24,7 @@ class BoxSolver:
         squared = self.k.square().sum(0)
         self.over = torch.where(squared > 0, 1 / squared.clamp(min=1e-9), 0.0)
         self.keep = (self.k.abs() < n / 3).all(0).to(dtype)
-        self.half, self.dt, self.shape = torch.exp(-viscosity * squared * dt / 2), dt, (n, n, n)
+        self.half, self.dt, self.ndim, self.shape = torch.exp(-viscosity * squared * dt / 2), dt, 3, (n, n, n)
 
     def projected(self, f: torch.Tensor) -> torch.Tensor:
         """Return spectra without divergence."""
@@ -36,17 +37,6 @@ class BoxSolver:
         curl = 1j * torch.stack((k[1] * z - k[2] * y, k[2] * x - k[0] * z, k[0] * y - k[1] * x), -4)
         v, w = torch.fft.irfftn(torch.stack((kept, curl)), self.shape, dim=(-3, -2, -1)).unbind(0)
         return self.projected(torch.fft.rfftn(torch.linalg.cross(v, w, dim=-4), dim=(-3, -2, -1)) * self.keep)
-
-    def advanced(self, u: torch.Tensor, steps: int) -> torch.Tensor:
-        """Return the velocity so many steps later."""
-        w, e, dt = torch.fft.rfftn(u, dim=(-3, -2, -1)), self.half, self.dt
-        for _ in range(steps):
-            a = self.slope(w)
-            b = self.slope(e * (w + dt / 2 * a))
-            c = self.slope(e * w + dt / 2 * b)
-            d = self.slope(e * (e * w + dt * c))
-            w = e * (e * (w + dt / 6 * a) + dt / 3 * (b + c)) + dt / 6 * d
-        return torch.fft.irfftn(w, self.shape, dim=(-3, -2, -1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +57,13 @@ class Box:
     pool: int = 64
     ndim: int = 3
     fields: int = 3
+    in_time: bool = False
+    judged: str = "error to truth at t = 1"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the grid."""
+        return (self.points,) * self.ndim
 
     def network_options(self) -> dict[str, Any]:
         """Return how networks see the box: no place differs from another."""
@@ -94,9 +91,10 @@ class Box:
         """Return windows at the start."""
         return self.starts(count, seed, device)[:, None]
 
-    def equation(self, loss: str, device: str) -> BoxEquation:
+    def equation(self, loss: str, device: str) -> OwnSteps:
         """Return the full grid's own steps."""
-        return BoxEquation(self, device)
+        _, steps = self.solver(self.points, self.frame, device)
+        return OwnSteps(lambda kind: self.solver(self.points, self.frame, device, kind)[0], steps)
 
     def part_solver(self, stagger: Any, device: str) -> BoxPartSolver:
         """Return the classical step of every part by itself."""
@@ -113,28 +111,11 @@ class Box:
             window = network(window)
         goal = 0.05 if network.stagger.space[0] == 2 else None
         words = "truth: spectral 64 x 64 x 64"
-        yield "error to truth at t = 1", relative(window[:, 0].double(), truth), goal, None, words
+        yield self.judged, relative(window[:, 0].double(), truth), goal, None, words
         parts = network.stagger.split(start[:, None])[:, :, 0]
         alone, steps = self.solver(self.points // network.stagger.space[0], self.end, device)
         joined = network.stagger.join(alone.advanced(parts, steps)[:, :, None])[:, 0]
         yield "spectral on each part, no training: error at t = 1", relative(joined.double(), truth), None, None, ""
-
-
-class BoxEquation:
-    """The full grid's own steps as an equation for a physics loss; old states carry no gradient."""
-
-    def __init__(self, box: Box, device: str) -> None:
-        self._solver, self._steps = box.solver(box.points, box.frame, device)
-
-    def correction(self, old: Any, new: Any, t: float, dt: float) -> Any:
-        """Return the error of a state."""
-        with torch.no_grad():
-            wanted = self._solver.advanced(old, self._steps)
-        return new - wanted
-
-    def size(self, fields: Any) -> Any:
-        """Return the state."""
-        return fields
 
 
 class BoxPartSolver:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -11,16 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from ghia import from_ghia
 
 from headrace.cases.cavity import case as cavity
 from headrace.solvers import MemorySink, Parameters
 from headrace.solvers.mac_circulation import CirculationResidual
 from headrace.solvers.simulate import simulate
 
+from .figures import Point
 from .planes import Measured
-
-GHIA = {100: (-0.21090, 0.17527, -0.24533), 400: (-0.32726, 0.30203, -0.44993), 1000: (-0.38289, 0.37095, -0.51550)}
-"""Smallest u on x = 1/2, largest and smallest v on y = 1/2 (Ghia, Ghia and Shin 1982)."""
 
 
 def own_solver(reynolds: int, points: int, end: float) -> np.ndarray:
@@ -37,6 +37,15 @@ def reference(reynolds: int, points: int, end: float) -> Future[np.ndarray]:
     return ProcessPoolExecutor(1, mp_context=get_context("spawn")).submit(own_solver, reynolds, points, end)
 
 
+def restricted(velocity: np.ndarray, factor: int) -> np.ndarray:
+    """Return velocities (..., 2, n, n) at the faces of a grid that is coarser by a factor: means over its faces."""
+    *lead, _, n, _ = velocity.shape
+    rest = n // factor
+    u = velocity[..., 0, factor - 1 :: factor, :].reshape(*lead, rest, rest, factor).mean(-1)
+    v = velocity[..., 1, :, factor - 1 :: factor].reshape(*lead, rest, factor, rest).mean(-2)
+    return np.stack([u, v], axis=-3)
+
+
 @dataclass(frozen=True, eq=False)
 class Cavity:
     """Reynolds number, time to the steady state, and the goal for the extremes of the centre lines.
@@ -50,13 +59,20 @@ class Cavity:
     frame: float
     points: int = 128
     batch: int = 8
-    pool: int = 64
+    pool: int = 32
     ndim: int = 2
     fields: int = 1
+    in_time: bool = True
     reading: str = "offset"
+    judged: str = "largest error to our solver at whole times"
     width: int = 24
     modes: int = 16
     padding: float = 0.25
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the grid."""
+        return (self.points,) * self.ndim
 
     @property
     def name(self) -> str:
@@ -94,14 +110,22 @@ class Cavity:
         yield from self._extremes("our solver's ", truth[-1], None)
         errors = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(found[1:], truth[1:], strict=True)]
         words = "errors at whole times: " + ", ".join(f"{e:.3g}" for e in errors)
-        yield "largest error to our solver at whole times", max(errors), 0.03 if self.goal else None, None, words
+        yield self.judged, max(errors), 0.03 if self.goal else None, None, words
         yield "error to our solver at the end", errors[-1], None, None, words
 
+    def rivals(self) -> Iterator[Point]:
+        """Yield our solver on coarser grids, on one core of a CPU, by the same error."""
+        truth = reference(self.reynolds, self.points, self.end).result()
+        for factor in (8, 4, 2):
+            n, start = self.points // factor, time.perf_counter()
+            found = own_solver(self.reynolds, n, self.end)
+            seconds, wanted = time.perf_counter() - start, restricted(truth, factor)
+            error = max(np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(found[1:], wanted[1:], strict=True))
+            yield Point(f"our solver on {n} x {n}, one core of a CPU", float(error), seconds, seconds)
+
     def _extremes(self, who: str, velocity: np.ndarray, goal: float | None) -> Iterator[Measured]:
-        (u, v), middle = velocity, self.points // 2 - 1
-        values = (u[middle].min(), v[:, middle].max(), v[:, middle].min())
-        for name, value, published in zip(("u_min", "v_max", "v_min"), values, GHIA[self.reynolds], strict=True):
-            yield f"{who}{name} from Ghia", abs(value / published - 1), goal, published, f"found {value:.5f}"
+        for name, distance, found, published in from_ghia(velocity, self.reynolds):
+            yield f"{who}{name} from Ghia", distance, goal, published, f"found {found:.5f}"
 
 
 CAVITIES = {

@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
 
 import torch
+from lines import Figure
 
 from headrace.surrogates.stagger import Stagger
 
-from .figures import Figure, relative, timed
+from .box import Box
+from .cavity import Cavity
+from .channel import Channel
+from .figures import Point, relative, timed
 from .planes import END, HELD_OUT, PLANES, TIMES, Plane, Spectral
 from .torch_cfd_rival import step_of
 
 MANY = 64
 """Trajectories at a time where many are asked for."""
 Step = Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Point:
-    """One solver: its error to truth at t = 10, the seconds of a trajectory alone, and of each in a batch on a GPU."""
-
-    name: str
-    error: float
-    seconds: float
-    each: float
 
 
 def cut(w: torch.Tensor, n: int) -> torch.Tensor:
@@ -101,3 +94,10 @@ def measure_classical(quick: bool, device: str) -> Iterator[Figure]:
             joined = stagger.join(solver.advanced(parts, steps)[:, :, None])[:, 0, 0]
             yield (f"{plane.name}: spectral on each part of {n} x {n}: error to truth at t = 10",
                    relative(joined, truth), "1", None, None, f"float64, dt {dt:g}, no training")  # fmt: skip
+
+
+def rivals(problem: Plane | Cavity | Box | Channel, device: str, count: int = HELD_OUT) -> list[Point]:
+    """Return the classical solvers that a network of a problem is compared with."""
+    if isinstance(problem, Plane):
+        return list(curve(problem, device, count))
+    return [] if isinstance(problem, Box) else list(problem.rivals())

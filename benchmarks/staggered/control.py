@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from lines import Figure
 
-from .figures import Figure
 from .planes import Plane, Spectral
 
 HIGHEST, SPEED, SUBSTEPS, DIFFUSION = 3, 0.5, 5, 1e-4

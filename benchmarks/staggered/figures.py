@@ -1,16 +1,24 @@
-"""What the parts of the benchmark share: figures, times, errors."""
+"""What the parts of the benchmark share: times, weights, errors."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-Figure = tuple[str, float | None, str, float | None, Any, str]
-"""Name, value, unit, goal, baseline, setup."""
+
+@dataclass(frozen=True)
+class Point:
+    """One classical solver: its error, the seconds of a trajectory alone, and of each in a batch on a GPU."""
+
+    name: str
+    error: float
+    seconds: float
+    each: float
 
 
 def timed(run: Callable[[], Any], device: str, repeats: int) -> float:

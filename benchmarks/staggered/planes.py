@@ -15,6 +15,7 @@ from headrace.cases.navier_stokes2d import differences, random_vorticity, stirri
 from headrace.solvers.vorticity_residual import VorticityResidual
 
 from .figures import relative
+from .spectra import OwnSteps, SpectralSolver
 
 END, HELD_OUT, TIMES = 10.0, 5, (1.0, 5.0, 10.0)
 Measured = tuple[str, float, float | None, float | None, str]
@@ -45,7 +46,14 @@ class Plane:
     pool: int = 512
     ndim: int = 2
     fields: int = 1
+    in_time: bool = True
+    judged: str = "error to truth at t = 10"
     step: float = 0.05
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the grid."""
+        return (self.points,) * self.ndim
 
     def grid(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the coordinates of n x n points."""
@@ -61,10 +69,12 @@ class Plane:
         rng = np.random.default_rng(seed)
         return torch.tensor(np.stack([random_vorticity(self.grid(n), None, rng) for _ in range(count)]), device=device)
 
-    def equation(self, loss: str, device: str) -> VorticityResidual | SpectralEquation:
+    def equation(self, loss: str, device: str) -> VorticityResidual | OwnSteps:
         """Return the discrete equation on the full grid."""
         if loss == "spectral":
-            return SpectralEquation(self, device)
+            steps = math.ceil(self.frame / self.step)
+            forcing = self.forcing(self.points, device)
+            return OwnSteps(lambda kind: Spectral(forcing.to(kind), self.viscosity, self.frame / steps), steps)
         shape = (self.points, self.points)
         return VorticityResidual(differences.resized(shape), viscosity=self.viscosity, forcing=stirring)
 
@@ -103,7 +113,7 @@ class Plane:
         floors = [relative(discrete[k], w) for k, w in zip(at, truth, strict=True)]
         words = (f"errors at t = 1, 5, 10: {', '.join(f'{e:.3g}' for e in found)}; of the discrete solution ({loss}): "
                  f"{', '.join(f'{e:.3g}' for e in floors)}")  # fmt: skip
-        yield "error to truth at t = 10", found[-1], self.goals.get(network.stagger.space[0]), floors[-1], words
+        yield self.judged, found[-1], self.goals.get(network.stagger.space[0]), floors[-1], words
         own = relative(states[at[-1]][:, 0].double(), discrete[at[-1]])
         yield "error to the discrete solution at t = 10", own, None, None, words
 
@@ -125,19 +135,20 @@ class Plane:
 # P1 on a quarter of the points, for CPUs.
 P0 = Plane("P0", 1e-3, 32, (128, 0.05), {}, width=16, modes=7, batch=64)
 P1 = Plane("P1", 1e-3, 64, (128, 0.05), {1: 0.01, 2: 0.015, 4: 0.03})
-P2 = Plane("P2", 1e-4, 128, (256, 0.025), {1: 0.03, 2: 0.03, 4: 0.05}, step=0.025, batch=8, pool=256)
+P2 = Plane("P2", 1e-4, 128, (256, 0.025), {1: 0.03, 2: 0.03, 4: 0.05}, step=0.025, modes=20, batch=8,
+           pool=256)
 P3 = Plane("P3", 1e-5, 64, (256, 0.025), {2: 0.1, 4: 0.2})
 PLANES = {plane.name: plane for plane in (P0, P1, P2, P3)}
 
 
-class Spectral:
+class Spectral(SpectralSolver):
     """Vorticity on a torus by a pseudo-spectral method, 2/3 rule, RK4 with integrating factor; float32 or 64.
 
     forcing : (*lead, n, n); lead axes broadcast against those of the states.
     """
 
     def __init__(self, forcing: torch.Tensor, viscosity: float, dt: float) -> None:
-        n, self.dt = forcing.shape[-1], dt
+        n, self.dt, self.ndim = forcing.shape[-1], dt, 2
         like = {"dtype": forcing.dtype, "device": forcing.device}
         kx = 2 * math.pi * torch.fft.fftfreq(n, 1 / n, **like)[:, None]
         ky = 2 * math.pi * torch.fft.rfftfreq(n, 1 / n, **like)[None]
@@ -154,47 +165,6 @@ class Spectral:
         factors = self.factors.reshape(4, *(1,) * (w.ndim - 2), *w.shape[-2:])
         u, v, wx, wy = torch.fft.irfft2(factors * (w * self.keep)).unbind(0)
         return self.forcing - torch.fft.rfft2(u * wx + v * wy) * self.keep
-
-    def step(self, w: torch.Tensor) -> torch.Tensor:
-        """Return the spectrum a step later."""
-        e, dt = self.half, self.dt
-        a = self.slope(w)
-        b = self.slope(e * (w + dt / 2 * a))
-        c = self.slope(e * w + dt / 2 * b)
-        d = self.slope(e * (e * w + dt * c))
-        return e * (e * (w + dt / 6 * a) + dt / 3 * (b + c)) + dt / 6 * d
-
-    def advanced(self, w: torch.Tensor, steps: int) -> torch.Tensor:
-        """Return the vorticity so many steps later."""
-        spectrum = torch.fft.rfft2(w)
-        for _ in range(steps):
-            spectrum = self.step(spectrum)
-        return torch.fft.irfft2(spectrum)
-
-
-class SpectralEquation:
-    """The full grid's own pseudo-spectral steps as an equation for a physics loss; old states carry no gradient."""
-
-    def __init__(self, plane: Plane, device: str) -> None:
-        self.steps = math.ceil(plane.frame / plane.step)
-        self._solvers = {
-            kind: Spectral(plane.forcing(plane.points, device, kind), plane.viscosity, plane.frame / self.steps)
-            for kind in (torch.float32, torch.float64)
-        }
-
-    def step(self, old: torch.Tensor, t: float, dt: float) -> torch.Tensor:
-        """Return the state a frame later."""
-        return self._solvers[old.dtype].advanced(old, self.steps)
-
-    def correction(self, old: Any, new: Any, t: float, dt: float) -> Any:
-        """Return the error of a state."""
-        with torch.no_grad():
-            wanted = self.step(old, t, dt)
-        return new - wanted
-
-    def size(self, fields: Any) -> Any:
-        """Return the state."""
-        return fields
 
 
 class PartSolver:

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from lines import Figure
 
 from headrace.surrogates.parts_on_ranks import PartsOnRanks
 from headrace.surrogates.stagger import Stagger
 from headrace.surrogates.staggered_network import StaggeredNetwork
 
-from .figures import Figure, timed
+from .figures import timed
 from .training import fourier
 
 REPEATS = 10

@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import torch
+from lines import Figure
 
-from headrace.surrogates.autoregressive import Channels
 from headrace.surrogates.low_rank_mixer import LowRankMixer
 from headrace.surrogates.stagger import Stagger
 from headrace.surrogates.staggered_network import StaggeredNetwork
-from headrace.surrogates.unet import UNet, UNetwork
 
-from .figures import Figure, timed, weights
-from .training import fourier
+from .figures import timed, weights
+from .training import fourier, unet
 
 Make = Callable[[int], torch.nn.Module]
-GOALS = {"U-Net 36 M": {2: 6.0, 4: 25.0}, "mixer": {2: 8.0, 4: 50.0}}
+LEVELS = (1, 2, 2, 4)
+GOALS = {"U-Net 36 M": {2: 6.0, 4: 25.0}, "U-Net 36 M, walls": {2: 6.0, 4: 25.0}, "mixer": {2: 8.0, 4: 50.0}}
 FORMATS = {"": torch.contiguous_format, ", channels last": torch.channels_last}
 
 
-def unet(width: int, blocks: int) -> Callable[[int], Make]:
-    """Return grid -> a maker of U-Nets without norms, which would not be parallel at batch 1."""
-
-    def of_grid(_: int) -> Make:
-        form = UNet(width=width, blocks=blocks, norm=False)
-        return lambda inputs: UNetwork(Channels(inputs=inputs, states=1, outputs=1, conditions=0), form, (True, True))
-
-    return of_grid
-
-
 KINDS = {
-    "U-Net 36 M": unet(32, 2), "U-Net 1 M": unet(6, 1), "FNO 1 M": lambda grid: fourier(24, grid),
+    "U-Net 36 M": lambda _: unet(32, 2, LEVELS, (True, True)),
+    "U-Net 36 M, walls": lambda _: unet(32, 2, LEVELS, (False, False)),
+    "U-Net 1 M": lambda _: unet(6, 1, LEVELS, (True, True)), "FNO 1 M": lambda grid: fourier(24, grid),
     "mixer": lambda grid: lambda inputs: LowRankMixer(inputs, 1, shape=(grid, grid)),
 }  # fmt: skip
 
@@ -69,13 +61,17 @@ def fastest(make: Callable[[], torch.nn.Module], run: Callable[[torch.nn.Module]
 
 
 @torch.no_grad()
-def measure_speed(quick: bool, device: str) -> Iterator[Figure]:
-    """Yield times of a frame, and their ratios to the plain network's, itself in its fastest memory format."""
+def measure_speed(quick: bool, device: str, kinds: Collection[str] | None = None) -> Iterator[Figure]:
+    """Yield times of a frame, and their ratios to the plain network's, itself in its fastest memory format.
+
+    kinds : of networks; None for all, or two of them where it should be quick.
+    """
     # TF32 and tuned convolutions for all networks, the plain one as well.
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     points, repeats = (64, 3) if quick else (256, 50)
-    for name, of_grid in {k: KINDS[k] for k in ("U-Net 1 M", "mixer")}.items() if quick else KINDS.items():
+    for name in kinds or (("U-Net 1 M", "mixer") if quick else KINDS):
+        of_grid = KINDS[name]
         formats = FORMATS if "U-Net" in name and device == "cuda" else {"": torch.contiguous_format}
         for batch in (1,) if quick else (1, 16):
             torch.manual_seed(0)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lines import Figure
 
 from headrace.cases import navier_stokes2d
 from headrace.online_training import Study
@@ -16,7 +17,7 @@ from headrace.solvers.case_file import CaseReference
 from headrace.solvers.simulate import simulate
 from headrace.surrogates import NeuralStagger, load_surrogate
 
-from .figures import Figure, relative
+from .figures import relative
 
 AT = (1, 5, 10, 20)
 """Snapshots, which are one time unit apart, whose errors are told."""

@@ -6,27 +6,31 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from lines import Figure
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from headrace.surrogates.autoregressive import Channels
 from headrace.surrogates.data_free import StatePool, train_without_data
 from headrace.surrogates.fourier_network import FourierNetwork
 from headrace.surrogates.stagger import Stagger
 from headrace.surrogates.staggered_network import StaggeredNetwork
+from headrace.surrogates.unet import UNet, UNetwork
 from headrace.surrogates.unshuffled_network import UnshuffledNetwork
 
 from .box import P6, Box
 from .cavity import CAVITIES, Cavity
-from .figures import Figure, timed, weights
+from .channel import CHANNELS, Channel, KeepsInflow
+from .figures import timed, weights
 from .planes import HELD_OUT, PLANES, Plane
 
-Problem = Plane | Cavity | Box
-PROBLEMS: dict[str, Problem] = {**PLANES, **CAVITIES, P6.name: P6}
+Problem = Plane | Cavity | Box | Channel
+PROBLEMS: dict[str, Problem] = {**PLANES, **CAVITIES, P6.name: P6, **CHANNELS}
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ class Row:
 
     @property
     def frames(self) -> int:
-        """The factor in time: that in space, but in the box there is none."""
-        return 1 if self.problem == P6.name else self.factor
+        """The factor in time: that in space, but in the box and the channels there is none."""
+        return self.factor if PROBLEMS[self.problem].in_time else 1
 
     @property
     def name(self) -> str:
@@ -78,6 +82,7 @@ ROWS = [
     *(Row(f"P4 Re {reynolds}", factor) for reynolds in (100, 400, 1000) for factor in (1, 2)),
     Row("P6", 1), Row("P6", 2, shared=True), Row("P6", 2, "corrected", shared=True, gain=0.02),
     Row("P0", 1), Row("P0", 2), Row("P4 Re 100, 24 x 24", 1), Row("P4 Re 100, 24 x 24", 2),
+    *(Row(name, factor) for name in CHANNELS for factor in (1, 2)),
 ]  # fmt: skip
 
 
@@ -96,6 +101,7 @@ class Budget:
     state: Path | None = None
     resume: bool = False
     graph: bool = True
+    streams: bool = False
     beside: str = ""
 
 
@@ -113,14 +119,36 @@ def fourier(
     return make
 
 
-def network_of(row: Row, problem: Problem, seed: int, device: str) -> torch.nn.Module:
+def unet(
+    width: int, blocks: int, multipliers: Sequence[int], periodic: Sequence[bool], fields: int = 1
+) -> Callable[[int], torch.nn.Module]:
+    """Return a maker of U-Nets without norms, which would not be parallel at batch 1; their output is zero at first."""
+    form = UNet(width=width, blocks=blocks, multipliers=multipliers, norm=False)
+
+    def make(inputs: int) -> torch.nn.Module:
+        network = UNetwork(Channels(inputs=inputs, states=fields, outputs=fields, conditions=0), form, periodic)
+        torch.nn.init.zeros_(network.output.conv.weight)
+        torch.nn.init.zeros_(network.output.conv.bias)
+        return network
+
+    return make
+
+
+def network_of(
+    row: Row, problem: Problem, seed: int, device: str, *, streams: bool = False
+) -> torch.nn.Module:
     """Return the untrained network of a row."""
     s, options = row.factor, problem.network_options()
     stagger = Stagger((s,) * problem.ndim, row.frames)
     width = problem.width * (2 if row.kind == "unshuffled" else 1)
+    torch.manual_seed(seed)
+    if isinstance(problem, Channel):
+        make = unet(problem.width, 1, problem.multipliers, (False,) * problem.ndim, problem.fields)
+        return KeepsInflow(
+            StaggeredNetwork(make, stagger, fields=problem.fields, reading=problem.reading, streams=streams, **options)
+        ).to(device)
     make = fourier(width, problem.points // s, problem.modes, problem.padding, problem.ndim,
                    problem.fields)  # fmt: skip
-    torch.manual_seed(seed)
     if row.kind == "unshuffled":
         return UnshuffledNetwork(make, stagger, **options).to(device)
     guess = None
@@ -128,7 +156,7 @@ def network_of(row: Row, problem: Problem, seed: int, device: str) -> torch.nn.M
         guess = problem.part_solver(stagger, device)
     return StaggeredNetwork(
         make, stagger, fields=problem.fields, shared=row.shared, exchange=row.exchange, guess=guess, gain=row.gain,
-        reading=problem.reading, **options,
+        reading=problem.reading, streams=streams, **options,
     ).to(device)  # fmt: skip
 
 
@@ -137,7 +165,7 @@ class Run:
 
     def __init__(self, row: Row, budget: Budget, device: str) -> None:
         self.row, self.problem, self.budget, self.device = row, PROBLEMS[row.problem], budget, device
-        self.network = network_of(row, self.problem, budget.seed, device)
+        self.network = network_of(row, self.problem, budget.seed, device, streams=budget.streams)
         self.steps, self.spent, self.diverged = 0, 0.0, 0
         self.batch = self.problem.batch if device == "cuda" else max(1, self.problem.batch // 8)
         if budget.resume and self._file is not None and self._file.exists():
@@ -203,26 +231,36 @@ class Run:
         self.diverged += pool.diverged
         self._save()
 
+    @property
+    def end(self) -> float:
+        """Time to which roll-outs go."""
+        problem = self.problem
+        return problem.rolled * problem.frame if isinstance(problem, Channel) else problem.end
+
     @torch.no_grad()
     def seconds(self, batch: int = 1) -> float:
         """Return the time of each trajectory of a batch, all parts on one device, all calls in one CUDA graph."""
         problem, frames = self.problem, self.row.frames
-        shape = (batch, frames, problem.fields, *(problem.points,) * problem.ndim)
+        shape = (batch, frames, problem.fields, *problem.shape)
         start = torch.zeros(shape, device=self.device)
+
+        windows = math.ceil(self.end / (problem.frame * frames))
+        recorded = min(windows, 100)  # a graph of thousands of calls would take minutes to make
 
         def trajectory() -> torch.Tensor:
             window = start
-            for _ in range(math.ceil(problem.end / (problem.frame * frames))):
+            for _ in range(recorded):
                 window = self.network(window)
             return window
 
-        return timed(trajectory, self.device, 3) / batch
+        return timed(trajectory, self.device, 3) / batch * windows / recorded
 
     def figures(self, count: int = HELD_OUT) -> Iterator[Figure]:
         """Yield the errors of roll-outs from states that no training saw."""
         row, problem, budget = self.row, self.problem, self.budget
         setup = (
-            f"FNO width {problem.width}, {weights(self.network):,} weights, {self.steps} steps of batch {self.batch} "
+            f"{'U-Net' if isinstance(problem, Channel) else 'FNO'} width {problem.width}, "
+            f"{weights(self.network):,} weights, {self.steps} steps of batch {self.batch} "
             f"in {self.spent / 60:.2f} minutes{budget.beside}, {self.diverged} states diverged, seed {budget.seed}; "
         )
         yield (f"{row.name}, seed {budget.seed}: training", self.spent / 60, "min", None, None, setup)

@@ -152,7 +152,8 @@ def test_a_base_led_around_obstacles_closes_the_potential_on_them():
     def past_two(case, p, comm, rng):
         return solve_mac(case, p, comm, rng, viscosity=0.01, solid=two)
 
-    for case, solid in ((replace(street((32, 16), **STEPS), solver=past_two), two), (pipe((6, 6, 5), solid=block, **STEPS), block)):
+    plane = replace(street((32, 16), **STEPS), solver=past_two)
+    for case, solid in ((plane, two), (pipe((6, 6, 5), solid=block, **STEPS), block)):
         ndim, p = case.grid.ndim, case.accept({"reynolds": 100.0} if case.parameters else {})
         base = np.zeros((ndim, *case.grid.shape))
         if ndim == 2:

@@ -1,0 +1,115 @@
+"""Our staggered solver past the block of a channel: its numbers against time, in another process or on MPI ranks.
+
+mpirun -n 8 python -m staggered.channel_solver NAME FOLDER writes FOLDER/NAME.npz, and STAGGERED_REFERENCES=FOLDER finds
+it there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from concurrent.futures import Future, ProcessPoolExecutor
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from headrace.solvers import Case, Parameters, Sink, Snapshot
+from headrace.solvers.simulate import simulate
+
+if TYPE_CHECKING:
+    from .channel import Channel
+
+
+def means(solved: dict[str, np.ndarray]) -> tuple[float, float, np.ndarray]:
+    """Return kinetic energy, drag and line of our solver over the second half of its time."""
+    half = len(solved["energy"]) // 2
+    return solved["energy"][half:].mean(), solved["drag"][half:].mean(), solved["line"]
+
+
+def distances(mine: tuple[float, float, np.ndarray], own: tuple[float, float, np.ndarray]) -> list[float]:
+    """Return how far each of the means is from our solver's, relative."""
+    return [abs(mine[0] / own[0] - 1), abs(mine[1] / own[1] - 1),
+            float(np.linalg.norm(mine[2] - own[2]) / np.linalg.norm(own[2]))]  # fmt: skip
+
+
+def frequency(signal: np.ndarray, step: float) -> float:
+    """Return the frequency of the strongest peak, the mean of its neighbourhood in the spectrum."""
+    power = np.abs(np.fft.rfft((signal - signal.mean()) * np.hanning(len(signal)))) ** 2
+    top = max(2, int(power[1:].argmax()) + 1)
+    near = np.arange(max(1, top - 3), min(len(power), top + 4))
+    return float((near * power[near]).sum() / power[near].sum() / (len(signal) * step))
+
+
+class Signals(Sink):
+    """Keeps `Channel.signals` of every snapshot, and the mean line of the second half, on all ranks alike."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel, self.rows, self.lines = channel, [], []
+        self._comm: Any = None
+
+    def open(self, case: Case, parameters: Parameters, comm: Any) -> None:
+        """Begin. Collective."""
+        self._comm = comm
+
+    def write(self, snapshot: Snapshot) -> bool:
+        """Keep the numbers of a snapshot. Collective."""
+        velocity, pressure, where = snapshot.values[:-1], snapshot.values[-1], snapshot.where
+        numbers = np.array(self.channel.signals(velocity, pressure, where=where))
+        line, place = np.zeros(self.channel.shape[1:]), self.channel.station - where[0].start
+        if 0 <= place < velocity.shape[1]:
+            line[where[1:]] = velocity[0, place]
+        found = np.concatenate([numbers, line.ravel()])
+        found = found if self._comm is None else self._comm.allreduce(found)
+        self.rows.append(found[:3])
+        self.lines.append(found[3:])
+        return True
+
+    def close(self, *, failure: str | None = None) -> None:
+        """End."""
+
+    def result(self) -> dict[str, np.ndarray]:
+        """Return the series, and the mean line of the second half."""
+        rows = np.array(self.rows)
+        names = ("energy", "drag", "across")
+        series = {name: rows[:, number] for number, name in enumerate(names)}
+        return {**series, "line": np.mean(self.lines[len(rows) // 2 :], axis=0)}
+
+
+def own_solver(name: str, comm: Any = None) -> dict[str, np.ndarray]:
+    """Return the signals of our solver from the start of the held-out simulation. Collective."""
+    from .channel import CHANNELS
+
+    return solution(CHANNELS[name], comm)
+
+
+def solution(channel: Channel, comm: Any = None) -> dict[str, np.ndarray]:
+    """Return what `own_solver` returns. Collective."""
+    window = channel.start_windows("", 1, 1, "cpu", 1_000_000, torch.ones(1))
+    sink = Signals(channel)
+    case = channel.case(duration=channel.solved, start=channel.velocity(window.double())[:, 0].numpy())
+    simulate(case, Parameters({}), sink, comm=comm)
+    return sink.result()
+
+
+@cache
+def reference(name: str) -> Future[dict[str, np.ndarray]]:
+    """Return `own_solver`: what STAGGERED_REFERENCES/NAME.npz holds, or on its way in another process for minutes."""
+    file = Path(os.environ.get("STAGGERED_REFERENCES", ".")) / f"{name}.npz"
+    if file.is_file():
+        with np.load(file, allow_pickle=False) as held:
+            known: Future[dict[str, np.ndarray]] = Future()
+            known.set_result(dict(held))
+            return known
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn")).submit(own_solver, name)
+
+
+if __name__ == "__main__":
+    from mpi4py import MPI
+
+    solved = own_solver(sys.argv[1], MPI.COMM_WORLD)
+    if MPI.COMM_WORLD.rank == 0:
+        np.savez(Path(sys.argv[2]) / f"{sys.argv[1]}.npz", **solved)
