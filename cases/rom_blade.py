@@ -10,6 +10,7 @@ Cost: about 6 seconds per cycle on one core with the default mesh; one cycle.
 
 from __future__ import annotations
 
+import functools
 import sys
 from dataclasses import dataclass, replace
 
@@ -59,6 +60,7 @@ class BladeShape:
     twist: float = 25.0
 
 
+@functools.lru_cache(maxsize=4)  # many queries ask for the same
 def blade_mesh(
     shape: BladeShape, kind: str = "hex20r", counts: tuple[int, int, int] = COUNTS
 ) -> tuple[Mesh, np.ndarray]:

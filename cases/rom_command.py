@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from headrace.rom.case import RomCase
 
-HELP = "Reduced-order models of structures: compress, run, evaluate, report."
+HELP = "Reduced-order models of structures: compress, run, sample, evaluate, report."
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a reduced model.", show_default=False)]
 Settings = Annotated[
@@ -130,6 +130,63 @@ def run(
     say(f"wrote {model / 'runs' / done['name']}; next: headrace rom evaluate {model} --run {done['name']}")
 
 
+def sample(
+    *,
+    model: Model,
+    draw: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=DISTRIBUTION", help="Setting that varies: 'pull=uniform(110,130)' or "
+                     "'pull=normal(120,5)'. Repeat for several."),
+    ] = None,
+    draws: Annotated[int, typer.Option(min=2, help="How many.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    table: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Table (.csv) of settings instead: a row for each draw.")
+    ] = None,
+    settings: Settings = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the sample. Default: the next number.")
+    ] = None,
+    plain: Plain = False,
+) -> None:  # fmt: skip
+    """Answer many queries whose settings vary: statistics of p at the critical point."""
+    from headrace.rom.indicator import ErrorBound
+    from headrace.rom.sampling import Distribution, drawn, sample_case, tabled
+
+    comm = world()
+
+    def prepare() -> tuple[RomCase, dict[str, Any], dict[str, Any], dict[str, Any]]:
+        case, asked = _of_model(model, settings or [])
+        if (draw is None) == (table is None):
+            raise ValueError("A sample needs --draw NAME=DISTRIBUTION or --table FILE, and not both.")
+        if table is not None:
+            return case, asked, tabled(case, table), {"table": table.name}
+        pairs = [text.partition("=") for text in draw]
+        laws = {key.strip(): Distribution.parse(value) for key, _, value in pairs}
+        return case, asked, drawn(case, laws, draws, seed), {"seed": seed, **{k: str(v) for k, v in laws.items()}}
+
+    case, asked, varied, notes = together(comm, prepare)
+    count = len(next(iter(varied.values())))
+    with _progress(plain, "draw") as watch:
+        told = sample_case(
+            case, model, asked, varied, name=name, notes=notes, comm=comm,
+            watch=lambda done: watch("draws", done=done, of=count),
+        )  # fmt: skip
+    say = Console(highlight=False, soft_wrap=True).print
+    low, middle, high = told["quantiles"].values()
+    cores = f"{told['cores']} core{'s' * (told['cores'] > 1)}"
+    say(
+        f"{told['name']}: {count} draws in {told['seconds']:.3g} s on {cores}, {count / told['seconds']:.3g} per second"
+    )
+    say(f"p at the critical point {told['point']} at the end: mean {told['mean']:.4g} ± {told['standard_error']:.1g}, "
+        f"standard deviation {told['deviation']:.3g}; 5, 50, 95 %: {low:.4g}, {middle:.4g}, {high:.4g}")  # fmt: skip
+    line = f"largest error indicator {told['largest_indicator']:.2e}"
+    if told["bound"] is not None:
+        line += f", by which p is off by at most {ErrorBound(**told['bound'])(told['largest_indicator']):.1e}"
+    say(line)
+    say(f"wrote {model / 'samples' / told['name']}; next: headrace rom report {model}")
+
+
 def evaluate(
     *,
     model: Model,
@@ -184,7 +241,7 @@ def report(*, model: Model) -> None:
     Console(highlight=False, soft_wrap=True).print(f"report {path}")
 
 
-STAGES: tuple[Callable[..., None], ...] = (compress, run, evaluate, report)
+STAGES: tuple[Callable[..., None], ...] = (compress, run, sample, evaluate, report)
 
 
 def _full_model(solver: str) -> str:
@@ -208,8 +265,8 @@ def _of_model(model: Path, settings: list[str]) -> tuple[RomCase, dict[str, Any]
 
 
 @contextmanager
-def _progress(plain: bool) -> Iterator[Callable[..., None]]:
-    """Yield what shows increments done, one bar after the other."""
+def _progress(plain: bool, unit: str = "increment") -> Iterator[Callable[..., None]]:
+    """Yield what shows how many units are done, one bar after the other."""
     from .progress import StepProgress
 
     with ExitStack() as stack:
@@ -218,7 +275,7 @@ def _progress(plain: bool) -> Iterator[Callable[..., None]]:
         def watch(what: str, done: int, of: int) -> None:
             if what not in bars:
                 stack.close()
-                bar: AbstractContextManager[StepProgress] = StepProgress(what, of, plain=plain, unit="increment")
+                bar: AbstractContextManager[StepProgress] = StepProgress(what, of, plain=plain, unit=unit)
                 bars[what] = stack.enter_context(bar)
             bars[what].show(done)
 

@@ -11,6 +11,7 @@ Cost: about half a second on one core; 10 steps.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 
@@ -34,12 +35,14 @@ LAW = NortonChaboche(
 
 
 def rom_cube(
-    *, cycles: int = 1, hot_spot: tuple[float, float, float] = (10.0, 10.0, 10.0), peak: float = 200.0
-) -> Problem:
+    *, cycles: int = 1, hot_spot: tuple[float, float, float] = (10.0, 10.0, 10.0), peak: float = 200.0,
+    compiled: bool = False,
+) -> Problem:  # fmt: skip
     """Return the cube of 10 mm: spun about an axis at a distance, pressed on top, with a hot spot, all up and down.
 
     cycles : of duration 1, each from rest to full load at half time and back.
     hot_spot, peak : where the temperature is highest, and how many degrees above 20.
+    compiled : whether the law is machine code.
     """
     mesh = box_mesh("hex8", (6, 6, 6), (10.0, 10.0, 10.0))
     times = np.arange(2 * cycles + 1) / 2
@@ -52,7 +55,7 @@ def rom_cube(
 
     return Problem(
         mesh=mesh,
-        laws={"all": LAW},
+        laws={"all": replace(LAW, compiled=compiled)},
         supports=[Support(nodes="x0", direction=d) for d in "xyz"],
         loads=[
             Centrifugal(density=8e-9, amplitude=speed, origin=(-30.0, 5.0, 5.0), axis=(0.0, 0.0, 1.0)),

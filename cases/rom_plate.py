@@ -7,6 +7,7 @@ Cost: about 20 seconds per cycle on one core with the default mesh; two cycles.
 
 from __future__ import annotations
 
+import functools
 import sys
 from dataclasses import replace
 
@@ -40,6 +41,7 @@ LAW = NortonChaboche(
 )
 
 
+@functools.lru_cache(maxsize=4)  # many queries ask for the same
 def plate_mesh(kind: str = "hex20r", counts: tuple[int, int, int] | None = None) -> Mesh:
     """Return the mesh: a box mapped from (radius, angle, thickness) to the quarter between hole and edge.
 

@@ -45,6 +45,7 @@ def write_report(model: str | Path) -> Path:
         undefined=jinja2.StrictUndefined, trim_blocks=True,
     )  # fmt: skip
     mesh, figures = _model_figures(where, folder)
+    samples = [read_description(where.sample(name) / "sample.json") for name in where.samples()]
     html = environment.get_template("rom_report.html").render(
         title=f"Reduced model of {described['case']}",
         subtitle=_subtitle(where, described),
@@ -52,7 +53,8 @@ def write_report(model: str | Path) -> Path:
         notes=_notes(runs),
         model=figures,
         data=[_training_table(described), _run_table(runs)],
-        runs=[_section(run, mesh, folder) for run in sorted(runs, key=lambda r: -r.worst)[:MAX_PICTURED] if run.found],
+        runs=[_section(run, mesh, folder) for run in sorted(runs, key=lambda r: -r.worst)[:MAX_PICTURED] if run.found]
+        + [_sample_section(where, sample, folder) for sample in samples],
         tables=_tables(described),
         version=importlib.metadata.version("headrace"),
         date=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
@@ -196,6 +198,38 @@ def _section(run: _Run, mesh: Mesh, folder: Path) -> dict[str, Any]:
         "heading": f"Compared with the full model: {run.name}",
         "summary": summary, "fields": fields,
         "figures": [Picture.of(drawn, text) for drawn, text in curves.values()],
+    }  # fmt: skip
+
+
+def _sample_section(where: ModelFolder, told: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the section of a sample: p at the critical point over time, and its distribution at the end."""
+    table = np.loadtxt(where.sample(told["name"]) / "table.csv", delimiter=",", skiprows=1, ndmin=2)
+    ends = np.sort(table[:, len(told["varied"])])
+    over = {"mean" if name == "mean" else f"{float(name):.0%}": (told["times"], values)
+            for name, values in told["over_time"].items()}  # fmt: skip
+    share = {"draws": (ends.tolist(), ((np.arange(len(ends)) + 0.5) / len(ends)).tolist())}
+    drawn = {
+        "p-over-time": (
+            pictures.curves(over, x="time", y="p at the critical point"),
+            f"p at quadrature point {told['point']}: mean over all draws, and 5, 50 and 95 % of them lie below.",
+        ),
+        "p-distribution": (
+            pictures.curves(share, x="p at the critical point at the end", y="Share of draws below", percent=True),
+            "How p at the critical point is distributed at the end.",
+        ),
+    }
+    for name, (image, _) in drawn.items():
+        (folder / f"{told['name']}-{name}.png").write_bytes(image)
+    varied = {name: told["notes"].get(name, "of a table") for name in told["varied"]}
+    summary = (
+        f"{told['draws']} draws of {', '.join(f'{name} {of}' for name, of in varied.items())}, answered in "
+        f"{_seconds(told['seconds'])} on {told['cores']} core{'s' * (told['cores'] > 1)}. p at the end: mean "
+        f"{told['mean']:.4g} with a standard error of {told['standard_error']:.1g}, standard deviation "
+        f"{told['deviation']:.3g}, largest error indicator {told['largest_indicator']:.1e}."
+    )
+    return {
+        "heading": f"Many queries: {told['name']}", "summary": summary, "fields": None,
+        "figures": [Picture.of(image, caption) for image, caption in drawn.values()],
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ bound is exceeded, a step of the full solver at the time of the most unbalanced 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import t as student_t
@@ -23,7 +23,9 @@ class ErrorBound:
     """A bound on the error of runs like those that calibrated it, from their indicators; made by `fit`.
 
     log error = level + power (log indicator - centre) + noise: the one-sided prediction interval of a straight line, so
-    that it widens away from the indicators that it knows; never below any run that calibrated it.
+    that it widens away from the indicators that it knows; never below any run that calibrated it. Outside these
+    indicators the line's slope is not trusted alone: below, the bound falls no faster than the indicator, above, it
+    grows no slower.
 
     Attributes
     ----------
@@ -31,6 +33,7 @@ class ErrorBound:
     spread : sum of squares of log indicator - centre.
     margin : quantile of Student's t times the standard deviation about the line.
     lift : the furthest that a calibrating run lies above the line.
+    smallest, largest : log indicators that calibrated it.
     count : how many runs calibrated it.
     """
 
@@ -40,6 +43,8 @@ class ErrorBound:
     spread: float
     margin: float
     lift: float
+    smallest: float
+    largest: float
     count: int
 
     @classmethod
@@ -64,23 +69,33 @@ class ErrorBound:
         deviation = float(np.sqrt(rest @ rest / (len(x) - 2)))
         return cls(
             level=float(y.mean()), power=power, centre=float(x.mean()), spread=float(away @ away),
-            margin=float(student_t.ppf(confidence, len(x) - 2)) * deviation, lift=float(rest.max()), count=len(x),
+            margin=float(student_t.ppf(confidence, len(x) - 2)) * deviation, lift=float(rest.max()),
+            smallest=float(x.min()), largest=float(x.max()), count=len(x),
         )  # fmt: skip
 
     def __call__(self, indicator: np.ndarray | float) -> np.ndarray | float:
         """Return the bound on the error."""
-        away = np.log(np.maximum(indicator, np.finfo(float).tiny)) - self.centre
+        x = np.log(np.maximum(indicator, np.finfo(float).tiny))
+        inside = np.clip(x, self.smallest, self.largest)
+        return np.exp(np.maximum(self._log(x), self._log(inside) + x - inside))
+
+    def _log(self, x: np.ndarray) -> np.ndarray:
+        away = x - self.centre
         width = self.margin * np.sqrt(1 + 1 / self.count + away**2 / self.spread)
-        return np.exp(self.level + self.power * away + np.maximum(width, self.lift))
+        return self.level + self.power * away + np.maximum(width, self.lift)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Correction:
-    """A model after enrichment: the reduction, its answer to the query, and the times of the full steps."""
+    """A model after enrichment: the reduction, its answer to the query, and what the full model was asked.
+
+    full_steps : times of the full steps. iterations : of Newton's method with all of the mesh, single ones included.
+    """
 
     reduction: Reduction
     answer: Trajectory
     full_steps: tuple[float, ...]
+    iterations: int
 
 
 def replayed(reduction: Reduction, solver: Solver, answer: Trajectory) -> tuple[list[Increment], list[float]]:
@@ -104,14 +119,18 @@ def corrected(
     *,
     limit: float,
     max_steps: int = 3,
+    max_single: int = 10,
     tolerances: Tolerances | None = None,
 ) -> Correction:
     """Answer the solver's problem; while the misfit of p exceeds a limit, enrich by one full step and answer again.
 
-    The laws at all points follow the answer's displacements, which says at which time forces are furthest from balance;
-    the full step is that one, from the state before it. It adds a displacement; stresses, p and state of the whole
-    replay join the snapshots, so that cubature and dual modes know the new problem, too. solver : of the new problem,
-    on the subdomain of the reduction and with its laws, supports and loads. Collective.
+    The laws at all points follow the answer's displacements, which says how far forces are from balance at each time.
+    Where they are furthest, a full step is made from the state before it; at up to `max_single` other times one
+    iteration of Newton's method. What these displacements add to the answer's is what the modes lack. Stresses, p and
+    state of the replay join the snapshots, so that cubature and dual modes know the new problem too; as these lag
+    behind the displacements, the new answer is replayed and compressed once more, before its misfit counts.
+
+    solver : of the new problem, on the subdomain of the reduction and with its laws, supports and loads. Collective.
 
     Raises
     ------
@@ -119,18 +138,29 @@ def corrected(
     """
     if not np.array_equal(solver.subdomain.points, reduction.local.subdomain.points):
         raise ValueError("The solver's subdomain is not that of the reduction; make it with the same mesh and parts.")
-    query, steps, taught = Query.of(solver.local.problem), [], reduction.snapshots
-    answer = ReducedSolver(reduction.model).run([query], times)
+    local, query, steps, iterations = solver.local, Query.of(solver.local.problem), [], 0
+    answer, taught = ReducedSolver(reduction.model).run([query], times), reduction.snapshots
+    path, unbalanced = [], []
     while len(steps) < max_steps and answer.misfits["p"].max() > limit:
-        path, unbalanced = replayed(reduction, solver, answer)
-        fresh = [k for k in range(1, len(path)) if path[k].time not in steps]
+        if not path:
+            path, unbalanced = replayed(reduction, solver, answer)
+        order = sorted(range(1, len(path)), key=unbalanced.__getitem__)
+        fresh = [k for k in order if path[k].time not in steps]
         if not fresh:
             break
-        worst = max(fresh, key=unbalanced.__getitem__)
+        worst = fresh[-1]
         step = list(solver.run([path[worst - 1].time, path[worst].time], start=path[worst - 1]))[-1]
+        added = Snapshots.collect(local, [step])
+        better = [added.displacement]
+        for k in [k for k in order[::-1] if k != worst][:max_single]:
+            moved = solver.improve(path[k - 1], path[k].displacement, path[k].time) - local.prescribed(path[k].time)
+            better.append(moved.reshape(-1, 1))
         steps.append(step.time)
-        taught = taught.joined(Snapshots.collect(solver.local, [step]))
-        along = Snapshots.collect(solver.local, path[1:])  # of this round alone: earlier ones were further off
-        reduction = compress(solver.local, taught.joined(along), tolerances)
-        answer = ReducedSolver(reduction.model).run([query], times)
-    return Correction(reduction=reduction, answer=answer, full_steps=tuple(steps))
+        iterations += step.iterations + len(better) - 1
+        taught = taught.joined(replace(added, displacement=np.hstack(better)))
+        for _ in range(2):
+            along = Snapshots.collect(local, path[1:])  # of the newest answer alone: earlier ones were further off
+            reduction = compress(local, taught.joined(along), tolerances)
+            answer = ReducedSolver(reduction.model).run([query], times)
+            path, unbalanced = replayed(reduction, solver, answer)
+    return Correction(reduction=reduction, answer=answer, full_steps=tuple(steps), iterations=iterations)

@@ -48,7 +48,7 @@ def with_loading(problem: Problem, path: str | Path) -> tuple[Problem, np.ndarra
     LoadingError : see above.
     """
     path = Path(path)
-    header, values = _table(path)
+    header, values = read_table(path)
     if "time" not in header or len(set(header)) < len(header):
         raise LoadingError(f"{path}: the first row must name the columns once each, `time` among them, not {header}.")
     times = values[:, header.index("time")]
@@ -66,12 +66,17 @@ def with_loading(problem: Problem, path: str | Path) -> tuple[Problem, np.ndarra
     return replace(problem, loads=tuple(parts[:count]), supports=tuple(parts[count:])), times
 
 
-def _table(path: Path) -> tuple[list[str], np.ndarray]:
-    """Return the names of the columns and the numbers, (rows, columns)."""
+def read_table(path: Path) -> tuple[list[str], np.ndarray]:
+    """Return the names of the columns of a .csv file and its numbers, (rows, columns).
+
+    Raises
+    ------
+    LoadingError : no such file, one that is too large, or a cell that is no finite number; names the row.
+    """
     if not path.is_file():
-        raise LoadingError(f"There is no loading {path}.")
+        raise LoadingError(f"There is no table {path}.")
     if path.stat().st_size > LARGEST:
-        raise LoadingError(f"{path} has {path.stat().st_size} bytes; a loading has at most {LARGEST}.")
+        raise LoadingError(f"{path} has {path.stat().st_size} bytes; a table has at most {LARGEST}.")
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = [[cell.strip() for cell in row] for row in csv.reader(file) if any(cell.strip() for cell in row)]

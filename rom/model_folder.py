@@ -1,7 +1,8 @@
 """The folder of a reduced model: its name for every file, and the descriptions in JSON that stages leave each other.
 
 model.json says what the model was made of, runs/NAME/run.json what was asked, runs/NAME/evaluation.json what the full
-model says to it. Every description has a format, a version and a checksum.
+model says to it, samples/NAME/sample.json what many runs together say. Every description has a format, a version and a
+checksum.
 """
 
 from __future__ import annotations
@@ -52,9 +53,7 @@ class ModelFolder:
         ------
         ModelError : a name that is none of a folder.
         """
-        if not name or Path(name).name != name or name.startswith("."):
-            raise ModelError(f"A run cannot be named {name!r}: use letters, digits, - and _.")
-        return self.path / "runs" / name
+        return self.path / "runs" / _checked(name)
 
     def runs(self) -> list[str]:
         """Return the names of all finished runs, sorted."""
@@ -62,8 +61,34 @@ class ModelFolder:
 
     def next_run(self) -> str:
         """Return a name that no run has: run-001, run-002, ..."""
-        taken = {p.name for p in self.path.glob("runs/*")}
-        return next(name for k in range(1, len(taken) + 2) if (name := f"run-{k:03d}") not in taken)
+        return self._next("run")
+
+    def sample(self, name: str) -> Path:
+        """Return the folder of a sample of many runs.
+
+        Raises
+        ------
+        ModelError : a name that is none of a folder.
+        """
+        return self.path / "samples" / _checked(name)
+
+    def samples(self) -> list[str]:
+        """Return the names of all finished samples, sorted."""
+        return sorted(p.parent.name for p in self.path.glob("samples/*/sample.json"))
+
+    def next_sample(self) -> str:
+        """Return a name that no sample has: sample-001, sample-002, ..."""
+        return self._next("sample")
+
+    def _next(self, kind: str) -> str:
+        taken = {p.name for p in self.path.glob(f"{kind}s/*")}
+        return next(name for k in range(1, len(taken) + 2) if (name := f"{kind}-{k:03d}") not in taken)
+
+
+def _checked(name: str) -> str:
+    if not name or Path(name).name != name or name.startswith("."):
+        raise ModelError(f"A run cannot be named {name!r}: use letters, digits, - and _.")
+    return name
 
 
 def write_description(path: Path, content: Mapping[str, Any]) -> None:

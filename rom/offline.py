@@ -56,7 +56,7 @@ class Snapshots:
 
     Attributes
     ----------
-    displacement : without the supports' motion, (3 * local nodes, snapshots).
+    displacement : without the supports' motion, (3 * local nodes, snapshots); may have columns of its own more.
     stress : (local points, 6, snapshots).
     state : per law, (points of the law, variables, snapshots).
     """

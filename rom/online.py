@@ -21,11 +21,15 @@ from .solver import SCALE_FLOOR, NewtonSettings
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Query:
-    """What may change online: factors of the loads, amplitudes of the supports, as functions of time; temperature."""
+    """What may change online: factors of the loads, amplitudes of the supports, as functions of time; temperature.
+
+    load_vectors : of this query alone, (loads, n), where they are not those of the model; see `Reduction.project`.
+    """
 
     loads: tuple[Callable[[float], float], ...]
     supports: tuple[Callable[[float], float], ...]
     temperature: Temperature
+    load_vectors: np.ndarray | None = None
 
     @classmethod
     def of(cls, problem: Problem) -> Query:
@@ -232,6 +236,9 @@ class ReducedSolver:
         time, dt = span[1], span[1] - span[0]
         factors = np.array([[f(time) for f in q.loads] for q in queries]).reshape(len(queries), -1)
         force = factors @ self.model.load_vectors
+        for k, query in enumerate(queries):
+            if query.load_vectors is not None:
+                force[k] = factors[k] @ query.load_vectors
         lifting = np.array([[f(time) for f in q.supports] for q in queries]).reshape(len(queries), -1)
         heat = np.stack([self.model.temperature(q.temperature, time) for q in queries])
         # As in the full model, prescribed motion enters the first iteration as a known increment.

@@ -215,6 +215,18 @@ class Solver:
             state=trial.state, residual=trial.norm / trial.scale if trial.scale > 0 else 0.0,
         ), trial.norm  # fmt: skip
 
+    def improve(self, start: Increment, displacement: np.ndarray, time: float) -> np.ndarray:
+        """Return a displacement at a time after one iteration of Newton's method, from the state before. Collective.
+
+        displacement : consistent, as the supports prescribe; (num_local_nodes, 3).
+
+        Raises
+        ------
+        ConvergenceError : the law or the linear solver fails; on every rank.
+        """
+        trial = self._trial(start, self.local.temperature(time), self.local.external_force(time), displacement, time)
+        return displacement + self._direction(trial, None, trial.norm / trial.scale if trial.scale > 0 else 0.0)
+
     def _trial(
         self, start: Increment, temperature: np.ndarray, force: np.ndarray, displacement: np.ndarray, time: float
     ) -> _Trial:

@@ -85,8 +85,8 @@ def compress_case(  # noqa: PLR0913  everything but the first two has a default
     if replaced := CALCULIX in sources:
         built = [(counterpart(problem), times) for problem, times in built]
     for problem, _ in built[1:]:
-        _require_same(built[0][0], problem)
-    ranks.raise_together(_made(where.path), OSError)
+        require_same(built[0][0], problem)
+    ranks.raise_together(made_folder(where.path), OSError)
     scratch = [where.path / "calculix" / f"training-{k:03d}" for k in range(len(built))]
     if decks := {str(s): b for s, b, source in zip(scratch, built, sources, strict=True) if source == CALCULIX}:
         run_decks(decks, ranks, at_once=at_once)
@@ -159,7 +159,7 @@ def run_query(
     solver = ReducedSolver(model)
     answer = solver.run([Query.of(problem)], times)
     solved = time.perf_counter()
-    ranks.raise_together(_made(place), OSError)
+    ranks.raise_together(made_folder(place), OSError)
     if loading is not None and ranks.rank == 0:
         (place / LOADING).write_bytes(Path(loading).read_bytes())
     critical = _write_fields(reduction, answer, place / "fields", {"kind": "run", "name": name})
@@ -172,7 +172,7 @@ def run_query(
         "loading": loading is not None, "times": times.tolist(),
         "indicator": answer.misfits["p"][0].tolist(), "largest_p": critical, "iterations": solver.iterations,
         "load_seconds": loaded - begin, "seconds": solved - loaded, "fields_seconds": time.perf_counter() - solved,
-        "cores": 1, "bound": _bound(where), "origin": origin(),
+        "cores": 1, "bound": bound_of(where), "origin": origin(),
     }  # fmt: skip
     if ranks.rank == 0:
         write_description(place / "run.json", described)
@@ -306,7 +306,7 @@ def _asked(
     return (problem, times) if loading is None else with_loading(problem, loading)
 
 
-def _require_same(first: Problem, other: Problem) -> None:
+def require_same(first: Problem, other: Problem) -> None:
     """Raise where two problems cannot train one model."""
     mine, theirs = first.mesh, other.mesh
     if list(mine.cells) != list(theirs.cells) or not np.array_equal(mine.points, theirs.points) or any(
@@ -318,7 +318,7 @@ def _require_same(first: Problem, other: Problem) -> None:
                          f"{load_names(other)}.")  # fmt: skip
 
 
-def _made(folder: Path) -> Exception | None:
+def made_folder(folder: Path) -> Exception | None:
     """Make a folder and return the error, if any."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -336,7 +336,7 @@ def _sizes(reduction: Reduction) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _bound(where: ModelFolder) -> dict[str, float] | None:
+def bound_of(where: ModelFolder) -> dict[str, float] | None:
     """Return the bound on the error of p that all evaluated runs together give, None where they are too few."""
     pairs = []
     for name in where.runs():

@@ -107,6 +107,49 @@ def test_the_report_has_every_picture_and_needs_no_other_file(model, monkeypatch
     assert {"singular-values.png", "points.png", "table-p.png", "table-errors.png", "run-001-p-at-point.png"} <= names
 
 
+def test_a_sample_says_what_its_draws_say_alone(model, tmp_path, monkeypatch):
+    """Its statistics are those of single runs with the same settings, on one and on two ranks."""
+    code, text = rom("sample", model, "--draw", "pull=uniform(180,220)", "--draw", "shear=normal(15,2)", "--draws", 60,
+                     "--seed", 3)  # fmt: skip
+    assert code == 0 and "60 draws" in text, text
+    told = read_description(model / "samples" / "sample-001" / "sample.json")
+    table = np.loadtxt(model / "samples" / "sample-001" / "table.csv", delimiter=",", skiprows=1)
+    assert np.all((180 < table[:, 0]) & (table[:, 0] < 220)) and abs(table[:, 1].mean() - 15) < 1
+    assert told["mean"] == pytest.approx(table[:, 2].mean(), rel=1e-8)
+    assert told["deviation"] == pytest.approx(table[:, 2].std(ddof=1), rel=1e-6)
+    assert list(told["quantiles"].values()) == pytest.approx(np.quantile(table[:, 2], [0.05, 0.5, 0.95]), rel=1e-8)
+    for row in (0, 59):
+        code, text = rom("run", model, "--set", f"pull={table[row, 0]}", "--set", f"shear={table[row, 1]}",
+                         "--name", f"draw{row}")  # fmt: skip
+        assert code == 0, text
+        run = ModelFolder(model).run(f"draw{row}")
+        with Store(run / "fields") as fields:
+            assert fields.point_field("p", 8)[told["point"]] == pytest.approx(table[row, 2], rel=1e-5)
+        assert max(read_description(run / "run.json")["indicator"]) == pytest.approx(table[row, 3], rel=1e-3)
+        shutil.rmtree(run)
+    rows = tmp_path / "rows.csv"
+    rows.write_text("pull,shear\n" + "".join(f"{a},{b}\n" for a, b, *_ in table[:7]))
+    done = run_mpi(2, ["-m", "headrace.cases", "rom", "sample", str(model), "--table", str(rows), "--name", "two"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    two = np.loadtxt(model / "samples" / "two" / "table.csv", delimiter=",", skiprows=1)
+    assert read_description(model / "samples" / "two" / "sample.json")["cores"] == 2
+    np.testing.assert_allclose(two[:, 3], table[:7, 3], rtol=1e-4)
+    for wrong, message in (
+        (["--draw", "pull=gauss(1,2)"], "uniform(LOW,HIGH) or normal(MEAN,DEVIATION)"),
+        (["--draw", "pul=uniform(1,2)"], "Did you mean pull"),
+        (["--draw", "pull=uniform(1,2)", "--table", rows], "not both"),
+        (["--draw", "long=uniform(4,5)", "--draws", 3], "is of another mesh"),
+    ):
+        code, text = rom("sample", model, *wrong)
+        assert code == 2 and message in text.replace("\n", " "), text
+    assert ModelFolder(model).samples() == ["sample-001", "two"]
+    monkeypatch.setattr(rom_pictures, "can_draw_off_screen", lambda: False)
+    assert rom("report", model)[0] == 0
+    html = (model / "report.html").read_text()
+    assert "Many queries: two" in html and "pull uniform(180, 220), shear normal(15, 2)" in html
+    shutil.rmtree(model / "samples")
+
+
 def test_two_ranks_make_the_same_model_and_answers(model, tmp_path):
     case, out = model.parent / "bar.py", tmp_path / "model"
     program = ["-m", "headrace.cases", "rom"]

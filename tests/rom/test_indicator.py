@@ -1,13 +1,20 @@
 """The misfit of p ranks errors, its bound holds for what calibrated it, and full steps mend the model."""
 
+import functools
+import importlib.util
+
 import numpy as np
 import pytest
 
-from headrace.cases.rom_cube import rom_cube, times
+from headrace.cases import rom_cube as case
+from headrace.cases.rom_cube import times
 from headrace.rom.indicator import ErrorBound, corrected
-from headrace.rom.offline import Snapshots, compress
+from headrace.rom.offline import Snapshots, Tolerances, compress
 from headrace.rom.online import Query, ReducedSolver
 from headrace.rom.solver import Solver
+
+COMPILED = importlib.util.find_spec("numba") is not None
+rom_cube = functools.partial(case.rom_cube, compiled=COMPILED)
 
 
 def error_of_p(reduction, answer, solver):
@@ -40,16 +47,19 @@ def test_the_misfit_ranks_new_temperature_fields_by_their_errors(trained):
 
 
 def test_full_steps_mend_the_model_for_a_new_temperature_field(trained):
-    problem = rom_cube(hot_spot=(7.93, 9.31, 6.82), peak=161.4)
+    """A hot spot deep inside, where p is off by more than its size, is answered to 1 % after at most three steps."""
+    problem = rom_cube(hot_spot=(7.28, 3.8, 3.34), peak=179.3)
     solver = Solver(problem)
     before = ReducedSolver(trained.model).run([Query.of(problem)], times())
-    mended = corrected(trained, solver, times(), limit=2e-3, max_steps=3)
-    assert 1 <= len(mended.full_steps) <= 3
-    assert error_of_p(trained, before, solver) > 0.1
-    assert error_of_p(mended.reduction, mended.answer, solver) <= 0.02
+    loose = Tolerances(displacement=1e-5, dual=1e-5, cubature=5e-5)
+    mended = corrected(trained, solver, times(), limit=2e-3, max_steps=3, tolerances=loose)
+    assert 1 <= len(mended.full_steps) <= 3 and mended.answer.misfits["p"].max() <= 2e-3
+    assert error_of_p(trained, before, solver) > 1.0
+    assert error_of_p(mended.reduction, mended.answer, solver) <= 0.01
+    assert mended.iterations < sum(i.iterations for i in solver.run(times()))
     # What was trained is still there.
     again = ReducedSolver(mended.reduction.model).run([Query.of(rom_cube())], times())
-    assert error_of_p(mended.reduction, again, Solver(rom_cube())) <= 1e-4
+    assert error_of_p(mended.reduction, again, Solver(rom_cube())) <= 1e-3
 
 
 def test_no_full_step_is_taken_where_the_misfit_is_small(trained):
@@ -65,6 +75,29 @@ def test_bounds_refuse_what_says_nothing():
     assert ErrorBound.fit([0.1, 0.2, 0.3], [0.3, 0.1, 0.2]).power == 0.0
 
 
+HOT_SPOTS = np.array([
+    (0.02449, 0.05248), (0.03392, 0.0396), (0.07343, 0.07885), (0.09357, 0.1591), (0.1035, 0.1984), (0.1263, 0.2071),
+    (0.1336, 0.1885), (0.1354, 0.2123), (0.1372, 0.354), (0.1577, 0.6456), (0.1769, 0.3418), (0.1807, 0.6965),
+    (0.2065, 1.032), (0.2098, 1.187), (0.2199, 1.374), (0.2216, 0.771),
+])  # fmt: skip
+"""Indicators and errors of p that benchmarks/rom.py measured for 16 hot spots on the cube."""
+
+
+@pytest.mark.parametrize("count", [3, 4, 8])
+def test_hot_spots_that_did_not_calibrate_a_bound_keep_it(count):
+    """The bound is kept as often as it says, and where not, missed by little."""
+    rng = np.random.default_rng(1)
+    over = []
+    for _ in range(300):
+        order = rng.permutation(len(HOT_SPOTS))
+        known, unseen = HOT_SPOTS[order[:count]], HOT_SPOTS[order[count:]]
+        over.append(unseen[:, 1] / ErrorBound.fit(*known.T)(unseen[:, 0]))
+    assert np.mean(np.concatenate(over) <= 1) >= 0.95
+    assert np.concatenate(over).max() <= 5
+    if count == 8:
+        assert np.median(np.concatenate(over)) >= 0.25
+
+
 def test_new_runs_keep_the_bound_as_often_as_it_says():
     rng = np.random.default_rng(4)
     kept, wide = [], []
@@ -76,4 +109,7 @@ def test_new_runs_keep_the_bound_as_often_as_it_says():
         kept.append(bound(indicators[6:]) >= errors[6:])
         wide.append(bound(np.exp(3.0)) / bound(np.exp(-3.0)) / np.exp(6 * bound.power))
     assert 0.94 <= np.mean(kept) <= 0.99
+    # Far below what it knows a steep line is not followed.
+    steep = ErrorBound.fit([0.1, 0.11, 0.12], [0.1, 0.2, 0.4])
+    assert steep(1e-3) == pytest.approx(steep(0.1) / 100) and steep.power > 5
     assert np.median(wide) > 1.1
