@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import scipy.fft
@@ -49,6 +50,7 @@ def gaussian_random_field(
     return np.ascontiguousarray(scipy.fft.ifftn(spectrum.reshape(shape), norm="forward").real)
 
 
+@lru_cache(maxsize=1)  # data sets draw thousands of fields on one grid
 def _modes(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Return flat indices of all modes, in an order that a finer grid continues, and their |k|²."""
     k = np.meshgrid(*(np.fft.fftfreq(n, 1 / n) for n in shape), indexing="ij")

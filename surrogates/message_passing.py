@@ -174,7 +174,9 @@ class Band(torch.nn.Module):
         super().__init__()
         self.periodic, self.dimension, self.reach = tuple(periodic), len(periodic), int(radius)
         self.offsets = offsets_within(radius, self.dimension)
-        self.aspect = [length / max(extent) for length in extent]
+        # On the network's device from the start: a step that is being recorded may not copy to it.
+        aspect = torch.tensor([length / max(extent) for length in extent])
+        self.register_buffer("_separations", -torch.tensor(self.offsets) * aspect, persistent=False)
         self.position_features = 0
 
     def positions(self) -> list[torch.Tensor]:
@@ -186,16 +188,18 @@ class Band(torch.nn.Module):
         grid = a.shape[1:-1]
         beyond = [self.reach] * self.dimension
         shifted = self._continued(b, beyond)
-        inside = self._continued(b.new_ones(1, *grid, 1), beyond)  # 0 beyond walls
-        scale = b.new_tensor([length / n for length, n in zip(self.aspect, grid, strict=True)])
-        total, count = torch.zeros_like(a), b.new_zeros(1, *grid, 1)
-        for offset in self.offsets:
+        columns = [column / n for column, n in zip(self._separations.unbind(1), grid, strict=True)]
+        separations = distance(torch.stack(columns, dim=1))
+        walls = not all(self.periodic)
+        inside = self._continued(b.new_ones(1, *grid, 1), beyond) if walls else None  # 0 beyond walls
+        total, count = torch.zeros_like(a), b.new_zeros(1, *grid, 1) if walls else len(self.offsets)
+        for offset, separation in zip(self.offsets, separations, strict=True):
             where = (slice(None), *(slice(self.reach + o, self.reach + o + n)
                                     for o, n in zip(offset, grid, strict=True)))  # fmt: skip
-            separation = distance(-scale * b.new_tensor(offset))
-            exists = inside[where]
-            total = total + exists * message(a + shifted[where] + separation)
-            count = count + exists
+            one = message(a + shifted[where] + separation)
+            if walls:
+                one, count = inside[where] * one, count + inside[where]
+            total = total + one
         return total / count
 
     def _continued(self, x: torch.Tensor, widths: Sequence[int]) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""The published data sets and training runs that tables.py makes again."""
