@@ -83,6 +83,7 @@ ROWS = [
     Row("P6", 1), Row("P6", 2, shared=True), Row("P6", 2, "corrected", shared=True, gain=0.02),
     Row("P0", 1), Row("P0", 2), Row("P4 Re 100, 24 x 24", 1), Row("P4 Re 100, 24 x 24", 2),
     *(Row(name, factor) for name in CHANNELS for factor in (1, 2)),
+    *(Row(name, factor, loss=S, shared=True) for name in ("P2", "P3") for factor in (2, 4)), Row("P1", 4, shared=True),
 ]  # fmt: skip
 
 
