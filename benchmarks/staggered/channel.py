@@ -272,9 +272,12 @@ class Channel:
         yield Point(name, max(distances(found, (own[0], own[1], line))), seconds, seconds)
 
     def _compared(self, series: np.ndarray, lines: np.ndarray, solved: dict[str, np.ndarray]) -> Iterator[Measured]:
-        """Yield distances from our solver of the means over the second half of its time."""
+        """Yield distances from our solver of the means over the second half of its time.
+
+        Where vortices are shed, the network's are over the second half of its own; else over the same times.
+        """
         half = len(solved["energy"]) // 2
-        last = slice(len(series) // 2, None) if len(series) > 2 * len(solved["energy"]) else slice(half, 2 * half)
+        last = slice(len(series) // 2, None) if "shedding" in self.goals else slice(half, 2 * half)
         words = (f"our solver to t = {self.solved:g}, means over its second half; network over steps {last.start} to "
                  f"{last.stop or len(series)}")  # fmt: skip
         mine, own = (series[last, 0].mean(), series[last, 1].mean(), lines[last].mean(0)), means(solved)
