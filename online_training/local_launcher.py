@@ -14,7 +14,8 @@ from pathlib import Path
 
 import psutil
 
-from . import die_with_parent, on_own_cores
+from . import on_own_cores
+from .die_with_parent import wrapper
 from .launcher import Job, Launcher
 
 # What an outer mpirun, scheduler or Ray leaves in the environment, and an inner mpirun would misread.
@@ -25,9 +26,31 @@ _RANK_MARKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """What tells a process how many threads to compute with."""
 
-
 _TAG = "HEADRACE_JOB_TAG"  # marks every process of a job, so that each can be found again
 _KILL_SECONDS = 5.0
+
+
+def thread_variables(count: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what tells a solver rank its threads: a number, or with 0 what the user's own environment says, else one.
+
+    Ray, and whatever else stands between the user and a rank, would say something of their own.
+    """
+    own = environment.get(THREADS[0], "1")
+    return {name: str(count) if count else environment.get(name, own) for name in THREADS}
+
+
+def cores_for(variables: Mapping[str, str]) -> int:
+    """Return the cores that a rank with these threads keeps busy; of nested threads only the outer ones count.
+
+    Raises
+    ------
+    ValueError : OMP_NUM_THREADS is no positive number.
+    """
+    told = variables[THREADS[0]]
+    first = told.split(",")[0].strip()
+    if not first.isdecimal() or int(first) < 1:
+        raise ValueError(f"OMP_NUM_THREADS is {told!r}; it must be a positive number. Correct it, or give --threads.")
+    return int(first)
 
 
 def find_mpirun() -> Path:
@@ -97,12 +120,11 @@ class LocalLauncher(Launcher):
         """
         if job.name in self._running:
             raise ValueError(f"Job {job.name} is running already; every job needs a name of its own.")
-        wrapper = [sys.executable, "-I", "-S", die_with_parent.__file__]
-        ranks = [str(self.mpirun), *self._flags, "-n", str(job.ranks), *wrapper]
+        ranks = [str(self.mpirun), *self._flags, "-n", str(job.ranks), *wrapper()]
         binding = self._take_cores(job) if self._bind else {}
         if binding:
             ranks += [sys.executable, "-I", "-S", on_own_cores.__file__]
-        command = [*wrapper, *([] if job.own_mpirun else ranks), *job.command]
+        command = [*wrapper(os.getpid()), *([] if job.own_mpirun else ranks), *job.command]
         environment = {**_environment_for(self.mpirun), **job.environment, **binding, _TAG: self.tag(job.name)}
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with open(job.log, "ab") as log:

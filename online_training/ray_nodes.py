@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import die_with_parent
+from .die_with_parent import wrapper
 from .interface import address_of
 from .launcher import Job
 from .step_launcher import StepLauncher
@@ -120,7 +120,6 @@ def main() -> None:
     head, interface = sys.argv[1:]
     # Unix sockets live below this folder, and their paths may not exceed 107 bytes.
     with tempfile.TemporaryDirectory(prefix="hr-", ignore_cleanup_errors=True) as folder:
-        wrapper = [sys.executable, "-I", "-S", die_with_parent.__file__]
         stopping = False
 
         def stop(*_: object) -> None:
@@ -132,7 +131,7 @@ def main() -> None:
         # Ray gives a node 30 s to start, which may be too little the first time; the second finds its files read.
         while code and not stopping and time.monotonic() - began < _JOIN_SECONDS:
             command = node_command(head, address_of(interface), allocated_cpus(), folder)
-            node = subprocess.Popen([*wrapper, *command])
+            node = subprocess.Popen([*wrapper(os.getpid()), *command])
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, stop)
             code = node.wait()

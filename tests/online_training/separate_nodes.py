@@ -8,14 +8,12 @@ process that made it, also when that one is killed.
 import contextlib
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from headrace.online_training import die_with_parent
+from headrace.online_training.die_with_parent import wrapper
 
-_WITH_PARENT = [sys.executable, "-I", "-S", die_with_parent.__file__]
 _UNSHARE = ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
 _TRIAL = "ip link add one type veth peer name two && mount -t tmpfs none /tmp"
 PATHS = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/bin", "/sbin"])
@@ -72,7 +70,7 @@ class SeparateNodes:
     def _start_switch(self) -> None:
         with open(self._folder / "switch.out", "ab") as log:
             self._processes["switch"] = subprocess.Popen(
-                [*_WITH_PARENT, "unshare", "--net", "sh", "-c",
+                [*wrapper(os.getpid()), "unshare", "--net", "sh", "-c",
                  "ip link add switch type bridge && ip link set switch up && exec sleep 86400"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, "PATH": PATHS},
             )  # fmt: skip
@@ -98,7 +96,7 @@ exec "$@"
 """
         with open(self._folder / f"{name}.out", "ab") as log:
             process = subprocess.Popen(
-                [*_WITH_PARENT, *_UNSHARE, "sh", "-c", script, "node", *command], stdin=subprocess.DEVNULL,
+                [*wrapper(os.getpid()), *_UNSHARE, "sh", "-c", script, "node", *command], stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log, env={**os.environ, "PATH": PATHS, **environment},
             )  # fmt: skip
         self._processes[name] = process

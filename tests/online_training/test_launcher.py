@@ -13,7 +13,13 @@ import pytest
 
 from headrace.online_training import local_launcher
 from headrace.online_training.launcher import Job, Launcher
-from headrace.online_training.local_launcher import LocalLauncher, clean_environment, find_mpirun
+from headrace.online_training.local_launcher import (
+    LocalLauncher,
+    clean_environment,
+    cores_for,
+    find_mpirun,
+    thread_variables,
+)
 from headrace.online_training.supervisor import Supervisor, SupervisorProcess, SupervisorSettings, tail_of
 
 RANK = str(Path(__file__).with_name("job_rank.py"))
@@ -181,6 +187,17 @@ def test_missing_mpirun_says_how_to_get_one(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"headrace\[mpich\].*site's MPI"):
         find_mpirun()
+
+
+def test_a_rank_has_the_user_s_threads_unless_the_study_says_otherwise():
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    assert thread_variables(0, {}) == dict.fromkeys(names, "1")
+    assert thread_variables(0, {"OMP_NUM_THREADS": "4"}) == dict.fromkeys(names, "4")
+    own = {"OMP_NUM_THREADS": "4,2", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "2"}
+    assert thread_variables(0, own) == own and cores_for(own) == 4
+    assert thread_variables(3, own) == dict.fromkeys(names, "3")
+    with pytest.raises(ValueError, match="OMP_NUM_THREADS is 'many'"):
+        cores_for(thread_variables(0, {"OMP_NUM_THREADS": "many"}))
 
 
 def test_environment_loses_leaks_and_keeps_settings():

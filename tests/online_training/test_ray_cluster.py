@@ -1,13 +1,81 @@
-"""Which Ray a study uses: its own, or a cluster that runs already."""
+"""A study on a Ray cluster that runs already, of two nodes with addresses, processes and /tmp of their own."""
 
+import json
 import os
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from headrace.online_training.ray_session import address_of_cluster, ray_session
-from headrace.online_training.run_directory import RunDirectory, StudyError
+from headrace.online_training.run_directory import RunDirectory, StudyError, write_secret
 from headrace.online_training.settings import StudySettings
+from tests.online_training.separate_nodes import SeparateNodes, why_not
+
+PORT = 6379
+STUDY = [
+    "heat2d", "--shape", "16x16", "--model", "mlp", "--simulations", "4", "--held-out", "1", "--ranks", "2",
+    "--views", "1", "--plain",
+]  # fmt: skip
+HEAD = """
+python=$1 address=$2 run=$3
+$python -m ray.scripts.scripts start --head --node-ip-address=$address --port={port} --num-cpus=0 \
+    --include-dashboard=false --object-store-memory=100000000
+touch $run.head
+$python -c "$4" "$@"
+touch $run.done
+sleep 600
+"""
+# The named actor that stays is Ray Train's own, one for all trainings of a cluster.
+STUDY_AND_AFTER = """
+import ray, subprocess, sys, time
+python, address, run, _, *study = sys.argv[1:]
+ray.init(f'{{address}}:{port}', log_to_driver=False)
+while sum(node['Alive'] for node in ray.nodes()) < 2:
+    time.sleep(0.2)
+where = ['--run-dir', run, '--interface', 'eth0', '--ray-address', f'{{address}}:{port}']
+code = subprocess.run([python, '-m', 'headrace.cases', 'train', *study, *where]).returncode
+deadline = time.monotonic() + 60
+while ray.available_resources().get('CPU') != 2 and time.monotonic() < deadline:
+    time.sleep(0.2)
+nodes, cpus = sum(node['Alive'] for node in ray.nodes()), ray.available_resources()['CPU']
+actors = [one['name'] for one in ray.util.list_named_actors(all_namespaces=True)]
+print('code', code, nodes, 'nodes', cpus, 'CPUs free', *actors, file=open(run + '.after', 'w'))
+"""
+
+
+def wait_for(path: Path, log: Path, seconds: float = 280.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.2)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(bool(why_not()), reason=f"needs separate nodes: {why_not()}")
+def test_a_study_trains_on_the_node_that_has_cpus_and_leaves_the_cluster_as_it_was(tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "head.out"
+    write_secret(tmp_path / "token", "5" * 64)
+    environment = {
+        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"), "SLURM_CPUS_ON_NODE": "2",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }  # fmt: skip
+    repository = Path(__file__).parents[2]
+    shared = (tmp_path, repository, Path(sys.prefix), Path(sys.base_prefix))
+    with SeparateNodes(tmp_path, ("head", "worker"), shared) as nodes:
+        address = nodes.addresses["head"]
+        script, program = HEAD.format(port=PORT), STUDY_AND_AFTER.format(port=PORT)
+        command = ["sh", "-c", script, "head", sys.executable, address, str(run), program, *STUDY]
+        nodes.start("head", command, environment)
+        wait_for(Path(f"{run}.head"), log)
+        join = [sys.executable, "-m", "headrace.online_training.ray_nodes", f"{address}:{PORT}", "eth0"]
+        nodes.start("worker", join, environment)
+        wait_for(Path(f"{run}.done"), log, 500.0)
+    streamed_to = json.loads((run / "logs" / "supervisor-1.json").read_text())["environment"]["HEADRACE_ADDRESS"]
+    assert f"tcp://{nodes.addresses['worker']}:" in streamed_to
+    assert Path(f"{run}.after").read_text() == "code 0 2 nodes 2.0 CPUs free AutoscalingCoordinator\n", log.read_text()
 
 
 def test_which_cluster_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
