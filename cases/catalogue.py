@@ -84,14 +84,7 @@ def load_rom_case(reference: CaseReference) -> RomCase:
     """
     from headrace.rom.case import RomCase
 
-    module = reference.load_module()
-    case = getattr(module, reference.name, None)
-    if not isinstance(case, RomCase):
-        found = [name for name, value in vars(module).items() if isinstance(value, RomCase)]
-        raise ValueError(
-            f"Case file {reference.file} has no RomCase named {reference.name!r}; it has {', '.join(found) or 'none'}."
-        )
-    return case
+    return reference.load_as(RomCase)
 
 
 def _reference(text: str, built_in: dict[str, str]) -> CaseReference:

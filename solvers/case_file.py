@@ -10,9 +10,11 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .case import Case
+
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +73,26 @@ class CaseReference:
         ------
         ValueError : the file changed since the reference was made, does not run, or has no such case.
         """
+        case = self.load_as(Case)
+        return case if self.shape is None else case.resized(self.shape)
+
+    def load_as(self, kind: type[Kind]) -> Kind:
+        """Import the file as `load_module` does and return what it defines under the reference's name.
+
+        Raises
+        ------
+        ValueError : the file changed since the reference was made, does not run, or has no such variable of this kind.
+        """
         module = self.load_module()
         case = getattr(module, self.name, None)
-        if not isinstance(case, Case):
-            found = [name for name, value in vars(module).items() if isinstance(value, Case)]
+        if not isinstance(case, kind):
+            found = ", ".join(name for name, value in vars(module).items() if isinstance(value, kind))
             raise ValueError(
-                f"Case file {self.file} has no case named {self.name!r}; it has {', '.join(found) or 'none'}. "
-                'Write case = Case(...) at the top level of the file, not under `if __name__ == "__main__"`.'
+                f"Case file {self.file} has no {kind.__name__} named {self.name!r}; it has {found or 'none'}. "
+                f"Write case = {kind.__name__}(...) at the top level of the file, not under "
+                '`if __name__ == "__main__"`.'
             )
-        return case if self.shape is None else case.resized(self.shape)
+        return case
 
     def copied_to(self, folder: str | Path) -> CaseReference:
         """Copy the file into a folder as case.py, atomically, and return the reference to the copy.

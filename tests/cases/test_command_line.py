@@ -145,7 +145,7 @@ def test_shapes_and_cases_are_found_by_name_and_by_path(tmp_path):
     file.write_text(OWN_CASE)
     assert find_case(str(file)).load().name == "own"
     assert find_case(f"{file}:case").load().name == "own"
-    with pytest.raises(ValueError, match="no case named 'other'"):
+    with pytest.raises(ValueError, match="no Case named 'other'"):
         find_case(f"{file}:other").load()
 
 

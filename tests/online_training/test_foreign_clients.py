@@ -42,17 +42,18 @@ pytestmark = pytest.mark.skipif(
 def compile_all(folder: Path) -> None:
     warnings = ["-O2", "-Wall", "-Wextra", "-Werror"]
     c99, include = ["-std=c99", "-Wpedantic"], ["-I", str(CLIENTS)]
+    fortran = ["checking.o", "module.o", "headrace.o"]
     commands = [
         ["cc", *c99, *warnings, *include, "-c", str(CLIENTS / "headrace.c"), "-o", "headrace.o"],
         ["cc", "-O2", *include, str(SOURCES / "wire.c"), "headrace.o", *_libraries(), "-o", "wire"],
         [str(MPICC), "-O2", *include, str(SOURCES / "heat.c"), "headrace.o", *_libraries(), "-o", "heat_c"],
         ["gfortran", "-std=f2008", *warnings, "-c", str(CLIENTS / "headrace.f90"), "-o", "module.o"],
+        ["gfortran", "-std=f2008", *warnings, "-c", str(SOURCES / "checking.f90"), "-o", "checking.o"],
         ["gfortran", "-std=f2008", "-O2", "-c", str(SOURCES / "heat.f90"), "-o", "heat_f90.o"],
         ["cc", "-O2", *include, str(SOURCES / "kinds.c"), "headrace.o", *_libraries(), "-o", "kinds_c"],
-        ["gfortran", "-std=f2008", "-O2", str(SOURCES / "kinds.f90"), "module.o", "headrace.o", *_libraries(), "-o",
-         "kinds_f90"],
+        ["gfortran", "-std=f2008", "-O2", str(SOURCES / "kinds.f90"), *fortran, *_libraries(), "-o", "kinds_f90"],
         [str(MPICC), "-O2", "-c", str(SOURCES / "mpi_for_fortran.c"), "-o", "mpi.o"],
-        [str(MPICC), "heat_f90.o", "module.o", "mpi.o", "headrace.o", *_libraries(), "-lgfortran", "-o", "heat_f90"],
+        [str(MPICC), "heat_f90.o", "mpi.o", *fortran, *_libraries(), "-lgfortran", "-o", "heat_f90"],
     ]
     for command in commands:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)

@@ -67,7 +67,7 @@ def test_a_changed_file_is_refused_with_both_hashes(file, tmp_path):
 @pytest.mark.parametrize(
     ("source", "name", "message"),
     [
-        (SOURCE, "case", "no case named 'case'; it has mine"),
+        (SOURCE, "case", "no Case named 'case'; it has mine"),
         ("case = 3", "case", "it has none"),
         ("def broken(:", "case", "does not run: SyntaxError"),
         ("import a_module_beside_it", "case", "ModuleNotFoundError.*self-contained"),

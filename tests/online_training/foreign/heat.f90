@@ -3,6 +3,7 @@ program heat
   use, intrinsic :: iso_c_binding
   use, intrinsic :: iso_fortran_env, only: real64, int64
   use headrace
+  use checking
   implicit none
   interface
     subroutine mpi_begin(rank, ranks) bind(c)
@@ -48,11 +49,11 @@ program heat
   by_cells = command_argument_count() > 3
   if (by_cells) then
     cells = [((int(n, int64) * (first + i - 1) + j - 1, i = 1, rows), j = 1, n)]
-    call check(headrace_cells(study, cells))
+    call check(study, headrace_cells(study, cells))
   end if
   do
     code = headrace_next(study)
-    call check(code)
+    call check(study, code)
     if (code == 0) exit
     nu = 0.25_real64
     code = headrace_parameter(study, "nu", nu)
@@ -63,12 +64,12 @@ program heat
     end do
     do step = 0, steps - 1
       if (by_cells) then
-        call check(headrace_put_cells(study, 1, reshape(u(1:rows, :), [rows * n])))
+        call check(study, headrace_put_cells(study, 1, reshape(u(1:rows, :), [rows * n])))
       else
-        call check(headrace_put(study, 1, u(1:rows, :), [first, 0]))
+        call check(study, headrace_put(study, 1, u(1:rows, :), [first, 0]))
       end if
       code = headrace_send(study, step, 0.1_real64 * step)
-      call check(code)
+      call check(study, code)
       if (code == headrace_stop) exit
       line = u(rows, :)
       call mpi_shift(line, other, n, modulo(rank + 1, ranks), modulo(rank - 1, ranks))
@@ -84,7 +85,7 @@ program heat
       end do
       u(1:rows, :) = v
     end do
-    call check(headrace_end(study))
+    call check(study, headrace_end(study))
     sent = sent + headrace_bytes_sent(study)
     simulations = simulations + 1
     if (len_trim(folder) > 0) then
@@ -98,15 +99,4 @@ program heat
   call mpi_total(sent, total)
   if (rank == 0) write (*, "('{""simulations"": ', i0, ', ""bytes"": ', i0, '}')") simulations, int(total, int64)
   call mpi_end()
-
-contains
-
-  subroutine check(code)
-    integer, intent(in) :: code
-    if (code < 0) then
-      write (*, "(a)") headrace_last_error(study)
-      error stop 1
-    end if
-  end subroutine check
-
 end program heat

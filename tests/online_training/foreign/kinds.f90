@@ -3,6 +3,7 @@ program kinds
   use, intrinsic :: iso_c_binding
   use, intrinsic :: iso_fortran_env, only: int32, int64, real32
   use headrace
+  use checking
   implicit none
   integer(int64), target :: a(2, 3, 2, 4)
   integer(int32), target :: b(3)
@@ -21,25 +22,14 @@ program kinds
   b = [0, 1, 2]
   c = transpose(reshape([(real(i), i = 0, 19)], [5, 4]))
   call headrace_open(study, ["a", "b", "c"], reshape([2, 3, 2, 4, 3, 0, 0, 0, 4, 5, 0, 0], [4, 3]), headrace_float64, 0, 1)
-  call check(headrace_next(study))
+  call check(study, headrace_next(study))
   do step = 0, 1
-    call check(headrace_put_address(study, 1, headrace_int64, c_loc(a), shape(a), [0, 0, 0, 0]))
-    call check(headrace_put_address(study, 2, headrace_int32, c_loc(b), shape(b), [0]))
-    call check(headrace_put(study, 3, c(1:2, :), [0, 0]))
-    call check(headrace_put(study, 3, c, [0, 0]))
-    call check(headrace_send(study, step, 0.5_c_double * step))
+    call check(study, headrace_put_address(study, 1, headrace_int64, c_loc(a), shape(a), [0, 0, 0, 0]))
+    call check(study, headrace_put_address(study, 2, headrace_int32, c_loc(b), shape(b), [0]))
+    call check(study, headrace_put(study, 3, c(1:2, :), [0, 0]))
+    call check(study, headrace_put(study, 3, c, [0, 0]))
+    call check(study, headrace_send(study, step, 0.5_c_double * step))
   end do
-  call check(headrace_end(study))
+  call check(study, headrace_end(study))
   call headrace_close(study)
-
-contains
-
-  subroutine check(code)
-    integer, intent(in) :: code
-    if (code < 0) then
-      write (*, "(a)") headrace_last_error(study)
-      error stop 1
-    end if
-  end subroutine check
-
 end program kinds
