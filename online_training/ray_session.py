@@ -22,6 +22,8 @@ from .run_directory import RunDirectory, StudyError, write_secret
 from .settings import RAY_NODES, StudySettings
 
 _ATTACHED = "RAY_ADDRESS"
+# Ray's switch for other systems, on which its ports would be asked about: off, they are all on 127.0.0.1.
+_SEVERAL_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _STARTS = 3
 
 
@@ -182,13 +184,15 @@ _DEFAULTS = {
 def prepare_environment(directory: RunDirectory, settings: StudySettings) -> None:
     """Set what Ray reads from the environment when it is imported: a token per run, no statistics sent home.
 
-    In a process that imported Ray earlier its own default holds: a token in the user's home. The token of a running
-    cluster is its owner's matter.
+    A Ray of this node alone listens on the node alone. In a process that imported Ray earlier its own defaults hold,
+    among them a token in the user's home. The token of a running cluster is its owner's matter.
     """
     if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ and not address_of_cluster(settings):
         token = directory.secrets / "ray"
         write_secret(token, secrets.token_hex(32))
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
+    if not address_of_cluster(settings) and settings.ray_address != RAY_NODES:
+        os.environ[_SEVERAL_NODES] = "0"
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
 

@@ -1,5 +1,6 @@
 """Whole studies with real ranks and Ray, while processes of theirs are killed."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -121,8 +122,51 @@ def require_no_process(run_dir: Path, seconds: float = 60.0) -> None:
         time.sleep(0.2)
 
 
-def test_a_study_survives_the_death_of_a_rank_and_of_its_trainer(tmp_path):
+def require_guarded(driver: Driver) -> None:
+    """Of all that a study has running now: nothing is open to the network, or to whom the token is not known.
+
+    MPI is left out: where mpirun and ranks listen, and whom they hear, is that MPI's own matter.
+    """
+    processes = [*left_over(driver.run_dir, driver.process.pid), psutil.Process(driver.process.pid)]
+    ports = {}
+    secrets = [path.read_bytes().strip() for path in (driver.run_dir / "secrets" / name for name in ("token", "ray"))]
+    assert len(set(secrets)) == 2 and all(len(secret) == 64 for secret in secrets)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            mpi = any(word in command_of(process) for word in ("mpirun", "hydra", "solver_job"))
+            for one in [] if mpi else process.net_connections(kind="inet"):
+                if one.status == psutil.CONN_LISTEN:
+                    ports[one.laddr.port] = (one.laddr.ip.removeprefix("::ffff:"), command_of(process))
+            told = "\n".join([*process.cmdline(), *process.environ().values()]).encode()
+            assert not any(secret in told for secret in secrets), command_of(process)
+    assert len(ports) > 3 and {address for address, _ in ports.values()} == {"127.0.0.1"}, ports
+    open_to_all = {port: said for port in ports if (said := ask_without_token(port))}
+    assert not open_to_all, (open_to_all, ports)
+    ray_folder = Path((driver.run_dir / "secrets" / "ray-folder").read_text())
+    files = [path for folder in (driver.run_dir, ray_folder) for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    for path in files:
+        if path.parent == driver.run_dir / "secrets":
+            assert path.stat().st_mode & 0o077 == 0 or path.name == "ray-folder"
+        else:
+            assert not any(secret in path.read_bytes() for secret in secrets), path
+
+
+def ask_without_token(port: int) -> bytes:
+    """What a stranger gets from a port for a request in plain HTTP, other than a refusal."""
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as stranger:
+        stranger.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        stranger.settimeout(1)
+        try:
+            said = stranger.recv(4096)
+        except (TimeoutError, ConnectionError):
+            return b""
+    return said if said.startswith(b"HTTP/1.1 2") else b""
+
+
+def test_a_study_survives_the_death_of_a_rank_and_of_its_trainer_behind_its_token(tmp_path, monkeypatch):
     run_dir = tmp_path / "run"
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
     driver = Driver(run_dir, "mlp", "new")
     driver.wait_until(lambda: steps_of(run_dir) > 10)
     # A validator that stands still keeps nobody from sending and receiving.
@@ -131,8 +175,10 @@ def test_a_study_survives_the_death_of_a_rank_and_of_its_trainer(tmp_path):
     steps = steps_of(run_dir)
     driver.wait_until(lambda: steps_of(run_dir) >= steps + 42)
     validator.resume()
+    assert {rank.environ()["OMP_NUM_THREADS"] for rank in driver.processes("solver_job")} == {"3"}
     driver.kill("solver_job")
     driver.wait_until(lambda: batches_of(run_dir) > 5 and list((run_dir / "checkpoints").iterdir()))
+    require_guarded(driver)
     driver.kill("RayTrainWorker")
     text = driver.finish()
     assert driver.process.returncode == 0 and "status finished" in text, text
