@@ -1,9 +1,11 @@
-"""A trainer worker's side of the stream: draws batches ahead of need and gathers them from the mapped reservoir."""
+"""A trainer worker's side of the stream: draws batches ahead of need and gathers them from the reservoir."""
 
 from __future__ import annotations
 
 import json
+import logging
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -11,10 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from .client import Header, Kind, Link, Word, checksum_of
+from .client import Header, Kind, Link, WireError, Word, checksum_of
 from .draws import batch_dtype
 from .layout import StreamLayout
+from .remote_slots import RemoteSlots
 from .slot_memory import SlotMemory
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +52,8 @@ class Feed:
 
     While the trainer works on one batch, the next `prefetch` are asked for and, as soon as the intake has answered,
     gathered by a thread; the trainer itself never waits for a solver unless no batch is there. The worker holds no
-    more than prefetch + 1 batches. Not thread-safe.
+    more than prefetch + 1 batches. On the intake's node the reservoir is mapped; on another one each step of a batch is
+    fetched from the intake, once for each batch. Not thread-safe.
 
     An intake that is gone is not waited for: what it held went with it, and answers may have been lost on the way.
     The trainer starts again, as a new generation, from its checkpoint; its HELLO then waits as long as the lease.
@@ -64,7 +70,6 @@ class Feed:
     ------
     ConnectionError : no intake answers within the lease.
     RuntimeError : the intake refuses this worker, e.g. because a younger generation works already.
-    FileNotFoundError : the intake's reservoir is on another node.
     """
 
     def __init__(  # noqa: PLR0913
@@ -82,10 +87,13 @@ class Feed:
         try:
             welcome = self._link.join()
             self.layout = _layout_of(welcome)
-            self._memory = SlotMemory.attach(welcome["path"], self.layout, welcome["num_slots"])
+            self._num_slots = welcome["num_slots"]
+            self._memory = self._attach(welcome)
         except BaseException:
             self._link.close()
             raise
+        self._remote = RemoteSlots(self._link, self.layout) if self._memory is None else None
+        self._fetched: dict[int, np.ndarray] = {}
         self._records = batch_dtype(self.layout.window, len(self.layout.parameters))
         self._gatherer = ThreadPoolExecutor(1, thread_name_prefix="headrace-gather")
         self._gathered: dict[int, Future[Draw]] = {}
@@ -144,13 +152,24 @@ class Feed:
         self._closed = True
         self._gatherer.shutdown(cancel_futures=True)
         self._link.close()
-        self._memory.close()
+        if self._memory is not None:
+            self._memory.close()
 
     def __enter__(self) -> Feed:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _attach(self, welcome: Mapping[str, Any]) -> SlotMemory | None:
+        """Map the reservoir; None where it is on another node, or in another container of this one."""
+        if not welcome["here"]:
+            return None
+        try:
+            return SlotMemory.attach(welcome["path"], self.layout, welcome["num_slots"])
+        except FileNotFoundError as error:
+            logger.info("%s. Steps are fetched from the intake instead.", error)
+            return None
 
     @property
     def _ended(self) -> bool:
@@ -185,6 +204,8 @@ class Feed:
             self._statistics = json.loads(payload)
         elif header.kind == Kind.BATCH:
             self._take_batch(header, payload)
+        elif header.kind == Kind.CONTENT and self._remote is not None:
+            self._take_content(header, payload)
         return True
 
     def _take_batch(self, header: Header, payload: bytes) -> None:
@@ -192,15 +213,31 @@ class Feed:
             self._end = header.value if self._end is None else min(self._end, header.value)
             return
         table = np.frombuffer(payload, self._records)
-        if len(table) and table["slots"].max() >= len(self._memory.array):
+        if len(table) and table["slots"].max() >= self._num_slots:
             raise RuntimeError(f"Batch {header.value} names slot {table['slots'].max()}, which the reservoir has not.")
-        self._gathered[header.value] = self._gatherer.submit(self._gather, table)
+        if self._remote is not None:
+            self._fetched[header.value] = table
+            self._remote.fetch(header.value, table["slots"])
+            return
+        self._gathered[header.value] = self._gatherer.submit(self._gather, table, self._memory.array, table["slots"])
 
-    def _gather(self, table: np.ndarray) -> Draw:
-        slots = self._memory.array  # (slots, fields, *grid)
-        states = self._empty((len(table), self.layout.window, *slots.shape[1:]), np.float32)
+    def _take_content(self, header: Header, payload: bytes) -> None:
+        try:
+            complete = self._remote.take(header, payload)
+        except WireError as error:
+            raise ConnectionError(
+                f"Steps from the intake at {self._link.address} came damaged ({error}). The training goes on from its "
+                "last checkpoint."
+            ) from error
+        if complete is not None:
+            index, steps, where = complete
+            self._gathered[index] = self._gatherer.submit(self._gather, self._fetched.pop(index), steps, where)
+
+    def _gather(self, table: np.ndarray, steps: np.ndarray, where: np.ndarray) -> Draw:
+        """steps (any number, fields, *grid), of which where (batch, window) names those of each window."""
+        states = self._empty((len(table), self.layout.window, *steps.shape[1:]), np.float32)
         # Checked indices may be clipped, which spares numpy a copy through a buffer; the copy runs without the GIL.
-        np.take(slots, table["slots"], axis=0, out=states, mode="clip")
+        np.take(steps, where, axis=0, out=states, mode="clip")
         # Here and not in the training loop: this thread has time while the trainer works.
         checksums = np.zeros(states.shape[:2], np.uint32)
         for row in np.flatnonzero(table["first"]):

@@ -24,6 +24,7 @@ from .intake_socket import Content, IntakeSocket
 from .kept_steps import KeptStep
 from .ledger import RecordWriter
 from .peers import Hello, Job, Peer, Peers, Refusal, read_json, rejoin
+from .remote_slots import read_pieces
 from .ring import Ring, ring_bytes
 from .simulation_run import Assignment, SimulationRun
 from .simulation_table import SimulationTable
@@ -38,7 +39,7 @@ _FLUSH_SECONDS = 0.2
 _KINDS = frozenset(Kind)
 _ROLES = {
     **dict.fromkeys((Kind.DECLARE, Kind.CELLS, Kind.REQUEST, Kind.BLOCK, Kind.SKIP, Kind.END), "solver"),
-    **dict.fromkeys((Kind.DRAW, Kind.RELEASE, Kind.STATISTICS, Kind.STEER), "trainer"),
+    **dict.fromkeys((Kind.DRAW, Kind.RELEASE, Kind.STATISTICS, Kind.STEER, Kind.FETCH), "trainer"),
 }
 
 
@@ -77,7 +78,7 @@ class Intake:
             Kind.DECLARE: self._on_declare, Kind.REQUEST: self._on_request, Kind.BLOCK: self._on_block,
             Kind.END: self._on_end, Kind.LEASE: self._on_lease, Kind.BYE: self._on_bye, Kind.DRAW: self._on_draw,
             Kind.SKIP: self._on_skip, Kind.RELEASE: self._on_release, Kind.STATISTICS: self._on_statistics,
-            Kind.CELLS: self._on_cells, Kind.STEER: self._on_steer,
+            Kind.CELLS: self._on_cells, Kind.STEER: self._on_steer, Kind.FETCH: self._on_fetch,
         }  # fmt: skip
 
     # -- public --------------------------------------------------------------------------------------------------
@@ -293,7 +294,7 @@ class Intake:
         settings = self._settings
         welcome: dict[str, Any] = {"nonce": hello.nonce, "lease": settings.lease, "strict": settings.strict}
         if hello.role == "trainer":
-            welcome.update(self._geometry())
+            welcome.update(self._geometry(), here=self._is_here(hello))
         else:
             # A spool is the intake's own affair: its solvers do what they do where there is room.
             when_full = "skip" if settings.when_full == "skip" else "block"
@@ -323,7 +324,7 @@ class Intake:
         settings = self._settings
         size = ring_bytes(settings.layout.step_bytes // peer.hello.ranks, settings.ring_bytes)
         room = settings.all_rings_bytes - sum(other.ring.size for other in self._peers if other.ring is not None)
-        here = peer.hello.host == network.gethostname() and not self._socket.in_process
+        here = self._is_here(peer.hello) and not self._socket.in_process
         if not here or settings.strict or not 0 < size <= room:
             return
         try:
@@ -332,6 +333,10 @@ class Intake:
             logger.warning("No shared memory for rank %s of job %s: %s", peer.hello.rank, peer.hello.job, error)
             return
         welcome["ring"] = peer.ring.offer()
+
+    def _is_here(self, hello: Hello) -> bool:
+        """Whether a peer says that it is on this node; its memory may still be another container's."""
+        return hello.host == network.gethostname()
 
     def _geometry(self) -> dict[str, Any]:
         layout, memory = self._settings.layout, self._settings.memory
@@ -559,6 +564,17 @@ class Intake:
         if type(reason) is not str or header.value not in iter(Word) or peer.hello.generation != self._draws.generation:
             raise WireError("steer")
         self._table.steer(header.simulation, Word(header.value), reason)
+
+    def _on_fetch(self, peer: Peer, header: Header, payload: Any) -> None:
+        """Send a worker on another node what lies in slots; it asks for those of windows that it has drawn."""
+        if peer.hello.generation != self._draws.generation:
+            raise WireError("generation")
+        parts = read_pieces(bytes(payload), self._settings.memory.array)
+        peer.sent += 1
+        self._socket.post_content(
+            peer.identity, parts, signed=self._settings.strict, session=peer.session, sequence=peer.sent,
+            value=header.value,
+        )  # fmt: skip
 
     def _answer_statistics(self) -> None:
         if not self._table.frozen:

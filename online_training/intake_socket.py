@@ -10,13 +10,26 @@ import socket as network
 import stat
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zmq
 
-from .client import CURVE, IN_PROCESS, IN_RING, MAX_FRAME, PAYLOAD_SIGNED, Header, Kind, WireError, curve_keys
+from .client import (
+    CURVE,
+    IN_PROCESS,
+    IN_RING,
+    MAX_FRAME,
+    PAYLOAD_SIGNED,
+    XXH3,
+    Header,
+    Kind,
+    WireError,
+    checksum_of,
+    curve_keys,
+)
 
 Content = Mapping[str, Any] | bytes | None
 """The payload of a message: a mapping travels as JSON."""
@@ -138,6 +151,17 @@ class IntakeSocket:
             fields.update(payload_length=len(body), checksum=zlib.crc32(body), flags=PAYLOAD_SIGNED)
         frame = Header(kind, self._study, **fields).sign(self._token, body)
         self._router.send_multipart([identity, frame, body] if body else [identity, frame])
+
+    def post_content(self, identity: bytes, parts: Sequence[np.ndarray], *, signed: bool, **fields: Any) -> None:
+        """Send bytes of steps, one behind the other, as CONTENT; a single part is not copied: it must stay as it is.
+
+        signed : the HMAC covers the bytes too; else the checksum in the header does.
+        """
+        body = parts[0].data if len(parts) == 1 else b"".join(parts)
+        flags = XXH3 | (PAYLOAD_SIGNED if signed else 0)
+        fields.update(payload_length=len(body), checksum=checksum_of(body, "xxh3"), flags=flags)
+        frame = Header(Kind.CONTENT, self._study, **fields).sign(self._token, body)
+        self._router.send_multipart([identity, frame, body], copy=False)
 
     def close(self) -> None:
         """Send what is waiting, free the sockets and remove the ipc file."""

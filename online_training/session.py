@@ -21,7 +21,7 @@ from .concurrency import Concurrency
 from .early_stopping import StopRule
 from .intake_actor import IntakeActor
 from .interface import AUTO, address_of, is_local
-from .local_launcher import THREADS
+from .local_launcher import cores_for, thread_variables
 from .metrics_log import MetricsLog, last_record
 from .placement import choose_place
 from .run_directory import RunDirectory, StudyError, StudyRecord
@@ -78,10 +78,11 @@ class Session:
         """
         own = ray.get_runtime_context().get_node_id()
         self._place = choose_place(ray.nodes(), own, self._settings)
-        if self._place.node != own and is_local(address_of(self._settings.interface)):
+        elsewhere = self._place.apart or self._place.node != own
+        if elsewhere and is_local(address_of(self._settings.interface)):
             raise StudyError(
                 f"The intake runs on {self._place.address}, where --interface {self._settings.interface} would be out "
-                f"of reach. Give --interface {AUTO}, or an interface's name."
+                f"of reach of other nodes. Give --interface {AUTO}, or an interface's name."
             )
         with ExitStack() as stack:
             intake = self._start_intake(stack)
@@ -134,13 +135,13 @@ class Session:
     def _start_supervisor(self, stack: ExitStack, address: str) -> SupervisorProcess:
         reference = self._directory.path / "secrets" / "case.json"
         reference.write_text(json.dumps(self._record.case.to_dict()))
+        threads = thread_variables(self._settings.threads, os.environ)
         environment = {
             "HEADRACE_ADDRESS": address,
             "HEADRACE_TOKEN_FILE": str(self._directory.token_file),
             "HEADRACE_STUDY": f"{self._record.study:016x}",
             "HEADRACE_LOG_DIR": str(self._directory.ledger),
-            # Whatever Ray, a scheduler or the site has set: what a rank computes with is the study's choice.
-            **dict.fromkeys(THREADS, str(self._settings.threads)),
+            **threads,
             "HEADRACE_LEASE": f"{LEASE_SECONDS:g}",
             **_kind_to_neighbours(self._settings),
         }
@@ -153,7 +154,7 @@ class Session:
             session=self._number, max_failures=self._settings.max_failures, scheduler=self._settings.scheduler,
             scheduler_options=self._settings.scheduler_options.split(),
             scheduler_launch=self._settings.scheduler_launch,
-            bind=self._settings.threads if self._settings.bind_cores else 0,
+            bind=cores_for(threads) if self._settings.bind_cores else 0,
         )  # fmt: skip
         stack.callback(supervisor.stop)
         supervisor.start()
@@ -175,7 +176,8 @@ class Session:
                 settings.workers if settings.most_workers == 0 else (settings.workers, settings.max_workers),
                 # What a dead trainer had drawn cannot be given back in a fixed order: the whole session starts again.
                 0 if settings.deterministic else settings.max_failures,
-                pinned_to=self._place.resources(),
+                pinned_to=None if self._place.apart else self._place.resources(),
+                spread=self._settings.spread_workers,
             )  # fmt: skip
         except BaseException as error:
             self._trainer_error = error

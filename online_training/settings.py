@@ -43,7 +43,9 @@ class StudySettings(BaseModel):
     simulations: int = Field(100, ge=1, description="Simulations to train on.")
     held_out: int = Field(10, ge=0, description="Further simulations kept for validation.")
     ranks: int = Field(2, ge=1, description="MPI ranks of one solver job.")
-    threads: int = Field(1, ge=1, description="Threads of each solver rank (OMP_NUM_THREADS).")
+    threads: int = Field(
+        0, ge=0, description="Threads of each solver rank; 0: what OMP_NUM_THREADS says where the study starts, else 1."
+    )
     bind_cores: bool = Field(
         False, description="Bind each rank of a local job to cores of its own; a scheduler binds by its own options."
     )
@@ -59,6 +61,10 @@ class StudySettings(BaseModel):
         ge=0,
         description="More than workers: as many as Ray's cluster has GPUs or CPUs for, from workers to this number, "
         "also when that changes. In Python: workers=(1, 4).",
+    )
+    spread_workers: bool = Field(
+        False,
+        description="Spread the workers over the nodes of Ray; else they are on the intake's node while it has room.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where to train: auto takes one GPU for each worker where there are as many."

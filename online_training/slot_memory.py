@@ -139,7 +139,7 @@ class SlotMemory:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                errno.ENOENT, "The intake's reservoir is not here: a trainer must run on the intake's node", str(path)
+                errno.ENOENT, "The intake's reservoir is not on this node", str(path)
             ) from error
         try:
             found = os.fstat(descriptor).st_size

@@ -27,7 +27,7 @@ from .interface import address_of
 from .layout import StreamLayout
 from .ledger import Ledger, RecordWriter
 from .ledger_index import rebuild_index
-from .local_launcher import find_mpirun
+from .local_launcher import cores_for, find_mpirun, thread_variables
 from .ray_session import ray_session
 from .reservoir import check_capacity
 from .run_directory import RunDirectory, StudyError, StudyRecord
@@ -222,10 +222,11 @@ def require_capacity(settings: StudySettings, case: Case, window: int) -> None:
 
 def _require_cores(settings: StudySettings) -> None:
     """Find out before anything starts that ranks cannot all have cores of their own."""
-    needed, there = settings.max_running * settings.ranks * settings.threads, len(os.sched_getaffinity(0))
+    threads = cores_for(thread_variables(settings.threads, os.environ))
+    needed, there = settings.max_running * settings.ranks * threads, len(os.sched_getaffinity(0))
     if settings.bind_cores and settings.scheduler == "local" and needed > there:
         raise ValueError(
-            f"{settings.max_running} jobs of {settings.ranks} ranks with {settings.threads} threads need {needed} "
+            f"{settings.max_running} jobs of {settings.ranks} ranks with {threads} threads need {needed} "
             f"cores to bind them to, and this node has {there}. Take fewer of them, or leave out bind_cores."
         )
 

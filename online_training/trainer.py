@@ -33,6 +33,7 @@ def run_trainer(
     max_failures: int,
     *,
     pinned_to: Mapping[str, float] | None = None,
+    spread: bool = False,
     connect: Callable[[TrainerSettings], Feed] = connect,
 ) -> dict[str, Any]:
     """Train on a number of Ray Train workers until the stream ends, and return what `train` returns on worker 0.
@@ -45,6 +46,7 @@ def run_trainer(
         global batches are the same for any number of workers.
     max_failures : restarts before giving up.
     pinned_to : resources of Ray that each worker asks for too, as those that only one node has; None: any node.
+    spread : over as many nodes as there are; else on as few as hold them.
     connect : makes the feed of each worker; a function of a module that the workers can import.
 
     Raises
@@ -54,7 +56,9 @@ def run_trainer(
     ValueError : the batch cannot be dealt to the workers.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from .worker_group import FileRendezvous
 
     # Nothing of ours asks for what this actor finds out, and its start takes 3 s of a core.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -64,9 +68,11 @@ def run_trainer(
     trainer = TorchTrainer(
         _work,
         train_loop_config={"settings": asdict(settings), "connect": connect},
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        torch_config=FileRendezvous(
+            backend="nccl" if on_gpu else "gloo", folder=str(Path(settings.run_dir, "secrets").absolute())
+        ),
         scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=on_gpu,
+            num_workers=workers, use_gpu=on_gpu, placement_strategy="SPREAD" if spread else "PACK",
             resources_per_worker={"CPU": CPU_PER_WORKER, "GPU": int(on_gpu), **(pinned_to or {})},
         ),
         run_config=RunConfig(

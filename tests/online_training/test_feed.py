@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headrace.online_training.client import Connection
+from headrace.online_training import remote_slots
+from headrace.online_training.client import Connection, WireError
 from headrace.online_training.feed import Feed
 from headrace.online_training.reservoir import Reservoir
 from headrace.online_training.slot_memory import SlotMemory
@@ -76,10 +77,20 @@ def expected_states(table: np.ndarray, layout) -> np.ndarray:
     return states
 
 
-@pytest.mark.parametrize("prefetch", [0, 2])
-def test_batches_hold_what_the_solver_sent_and_use_every_window(tmp_path, monkeypatch, prefetch: int) -> None:
+@pytest.mark.parametrize(
+    ("prefetch", "block", "strict"),
+    [(0, 0, False), (2, 0, False), (2, 4 * 2**20, True), (2, 600, False), (0, 100, False)],
+)
+def test_batches_hold_what_the_solver_sent_and_use_every_window(
+    tmp_path, monkeypatch, prefetch: int, block: int, strict: bool
+) -> None:
+    """block: bytes of a message that brings steps of 280 bytes to another node; 0: the worker is on the intake's."""
     layout = make_layout(fields=("u", "v"), num_steps=9, window=3)
-    with real_intake(tmp_path, layout, slots=16, watermark=4, views=3.0) as intake, solver(monkeypatch, intake):
+    changes = {"slots": 16, "watermark": 4, "views": 3.0, "strict": strict}
+    with real_intake(tmp_path, layout, **changes) as intake, solver(monkeypatch, intake):
+        if block:
+            monkeypatch.setattr(remote_slots, "MAX_BLOCK", block)
+            Path(intake.settings.memory.path).unlink()
         plan(intake, 6)
         first_uses, uses = [], 0
         with open_feed(intake, prefetch=prefetch) as feed:
@@ -218,11 +229,28 @@ def test_a_silent_intake_is_an_error_in_the_trainer_and_not_the_end_of_its_proce
         feed.close()
 
 
-def test_a_reservoir_on_another_node_is_named(tmp_path) -> None:
+@pytest.mark.parametrize(
+    "table",
+    [
+        b"", b"x" * 17, [(3, 40, 0)], [(2**32 - 1, 40, 0)], [(0, 2**22, 1)], [(0, 40, 2**64 - 20)], [(0, 0, 0)],
+        [(0, 2**22, 0), (1, 1, 0)], [(0, 40, 0)] * 4097,
+    ],
+)  # fmt: skip
+def test_only_bytes_of_slots_can_be_fetched_and_no_more_than_a_message_holds(table: bytes | list) -> None:
+    memory = np.zeros((3, 1, 1024, 1024), np.float32)  # three slots of 4 MiB
+    payload = table if isinstance(table, bytes) else np.array(table, remote_slots.PIECES).tobytes()
+    with pytest.raises(WireError):
+        remote_slots.read_pieces(payload, memory)
+
+
+def test_steps_that_were_damaged_on_their_way_are_no_batch(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("headrace.online_training.intake_socket.checksum_of", lambda data, name: 1)
     with real_intake(tmp_path, make_layout()) as intake:
         Path(intake.settings.memory.path).unlink()
-        with pytest.raises(FileNotFoundError, match="must run on the intake's node"):
-            open_feed(intake)
+        with solver(monkeypatch, intake):
+            plan(intake, 2)
+            with open_feed(intake) as feed, pytest.raises(ConnectionError, match=r"came damaged \(checksum\)"):
+                feed.next()
 
 
 def test_a_batch_smaller_than_the_workers_is_refused() -> None:

@@ -31,12 +31,27 @@ def test_trainers_and_their_reservoir_go_to_one_node_the_one_with_gpus() -> None
     assert place([node("1", 0), node("2", 2), node("3", 4)]) == ("3", "cpu")
 
 
-def test_what_no_node_has_is_said_with_what_they_have() -> None:
+def test_workers_are_on_several_nodes_where_one_has_not_enough_or_when_asked_to() -> None:
+    def apart(nodes: list[dict], **settings: object) -> tuple[str, str, bool]:
+        chosen = choose_place(nodes, "1", StudySettings(**settings))
+        return chosen.node, chosen.device, chosen.apart
+
+    nodes = [node("1", 4), node("2", 8, 2), node("3", 8, 4)]
+    assert apart(nodes, workers=4) == ("3", "cuda", False)
+    assert apart(nodes, workers=6) == ("3", "cuda", True)
+    assert apart(nodes, workers=30, device="cpu") == ("1", "cpu", True)
+    assert apart(nodes, workers=2, spread_workers=True, device="cpu") == ("1", "cpu", True)
+    assert apart(nodes[:1], workers=2, spread_workers=True) == ("1", "cpu", False)
+    # A GPU without a CPU for its worker is none.
+    assert apart([node("1", 4), node("2", 0.5, 2), node("3", 8, 4)], workers=6) == ("1", "cpu", False)
+
+
+def test_what_the_nodes_have_not_is_said_with_what_they_have() -> None:
     nodes = [node("1", 4), node("2", 8, 2)]
     with pytest.raises(StudyError, match=r"3 workers on cuda.*10.0.0.2: 8 CPUs, 2 GPUs"):
         place(nodes, workers=3, device="cuda")
-    with pytest.raises(StudyError, match=r"20 workers need 10 CPUs on one node.*10.0.0.1: 4 CPUs"):
-        place(nodes, workers=20, batch_size=40)
+    with pytest.raises(StudyError, match=r"26 workers need 13 CPUs.*10.0.0.1: 4 CPUs"):
+        place(nodes, workers=26, batch_size=40)
 
 
 def test_an_interface_is_an_address_a_name_or_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Whole studies on a real Slurm of two separate nodes: solver jobs by sbatch, and as steps of one allocation."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.online_training import slurm_cluster
@@ -63,6 +65,17 @@ def samples(run: Path, since: float = 0.0) -> int:
     return last["steps_accepted"] if last["time"] > since else 0
 
 
+def trainers_of(run: Path) -> set[str]:
+    """The nodes, as the kernel names their networks, on which trainer workers of a run are now."""
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if "RayTrainWorker" in process.name() + " ".join(process.cmdline()):
+                if any(str(run) in value for value in process.environ().values()):
+                    found.add(os.readlink(f"/proc/{process.pid}/ns/net"))
+    return found
+
+
 def test_three_jobs_at_once_and_a_node_that_dies(cluster: SlurmCluster, tmp_path: Path) -> None:
     """The trainer is on a node of its own (this one); solver jobs are on both nodes of the scheduler."""
     run, log = tmp_path / "run", tmp_path / "log"
@@ -87,29 +100,33 @@ def test_three_jobs_at_once_and_a_node_that_dies(cluster: SlurmCluster, tmp_path
     cluster.wait_for_nodes()
 
 
-def test_a_submitted_study_has_ray_on_all_nodes_and_solvers_as_steps(cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_a_submitted_study_trains_on_each_node_and_has_solvers_as_steps(cluster: SlurmCluster, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "run.log"
-    study = [*STUDY, "--simulations", "6", "--jobs", "2", "--run-dir", str(run)]
+    study = [*STUDY, "--simulations", "6", "--jobs", "2", "--run-dir", str(run), "--workers", "2", "--spread-workers"]
     headrace(cluster, "submit", *study, "--nodes", "2", "--cores", "4", "--minutes", "10")
-    steps: set[str] = set()
+    seen: set[str] = set()
 
     def ended() -> bool:
-        steps.update(cluster.run("squeue", "--steps", "--noheader", "--format=%i %N %j").splitlines())
+        seen.update(trainers_of(run))
         return not queue(cluster)
 
     wait_for(ended, log)
     assert (run / "report.html").exists(), log.read_text()
     assert "audit clean" in headrace(cluster, "audit", str(run))
-    print(steps)
+    assert len(list((run / "ledger").glob("trainer-1-1-*.log"))) == 2
+    if cluster.separate:
+        assert len(seen) == 2  # one worker on each node, in processes and a network of its own
 
 
-@pytest.mark.slow
 def test_the_time_limit_requeues_a_study_and_scancel_stops_it_in_order(cluster: SlurmCluster, tmp_path: Path) -> None:
+    """Its solver jobs are jobs of their own, one array, which a stop cancels."""
     run, log = tmp_path / "run", tmp_path / "run.log"
-    study = [*STUDY, "--simulations", "2000", "--jobs", "2", "--run-dir", str(run)]
-    said = headrace(cluster, "submit", *study, "--nodes", "1", "--cores", "4", "--minutes", "30", "--notice", "90")
+    study = [*STUDY, "--simulations", "2000", "--jobs", "2", "--run-dir", str(run), "--jobs-apart"]
+    study.append("--scheduler-options=--ntasks-per-node=2")
+    said = headrace(cluster, "submit", *study, "--nodes", "1", "--cores", "2", "--minutes", "30", "--notice", "90")
     number = said.split()[1].rstrip(",")
     wait_for(lambda: samples(run), log)
+    assert len(queue(cluster)) == 3
     # Slurm signals when less than the notice is left, within half a minute from now.
     elapsed = int(cluster.run("squeue", "-h", "-j", number, "-o", "%M").split(":")[-2])
     cluster.run("scontrol", "update", f"JobId={number}", f"TimeLimit={elapsed + 2}")
