@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .die_with_parent import wrapper
@@ -49,20 +49,18 @@ def other_nodes() -> list[str]:
 
 
 @contextlib.contextmanager
-def ray_on_other_nodes(head: str, interface: str, log: Path) -> Iterator[None]:
+def ray_on_other_nodes(head: str, interface: str, log: Path, joined: Callable[[], int]) -> Iterator[None]:
     """Keep Ray running on the other nodes of the allocation for the length of a block, joined to this head.
 
-    Returns from entering when all have joined; Ray must be initialised here.
+    Returns from entering when all have joined.
 
     head : HOST:PORT of the head. interface : by which the nodes talk to one another, as `address_of` takes it.
-    log : file for what the nodes say.
+    log : file for what the nodes say. joined : says how many nodes the head knows, itself among them.
 
     Raises
     ------
     RuntimeError : no allocation, or a node did not join; holds its last words.
     """
-    import ray
-
     names = other_nodes()
     if not names:
         yield
@@ -77,7 +75,7 @@ def ray_on_other_nodes(head: str, interface: str, log: Path) -> Iterator[None]:
     launcher.start(job)
     try:
         deadline = time.monotonic() + _JOIN_SECONDS
-        while sum(node["Alive"] for node in ray.nodes()) < 1 + len(names):
+        while joined() < 1 + len(names):
             code = launcher.poll().get("ray")
             if code is not None or time.monotonic() > deadline:
                 ended = f"ended with code {code}" if code is not None else f"did not join in {_JOIN_SECONDS:g} s"

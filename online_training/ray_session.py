@@ -80,12 +80,18 @@ def _own(directory: RunDirectory, settings: StudySettings) -> Iterator[None]:
                 log = directory.logs / "ray-nodes.log"
                 head = context.address_info["gcs_address"]
                 try:
-                    stack.enter_context(ray_on_other_nodes(head, settings.interface, log))
+                    stack.enter_context(ray_on_other_nodes(head, settings.interface, log, _count_nodes))
                 except RuntimeError as error:
                     raise StudyError(str(error)) from error
             yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _count_nodes() -> int:
+    import ray
+
+    return sum(node["Alive"] for node in ray.nodes())
 
 
 @contextlib.contextmanager
