@@ -507,7 +507,7 @@ class Intake:
             # Said once, with the acknowledgement, and so to all ranks alike: whoever goes on at this pace will wait.
             if last and word == Word.CONTINUE and (run.slow or self._table.short_of_room(run)):
                 word = Word.SLOW
-            self._tell_job(run, Kind.ACK, step=step, value=run.granted << 8 | word, flags=flags if last else 0)
+            self._tell_job(run, Kind.ACK, step=step, value=run.granted << 8 | int(word), flags=flags if last else 0)
 
     def _make_durable(self) -> None:
         """Return when what is acknowledged next would outlive what it is promised to outlive."""

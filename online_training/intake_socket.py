@@ -36,6 +36,7 @@ Content = Mapping[str, Any] | bytes | None
 
 _MAX_UNIX_PATH = 100
 _QUEUED_MESSAGES = 64
+_MORE, _AT_ONCE = int(zmq.SNDMORE), int(zmq.NOBLOCK)  # numbers: members of an enumeration are slow
 _numbers = itertools.count()
 
 
@@ -123,7 +124,7 @@ class IntakeSocket:
     def receive(self) -> list[zmq.Frame] | None:
         """Return the frames of the next message, None where there is none."""
         try:
-            return self._router.recv_multipart(zmq.NOBLOCK, copy=False)
+            return self._router.recv_multipart(_AT_ONCE, copy=False)
         except zmq.Again:
             return None
 
@@ -150,7 +151,10 @@ class IntakeSocket:
         if body:
             fields.update(payload_length=len(body), checksum=zlib.crc32(body), flags=PAYLOAD_SIGNED)
         frame = Header(kind, self._study, **fields).sign(self._token, body)
-        self._router.send_multipart([identity, frame, body] if body else [identity, frame])
+        self._router.send(identity, _MORE)
+        self._router.send(frame, _MORE if body else 0)
+        if body:
+            self._router.send(body)
 
     def post_content(self, identity: bytes, parts: Sequence[np.ndarray], *, signed: bool, **fields: Any) -> None:
         """Send bytes of steps, one behind the other, as CONTENT; a single part is not copied: it must stay as it is.
