@@ -65,12 +65,12 @@ def test_the_residual_falls(optimise, bound):
 
 def test_float32_then_float64():
     net, sample = network(torch.float32)
-    lbfgs(Loss(net), sample, steps=60)
+    lbfgs(Loss(net), sample, steps=40)
     net = to_double(net)
     again = Sampler(net, torch.tensor([ROW], dtype=torch.float64), 200, adaptive=0.0)
     points = again(0)
     before = residual(net, points)
-    lbfgs(Loss(net), again, steps=60)
+    lbfgs(Loss(net), again, steps=80)
     assert residual(net, points) < before / 2
 
 
@@ -106,3 +106,36 @@ def test_causal_weights_let_early_times_go_first():
     plain, causal = Loss(net)(early), Loss(net, causal=1e3)(early)
     assert torch.allclose(causal * 16, plain)
     assert gradients[1] < gradients[0]
+
+
+def test_the_penalty_is_the_gradient_of_the_residual():
+    net, sample = network(frame="eulerian")
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.zero_()
+    points, (c, nu) = sample(0), ROW
+    x = points.labels[0]  # u = sin x, so R = c cos x + ν sin x and ∂R/∂x = ν cos x - c sin x; nothing changes in time
+    expected = (c * torch.cos(x) + nu * torch.sin(x)).square() + 0.35 * (nu * torch.cos(x) - c * torch.sin(x)).square()
+    assert torch.allclose(Loss(net, penalty=0.7)(points), expected.mean(), rtol=1e-8)
+    with pytest.raises(ValueError, match="negative"):
+        Loss(net, penalty=-1.0)
+
+
+def test_balanced_equations_have_gradients_of_one_size():
+    case = transport.breaking  # two equations, of the state and of the labels' paths
+    net = TransportNetwork(replace(Problem.of(case), parameters={}), widths=(8, 8), lagrangian=True, seed=0).double()
+    net.use(MovingFrame(case, frame="lagrangian"))
+    with torch.no_grad():
+        net.displacement.weights[-1] += 0.3  # which holds already where the labels start on their paths
+    sample = Sampler(net, torch.tensor([[1.0]], dtype=torch.float64), 200, adaptive=0.0)
+    points, loss = sample(0), Loss(net, balance=True)
+    loss.rebalance(points)
+    weights = list(net.parameters())
+    norms = []
+    for square, factor in zip(net.residual(points).square().mean(1), loss.weights, strict=True):
+        parts = torch.autograd.grad(square * factor, weights, retain_graph=True, allow_unused=True)
+        norms.append(torch.cat([part.reshape(-1) for part in parts if part is not None]).norm())
+    assert len(norms) == 2 and torch.allclose(norms[0], norms[1], rtol=1e-10)
+    before = residual(net, points)
+    lbfgs(loss, sample, steps=40)
+    assert residual(net, points) < before / 3
