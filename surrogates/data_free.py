@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from .recorded import Recorded
+
 
 class Correction(Protocol):
     """A discretisation whose defect is known as an error of the new state, e.g. `VorticityResidual`."""
@@ -114,30 +116,3 @@ def train_without_data(  # noqa: PLR0913
         loss, new = step(window)
         pool.write_back(places, new, unroll)
         yield float(loss)
-
-
-class Recorded:
-    """A step as a CUDA graph: windows of one shape -> tensors, e.g. loss and new windows, valid until the next call.
-
-    It is made by three steps on an example, which train as any other.
-    """
-
-    def __init__(
-        self, step: Callable[[torch.Tensor], tuple[torch.Tensor, ...]], example: torch.Tensor
-    ) -> None:
-        self._window = example.clone()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                step(self._window)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._results = step(self._window)
-
-    def __call__(self, window: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Take the step from a window."""
-        self._window.copy_(window)
-        self._graph.replay()
-        return self._results

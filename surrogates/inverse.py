@@ -29,6 +29,8 @@ class Samples:
 class _Identification(Equations):
     """Equation and samples as functions of weights and parameters; parameters in units of their first guess's scale."""
 
+    recordable = False
+
     def __init__(
         self, network: TransportNetwork, samples: Samples, start: torch.Tensor, scale: torch.Tensor, weight: float
     ) -> None:
@@ -46,6 +48,9 @@ class _Identification(Equations):
         count = len(self._scale)
         super().put(flat[:-count])
         self.parameters = flat[-count:] * self._scale
+
+    def weights(self, points: Points) -> None:
+        """Return None: samples and equation are weighed already."""
 
     def values(self, points: Points) -> torch.Tensor:
         """Return both kinds of residuals."""
