@@ -18,10 +18,12 @@ import psutil
 
 from headrace.online_training.run_directory import write_text
 from headrace.rom.model_folder import processor
+from headrace.surrogates import LPINN
 
 from . import pictures
 from .error_pictures import error_pictures
 from .evaluation import Evaluation, evaluate_held_out, parameters_text
+from .frame_pictures import frame_pictures
 from .pictures import Picture
 from .run_data import RunData, figures_of
 
@@ -133,10 +135,8 @@ def _drift(data: RunData) -> list[str]:
 
 def _comparisons(data: RunData, evaluation: Evaluation, folder: Path) -> list[dict[str, Any]]:
     """Return pictures of the held-out simulations with median and largest error."""
-    order = sorted(evaluation.errors["simulations"], key=lambda one: one["nrmse"])
-    chosen = {"Median error": order[(len(order) - 1) // 2], "Largest error": order[-1]}
-    if len(order) == 1:
-        chosen = {"Held out": order[0]}
+    middle, worst = _middle(evaluation), max(evaluation.errors["simulations"], key=lambda one: one["nrmse"])
+    chosen = {"Held out": worst} if len(evaluation.files) == 1 else {"Median error": middle, "Largest error": worst}
     items = []
     for word, errors in chosen.items():
         number = errors["simulation"]
@@ -153,6 +153,12 @@ def _comparisons(data: RunData, evaluation: Evaluation, folder: Path) -> list[di
         caption += f"Largest difference anywhere: {errors['max_error']:.3g}. Early times are shown more densely."
         items.append({"heading": heading, "pictures": images, "caption": caption})
     return items
+
+
+def _middle(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the errors of the held-out simulation in the middle."""
+    order = sorted(evaluation.errors["simulations"], key=lambda one: one["nrmse"])
+    return order[(len(order) - 1) // 2]
 
 
 def _sections(data: RunData, evaluation: Evaluation | None, folder: Path) -> list[dict[str, Any]]:
@@ -179,6 +185,11 @@ def _sections(data: RunData, evaluation: Evaluation | None, folder: Path) -> lis
          {"samples/s": data.column(data.metrics, "samples_per_second")}, {}, "Training windows used per second."),
     ]  # fmt: skip
     sections = [("error-over-time", "Error over time", errors)]
+    if evaluation is not None and isinstance(evaluation.surrogate, LPINN):
+        number = _middle(evaluation)["simulation"]
+        one, _ = evaluation.compare(number)
+        heading = f"The moving frame, at the parameters of simulation {number}"
+        sections.append(("frame", heading, frame_pictures(evaluation.surrogate, one.parameters)))
     for identity, heading, rows in (("training", "Training", training), ("stream", "Stream", stream)):
         drawn = []
         for name, title, draw, lines, options, caption in rows:

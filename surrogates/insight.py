@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -30,23 +29,34 @@ def modes_needed(snapshots: np.ndarray, tolerance: float) -> int:
 def snapshots(
     network: TransportNetwork, row: torch.Tensor, *, times: int = 50, labels: int = 256
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return places x and states of a line's labels, and states on the grid at rest, each (times, labels).
+    """Return places of labels (ndim, times, labels), their states, and states on the grid at rest, (times, labels).
 
-    The second and third are the snapshots in the moving and in the resting frame: `modes_needed` of both says what the
-    frame is worth. Labels of a Gaussian or a shock tell something; those of a sine have two modes in any frame.
+    The second and third, of the first field, are the snapshots in the moving and in the resting frame: `modes_needed`
+    of both says what the frame is worth. Labels of a Gaussian or a shock tell something; those of a sine have two modes
+    in any frame.
 
-    row : (1, parameters).
+    row : (1, parameters). labels : per axis.
+
+    Raises
+    ------
+    ArithmeticError : labels have crossed, so that there is no state on the grid.
     """
     case = network.moving.case
-    X = torch.arange(labels).to(row) * (case.grid.extent[0] / labels) + case.grid.origin[0]
+    axes = [
+        torch.arange(labels).to(row) * (length / labels) + corner
+        for length, corner in zip(case.grid.extent, case.grid.origin, strict=True)
+    ]
+    X = torch.stack([axis.reshape(-1) for axis in torch.meshgrid(*axes, indexing="ij")])
+    each = X.shape[1]
     t = torch.linspace(0, case.duration, times).to(row)
     points = Points(
-        labels=X.repeat(times)[None], times=t.repeat_interleave(labels), rows=row,
-        row_of=torch.zeros(times * labels, dtype=torch.long, device=row.device),
+        labels=X.repeat(1, times), times=t.repeat_interleave(each), rows=row,
+        row_of=torch.zeros(times * each, dtype=torch.long, device=row.device),
     )  # fmt: skip
-    place, moving = network.place(points).x[0].value, network.unknowns(points)[0].value[0]
-    resting = network.values_at(points)[0]
-    return tuple(a.reshape(times, labels).double().cpu().numpy() for a in (place, moving, resting))
+    place = torch.stack([part.value for part in network.place(points).x]).reshape(-1, times, each)
+    moving = network.unknowns(points)[0].value[0].reshape(times, each)
+    resting = network.values_at(points)[0].reshape(times, each)
+    return tuple(a.double().cpu().numpy() for a in (place, moving, resting))
 
 
 def top_directions(loss: Loss, points: Points, *, count: int = 2, steps: int = 40, seed: int = 0) -> list[torch.Tensor]:
@@ -116,33 +126,3 @@ def crossing(
         if J <= 0:
             return t, J
     return None
-
-
-def draw(
-    network: TransportNetwork, row: torch.Tensor, path: str, *,
-    losses: dict[str, Callable[[], np.ndarray]] | None = None,
-) -> None:  # fmt: skip
-    """Write a picture: paths of the labels, decay of the singular values in both frames, landscapes side by side.
-
-    losses : name -> function that returns a landscape; drawn on one colour scale.
-    """
-    from matplotlib.figure import Figure
-
-    place, moving, resting = snapshots(network, row)
-    panels = {name: function() for name, function in (losses or {}).items()}
-    figure = Figure(figsize=(5 * (2 + len(panels)), 4), layout="constrained")
-    axes = figure.subplots(1, 2 + len(panels))
-    times = np.linspace(0, network.moving.case.duration, len(place))
-    axes[0].plot(place[:, ::8], times, color="tab:blue", linewidth=0.7)
-    axes[0].set(xlabel="x", ylabel="t", title=f"labels, frame {network.moving.frame}")
-    for name, values in (("resting", resting), ("moving", moving)):
-        axes[1].semilogy(np.maximum(singular_values(values), 1e-17), marker=".", label=name)
-    axes[1].set(xlabel="mode", title="singular values of the snapshots")
-    axes[1].legend()
-    top = max((float(np.log10(panel).max()) for panel in panels.values()), default=0.0)
-    low = min((float(np.log10(np.maximum(panel, 1e-30)).min()) for panel in panels.values()), default=0.0)
-    for axis, (name, panel) in zip(axes[2:], panels.items(), strict=True):
-        image = axis.imshow(np.log10(np.maximum(panel, 1e-30)), vmin=low, vmax=top, extent=(-1, 1, -1, 1))
-        axis.set(title=f"log10 of the loss, {name}", xlabel="β", ylabel="α")
-        figure.colorbar(image, ax=axis)
-    figure.savefig(path)
