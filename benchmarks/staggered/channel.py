@@ -22,7 +22,7 @@ from headrace.solvers.mac import solve_mac
 from headrace.solvers.mac_grid import MacGrid
 from headrace.solvers.mac_operators import divergence
 from headrace.solvers.mac_potential import PotentialResidual, flow_around
-from headrace.surrogates.data_free import Recorded
+from headrace.surrogates.recorded import Recorded
 
 from .channel_solver import distances, frequency, means, reference, solution
 from .figures import Point, timed

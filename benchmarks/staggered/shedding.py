@@ -20,7 +20,7 @@ from lines import Figure
 from torch.utils.checkpoint import checkpoint
 
 from headrace.solvers.simulate import simulate
-from headrace.surrogates.data_free import Recorded
+from headrace.surrogates.recorded import Recorded
 
 from .channel import CHANNELS, NONE, Channel
 from .channel_solver import Signals
