@@ -29,7 +29,7 @@ from .figures import Point, timed
 from .planes import Measured
 
 NONE = Parameters({})
-INFLOW, OUT, LEVEL = Dirichlet(0.0), Neumann(0.0), Dirichlet(0.0)
+OUT, LEVEL = Neumann(0.0), Dirichlet(0.0)
 
 
 @dataclass(frozen=True, eq=False)
