@@ -236,8 +236,8 @@ def training_step(
     network: torch.nn.Module, loss_of: Callable[[], torch.Tensor], precision: str, half: torch.dtype = torch.bfloat16
 ) -> Callable[[], None]:
     """Return a whole step, forward, backward and Adam, that a CUDA graph can record; half is what autocast takes."""
-    fused = not has_complex(network)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=fused, foreach=not fused, capturable=True)
+    fused, on_gpu = not has_complex(network), next(network.parameters()).is_cuda
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=fused, foreach=not fused, capturable=on_gpu)
 
     def run() -> None:
         optimizer.zero_grad(set_to_none=True)

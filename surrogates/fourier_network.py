@@ -55,12 +55,19 @@ class FourierNetwork(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """Return the output channels, (b, outputs, *grid); condition (b, conditions)."""
-        x = self.lifting(x.transpose(0, 1))
-        if all(layer.fusable(x) for layer in self.layers) and not self.layers[0].channel_mlp:
+        x = x.transpose(0, 1)
+        if isinstance(self.lifting, Pointwise) and len(x) < len(self.lifting.bias) and self._fusable(x):
+            return self._project(fused_layers(self.layers, x, active=False, lifting=self.lifting)).transpose(0, 1)
+        x = self.lifting(x)
+        if self._fusable(x):
             return self._project(fused_layers(self.layers, x, active=False)).transpose(0, 1)
         for number, layer in enumerate(self.layers, start=1):
             x = layer(x, condition, active=number < len(self.layers))
         return self._project(x).transpose(0, 1)
+
+    def _fusable(self, x: torch.Tensor) -> bool:
+        """Whether `fused_layers` takes all layers at once."""
+        return all(layer.fusable(x) and not layer.channel_mlp for layer in self.layers)
 
     def _project(self, x: torch.Tensor) -> torch.Tensor:
         """Return the output channels, before the batch."""
@@ -110,17 +117,21 @@ class FourierLayer(torch.nn.Module):
         return (
             self.fused and fused_fourier.usable(x, self.spectral.modes) and isinstance(self.norm, torch.nn.Identity)
             and isinstance(self.spectral.weight, DenseWeight) and self.film.linear is None
+            and len(self.skip.bias) <= fused_fourier.MOST_CHANNELS and self.skip.bias.dtype == torch.float32
         )  # fmt: skip
 
 
-def fused_layers(layers: Sequence[FourierLayer], x: torch.Tensor, *, active: bool) -> torch.Tensor:
-    """Return x after layers without their pointwise networks, by the kernels of `fused_fourier`."""
+def fused_layers(
+    layers: Sequence[FourierLayer], x: torch.Tensor, *, active: bool, lifting: Pointwise | None = None
+) -> torch.Tensor:
+    """Return x, lifted if asked for, after layers without their pointwise networks, by `fused_fourier`."""
     spectral = layers[0].spectral
     check_modes(spectral.modes, x.shape[2:])
-    return fused_fourier.fourier_layers(
-        x, [(layer.spectral.weight.matrices, layer.skip.weight, layer.skip.bias) for layer in layers],
-        modes=spectral.modes, periods=spectral.periods, active=active,
-    )  # fmt: skip
+    parts = [(layer.spectral.weight.matrices, layer.skip.weight, layer.skip.bias) for layer in layers]
+    more = {"modes": spectral.modes, "periods": spectral.periods, "active": active}
+    if lifting is None:
+        return fused_fourier.fourier_layers(x, parts, **more)
+    return fused_fourier.lifted_layers(x, lifting.weight, lifting.bias, parts, **more)
 
 
 class Norm(torch.nn.Module):

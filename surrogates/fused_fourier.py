@@ -4,7 +4,7 @@ The mathematics is that of `SpectralConv`, `Pointwise` and gelu, which stay the 
 device. A layer reads and writes its states once forward; backward it reads the states and the gradient once and writes
 the gradient once: both transforms of the last axis, skip, sum, bias and gelu are one pass over the rows, and what
 entered the gelu is computed again instead of stored. The hidden channels of the projection never leave the processor.
-Planar grids and float32 states; everything else takes the other form.
+Planar grids, states of float32 or bfloat16; everything else takes the other form.
 """
 
 from __future__ import annotations
@@ -25,16 +25,26 @@ MOST_OUTPUTS = 16
 
 
 def usable(x: torch.Tensor, modes: tuple[int, ...]) -> bool:
-    """Whether `fourier_layers` takes these states, (channels, b, *grid).
+    """Whether `fourier_layers` takes these states, (channels, b, *grid), or what autocast makes of them.
 
-    Not 16-bit states: Triton 3.6 makes code of `blend` for them that reads beyond its shared memory (H100, H200).
-    Nor those of `vmap`, whose hidden axis the kernels do not know.
+    Not those of `vmap`, whose hidden axis the kernels do not know.
     """
     return (
-        x.is_cuda and x.ndim == 4 and x.dtype == torch.float32 and not torch.is_autocast_enabled("cuda")
-        and x.shape[0] <= MOST_CHANNELS and max(modes, default=1) <= MOST_MODES and has_triton()
+        x.is_cuda and x.ndim == 4 and _kind(x) in (torch.float32, torch.bfloat16) and x.shape[0] <= MOST_CHANNELS
+        and max(modes, default=1) <= MOST_MODES and x[0].numel() * MOST_CHANNELS < 2**31 and has_triton()
         and not torch._C._functorch.is_batchedtensor(x)
     )  # fmt: skip
+
+
+def _kind(x: torch.Tensor) -> torch.dtype:
+    """Return what the states are kept in: autocast, where it is on, decides."""
+    return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+
+
+def _planes(x: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
+    """Return (c, b, h, w) of that type with contiguous planes (h, w), which is all that the kernels ask."""
+    x = x.to(kind)
+    return x if x.stride(3) == 1 and x.stride(2) == x.shape[3] else x.contiguous()
 
 
 @lru_cache(maxsize=1)
@@ -43,9 +53,9 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def precision() -> str:
+def precision(kind: torch.dtype) -> str:
     """How products of float32 are made: "tf32" where torch allows it, otherwise with the accuracy of float32."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 or kind == torch.bfloat16 else "tf32x3"
 
 
 def fourier_layers(
@@ -54,18 +64,38 @@ def fourier_layers(
 ) -> torch.Tensor:  # fmt: skip
     """Return x after layers x <- gelu(spectral(x) + skip · x + bias), (c, b, h, w) -> (o, b, h, w).
 
-    Each layer is its weight (modes, c, 2, o), as in `DenseWeight`, skip (o, c) and bias (o). The last one is without
-    gelu where not active.
+    Each layer is its float32 weight (modes, c, 2, o), as in `DenseWeight`, skip (o, c) and bias (o). The last one is
+    without gelu where not active. All states lie in memory as those of x do, batch or channels first.
     """
-    parameters = [part for layer in layers for part in layer]
-    return _Layers.apply(x.contiguous(), modes, periods, active, *parameters)
+    parameters = [part.contiguous() for layer in layers for part in layer]
+    return _Layers.apply(_planes(x, _kind(x)), modes, periods, active, *parameters)
+
+
+def lifted_layers(
+    x: torch.Tensor, matrix: torch.Tensor, shift: torch.Tensor,
+    layers: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], *, modes: tuple[int, ...],
+    periods: tuple[float, ...], active: bool,
+) -> torch.Tensor:  # fmt: skip
+    """Return `fourier_layers` of matrix · x + shift, (i, b, h, w) -> (o, b, h, w), without making these states.
+
+    Every part of a layer is linear in its states before the gelu, so that the map is taken into the first layer's
+    weights, and that layer reads i + 1 channels: those of x, and one of ones, which the shift scales.
+    """
+    (weight, skip, bias), *others = layers
+    with torch.autocast("cuda", enabled=False):
+        ones = torch.ones_like(x[:1]).transpose(0, 1)
+        x = torch.cat((x.transpose(0, 1), ones), dim=1).transpose(0, 1)
+        lifting = torch.cat((matrix, shift[:, None]), dim=1)
+        weight = (lifting.T @ weight.flatten(2)).unflatten(2, weight.shape[2:])
+        skip = skip @ lifting
+    return fourier_layers(x, [(weight, skip, bias), *others], modes=modes, periods=periods, active=active)
 
 
 def projection(
     x: torch.Tensor, first: torch.Tensor, shift: torch.Tensor, second: torch.Tensor, bias: torch.Tensor
 ) -> torch.Tensor:
-    """Return second · gelu(first · x + shift) + bias at every point: (c, ...) -> (o, ...)."""
-    return _Projection.apply(x.contiguous(), first, shift, second, bias)
+    """Return second · gelu(first · x + shift) + bias at every point: (c, b, h, w) -> (o, b, h, w)."""
+    return _Projection.apply(_planes(x, _kind(x)), first, shift, second, bias)
 
 
 def padded(n: int) -> int:
@@ -84,8 +114,7 @@ class Plan:
     grid: tuple[int, int]
     kept: tuple[int, int]
     forward: torch.Tensor
-    """(w, r l)"""
-    forward_transposed: torch.Tensor
+    """Transposed, (r l, w)"""
     inverse: torch.Tensor
     """(r l, w)"""
     analysis: Complex
@@ -104,17 +133,16 @@ class Plan:
         (h, w), (first, last) = grid, modes
         with torch.inference_mode(False):
             rows = forward_matrix(w, last, periods[1], torch.float32, device)
-            rows = rows.unflatten(1, (last, 2)).transpose(1, 2).flatten(1).contiguous()
+            rows = rows.unflatten(1, (last, 2)).transpose(1, 2).flatten(1).T.contiguous()
             back = inverse_matrix(w, last, periods[1], torch.float32, device)
             back = back.unflatten(0, (last, 2)).transpose(0, 1).flatten(0, 1).contiguous()
-            real, imaginary = analysis_matrix(h, first, periods[0], torch.float32, device)[:, :h].chunk(2)
+            real, imaginary = analysis_matrix(h, first, periods[0], torch.float32, device).chunk(2)
             analysis = (real.contiguous(), imaginary.contiguous())
-            real, imaginary = synthesis_matrix(h, first, periods[0], torch.float32, device)[:, : 2 * first].chunk(2)
+            real, imaginary = synthesis_matrix(h, first, periods[0], torch.float32, device).chunk(2, dim=1)
             synthesis = (real.contiguous(), imaginary.contiguous())
             return cls(
-                grid=grid, kept=(2 * first, last), forward=rows, forward_transposed=rows.T.contiguous(), inverse=back,
-                analysis=analysis, analysis_adjoint=_adjoint(analysis), synthesis=synthesis,
-                synthesis_adjoint=_adjoint(synthesis),
+                grid=grid, kept=(2 * first, last), forward=rows, inverse=back, analysis=analysis,
+                analysis_adjoint=_adjoint(analysis), synthesis=synthesis, synthesis_adjoint=_adjoint(synthesis),
             )  # fmt: skip
 
 
@@ -137,7 +165,7 @@ class _Layers(torch.autograd.Function):
         rows = _analyse(x, plan)
         for number, (weight, skip, bias) in enumerate(layers, start=1):
             spectrum = _columns(rows, plan.analysis, (*plan.kept, 2, x.shape[1], x.shape[0]))
-            z = _to_rows(_mix(spectrum, weight), plan, plan.synthesis, x.dtype)
+            z = _to_rows(_mix(spectrum, weight), plan, plan.synthesis)
             last = number == len(layers)
             kept += [x, spectrum, z]
             following = None if last else plan
@@ -151,25 +179,37 @@ class _Layers(torch.autograd.Function):
     def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         saved, plan = ctx.saved_tensors, ctx.plan
         parameters, kept = saved[: len(saved) // 2], saved[len(saved) // 2 :]
-        slopes: list[torch.Tensor] = []
+        spectral: list[torch.Tensor] = []
         active, following = ctx.active, None
-        slope = slope.to(kept[0].dtype).contiguous()
+        slope = _planes(slope, kept[0].dtype)
+        programs = _programs(slope.device, slope.shape[1] * slope.shape[2], 2)
+        sums = slope.new_empty(len(parameters) // 3, programs, _most_sums(parameters), dtype=torch.float32)
         for i in reversed(range(0, len(parameters), 3)):
             (weight, skip, bias), (x, spectrum, z) = parameters[i : i + 3], kept[i : i + 3]
-            slope, z_slope, skip_slope = _blend_backward(
-                x, skip, z, plan.inverse, bias, slope, active=active, following=following
-            )
-            # The wave number 0 of the inverse transform is one at every point, so this is a sum over the row.
-            bias_slope = z_slope[:, :, 0, 0].sum((0, 1), dtype=torch.float32)
+            goes_back = bool(i or ctx.needs_input_grad[0])
+            slope, z_slope = _blend_backward(
+                x, skip, z, plan.inverse, bias, slope, sums[i // 3], active=active, following=following,
+                goes_back=goes_back,
+            )  # fmt: skip
             spectrum_slope = _columns(z_slope, plan.synthesis_adjoint, (*plan.kept, 2, x.shape[1], skip.shape[0]))
             mixed_slope, weight_slope = _mix_backward(spectrum, weight, spectrum_slope)
-            slopes[:0] = weight_slope, skip_slope, bias_slope
-            active, following = True, (skip, _to_rows(mixed_slope, plan, plan.analysis_adjoint, x.dtype), plan)
-        skip, rows, _ = following
+            spectral.insert(0, weight_slope)
+            if goes_back:
+                active, following = True, (skip, _to_rows(mixed_slope, plan, plan.analysis_adjoint), plan)
+        slopes: list[torch.Tensor] = []
+        for weight_slope, skip, total in zip(spectral, parameters[1::3], sums.sum(1), strict=True):
+            size = skip.numel()
+            slopes += weight_slope, total[:size].reshape(skip.shape), total[size : size + len(skip)]
         x_slope = None
         if ctx.needs_input_grad[0]:
-            x_slope, _ = _blend(slope, skip.T, rows, plan.forward_transposed, None, active=False, following=None)
+            skip, rows, _ = following
+            x_slope, _ = _blend(slope, skip.T, rows, plan.forward, None, active=False, following=None)
         return x_slope, None, None, None, *slopes
+
+
+def _most_sums(parameters: Sequence[torch.Tensor]) -> int:
+    """Return the size of the largest matrix and bias of a layer."""
+    return max(skip.numel() + len(skip) for skip in parameters[1::3])
 
 
 class _Projection(torch.autograd.Function):
@@ -183,31 +223,35 @@ class _Projection(torch.autograd.Function):
 
         points = x[0].numel()
         hidden, outputs = first.shape[0], second.shape[0]
-        out = x.new_empty(outputs, *x.shape[1:])
+        out = x.new_empty(x.shape[1], outputs, *x.shape[2:])
         block = 64
         project[(-(-points // block),)](
-            x, first, shift, second, bias, out, points, x.shape[0], hidden, outputs, padded(x.shape[0]),
-            padded(hidden), padded(outputs), block, precision(), num_warps=8,
+            x, x.stride(0), x.stride(1), first, shift, second, bias, out, points, x[0, 0].numel(), x.shape[0], hidden,
+            outputs, padded(x.shape[0]), padded(hidden), padded(outputs), block, precision(x.dtype), num_warps=8,
         )  # fmt: skip
-        ctx.save_for_backward(x, first, shift, second)
-        return out
+        ctx.save_for_backward(x, first, shift, second, bias)
+        return out.transpose(0, 1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor, ...]:
         from .fourier_kernels import project_backward
 
-        x, first, shift, second = ctx.saved_tensors
-        points, block = x[0].numel(), 32
+        x, *parameters = ctx.saved_tensors
+        first, shift, second, _ = parameters
+        points, block = x[0].numel(), 64 if x.dtype == torch.bfloat16 else 32
         programs = _programs(x.device, -(-points // block), 2)
-        x_slope = torch.empty_like(x)
-        parts = [x.new_empty(programs, *p.shape, dtype=torch.float32) for p in (first, shift, second)]
+        slope, x_slope = _planes(slope, slope.dtype), torch.empty_like(x)
+        sizes = [part.numel() for part in parameters]
+        sums = x.new_empty(programs, sum(sizes), dtype=torch.float32)
         project_backward[(programs,)](
-            x, first, shift, second, slope.to(x.dtype).contiguous(), x_slope, *parts, points, x.shape[0],
-            first.shape[0], second.shape[0], padded(x.shape[0]), padded(first.shape[0]), padded(second.shape[0]),
-            block, precision(), num_warps=4,
+            x, x.stride(0), x.stride(1), first, shift, second, slope, slope.stride(0), slope.stride(1), x_slope, sums,
+            points, x[0, 0].numel(), x.shape[0], first.shape[0], second.shape[0], padded(x.shape[0]),
+            padded(first.shape[0]), padded(second.shape[0]), block, precision(x.dtype),
+            num_warps=8 if block == 64 else 4,
         )  # fmt: skip
-        return x_slope, *(part.sum(0) for part in parts), slope.flatten(1).sum(1, dtype=torch.float32)
+        totals = sums.sum(0).split(sizes)
+        return x_slope, *(total.reshape(part.shape) for total, part in zip(totals, parameters, strict=True))
 
 
 def _row_strides(rows: torch.Tensor) -> tuple[int, int, int, int]:
@@ -227,23 +271,23 @@ def _analyse(x: torch.Tensor, plan: Plan) -> torch.Tensor:
     channels, batch, (h, w), last = x.shape[0], x.shape[1], plan.grid, plan.kept[1]
     rows = x.new_empty(batch, h, 2, last, channels)
     analyse_rows[(batch * h,)](
-        x, plan.forward, rows, batch * h, channels, w, 2 * last, padded(channels), padded(2 * last),
-        min(64, padded(w)), precision(), num_warps=4,
+        x, x.stride(0), x.stride(1), plan.forward, rows, h, channels, w, 2 * last, padded(channels), padded(2 * last),
+        min(64, padded(w)), precision(x.dtype), num_warps=4,
     )  # fmt: skip
     return rows
 
 
 def _columns(rows: torch.Tensor, matrix: Complex, shape: tuple[int, ...]) -> torch.Tensor:
-    """Apply a complex matrix (k, h) to (b, h, r, l, c): the spectrum, of this shape, float32."""
-    out = rows.new_empty(shape, dtype=torch.float32)
+    """Apply a complex matrix (k, h) to (b, h, r, l, c): the spectrum, of this shape."""
+    out = rows.new_empty(shape)
     _contract(matrix, rows, _row_strides(rows), out, _spectrum_strides(out), batch=shape[3], waves=shape[1])
     return out
 
 
-def _to_rows(spectrum: torch.Tensor, plan: Plan, matrix: Complex, dtype: torch.dtype) -> torch.Tensor:
+def _to_rows(spectrum: torch.Tensor, plan: Plan, matrix: Complex) -> torch.Tensor:
     """Apply a complex matrix (h, k) to (k, l, r, b, c): the row spectra (b, h, r, l, c)."""
     _, last, _, batch, channels = spectrum.shape
-    out = spectrum.new_empty(batch, plan.grid[0], 2, last, channels, dtype=dtype)
+    out = spectrum.new_empty(batch, plan.grid[0], 2, last, channels)
     _contract(matrix, spectrum, _spectrum_strides(spectrum), out, _row_strides(out), batch=batch, waves=last)
     return out
 
@@ -257,11 +301,11 @@ def _contract(
 
     m, n = matrix[0].shape
     channels, block = source.shape[-1], min(64, padded(m))
-    exact = precision() == "tf32x3"
+    exact = precision(source.dtype) == "tf32x3"
     columns = min(padded(channels), 32 if exact else 64)
     contract_columns[(batch * waves, -(-m // block), -(-channels // columns))](
         *matrix, source, out, channels, waves, n, m, *source_strides, *out_strides, min(64, padded(n)), block, columns,
-        precision(), num_warps=4 if exact else 2,
+        precision(source.dtype), num_warps=4 if exact else 2,
     )  # fmt: skip
 
 
@@ -272,10 +316,10 @@ def _mix(spectrum: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     k, last, _, batch, channels = spectrum.shape
     outputs = weight.shape[-1]
     out = spectrum.new_empty(k, last, 2, batch, outputs)
-    block = min(64, padded(batch))
+    block = min(padded(outputs), padded(batch))
     mix_modes[(k * last, -(-batch // block))](
-        spectrum, weight, out, batch, channels, outputs, block, padded(channels), padded(outputs), precision(),
-        num_warps=4,
+        spectrum, weight, out, batch, channels, outputs, block, padded(channels), padded(outputs),
+        precision(spectrum.dtype), num_warps=4,
     )  # fmt: skip
     return out
 
@@ -291,7 +335,7 @@ def _mix_backward(
     spectrum_slope, weight_slope = torch.empty_like(spectrum), torch.empty_like(weight)
     mix_modes_backward[(k * last,)](
         spectrum, weight, slope, spectrum_slope, weight_slope, batch, channels, outputs, 16, padded(channels),
-        padded(outputs), precision(), num_warps=4,
+        padded(outputs), precision(spectrum.dtype), num_warps=4,
     )  # fmt: skip
     return spectrum_slope, weight_slope
 
@@ -305,23 +349,39 @@ def _blend(
 
     channels, batch, h, w = x.shape
     outputs, waves = matrix.shape[0], transform.shape[0]
-    out = x.new_empty(outputs, batch, h, w)
-    # One stage: loads that run ahead gained nothing on an H100.
+    out = _states(x, outputs)
     spectra = None if following is None else torch.empty_like(z)
     blend[(batch * h,)](
-        x, matrix, matrix.stride(0), matrix.stride(1), z, transform, matrix if bias is None else bias, out,
-        transform if following is None else following.forward, z if spectra is None else spectra, batch * h, channels,
-        outputs, w, waves, padded(channels), padded(outputs), padded(waves), min(64, padded(w)), bias is not None,
-        active, spectra is not None, precision(), num_warps=4, num_stages=1,
+        x, x.stride(0), x.stride(1), matrix, matrix.stride(0), matrix.stride(1), z, transform,
+        matrix if bias is None else bias, out, out.stride(0), out.stride(1),
+        transform if following is None else following.forward, z if spectra is None else spectra, h, channels,
+        outputs, w, waves, padded(channels), padded(outputs), padded(waves), _width(x), bias is not None, active,
+        spectra is not None, precision(x.dtype), num_warps=4, num_stages=1,
     )  # fmt: skip
     return out, spectra
 
 
-def _blend_backward(
+def _states(like: torch.Tensor, channels: int) -> torch.Tensor:
+    """Return new states, (c, b, h, w), that lie in memory as those do, batch or channels first."""
+    _, batch, h, w = like.shape
+    if like.stride(0) > like.stride(1):
+        return like.new_empty(channels, batch, h, w)
+    return like.new_empty(batch, channels, h, w).transpose(0, 1)
+
+
+def _width(x: torch.Tensor, most: int = 64) -> int:
+    """Return how many points of a row are worked on at a time; 16 bits need 64, see `fourier_kernels`."""
+    return 64 if x.dtype == torch.bfloat16 else min(most, padded(x.shape[3]))
+
+
+def _blend_backward(  # noqa: PLR0913
     x: torch.Tensor, matrix: torch.Tensor, z: torch.Tensor, transform: torch.Tensor, bias: torch.Tensor,
-    slope: torch.Tensor, *, active: bool, following: tuple[torch.Tensor, torch.Tensor, Plan] | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Run `blend_backward`: gradients before the nonlinearity, of z and of the matrix.
+    slope: torch.Tensor, sums: torch.Tensor, *, active: bool, following: tuple[torch.Tensor, torch.Tensor, Plan] | None,
+    goes_back: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Run `blend_backward`: gradients before the nonlinearity, and of z; those of matrix and bias go into `sums`.
+
+    Where nothing goes back to the states, the first of these is not made.
 
     Where a layer follows, `slope` is that before its nonlinearity, and `following` its matrix, gradient of the row
     spectra of its states, and plan.
@@ -329,21 +389,21 @@ def _blend_backward(
     from .fourier_kernels import blend_backward
 
     channels, batch, h, w = x.shape
-    outputs, waves, rows = matrix.shape[0], transform.shape[0], batch * h
-    programs = _programs(x.device, rows, 2)
-    before = torch.empty_like(slope) if following is None else x.new_empty(outputs, batch, h, w)
-    before = before if active or following is not None else slope
+    outputs, waves = matrix.shape[0], transform.shape[0]
+    keeps = goes_back and (active or following is not None)
+    before = _states(slope, outputs) if keeps else slope
     z_slope = torch.empty_like(z)
-    parts = x.new_empty(programs, outputs, channels, dtype=torch.float32)
     next_matrix, next_z, back = (matrix, z, transform) if following is None else (
-        following[0], following[1], following[2].forward_transposed)  # fmt: skip
+        following[0], following[1], following[2].forward)  # fmt: skip
     following_outputs = next_matrix.shape[0]
-    blend_backward[(programs,)](
-        x, matrix, z, transform, bias, slope, next_matrix, next_z, back, before, z_slope, parts, rows, channels,
-        outputs, following_outputs, w, waves, padded(channels), padded(outputs), padded(following_outputs),
-        padded(waves), min(32, padded(w)), active, following is not None, precision(), num_warps=4, num_stages=1,
+    blend_backward[(len(sums),)](
+        x, x.stride(0), x.stride(1), matrix, z, transform, bias, slope, slope.stride(0), slope.stride(1), next_matrix,
+        next_z, back, before, before.stride(0), before.stride(1), z_slope, sums, sums.stride(0), batch * h, h,
+        channels, outputs, following_outputs, w, waves, padded(channels), padded(outputs), padded(following_outputs),
+        padded(waves), _width(x, 32), active, following is not None, keeps, precision(x.dtype),
+        num_warps=8 if x.dtype == torch.bfloat16 else 4, num_stages=1,
     )  # fmt: skip
-    return before, z_slope, parts.sum(0)
+    return before, z_slope
 
 
 def _programs(device: torch.device, most: int, each: int) -> int:

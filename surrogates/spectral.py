@@ -59,8 +59,11 @@ class SpectralConv(torch.nn.Module):
         *others, (n, m, period) = zip(grid, self.modes, self.periods, strict=True)
         y = (x @ forward_matrix(n, m, period, x.dtype, x.device)).unflatten(-1, (m, 2))
         for axis, (n, m, period) in reversed(list(enumerate(others, start=2))):
-            matrix = analysis_matrix(n, m, period, x.dtype, x.device)
-            y = _contract(matrix, y, axis)
+            # Two real products with the pairs as columns, then their sum on the few kept wave numbers: nothing as
+            # large as the grid is copied to bring an axis to the front.
+            parts = _columns(analysis_matrix(n, m, period, x.dtype, x.device), y, axis)
+            real, imaginary = parts.chunk(2, dim=axis)
+            y = real + _times_i(imaginary)
         return y
 
     def _synthesise(self, spectrum: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
@@ -68,7 +71,8 @@ class SpectralConv(torch.nn.Module):
         *others, (n, m, period) = zip(grid, self.modes, self.periods, strict=True)
         y = spectrum
         for axis, (points, modes, length) in enumerate(others, start=2):
-            y = _contract(synthesis_matrix(points, modes, length, y.dtype, y.device), y, axis)
+            both = torch.cat((y, _times_i(y)), dim=axis)
+            y = _columns(synthesis_matrix(points, modes, length, y.dtype, y.device), both, axis)
         return y.flatten(-2) @ inverse_matrix(n, m, period, y.dtype, y.device)
 
 
@@ -119,11 +123,16 @@ class FactorisedWeight(torch.nn.Module):
         return (self.decode @ y.flatten(1)).unflatten(1, y.shape[1:])
 
 
-def _contract(matrix: torch.Tensor, y: torch.Tensor, axis: int) -> torch.Tensor:
-    """Multiply one complex axis, (.., n, .., r) -> (.., k, .., r), by a matrix (r k, r n)."""
-    front = y.movedim((-1, axis), (0, 1))  # (r, n, ..)
-    product = matrix @ front.reshape(matrix.shape[1], -1)
-    return product.reshape(2, -1, *front.shape[2:]).movedim((0, 1), (-1, axis))
+def _columns(matrix: torch.Tensor, y: torch.Tensor, axis: int) -> torch.Tensor:
+    """Multiply one axis by a real matrix, (.., n, .., r) -> (.., k, .., r)."""
+    rest = y.shape[axis + 1 :]
+    planes = y.flatten(axis + 1).flatten(0, axis - 1)  # (.., n, ..) with one axis on either side
+    return (matrix[None] @ planes).reshape(*y.shape[:axis], matrix.shape[0], *rest)
+
+
+def _times_i(y: torch.Tensor) -> torch.Tensor:
+    """Multiply by the imaginary unit, (.., r)."""
+    return torch.stack((-y[..., 1], y[..., 0]), dim=-1)
 
 
 def check_modes(modes: Sequence[int], grid: Sequence[int]) -> None:
@@ -187,18 +196,15 @@ def inverse_matrix(n: int, m: int, period: float, dtype: torch.dtype, device: to
 
 @lru_cache(maxsize=256)
 def analysis_matrix(n: int, m: int, period: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return the forward transform of a complex axis as a real matrix, (r k, r n)."""
+    """Return real over imaginary part of the forward transform of a complex axis, (2 k, n)."""
     with torch.inference_mode(False):
         angles = _angles(n, range(-m, m), period).T
-        cos, sin = angles.cos(), angles.sin()
-        blocks = torch.cat((torch.cat((cos, sin), 1), torch.cat((-sin, cos), 1)))
-        return (blocks / (period * n)).to(device, dtype)
+        return (torch.cat((angles.cos(), -angles.sin())) / (period * n)).to(device, dtype)
 
 
 @lru_cache(maxsize=256)
 def synthesis_matrix(n: int, m: int, period: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return the inverse transform onto a complex axis as a real matrix, (r n, r k)."""
+    """Return real beside imaginary part of the inverse transform onto a complex axis, (n, 2 k)."""
     with torch.inference_mode(False):
         angles = _angles(n, range(-m, m), period)
-        cos, sin = angles.cos(), angles.sin()
-        return torch.cat((torch.cat((cos, -sin), 1), torch.cat((sin, cos), 1))).to(device, dtype)
+        return torch.cat((angles.cos(), angles.sin()), 1).to(device, dtype)

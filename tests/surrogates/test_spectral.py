@@ -61,6 +61,25 @@ def test_equals_the_float64_reference(grid, modes, dtype, tolerance):
     assert error < tolerance, f"{grid} {modes}: {error:.1e} from the reference"
 
 
+# Every grid and number of modes that benchmarks measure.
+MEASURED = [
+    ((1024,), (16,)), ((64, 64), (8, 8)), ((64, 64), (16, 16)), ((61, 67), (12, 12)), ((128, 128), (16, 16)),
+    ((256, 256), (16, 16)), ((256, 256), (32, 32)), ((64, 64, 64), (8, 8, 8)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("grid", "modes"), MEASURED)
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU"))],
+)
+def test_float32_keeps_five_digits_at_every_measured_size_on_every_device(grid, modes, device):
+    conv = layer(2, 2, modes)
+    x = torch.randn(1, 2, *grid, generator=torch.Generator().manual_seed(1))
+    expected = reference(x, conv)
+    assert relative(applied(conv.to(device), x.to(device)).double().cpu(), expected) < 1e-5
+
+
 def test_padding_equals_the_transform_of_the_state_continued_by_zeros():
     conv = layer(2, 2, (4, 4), periods=(1.5, 1.25)).double()
     x = torch.randn(1, 2, 12, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
