@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import gelu
 
-from . import fused_fourier
+from . import fused_fourier, pieces
 from .film import Film
 from .spectral import DenseWeight, SpectralConv, check_modes
 
@@ -71,11 +71,12 @@ class FourierNetwork(torch.nn.Module):
 
     def _project(self, x: torch.Tensor) -> torch.Tensor:
         """Return the output channels, before the batch."""
+        parts = (self.hidden.weight, self.hidden.bias, self.output.weight, self.output.bias)
         outputs = len(self.output.bias)
         if self.layers[0].fused and fused_fourier.usable(x, ()) and outputs <= fused_fourier.MOST_OUTPUTS:
-            return fused_fourier.projection(
-                x, self.hidden.weight, self.hidden.bias, self.output.weight, self.output.bias
-            )
+            return fused_fourier.projection(x, *parts)
+        if pieces.usable(x):
+            return pieces.projection(x, *parts)
         return self.output(gelu(self.hidden(x)))
 
 

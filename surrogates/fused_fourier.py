@@ -86,7 +86,8 @@ def lifted_layers(
         ones = torch.ones_like(x[:1]).transpose(0, 1)
         x = torch.cat((x.transpose(0, 1), ones), dim=1).transpose(0, 1)
         lifting = torch.cat((matrix, shift[:, None]), dim=1)
-        weight = (lifting.T @ weight.flatten(2)).unflatten(2, weight.shape[2:])
+        # Not by @, which would copy the weights to fold both into one product.
+        weight = torch.bmm(lifting.T.expand(len(weight), -1, -1), weight.flatten(2)).unflatten(2, weight.shape[2:])
         skip = skip @ lifting
     return fourier_layers(x, [(weight, skip, bias), *others], modes=modes, periods=periods, active=active)
 
@@ -224,10 +225,11 @@ class _Projection(torch.autograd.Function):
         points = x[0].numel()
         hidden, outputs = first.shape[0], second.shape[0]
         out = x.new_empty(x.shape[1], outputs, *x.shape[2:])
-        block = 64
+        block = 128 if x.dtype == torch.bfloat16 else 64
         project[(-(-points // block),)](
             x, x.stride(0), x.stride(1), first, shift, second, bias, out, points, x[0, 0].numel(), x.shape[0], hidden,
-            outputs, padded(x.shape[0]), padded(hidden), padded(outputs), block, precision(x.dtype), num_warps=8,
+            outputs, padded(x.shape[0]), padded(hidden), padded(outputs), block, precision(x.dtype),
+            num_warps=block // 16,
         )  # fmt: skip
         ctx.save_for_backward(x, first, shift, second, bias)
         return out.transpose(0, 1)
@@ -356,7 +358,9 @@ def _blend(
         matrix if bias is None else bias, out, out.stride(0), out.stride(1),
         transform if following is None else following.forward, z if spectra is None else spectra, h, channels,
         outputs, w, waves, padded(channels), padded(outputs), padded(waves), _width(x), bias is not None, active,
-        spectra is not None, precision(x.dtype), num_warps=4, num_stages=1,
+        spectra is not None, precision(x.dtype), num_warps=4,
+        # Loads that run ahead pay for 16 bits only, where a row is more than one tile.
+        num_stages=2 if x.dtype == torch.bfloat16 and w > 64 else 1,
     )  # fmt: skip
     return out, spectra
 
@@ -401,7 +405,7 @@ def _blend_backward(  # noqa: PLR0913
         next_z, back, before, before.stride(0), before.stride(1), z_slope, sums, sums.stride(0), batch * h, h,
         channels, outputs, following_outputs, w, waves, padded(channels), padded(outputs), padded(following_outputs),
         padded(waves), _width(x, 32), active, following is not None, keeps, precision(x.dtype),
-        num_warps=8 if x.dtype == torch.bfloat16 else 4, num_stages=1,
+        num_warps=4, num_stages=1,
     )  # fmt: skip
     return before, z_slope
 
