@@ -119,6 +119,7 @@ class FourierLayer(torch.nn.Module):
             self.fused and fused_fourier.usable(x, self.spectral.modes) and isinstance(self.norm, torch.nn.Identity)
             and isinstance(self.spectral.weight, DenseWeight) and self.film.linear is None
             and len(self.skip.bias) <= fused_fourier.MOST_CHANNELS and self.skip.bias.dtype == torch.float32
+            and not torch._C._functorch.is_batchedtensor(self.skip.weight)
         )  # fmt: skip
 
 
