@@ -10,6 +10,8 @@ import json
 import math
 import os
 import platform
+import statistics
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,17 @@ def run_parts(name: str, parts: Mapping[str, Part], options: argparse.Namespace)
     for part, measure in parts.items():
         if options.only in (None, part):
             report.measure(part, map(record, measure(options.quick)))
+
+
+def median_seconds(work: Callable[[], None], repetitions: int) -> float:
+    """Return the median seconds of some work, done once before it counts."""
+    work()
+    seconds = []
+    for _ in range(repetitions):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
 
 
 def processor() -> str:

@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import zmq
-from lines import Report, flags, processor
+from lines import Report, flags, median_seconds, processor
 from rivals.ray_calls import ray_calls
 
 STUDY, TOKEN = 0x5EED, bytes(range(32))
@@ -327,17 +327,7 @@ def time_in_place(shape: Shape, repetitions: int) -> tuple[float, float]:
                 assembly.place(box, values, CHECKSUMS[0])
             assembly.checksum()
 
-    return tuple(_median_seconds(work, repetitions) for work in (plain, checked))
-
-
-def _median_seconds(work: Callable[[], None], repetitions: int) -> float:
-    work()
-    seconds = []
-    for _ in range(repetitions):
-        began = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+    return tuple(median_seconds(work, repetitions) for work in (plain, checked))
 
 
 def measure(shape: Shape, repetitions: int) -> Iterator[dict[str, Any]]:

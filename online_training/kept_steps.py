@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .client import checksum_of
-from .ledger import read_records
+from .ledger import intake_records
 
 
 class KeptStep(NamedTuple):
@@ -38,8 +38,7 @@ def kept_steps(ledger: Path, slots: np.ndarray) -> list[KeptStep]:
     LedgerDamage : a log is damaged elsewhere than at its torn end.
     """
     newest: dict[int, KeptStep] = {}
-    logs = sorted(ledger.glob("intake-*.log"), key=lambda path: int(path.stem.split("-")[1]))
-    for record in (record for path in logs for record in read_records(path)):
+    for record in intake_records(ledger):
         if record["e"] in ("step", "kept") and "l" in record:
             newest[record["l"]] = KeptStep(
                 record["s"], record["t"], record["a"], record["l"], record["x"], record["h"]

@@ -137,6 +137,17 @@ def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
             yield record
 
 
+def intake_records(ledger: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of all intakes of a study, one session after the other.
+
+    Raises
+    ------
+    LedgerDamage : as `read_records`.
+    """
+    for path in sorted(ledger.glob("intake-*.log"), key=lambda path: int(path.stem.split("-")[1])):
+        yield from read_records(path)
+
+
 def _torn(line: bytes) -> bool:
     """Whether a bad line can be an interrupted write: cut short, or with a page that never reached the disk."""
     return not line.endswith(b"\n") or b"\0" in line

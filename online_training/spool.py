@@ -13,7 +13,7 @@ import numpy as np
 
 from .client import checksum_of
 from .layout import StreamLayout
-from .ledger import read_records
+from .ledger import intake_records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,21 +160,20 @@ def unreplayed(ledger: Path, path: Path, layout: StreamLayout) -> list[Spooled]:
     at: dict[int, tuple[int, int]] = {}  # (simulation, step) that was last written at a place
     quarantined: set[int] = set()
     places = path.stat().st_size // layout.step_bytes
-    for log in sorted(ledger.glob("intake-*.log"), key=lambda log: int(log.stem.split("-")[1])):
-        for record in read_records(log):
-            if record["e"] == "spooled":
-                entry = Spooled(
-                    simulation=record["s"], attempt=record["a"], step=record["t"], time=record["x"], place=record["p"],
-                    checksum=record["h"],
-                )  # fmt: skip
-                key = entry.simulation, entry.step
-                before = found.get(at.get(entry.place, key))
-                if before is not None and before.place == entry.place:
-                    del found[before.simulation, before.step]  # it had left this place
-                found.pop(key, None)  # it came again, and stands further back now
-                found[key], at[entry.place] = entry, key
-            elif record["e"] == "step":
-                found.pop((record["s"], record["t"]), None)
-            elif record["e"] == "quarantined":
-                quarantined.add(record["s"])
+    for record in intake_records(ledger):
+        if record["e"] == "spooled":
+            entry = Spooled(
+                simulation=record["s"], attempt=record["a"], step=record["t"], time=record["x"], place=record["p"],
+                checksum=record["h"],
+            )  # fmt: skip
+            key = entry.simulation, entry.step
+            before = found.get(at.get(entry.place, key))
+            if before is not None and before.place == entry.place:
+                del found[before.simulation, before.step]  # it had left this place
+            found.pop(key, None)  # it came again, and stands further back now
+            found[key], at[entry.place] = entry, key
+        elif record["e"] == "step":
+            found.pop((record["s"], record["t"]), None)
+        elif record["e"] == "quarantined":
+            quarantined.add(record["s"])
     return [one for one in found.values() if one.simulation not in quarantined and one.place < places]

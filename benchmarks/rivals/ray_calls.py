@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from lines import median_seconds
 
 
 def ray_calls(quick: bool, memory: int) -> Iterator[dict[str, Any]]:
@@ -44,7 +43,7 @@ def ray_calls(quick: bool, memory: int) -> Iterator[dict[str, Any]]:
                     running.append(taker.take.remote(values))
                 ray.get(running)
 
-            seconds = _median_seconds(work, 1 if quick else 3)
+            seconds = median_seconds(work, 1 if quick else 3)
             size = f"{values.nbytes // 2**20} MiB" if values.nbytes >= 2**20 else f"{values.nbytes // 2**10} KiB"
             setup = f"ray {ray.__version__}, {count} calls, 8 on the way, no authentication, no checksum"
             for what, value, unit in (("bytes", count * values.nbytes / 1e6, "MB/s"), ("calls", count, "1/s")):
@@ -52,13 +51,3 @@ def ray_calls(quick: bool, memory: int) -> Iterator[dict[str, Any]]:
                        "setup": setup}  # fmt: skip
     finally:
         ray.shutdown()
-
-
-def _median_seconds(work: Callable[[], None], repetitions: int) -> float:
-    work()
-    seconds = []
-    for _ in range(repetitions):
-        began = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)

@@ -8,7 +8,7 @@ import pytest
 
 from headrace.online_training.client import checksum_of, connect
 from headrace.online_training.fifo import FIFO
-from headrace.online_training.ledger import RecordWriter, read_records
+from headrace.online_training.ledger import RecordWriter, intake_records, read_records
 from headrace.online_training.simulation_run import Assignment
 from headrace.online_training.spool import Spool, Spooled, unreplayed
 from tests.online_training.intake_setup import (
@@ -86,8 +86,7 @@ def spooling(tmp_path: Path, *, session: int = 1, places: int = 100, slots: int 
 
 
 def accepted(ledger: Path) -> Counter:
-    logs = sorted(ledger.glob("intake-*.log"))
-    return Counter((r["s"], r["t"], r["h"]) for log in logs for r in read_records(log) if r["e"] == "step")
+    return Counter((r["s"], r["t"], r["h"]) for r in intake_records(ledger) if r["e"] == "step")
 
 
 def test_solvers_end_while_nobody_trains_and_the_trainer_gets_everything_later(tmp_path: Path, monkeypatch) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from headrace.online_training import FIFO, FIRO, Reservoir
 from headrace.online_training.audit import audit
-from headrace.online_training.ledger import Ledger, read_records
+from headrace.online_training.ledger import Ledger, intake_records, read_records
 from headrace.online_training.metrics_log import last_record, read_metrics
 from headrace.online_training.run_directory import RunDirectory, StudyError
 from headrace.online_training.study import Study
@@ -226,8 +226,7 @@ def test_a_killed_driver_and_ctrl_c_are_resumed(tmp_path):
     assert batches_of(run_dir) > stopped_at, "training went on from the checkpoint"
     counts = require_clean(run_dir)
     assert counts["steps lost before use and run again"] > 0
-    logs = sorted((run_dir / "ledger").glob("intake-*.log"))
-    assert any(record["e"] == "spooled" for log in logs for record in read_records(log)), "the spool was of use"
+    assert any(record["e"] == "spooled" for record in intake_records(run_dir / "ledger")), "the spool was of use"
     assert not list((run_dir / "spool").iterdir()), "and is empty"
     with sqlite3.connect(run_dir / "ledger" / "index.sqlite") as index:
         assert index.execute("SELECT status FROM sessions ORDER BY session").fetchall()[-1] == ("finished",)
