@@ -210,8 +210,14 @@ def flood(case: Any, environment: dict[str, str]) -> None:
                 stream.send(step=step, time=float(step), values=values)
 
 
+def small_model() -> FNO:
+    """Return a model whose activations are small beside the reservoir."""
+    return FNO(modes=4, width=4, layers=1)
+
+
 def train_slowly(settings: LiveSettings, addresses: str) -> None:
-    """Be a trainer that is slower than the producers."""
+    """Be a trainer that is slower than the producers, and has made steps before the first window comes."""
+    windows_per_second(settings.case, small_model, settings.batch_size, settings.threads)
     feed = Feed(addresses, TOKEN, STUDY, batch_size=settings.batch_size)
     training_loop.train(trainer_settings(settings), feed)
 
@@ -223,9 +229,8 @@ def memory(quick: bool, device: str) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as root:
         settings = LiveSettings(case=case, folder=Path(root) / "run", slots=int(size / 2**18), watermark=32, solvers=2,
                                 views=1.0, batch_size=2, threads=1)  # fmt: skip
-        surrogate = FNO(modes=4, width=4, layers=1)  # whose activations are small beside the reservoir
+        surrogate = small_model()
         prepare(settings.folder, surrogate, Problem.of(find_case(*case).load()), 0)
-        weights = 4 * 4 * sum(p.numel() * (2 if p.is_complex() else 1) for p in surrogate.parameters())
         intake = IntakeProcess(settings, surrogate.window)
         _, log = plan_of(settings, find_case(*case).load(), intake)
         trainer = SPAWN.Process(target=train_slowly, args=(settings, intake.addresses), daemon=True)
@@ -233,7 +238,8 @@ def memory(quick: bool, device: str) -> Iterator[dict[str, Any]]:
             trainer.start()
             processes = [psutil.Process(intake.pid), psutil.Process(trainer.pid)]
             mapped = settings.slots * 2**18
-            while not intake.call("status")["peers"]:  # both have loaded what they need then, and nothing has come yet
+            # Both have loaded what they need then, the trainer has made steps, and nothing has come yet.
+            while not intake.call("status")["peers"]:
                 time.sleep(0.5)
             time.sleep(2.0)
             before = sum(one.memory_full_info().pss for one in processes) - mapped
@@ -256,11 +262,10 @@ def memory(quick: bool, device: str) -> Iterator[dict[str, Any]]:
         setup = (
             f"{mapped / 1e6:.0f} MB configured, 2 producers for {seconds:g} s, the reservoir full at {full} of "
             f"{samples} looks, {status['steps_accepted']} steps of 256 KiB accepted; taken off: "
-            f"{before / 1e6:.0f} MB of interpreters and libraries before the first step, "
-            f"{weights / 1e6:.1f} MB of weights, gradients and moments"
+            f"{before / 1e6:.0f} MB of interpreters, libraries, model, moments and activations before the first sample"
         )
         # Where it never was full nothing was put to the test.
-        value = (largest - before - weights) / mapped if full else float("nan")
+        value = (largest - before) / mapped if full else float("nan")
         yield line("memory: intake and trainer over what was configured", value, "1", device, limit=1.1, setup=setup,
                    largest=largest, before=before)  # fmt: skip
 
