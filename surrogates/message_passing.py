@@ -29,6 +29,9 @@ PUBLISHED = Stepping(history=25, bundle=25, pushforward=1, conditioning="film")
 DECODERS = {20: ((15, 4), 10), 25: ((16, 3), 14), 50: ((12, 2), 10)}
 """Bundle: (kernel and stride) of the first, kernel of the second convolution over the 128 features, as published."""
 
+TOGETHER = 8
+"""Offsets whose messages are computed at once: few large operations suit a GPU, and memory stays bounded."""
+
 
 class MessagePassing(Autoregressive):
     """The last states -> the next ones by messages between neighbouring points.
@@ -192,15 +195,21 @@ class Band(torch.nn.Module):
         separations = distance(torch.stack(columns, dim=1))
         walls = not all(self.periodic)
         inside = self._continued(b.new_ones(1, *grid, 1), beyond) if walls else None  # 0 beyond walls
-        total, count = torch.zeros_like(a), b.new_zeros(1, *grid, 1) if walls else len(self.offsets)
-        for offset, separation in zip(self.offsets, separations, strict=True):
-            where = (slice(None), *(slice(self.reach + o, self.reach + o + n)
-                                    for o, n in zip(offset, grid, strict=True)))  # fmt: skip
-            one = message(a + shifted[where] + separation)
+        total, count = 0.0, 0.0 if walls else len(self.offsets)
+        for first in range(0, len(self.offsets), TOGETHER):
+            group = slice(first, first + TOGETHER)
+            places = [self._place(offset, grid) for offset in self.offsets[group]]
+            apart = separations[group].reshape(len(places), *(1,) * (1 + len(grid)), -1)
+            messages = message(a + torch.stack([shifted[place] for place in places]) + apart)
             if walls:
-                one, count = inside[where] * one, count + inside[where]
-            total = total + one
+                exists = torch.stack([inside[place] for place in places])
+                messages, count = exists * messages, count + exists.sum(0)
+            total = total + messages.sum(0)
         return total / count
+
+    def _place(self, offset: Sequence[int], grid: Sequence[int]) -> tuple[slice, ...]:
+        """Return where the neighbours at an offset lie in the continued features."""
+        return (slice(None), *(slice(self.reach + o, self.reach + o + n) for o, n in zip(offset, grid, strict=True)))
 
     def _continued(self, x: torch.Tensor, widths: Sequence[int]) -> torch.Tensor:
         """Continue (b, *grid, features) around periodic axes, and by zeros beyond walls."""
