@@ -48,6 +48,7 @@ CANDIDATES: dict[int, dict[str, Callable[[], Autoregressive]]] = {
         "residual, kernel 5": lambda: ConvNet(width=20, blocks=8, kernel=5, stepping=PLAIN),
         "residual, kernel 9": lambda: ConvNet(width=17, blocks=6, kernel=9, stepping=PLAIN),
         "dilated": lambda: ConvNet(width=32, blocks=2, dilations=(1, 2, 4, 2, 1), stepping=PLAIN),
+        "dilated, kernel 5": lambda: ConvNet(width=25, blocks=2, dilations=(1, 2, 4, 2, 1), kernel=5, stepping=PLAIN),
         "Fourier": lambda: FNO(modes=12, width=17, stepping=PLAIN),
         "U-Net": lambda: UNet(width=14, multipliers=(1, 2), blocks=1, norm=False, stepping=PLAIN),
     },

@@ -1,0 +1,84 @@
+"""The picture of docs/accuracy.md, from the lines of tables.py and emulators.py.
+
+    python benchmarks/accuracy_picture.py [--quick]
+
+Writes docs/pictures/accuracy.png; with --quick nothing but what it would draw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+COLOURS = ("#1f5f8b", "#c0504d", "#5b8c3e", "#8064a2", "#b8860b", "#4bacc6", "#7f7f7f")
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    """Return the recorded lines of a benchmark on a GPU."""
+    path = HERE / "results" / f"{name}-cuda.json"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def curves(lines: list[dict[str, Any]]) -> dict[str, list[list[list[float]]]]:
+    """Return {table: curves of (seconds, error over the published one), one a seed}."""
+    found: dict[str, list[list[list[float]]]] = {}
+    for line in lines:
+        if " seed " in line["name"]:
+            curve = [[seconds, error / line["goal"]] for seconds, error in line["curve"]]
+            found.setdefault(line["name"].split(" ")[0], []).append(curve)
+    return found
+
+
+def errors(lines: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return {scenario: {network: error}} of APEBench; roll-outs that blew up are left out."""
+    found: dict[str, dict[str, float]] = {}
+    for line in lines:
+        if line["name"].startswith("final ") and line["value"] is not None:
+            _, scenario, who = line["name"].split(" ", 2)
+            found.setdefault(scenario, {})[who.split(";")[0]] = line["value"]
+    return found
+
+
+def draw(path: Path) -> None:
+    """Draw both."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for number, (name, runs) in enumerate(curves(read("tables")).items()):
+        for seed, curve in enumerate(runs):
+            left.plot(*zip(*curve, strict=True), "o-", ms=3, color=COLOURS[number % len(COLOURS)],
+                      label=None if seed else name)  # fmt: skip
+    left.axhline(1.0, color="black", lw=1)
+    left.set(yscale="log", xlabel="seconds of training on an H100", ylabel="error / published error",
+             title="Published tables")  # fmt: skip
+    left.legend(fontsize=8)
+    table = errors(read("emulators"))
+    names = sorted({who for row in table.values() for who in row}, key=lambda who: (who == "ours", who))
+    for number, who in enumerate(names):
+        points = [(place, row[who]) for place, row in enumerate(table.values()) if who in row]
+        right.plot(*zip(*points, strict=True), "D" if who == "ours" else "o", ms=7 if who == "ours" else 5,
+                   color="black" if who == "ours" else COLOURS[number % len(COLOURS)], label=who)  # fmt: skip
+    right.set(yscale="log", ylabel="geometric mean nRMSE, 100 steps", title="APEBench, test runs, median of 3 seeds")
+    right.set_xticks(range(len(table)), [name.removeprefix("diff_") for name in table], rotation=30, ha="right")
+    right.legend(fontsize=8, ncols=2)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Draw the picture, or say what it would hold."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="list what there is to draw")
+    if parser.parse_args().quick:
+        print(json.dumps({"tables": sorted(curves(read("tables"))), "scenarios": sorted(errors(read("emulators")))}))
+    else:
+        draw(HERE.parent / "docs" / "pictures" / "accuracy.png")
+
+
+if __name__ == "__main__":
+    main()
