@@ -216,7 +216,7 @@ def temperature(quick: bool) -> Iterator[Figure]:
     reduction = compress(solver.local, Snapshots.collect(solver.local, solver.run(rom_cube.times())))
     rng = np.random.default_rng(3)
     seen, after = [], []
-    for _ in range(4 if quick else 16):
+    for _ in range(3 if quick else 16):
         spot, peak = tuple(10.0 - 10.0 * rng.random() * rng.random(3)), float(rng.uniform(150, 250))
         problem = rom_cube.rom_cube(hot_spot=spot, peak=peak, compiled=COMPILED)
         answer = ReducedSolver(reduction.model).run([Query.of(problem)], rom_cube.times())

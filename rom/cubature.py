@@ -174,7 +174,7 @@ def _select(
     right = np.append(np.zeros(len(b)), scale)
     norms = np.linalg.norm(A, axis=1)
     active = _ActiveSet(right)
-    free = np.ones(len(A), dtype=bool)
+    free, places = np.ones(len(A), dtype=bool), {}  # which may be chosen; where those that were are, if on this rank
     error = np.inf
     for _ in range(10 * A.shape[1]):
         scores = np.where(free, A @ active.residual / norms, -np.inf)
@@ -183,8 +183,10 @@ def _select(
         number = int(-ranks.maximum(float(-numbers[near].min()) if near.any() else -np.inf)) if best > 0 else -1
         if number < 0:
             break
-        active.add(number, ranks.sum(A[numbers == number].sum(axis=0)))
-        free = ~np.isin(numbers, active.numbers)
+        places[number] = np.flatnonzero(numbers == number)
+        active.add(number, ranks.sum(A[places[number]].sum(axis=0)))
+        free[:] = True
+        free[np.concatenate([places[chosen] for chosen in active.numbers])] = False
         x = active.x * (V / active.x.sum())
         error = np.linalg.norm(x @ active.columns[:, :-1])
         if error <= allowed:
