@@ -463,7 +463,8 @@ def main() -> None:
     for part, measure in PARTS.items():
         for shape in TRAINED if part in ("training", "fused") else QUICK if options.quick else FULL:
             if options.only in (None, part):
-                figures = measure(shape, device, 0.5 if options.quick else 5.0)
+                seconds = 0.5 if options.quick else 5.0 if part in ("layer", "step") else 1.0
+                figures = measure(shape, device, seconds)
                 report.measure(f"{part} {shape}", (record(figure, options) for figure in figures))
 
 
