@@ -18,7 +18,7 @@ from headrace.solvers.case_file import CaseReference
 from headrace.surrogates import MLP
 
 from . import intake_setup
-from .intake_setup import TrainerDouble, field_of, running_intake, wait_until
+from .intake_setup import TrainerDouble, field_of, running_intake, use_environment, wait_until
 
 SHAPE, STEPS = (16, 16), 21
 PROGRAM = str(Path(__file__).with_name("intake_process.py"))
@@ -160,8 +160,7 @@ def test_a_step_is_durable_before_it_is_acknowledged(tmp_path, monkeypatch, dura
             monkeypatch.setattr(place, name, noted(happened, place, name))
         monkeypatch.setattr(intake, "_tell_job", noted(happened, intake, "_tell_job"))
         intake_setup.plan(intake, 1)
-        for name, value in intake.environment.items():
-            monkeypatch.setenv(name, value)
+        use_environment(intake, monkeypatch)
         with Connection({"u": layout.shape}) as connection, next(connection.simulations()) as stream:
             stream.send(step=0, time=0.0, values=field_of(0, 0, layout.shape)[None])
             wait_until(lambda: "_tell_job ACK" in happened)

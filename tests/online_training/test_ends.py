@@ -19,7 +19,7 @@ from headrace.solvers.case_file import CaseReference
 from headrace.surrogates import MLP
 
 from .fake_feed import FakeFeed, make_run, settings_for
-from .intake_setup import make_layout, plan, running_intake, wait_until
+from .intake_setup import make_layout, plan, running_intake, use_environment, wait_until
 
 
 @pytest.mark.parametrize(("kind", "middle"), [("cosine", 0.15), ("linear", 0.15), ("constant", 0.3)])
@@ -159,8 +159,7 @@ def test_a_callback_that_is_not_there_is_named_before_anything_starts(case, data
 @pytest.mark.parametrize("policy", ["quarantine", "stop", "keep"])
 def test_nan_from_a_solver_does_what_the_policy_says(policy, tmp_path, monkeypatch):
     with running_intake(tmp_path, make_layout(), nan_policy=policy) as intake:
-        for name, value in intake.environment.items():
-            monkeypatch.setenv(name, value)
+        use_environment(intake, monkeypatch)
         plan(intake, 1)
         words = []
         with Connection({"u": (7, 5)}) as connection:

@@ -9,7 +9,7 @@ from headrace.online_training.field_statistics import FieldStatistics, unit_poin
 from headrace.online_training.stream_statistics import StreamStatistics
 from headrace.surrogates import Problem
 
-from .intake_setup import make_layout, plan, running_intake, wait_until
+from .intake_setup import make_layout, plan, running_intake, use_environment, wait_until
 
 A, B = 7.0, 0.1
 
@@ -113,8 +113,7 @@ def test_the_intake_keeps_the_statistics_of_what_it_accepts(tmp_path, monkeypatc
     values = np.random.default_rng(0).standard_normal((4, 6, 1, 7, 5)).astype(np.float32)
     statistics = StreamStatistics(tmp_path / "statistics.h5", layout, problem)
     with running_intake(tmp_path, layout, statistics=statistics) as intake:
-        for name, value in intake.environment.items():
-            monkeypatch.setenv(name, value)
+        use_environment(intake, monkeypatch)
         plan(intake, 4)
         with Connection({"u": (7, 5)}) as connection:
             for stream in connection.simulations():

@@ -35,6 +35,7 @@ from tests.online_training.intake_setup import (
     plan,
     running_intake,
     solver_environment,
+    use_environment,
     wait_until,
 )
 
@@ -69,8 +70,7 @@ def study(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         context = running_intake(tmp_path, layout or make_layout(), transport=request.param, **changes)
         intake = context.__enter__()
         stack.append(context)
-        for name, value in intake.environment.items():
-            monkeypatch.setenv(name, value)
+        use_environment(intake, monkeypatch)
         return intake
 
     yield make

@@ -29,6 +29,7 @@ from tests.online_training.intake_setup import (
     make_layout,
     plan,
     running_intake,
+    use_environment,
     wait_until,
 )  # fmt: skip
 
@@ -240,8 +241,7 @@ def test_what_was_placed_for_a_step_that_is_not_sent_leaves_no_hole(
     """A full reservoir holds a step back, the study stops: its place in the ring is free for the next simulation."""
     layout = make_layout(window=1)
     with running_intake(tmp_path, layout, slots=2) as intake:
-        for name, text in intake.environment.items():
-            monkeypatch.setenv(name, text)
+        use_environment(intake, monkeypatch)
         plan(intake, 1)
         with Connection({"u": (7, 5)}) as connection:
             with connection.next() as stream:

@@ -17,7 +17,7 @@ from headrace.online_training.slot_memory import SlotMemory
 from headrace.online_training.training_loop import connect, train
 
 from .fake_feed import POINTS, make_run, settings_for, solution
-from .intake_setup import STUDY, TrainerDouble, field_of, make_layout, running_intake
+from .intake_setup import STUDY, TrainerDouble, field_of, make_layout, running_intake, use_environment
 
 JOBS, SLOTS, BATCH, SIMULATIONS = 2, 20, 6, 6
 LAYOUT = make_layout(num_steps=9)
@@ -47,8 +47,7 @@ def streaming(tmp_path, monkeypatch, session: int, trained: int = 0, layout: Str
         again = [replace(one, used=needed[one.simulation]) for one in ledger.whole_plan() if one.simulation in needed]
         intake.plan(again)
         intake.all_planned()
-        for name, value in intake.environment.items():
-            monkeypatch.setenv(name, value)
+        use_environment(intake, monkeypatch)
         jobs = []
         for job in range(JOBS):
             monkeypatch.setenv("HEADRACE_JOB", f"{session}-{job:04}")

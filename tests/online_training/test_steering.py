@@ -19,6 +19,7 @@ from tests.online_training.intake_setup import (
     make_layout,
     plan,
     running_intake,
+    use_environment,
     wait_until,
 )  # fmt: skip
 
@@ -60,8 +61,7 @@ def test_a_callback_sees_the_losses_of_simulations_and_stops_one(tmp_path: Path,
 def test_one_simulation_is_stopped_and_its_job_goes_on_with_the_next(tmp_path: Path, monkeypatch) -> None:
     with running_intake(tmp_path, LAYOUT, slots=200) as intake:
         plan(intake, 2)
-        for name, value in intake.environment.items():
-            monkeypatch.setenv(name, value)
+        use_environment(intake, monkeypatch)
         trainer, words = TrainerDouble(intake), {0: [], 1: []}
         steer(trainer, 1, STOP)  # does not run yet
         with Connection({"u": LAYOUT.shape}) as connection:
