@@ -34,6 +34,7 @@ from headrace.surrogates.first_order import Loss, adam, lbfgs
 from headrace.surrogates.inverse import Samples, identify
 from headrace.surrogates.least_squares import Fit, levenberg_marquardt
 from headrace.surrogates.moving_frame import MovingFrame, Points
+from headrace.surrogates.time_slabs import TimeSlabs, march
 from headrace.surrogates.transport_network import TransportNetwork
 
 RESULTS = Path(os.environ.get("HEADRACE_RESULTS", Path(__file__).parent / "results"))
@@ -61,6 +62,8 @@ class Setup:
     method: str = "levenberg-marquardt"
     only_gpu: bool = False
     vary: tuple[str, ...] = field(default=())
+    longest: float | None = None
+    """Of a slab of time; None: one slab."""
 
 
 def setups() -> list[Setup]:
@@ -69,7 +72,7 @@ def setups() -> list[Setup]:
     for beta in (30.0, 40.0, 50.0, 80.0):
         for dtype, goal in ((torch.float64, 1e-10), (torch.float32, 5e-6)):
             bits = str(dtype).removeprefix("torch.")
-            rows.append(Setup(name=f"convection beta={beta:g} {bits}", case=t.convection, values={"c": beta, "nu": 0.0},
+            rows.append(Setup(name=f"convection beta={beta:g} {bits}", case=t.convection, values={"c": beta},
                               frame="galilean", goal=goal, seconds=3, dtype=dtype, widths=(12, 12),
                               note="contains the solution"))  # fmt: skip
     for nu in (0.01, 0.1):
@@ -106,7 +109,13 @@ def setups() -> list[Setup]:
         usual["widths"] = (20,) * 3 if method == "levenberg-marquardt" else (50,) * 4
         rows.append(Setup(name=name, method=method, dtype=bits, seconds=100, count=1000, goal=1e-6, **usual))
     rows.append(Setup(name="2-D solid rotation, one turn", case=t.rotation, values={"omega": 2 * math.pi}, goal=1e-4,
-                      frame="lagrangian", seconds=120, widths=(20, 20, 20), count=2500))  # fmt: skip
+                      frame="lagrangian", seconds=120, widths=(16, 16), count=800, longest=0.1))  # fmt: skip
+    rows.append(Setup(name="Burgers sin + 1 nu=0.1 to T=2 by new labels", case=t.burgers, goal=1e-4, duration=2.0,
+                      values={"nu": 0.1, "C": 1.0}, frame="lagrangian", seconds=120, widths=(16, 16), count=1000,
+                      longest=0.5))  # fmt: skip
+    rows.append(Setup(name="variable speed rate=-1 to T=4 by new labels", case=t.stretching, goal=1e-4, duration=4.0,
+                      values={"nu": 0.05, "rate": -1.0}, frame="lagrangian", seconds=120, widths=(16, 16), count=1000,
+                      longest=0.5))  # fmt: skip
     rows.append(Setup(name="parametric convection-diffusion, 50 unseen", case=t.convection_diffusion, frame="galilean",
                       values={}, vary=("c", "nu"), goal=1e-4, seconds=30, widths=(20, 20), count=3000))  # fmt: skip
     return rows
@@ -141,7 +150,7 @@ class Judge:
             self._parts.append((Points(labels=labels, times=when, rows=rows, row_of=zero), truth, offset))
 
     @torch.no_grad()
-    def error(self, network: TransportNetwork) -> float:
+    def error(self, network: TransportNetwork | TimeSlabs) -> float:
         """Return the largest relative L2 error over the rows of parameters."""
         worst = 0.0
         for points, truth, offset in self._parts:
@@ -164,6 +173,8 @@ def measure(setup: Setup, seed: int, device: str, seconds: float) -> dict[str, A
     """Train once; return the last error, the seconds to each mark, and how training ended."""
     case = setup.case if setup.duration is None else replace(setup.case, duration=setup.duration)
     judge = Judge(setup, case, device)
+    if setup.longest is not None:
+        return in_slabs(setup, case, judge, seed, device, seconds)
     problem = Problem.of(case)
     if not setup.vary:  # the network need not see what stays the same
         problem = replace(problem, parameters={})
@@ -208,6 +219,28 @@ def measure(setup: Setup, seed: int, device: str, seconds: float) -> dict[str, A
         "error": judge.error(network), "untrained": untrained, "seconds": used, "residual": fit.residual,
         "steps": fit.steps, "reason": fit.reason, "reached": {f"{m:g}": round(s, 2) for m, s in reached.items()},
         "min_jacobian": network.min_jacobian(labels)[0], "weights": sum(p.numel() for p in network.parameters()),
+    }  # fmt: skip
+
+
+def in_slabs(setup: Setup, case: Case, judge: Judge, seed: int, device: str, seconds: float) -> dict[str, Any]:
+    """Train slab by slab, each for its share of the time."""
+    rows = torch.tensor(evaluation_rows(setup, case)[:1], dtype=setup.dtype, device=device)
+    fits: list[Fit] = []
+
+    def train(network: TransportNetwork) -> None:
+        share = seconds * network.moving.length / case.duration
+        fits.append(levenberg_marquardt(network, Sampler(network, rows, setup.count, seed=seed), steps=100_000,
+                                        seconds=share))  # fmt: skip
+
+    began = time.perf_counter()
+    slabs = march(case, rows, train, frame=setup.frame, longest=setup.longest, open_walls=not any(case.periodic),
+                  widths=setup.widths, harmonics=setup.harmonics, seed=seed)  # fmt: skip
+    used = time.perf_counter() - began
+    return {
+        "error": judge.error(slabs), "untrained": None, "seconds": used, "residual": max(f.residual for f in fits),
+        "steps": sum(f.steps for f in fits), "reached": {},
+        "reason": f"{len(slabs.ends)} slabs, {len(slabs.relabellings)} cut short by labels that drew near",
+        "min_jacobian": None, "weights": sum(p.numel() for p in slabs.parameters()),
     }  # fmt: skip
 
 

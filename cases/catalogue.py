@@ -38,6 +38,14 @@ BUILT_IN = {
     "gray_scott": "gray_scott.py",
     "fisher_kpp": "fisher_kpp.py",
     "lorenz": "lorenz.py",
+    "transport_convection": "transport.py:convection",
+    "transport_convection_diffusion": "transport.py:convection_diffusion",
+    "transport_stretching": "transport.py:stretching",
+    "transport_reaction": "transport.py:reaction",
+    "transport_burgers": "transport.py:burgers",
+    "transport_standing_shock": "transport.py:standing_shock",
+    "transport_breaking": "transport.py:breaking",
+    "transport_rotation": "transport.py:rotation",
     "custom_case": "custom_case.py",
 }
 """Name of each built-in case and its file beside this one, with the variable where it is not `case`; looking a case up

@@ -1,10 +1,12 @@
 """Problems of transport with exact solutions: what physics-informed networks are judged by.
 
-    headrace solve cases/transport.py:convection --set c=30
-    headrace train cases/transport.py:burgers --model lpinn
+    headrace solve transport_convection --set c=30
+    headrace train transport_burgers --model lpinn
 
-Sources: convection and reaction, Krishnapriyan et al. (NeurIPS 2021); the moving shock, Mojgani, Balajewicz and
-Hassanzadeh (CMAME 404, 2023); the standing shock, Basdevant et al. (Computers & Fluids 14, 1986).
+Sources: convection and reaction, Krishnapriyan et al. (NeurIPS 2021); convection with diffusion and the moving shock,
+Mojgani, Balajewicz and Hassanzadeh (CMAME 404, 2023); the bump in a linear flow, Batchelor (J. Fluid Mech. 5, 1959);
+the standing shock, Basdevant et al. (Computers & Fluids 14, 1986); the breaking wave, LeVeque (2002); the solid that
+turns, Zalesak (J. Comput. Phys. 31, 1979).
 """
 
 from __future__ import annotations
@@ -23,6 +25,11 @@ TURN = 2 * np.pi
 def convected(u: Any, d: Any, p: Any, t: Any) -> Any:
     """∂u/∂t + c ∂u/∂x = ν ∂²u/∂x²."""
     return p.nu * d.laplacian(u) - d.advect((p.c,), u)
+
+
+def carried(u: Any, d: Any, p: Any, t: Any) -> Any:
+    """∂u/∂t + c ∂u/∂x = 0."""
+    return -d.advect((p.c,), u)
 
 
 def stretched(u: Any, d: Any, p: Any, t: Any) -> Any:
@@ -82,50 +89,64 @@ def bell_beside(x: Any, p: Any, rng: Any) -> Any:
 
 convection_diffusion = Case(
     name="transport_convection_diffusion", fields=("u",), grid=Grid(shape=(256,), extent=(TURN,)), rhs=convected,
-    parameters={"c": Uniform(0.0, 100.0), "nu": Uniform(0.0, 0.1)}, initial=sine, duration=1.0, num_snapshots=20,
-    scheme=RK4, accuracy=4, description="sin x on a circle, carried with c, spreading with nu.",
+    parameters={"c": Uniform(1.0, 50.0), "nu": Uniform(0.01, 0.1)}, initial=sine, duration=1.0, num_snapshots=20,
+    scheme=RK4, accuracy=4,
+    description="sin x on a circle, carried with c, spreading with nu; fourth order, "
+    "RK4 (Mojgani et al. 2023). Cost: about 0.4 s on one core.",
 )  # fmt: skip
 
 convection = replace(
-    convection_diffusion, name="transport_convection", parameters={"c": Uniform(1.0, 100.0), "nu": Uniform(0.0, 1e-9)},
-    description="sin x on a circle, carried with c and unchanged.",
+    convection_diffusion, name="transport_convection", parameters={"c": Uniform(1.0, 100.0)}, rhs=carried,
+    description="sin x on a circle, carried with c and unchanged; fourth order, "
+    "RK4 (Krishnapriyan et al. 2021). Cost: about 0.4 s on one core.",
 )
 
 stretching = Case(
     name="transport_stretching", fields=("u",), grid=Grid(shape=(256,), extent=(8.0,), origin=(-4.0,)), rhs=stretched,
     parameters={"nu": Uniform(0.01, 0.1), "rate": Uniform(-1.0, 1.0)}, initial=gaussian, boundary=Dirichlet(0.0),
     duration=1.0, num_snapshots=20, scheme=RK4, accuracy=4,
-    description="A bump in a flow of speed rate·x, stretched or squeezed.",
+    description="A bump in a flow of speed rate·x, stretched or squeezed; fourth order, "
+    "RK4 (Batchelor 1959). Cost: about 0.2 s on one core.",
 )  # fmt: skip
 
 reaction = Case(
     name="transport_reaction", fields=("u",), grid=Grid(shape=(256,), extent=(TURN,)), rhs=reacting,
     parameters={"c": Uniform(0.0, 50.0), "rho": Uniform(1.0, 5.0)}, initial=periodic_bell, duration=1.0,
-    num_snapshots=20, scheme=RK4, accuracy=4, description="A bell that grows logistically while it is carried with c.",
+    num_snapshots=20, scheme=RK4, accuracy=4,
+    description="A bell that grows logistically while it is carried with c; fourth order, "
+    "RK4 (Krishnapriyan et al. 2021). Cost: about 0.3 s on one core.",
 )  # fmt: skip
 
 burgers = Case(
     name="transport_burgers", fields=("u",), grid=Grid(shape=(512,), extent=(TURN,)), rhs=burgers_law,
     parameters={"nu": Uniform(0.01, 0.1), "C": Uniform(0.0, 70.0)}, initial=sine_and_speed, duration=1.0,
-    num_snapshots=20, scheme=RK4, accuracy=4, description="C + sin x steepens into a shock that moves with C.",
+    num_snapshots=20, scheme=RK4, accuracy=4,
+    description="C + sin x steepens into a shock that moves with C; fourth order, "
+    "RK4 (Mojgani et al. 2023). Cost: about 1.3 s on one core.",
 )  # fmt: skip
 
 standing_shock = Case(
     name="transport_standing_shock", fields=("u",), grid=Grid(shape=(512,), extent=(2.0,), origin=(-1.0,)),
     parameters={"nu": Uniform(3e-3, 0.1), "C": Uniform(0.0, 70.0)}, initial=falling_sine, rhs=burgers_law, duration=1.0,
-    num_snapshots=20, scheme=RK4, accuracy=4, description="-sin πx steepens into a shock that stands at 0 for C = 0.",
+    num_snapshots=20, scheme=RK4, accuracy=4,
+    description="-sin πx steepens into a shock that stands at 0 for C = 0; fourth order, "
+    "RK4 (Basdevant et al. 1986). Cost: about 5 s on one core.",
 )  # fmt: skip
 
 breaking = Case(
     name="transport_breaking", fields=("u",), grid=Grid(shape=(512,), extent=(TURN,)), rhs=inviscid_law,
     parameters={"C": Uniform(0.0, 10.0)}, initial=sine_and_speed, duration=0.9, num_snapshots=18, scheme=RK4,
-    accuracy=4, description="C + sin x without viscosity, until nine tenths of the time at which it breaks.",
+    accuracy=4,
+    description="C + sin x without viscosity, until nine tenths of the time at which it breaks; fourth order, "
+    "RK4 (LeVeque 2002). Cost: about 0.1 s on one core.",
 )  # fmt: skip
 
 rotation = Case(
     name="transport_rotation", fields=("u",), grid=Grid(shape=(96, 96), extent=(3.0, 3.0), origin=(-1.5, -1.5)),
     parameters={"omega": Uniform(1.0, TURN)}, initial=bell_beside, rhs=turned, boundary=Dirichlet(0.0), duration=1.0,
-    num_snapshots=20, scheme=RK4, accuracy=4, description="A bell that turns with a solid, up to once.",
+    num_snapshots=20, scheme=RK4, accuracy=4,
+    description="A bell that turns with a solid, up to once; fourth order, "
+    "RK4 (Zalesak 1979). Cost: about 0.5 s on one core.",
 )  # fmt: skip
 
 case = burgers
@@ -196,7 +217,7 @@ def _turned_back(x: Any, t: float, p: Any) -> np.ndarray:
 
 _EXACT = {
     convection_diffusion.name: lambda x, t, p: np.exp(-p.nu * t) * np.sin(x[0] - p.c * t),
-    convection.name: lambda x, t, p: np.exp(-p.nu * t) * np.sin(x[0] - p.c * t),
+    convection.name: lambda x, t, p: np.sin(x[0] - p.c * t),
     stretching.name: _spreading, reaction.name: _grown, burgers.name: _steepened, standing_shock.name: _stood,
     breaking.name: _unbroken, rotation.name: _turned_back,
 }  # fmt: skip

@@ -27,7 +27,7 @@ class Sampler:
     count : points of a draw.
     adaptive : share of the points that is chosen among four times as many by |residual| (RAD).
     retain : retain, resample and release (R3) in place of that.
-    duration : latest time; None takes that of the case.
+    duration : from the network's first time on; None takes all it is for.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Sampler:
         weight = network.state.weights[0]
         self._like = weight.detach()
         self._generator = torch.Generator(weight.device).manual_seed(seed)
-        self._duration = duration if duration is not None else network.moving.case.duration
+        self._duration = duration if duration is not None else network.moving.length
         self._last: Points | None = None
 
     def uniform(self, count: int, rows: torch.Tensor) -> Points:
@@ -55,7 +55,8 @@ class Sampler:
         unit = unit.reshape(grid.ndim + 1, count).to(like.dtype)
         extent, origin = like.new_tensor(grid.extent)[:, None], like.new_tensor(grid.origin)[:, None]
         row_of = torch.randint(len(rows), (count,), generator=self._generator, device=like.device)
-        return Points(labels=origin + unit[:-1] * extent, times=unit[-1] * self._duration, rows=rows, row_of=row_of)
+        times = self._network.moving.begins + unit[-1] * self._duration
+        return Points(labels=origin + unit[:-1] * extent, times=times, rows=rows, row_of=row_of)
 
     def __call__(self, step: int) -> Points:
         """Return the points of a draw; those of step 0 are uniform, as no residual means anything then."""

@@ -62,7 +62,7 @@ class Loss:
         squares = (squares if self.weights is None else squares * self.weights[:, None]).mean(0)
         if not self._causal:
             return squares.mean()
-        number = (points.times / self.network.moving.case.duration * self._slices).long().clamp(0, self._slices - 1)
+        number = (self.network.moving.elapsed(points) * self._slices).long().clamp(0, self._slices - 1)
         zero = squares.new_zeros(self._slices)
         count = zero.index_add(0, number, torch.ones_like(squares)).clamp(min=1)
         levels = zero.index_add(0, number, squares) / count

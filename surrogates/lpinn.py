@@ -37,19 +37,21 @@ class LPINN(Surrogate):
     open_walls : labels pass walls freely; right where the solution is constant near them.
     points : collocation points of a window, and as many of its grid points.
     residual_weight, data_weight : of the two terms, both dimensionless.
+    auxiliary : how often the right-hand side calls d.inverse_laplacian; each is an output with an equation of its own.
     """
 
     history = 0
     window = 1
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self, *, hidden: Sequence[int] = (32, 32, 32), harmonics: int = 2, frame: str = "auto", floor: float = 0.1,
         open_walls: bool = False, points: int = 64, residual_weight: float = 0.1, data_weight: float = 1.0,
+        auxiliary: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         self.hidden = tuple(int(width) for width in hidden)
         self.harmonics, self.frame, self.floor, self.open_walls = int(harmonics), frame, float(floor), bool(open_walls)
-        self.points = int(points)
+        self.points, self.auxiliary = int(points), int(auxiliary)
         self.residual_weight, self.data_weight = float(residual_weight), float(data_weight)
         if frame not in FRAMES:
             raise ValueError(f"LPINN frame {frame!r} is not one of {', '.join(FRAMES)}.")
@@ -57,6 +59,8 @@ class LPINN(Surrogate):
             raise ValueError(f"LPINN floor {floor} of the Jacobian must lie between 0 and 1.")
         if not self.hidden or min(self.hidden) < 1 or self.harmonics < 1:
             raise ValueError(f"LPINN hidden {self.hidden} and harmonics {harmonics} must be positive.")
+        if self.auxiliary < 0:
+            raise ValueError(f"LPINN auxiliary {auxiliary} is a number of outputs, 0 or more.")
         if self.points < 1 or min(self.residual_weight, self.data_weight) < 0:
             raise ValueError(f"LPINN needs points >= 1, got {points}, and weights of its two terms >= 0.")
 
@@ -65,8 +69,9 @@ class LPINN(Surrogate):
         self.problem = problem
         self.normaliser = Normaliser(problem)
         self.network = TransportNetwork(
-            problem, widths=self.hidden, harmonics=self.harmonics, lagrangian=self.frame == "lagrangian", seed=seed
-        )
+            problem, widths=self.hidden, harmonics=self.harmonics, lagrangian=self.frame == "lagrangian", seed=seed,
+            auxiliary=self.auxiliary,
+        )  # fmt: skip
 
     def use_case(self, case: Case) -> None:
         """Take equation, initial state and boundary of a case.
@@ -85,7 +90,7 @@ class LPINN(Surrogate):
         return {
             "hidden": list(self.hidden), "harmonics": self.harmonics, "frame": self.frame, "floor": self.floor,
             "open_walls": self.open_walls, "points": self.points, "residual_weight": self.residual_weight,
-            "data_weight": self.data_weight,
+            "data_weight": self.data_weight, "auxiliary": self.auxiliary,
         }  # fmt: skip
 
     def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -125,7 +130,11 @@ class LPINN(Surrogate):
         if self.residual_weight:
             points = self.collocation_points(self.parameters_drawn(count, like), self.points)
             residual = self.network.residual(points) * self.problem.duration
-            scales = torch.cat((std, like.new_tensor(case.grid.extent)))[: len(residual)]
+            scales = [std]
+            if self.frame == "lagrangian":
+                scales.append(like.new_tensor(case.grid.extent))
+            # What an inverse Laplacian is taken of is about as large as the fields.
+            scales = torch.cat((*scales, (std.max() * self.problem.duration).expand(self.auxiliary)))
             terms = (residual / scales[:, None]).square().mean(0).reshape(count, self.points).mean(1)
             total = total + self.residual_weight * terms
         if self.data_weight:

@@ -1,11 +1,13 @@
 """A PDE in a frame that moves: labels X, places x(X, t), and the residual of a case's own right-hand side there.
 
     x = X + b t + S(t) (v0(X) - b)              eulerian: x = X; galilean: S = 0; limited: S = (1 - e^(-rt)) / r
-    x = ... + t²/T δ(X, t)                      lagrangian: δ, a network's, makes ∂x/∂t the flow's velocity v
+    x = ... + g(t) δ(X, t)                      lagrangian: δ, a network's, makes ∂x/∂t the flow's velocity v
     u = u0(X) + t/T B(X) υ(X, t)                υ is a network's; B vanishes on walls with given values
 
 v0 is v in the initial state, b its mean over space, and r keeps the Jacobian above a floor: where the flow compresses,
-labels gather, and never cross; the lagrangian frame starts from r = 0 where labels do not meet anyway. With
+labels gather, and never cross; the lagrangian frame starts from r = 0 where labels do not meet anyway. g is t²/T where
+v0 is known exactly, else t. In a later slab of time (`headrace.surrogates.time_slabs`) t counts from its beginning, T
+is its length, u0 is the state reached before, and v0 a smooth series close to the velocity then. With
 F = ∂x/∂X, derivatives in space are those in the label times F^-1, second ones with the curvature of x taken off. The
 residual, with w = ∂x/∂t, holds in any frame:
 
@@ -17,6 +19,8 @@ The frame dial therefore decides how smooth υ is, not what is solved. Following
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,14 +31,16 @@ from headrace.solvers.boundary import Dirichlet, Periodic, sides_of
 from headrace.solvers.case import Case
 from headrace.solvers.parameters import Parameters
 
-from .jet import Jet, constant, pairs, stacked
+from .box_series import BoxSeries
+from .case_on_jets import as_fields, auxiliaries_of, coordinates, flow_of
+from .jet import Jet, constant, pairs
 from .jet_operators import JetOperators
 
 FRAMES = ("auto", "eulerian", "galilean", "limited", "lagrangian")
 _GRID = {1: 256, 2: 32, 3: 12}
 """Labels per axis on which the mean and the compression of v0 are found."""
 
-_AT_REST, _MEETING = 1e-13, 0.95
+_AT_REST, _MEETING = 1e-13, 0.995
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,64 +86,13 @@ class Place:
         return torch.linalg.det(self.matrix())
 
 
-def flow_of(case: Case) -> tuple[Any, bool]:
-    """Return the velocity function (u, d, p, t) of a case's flow, or None, and whether d.advect carries all of it.
-
-    `case.frame_velocity` counts where it is declared; else the velocity of the first d.advect is taken, if a check on a
-    random state shows that the right-hand side is -v·∇u of every field and something that advects nothing.
-    """
-
-    def recorded(u: Jet, d: JetOperators, p: Any, t: Any) -> Any:
-        d.advected.clear()
-        case.rhs(u, d, p, t)
-        return d.advected[0][0]
-
-    ndim, fields = case.grid.ndim, len(case.fields)
-    random = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.rand(*shape, generator=random, dtype=torch.float64) + 0.5
-
-    u = Jet(draw(fields, 7), [draw(fields, 7) for _ in range(ndim)], {k: draw(fields, 7) for k in pairs(ndim)}, 2, True)
-    x = _coordinates(torch.stack([draw(7) for _ in range(ndim)]))
-    p = Parameters({name: constant(torch.full((7,), v).double(), ndim) for name, v in case.accept({}).items()})
-    t = constant(draw(7), ndim)
-    whole, without = JetOperators(x), JetOperators(x, without_advection=True)
-    full = as_fields(case.rhs(u, whole, p, t), u).value
-    if not whole.advected:
-        return case.frame_velocity, False
-    rest = as_fields(case.rhs(u, without, p, t), u).value
-    v = whole.advected[0][0]
-    carried = as_fields(JetOperators(x).advect(v, u), u).value
-    accepted = bool(((full + carried - rest).abs() < 1e-9 * (1 + full.abs())).all())
-    if case.frame_velocity is not None:
-        same = case.frame_velocity(u, whole, p, t)
-        gap = max(float(torch.max(torch.abs((constant(torch.zeros(7).double(), ndim) + a - b).value)))
-                  for a, b in zip(same, v, strict=True))  # fmt: skip
-        return case.frame_velocity, accepted and gap < 1e-12
-    return (recorded if accepted else None), accepted
-
-
-def as_fields(result: Any, u: Jet) -> Jet:
-    """Return what a right-hand side or an initial state gave as one jet with the components of u."""
-    if isinstance(result, Jet) and result.components:
-        return result
-    parts = list(result) if isinstance(result, tuple | list) else [result]
-    single = u[0] if u.components else u
-    return stacked([part if isinstance(part, Jet) else _uniform(part, single) for part in parts])
-
-
-def _uniform(part: Any, like: Jet) -> Jet:
-    values = np.unique(np.asarray(part, dtype=np.float64))
-    if len(values) != 1:
-        raise ValueError("A field met an array of your own; build it from the coordinates, so that it has derivatives.")
-    return constant(torch.full_like(like.value, float(values[0])), like.ndim)
-
-
-def _coordinates(values: torch.Tensor) -> tuple[Jet, ...]:
-    ndim = len(values)
-    zero = dict.fromkeys(pairs(ndim))
-    return tuple(Jet(values[i], [1.0 if i == j else None for j in range(ndim)], dict(zero)) for i in range(ndim))
+def _following(jet: Jet, labels: torch.Tensor) -> Jet:
+    """Return a jet known without gradients, whose value follows the labels where those have some."""
+    if not labels.requires_grad:
+        return jet
+    shifts = labels - labels.detach()
+    value = jet.value + sum(shifts[i] * jet._full(part) for i, part in enumerate(jet.gradient))
+    return Jet(value, jet.gradient, jet.hessian, jet.order, jet.components)
 
 
 class MovingFrame:
@@ -146,9 +101,14 @@ class MovingFrame:
     frame : one of `FRAMES`; "auto" is limited where the case has a flow, else eulerian.
     floor : of the Jacobian in the limited frame.
     open_walls : labels pass walls freely, right where the solution is 0 or constant near them; else they stay inside.
+    begins, length : of the slab of time it is for; the whole duration unless told otherwise.
+    start : points -> the state at `begins` in space, a jet without gradients to weights; None takes the case's own.
     """
 
-    def __init__(self, case: Case, *, frame: str = "auto", floor: float = 0.1, open_walls: bool = False) -> None:
+    def __init__(
+        self, case: Case, *, frame: str = "auto", floor: float = 0.1, open_walls: bool = False, begins: float = 0.0,
+        length: float | None = None, start: Callable[[Points], Jet] | None = None,
+    ) -> None:  # fmt: skip
         if case.rhs is None:
             raise ValueError(f"Case {case.name} has a solver of its own and no rhs; a Lagrangian PINN needs rhs.")
         if case.seeds:
@@ -156,14 +116,28 @@ class MovingFrame:
                              "initial conditions needs them as a formula in x and p.")  # fmt: skip
         self.case = case
         self.flow, self._relative = flow_of(case)
+        self.auxiliaries, self._velocity_known = auxiliaries_of(case, self.flow)
         if frame == "auto":
-            frame = "eulerian" if self.flow is None else "limited"
+            frame = "limited" if self.flow is not None and self._velocity_known else "eulerian"
         if frame != "eulerian" and self.flow is None:
             raise ValueError(
                 f"Case {case.name} does not say how its frame moves: write d.advect(v, u) in rhs, declare "
                 "frame_velocity, or take frame='eulerian'."
             )
+        if frame in ("galilean", "limited") and not self._velocity_known:
+            raise ValueError(
+                f"Case {case.name}: the {frame} frame sets out with the velocity at the start, which here comes from "
+                "d.inverse_laplacian and is not known before training. Take frame='lagrangian' or 'eulerian'."
+            )
+        if self.auxiliaries and open_walls:
+            raise ValueError(f"Case {case.name}: d.inverse_laplacian needs walls that labels do not pass; take "
+                             "open_walls=False.")  # fmt: skip
         self.frame, self.floor, self.open_walls = frame, floor, open_walls
+        self.begins, self.length = begins, case.duration if length is None else length
+        self._start = start
+        self._exact = start is None and self._velocity_known
+        self._kept: dict[str, tuple[Any, ...]] = {}
+        self._series = BoxSeries(case.grid, case.periodic)
         self.ndim = case.grid.ndim
         self._sides = sides_of(case.boundary, case.fields, case.grid)
         for name, sides in self._sides.items():
@@ -182,9 +156,16 @@ class MovingFrame:
         p = {name: constant(c, self.ndim) for name, c in zip(self.case.parameters, columns, strict=True)}
         return Parameters(p), constant(points.times, self.ndim)
 
+    def elapsed(self, points: Points) -> torch.Tensor:
+        """Return the time since the slab began, as a share of its length, (points,)."""
+        return (points.times - self.begins) / self.length
+
     def initial(self, points: Points) -> Jet:
         """Return u0(X), (fields, points)."""
-        x = _coordinates(points.labels)
+        if self._start is not None:  # asked for in every step, but a function of the points alone
+            key = (points.labels, points.times, points.rows, points.row_of)
+            return _following(self._keep("initial", key, lambda: self._start(points)), points.labels)
+        x = coordinates(points.labels)
         p, _ = self._scalars(points)
         return as_fields(self.case.initial(x, p, np.random.default_rng(0)), x[0])
 
@@ -192,11 +173,57 @@ class MovingFrame:
         """Return v0(X), one jet per axis, zero across walls."""
         # The frame may be any: where parameters are sought it keeps those of the rows.
         points = points.of_rows()
-        start = replace(points, times=torch.zeros_like(points.times))
-        x, (p, t) = _coordinates(points.labels), self._scalars(start)
+        if not self._velocity_known:
+            return [part * 0 for part in coordinates(points.labels)]
+        if self._start is None:
+            velocity = self._velocity_at_start(points)
+        else:
+            series = self._keep("velocity", (points.rows,), lambda: self._velocity_series(points.rows))
+            velocity = [_following(self._series.jet(part, points.labels, points.row_of), points.labels)
+                        for part in series]  # fmt: skip
+        x = coordinates(points.labels)
+        return [part * self._cutoff(x, axis) for axis, part in enumerate(velocity)]
+
+    @torch.no_grad()
+    def meeting(self, points: Points) -> tuple[float, tuple[float, ...]]:
+        """Return after how long labels would meet if all kept the velocity they start with, and which."""
+        if not self._velocity_known:
+            return math.inf, ()
+        x = coordinates(points.labels)
+        velocity = [part * self._cutoff(x, axis) for axis, part in enumerate(self._velocity_at_start(points))]
+        slopes = torch.stack([torch.stack([part._full(g) for g in part.gradient], 1) for part in velocity], 1)
+        # J = det(1 + t ∇v0) vanishes at -1/λ; pairs of complex λ turn labels about each other, and keep J up.
+        rates = torch.linalg.eigvals(slopes)
+        closing = torch.where(rates.imag.abs() < 0.5 * rates.real.abs(), -rates.real, -math.inf).amax(1)
+        first = int(closing.argmax())
+        return 1 / max(float(closing[first]), 1e-300), tuple(points.labels[:, first].tolist())
+
+    def _velocity_at_start(self, points: Points) -> list[Jet]:
+        start = replace(points, times=torch.full_like(points.times, self.begins))
+        x, (p, t) = coordinates(points.labels), self._scalars(start)
         zero = x[0] * 0
-        return [(zero + part) * self._cutoff(x, axis)
-                for axis, part in enumerate(self.flow(self.initial(points), JetOperators(x), p, t))]  # fmt: skip
+        return [zero + part for part in self.flow(self.initial(points), JetOperators(x), p, t)]
+
+    @torch.no_grad()
+    def _velocity_series(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        # Not the velocity itself: each would ask for the labels of the slab before, and so on, times over.
+        velocity = self._velocity_at_start(self.for_each(rows, self._series.nodes(rows)))
+        return [self._series.fit(part.value.reshape(len(rows), -1)) for part in velocity]
+
+    def for_each(self, rows: torch.Tensor, labels: torch.Tensor) -> Points:
+        """Return the same labels for every row, at the beginning."""
+        count, each = len(rows), labels.shape[1]
+        return Points(
+            labels=labels.repeat(1, count), times=labels.new_full((count * each,), self.begins), rows=rows,
+            row_of=torch.arange(count, device=rows.device).repeat_interleave(each),
+        )  # fmt: skip
+
+    def _keep(self, name: str, tensors: tuple[torch.Tensor, ...], make: Callable[[], Any]) -> Any:
+        known, versions = self._kept.get(name), [part._version for part in tensors]
+        same = known is not None and all(a is b for a, b in zip(known[0], tensors, strict=True))
+        if not same or known[1] != versions:
+            known = self._kept[name] = (tensors, versions, make())
+        return known[2]
 
     def _cutoff(self, x: tuple[Jet, ...], axis: int) -> Jet | float:
         if self.case.periodic[axis] or self.open_walls:
@@ -206,7 +233,7 @@ class MovingFrame:
 
     def walls(self, labels: torch.Tensor) -> list[Jet | float]:
         """Return B(X) of each field: 0 on walls with given values, 1 without walls."""
-        x = _coordinates(labels)
+        x = coordinates(labels)
         result: list[Jet | float] = []
         for sides in self._sides.values():
             factor: Jet | float = 1.0
@@ -217,18 +244,18 @@ class MovingFrame:
             result.append(factor)
         return result
 
-    @torch.no_grad()
     def bulk(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return b (rows, ndim) and the rate r (rows,) of the limited frame."""
+        return self._keep("bulk", (rows,), lambda: self._bulk(rows))
+
+    @torch.no_grad()
+    def _bulk(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         grid = self.case.grid
         axes = [grid.origin[i] + (torch.arange(_GRID[self.ndim], dtype=rows.dtype, device=rows.device) + 0.5)
                 * (grid.extent[i] / _GRID[self.ndim]) for i in range(self.ndim)]  # fmt: skip
         labels = torch.stack([a.reshape(-1) for a in torch.meshgrid(*axes, indexing="ij")])
         count, each = len(rows), labels.shape[1]
-        points = Points(
-            labels=labels.repeat(1, count), times=labels.new_zeros(count * each), rows=rows,
-            row_of=torch.arange(count, device=rows.device).repeat_interleave(each),
-        )  # fmt: skip
+        points = self.for_each(rows, labels)
         v = self.initial_velocity(points)
         mean = torch.stack([part.value.reshape(count, each).mean(1) for part in v], 1)
         for axis in range(self.ndim):
@@ -247,14 +274,14 @@ class MovingFrame:
 
         displacement : δ, one jet per axis, and ∂δ/∂t (ndim, points); in the lagrangian frame only.
         """
-        x, t = list(_coordinates(points.labels)), points.times
+        x, t = list(coordinates(points.labels)), points.times - self.begins
         if self.frame == "eulerian":
             return Place(x=tuple(x), velocity=torch.zeros_like(points.labels))
         mean, rate = (part[points.row_of] for part in self.bulk(points.rows))
         if self.frame == "galilean":
             moved = tuple(a + constant(mean[:, i] * t, self.ndim) for i, a in enumerate(x))
             return Place(x=moved, velocity=mean.T)
-        T = self.case.duration
+        T = self.length
         if self.frame == "lagrangian":  # labels that do not meet within the duration go on as they set out
             rate = torch.where(rate * (1 - self.floor) * T < _MEETING, torch.full_like(rate, _AT_REST), rate)
         S, decay = -torch.expm1(-rate * t) / rate, torch.exp(-rate * t)
@@ -265,11 +292,12 @@ class MovingFrame:
         if displacement is None:
             return Place(x=tuple(moved), velocity=velocity)
         delta, slope = displacement
+        factor, its_slope = (t * t / T, 2 * t / T) if self._exact else (t, torch.ones_like(t))
         cut = [self._cutoff(tuple(x), axis) for axis in range(self.ndim)]
-        moved = [a + (b * c).mapped(lambda part: part * (t * t / T))
+        moved = [a + (b * c).mapped(lambda part: part * factor)
                  for a, b, c in zip(moved, delta, cut, strict=True)]  # fmt: skip
-        factors = [c.value if isinstance(c, Jet) else c for c in cut]
-        further = [f * (2 * t / T * b.value + t * t / T * r) for f, b, r in zip(factors, delta, slope, strict=True)]
+        walls = [c.value if isinstance(c, Jet) else c for c in cut]
+        further = [f * (its_slope * b.value + factor * r) for f, b, r in zip(walls, delta, slope, strict=True)]
         return Place(x=tuple(moved), velocity=velocity + torch.stack(further))
 
     # --- in space
@@ -293,27 +321,33 @@ class MovingFrame:
             (i, j): sum(inverse[:, k, i] * bent[min(k, m), max(k, m)] * inverse[:, m, j] for k in axes for m in axes)
             for i, j in pairs(self.ndim)
         }
-        return Jet(u.value, gradient, hessian, 2, True)
+        return Jet(u.value, gradient, hessian, 2, u.components)
 
-    def residual(self, points: Points, u: Jet, rate: torch.Tensor, place: Place) -> torch.Tensor:
-        """Return ∂u/∂t|X - w·∇u - rhs(u), and in the lagrangian frame w - v below it, (equations, points).
+    def residual(
+        self, points: Points, u: Jet, rate: torch.Tensor, place: Place, auxiliary: Sequence[Jet] = ()
+    ) -> torch.Tensor:
+        """Return ∂u/∂t|X - w·∇u - rhs(u), (equations, points).
 
-        u : in the label. rate : ∂u/∂t at fixed label, (fields, points).
+        Below it in the lagrangian frame w - v, and below that what auxiliary unknowns lack of their equations.
+
+        u : in the label. rate : ∂u/∂t at fixed label, (fields, points). auxiliary : in the label, one jet each.
         """
         p, t = self._scalars(points)
         state = self.state_in_space(u, place)
-        x = _coordinates(torch.stack([part.value for part in place.x]))
+        x = coordinates(torch.stack([part.value for part in place.x]))
         w = list(place.velocity)
         moving = self.frame != "eulerian"
-        d = JetOperators(x, w if moving and self._relative else None)
+        others = [self.state_in_space(psi, place) for psi in auxiliary]
+        d = JetOperators(x, w if moving and self._relative else None, auxiliary=others.__getitem__)
         result = as_fields(self.case.rhs(state, d, p, t), state).value
         residual = rate - result
         if moving and not self._relative:
             residual = residual - sum(a * b for a, b in zip(w, state.gradient, strict=True))
+        further = [part[None] for part in d.further]
         if self.frame != "lagrangian":
-            return residual
-        v = self.flow(state, JetOperators(x), p, t)
-        cut = [self._cutoff(_coordinates(points.labels), axis) for axis in range(self.ndim)]
+            return torch.cat((residual, *further))
+        v = self.flow(state, JetOperators(x, auxiliary=others.__getitem__), p, t)
+        cut = [self._cutoff(coordinates(points.labels), axis) for axis in range(self.ndim)]
         zero = constant(torch.zeros_like(points.times), self.ndim)
         gap = torch.stack([a - ((zero + b) * c).value for a, b, c in zip(w, v, cut, strict=True)])
-        return torch.cat((residual, gap))
+        return torch.cat((residual, gap, *further))

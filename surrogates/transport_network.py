@@ -21,20 +21,21 @@ class TransportNetwork(torch.nn.Module):
 
     widths : of the hidden layers of υ; those of δ are half as many, at least one.
     harmonics : sines and cosines per periodic axis that the networks see.
+    auxiliary : further outputs of υ's network, one for each d.inverse_laplacian of the right-hand side.
     """
 
     def __init__(
         self, problem: Problem, *, widths: Sequence[int] = (20, 20, 20), harmonics: int = 1, lagrangian: bool = False,
-        seed: int = 0, origin: Sequence[float] | None = None,
+        seed: int = 0, origin: Sequence[float] | None = None, auxiliary: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.problem, self.harmonics = problem, harmonics
+        self.problem, self.harmonics, self.auxiliary = problem, harmonics, auxiliary
         self.ndim = len(problem.shape)
         self.origin = tuple(origin) if origin is not None else (0.0,) * self.ndim
         self._second: Pairs = tuple(pairs(self.ndim))
         inputs = sum(2 * harmonics if periodic else 1 for periodic in problem.periodic) + 1 + len(problem.parameters)
         generator = torch.Generator().manual_seed(seed)
-        self.state = JetNetwork((inputs, *widths, len(problem.fields)), generator, last=0.1)
+        self.state = JetNetwork((inputs, *widths, len(problem.fields) + auxiliary), generator, last=0.1)
         self.displacement = None
         if lagrangian:
             shallow = tuple(widths)[: max(1, len(widths) // 2)]
@@ -42,7 +43,17 @@ class TransportNetwork(torch.nn.Module):
         self.moving: MovingFrame | None = None
 
     def use(self, moving: MovingFrame) -> None:
-        """Take the conditions and the equation of a case."""
+        """Take the conditions and the equation of a case.
+
+        Raises
+        ------
+        ValueError : its right-hand side needs another number of auxiliary outputs.
+        """
+        if moving.auxiliaries != self.auxiliary:
+            raise ValueError(
+                f"The right-hand side of case {moving.case.name} calls d.inverse_laplacian {moving.auxiliaries} times; "
+                f"the network has {self.auxiliary} auxiliary outputs. Make it with auxiliary={moving.auxiliaries}."
+            )
         self.moving = moving
         self.origin = moving.case.grid.origin
 
@@ -60,7 +71,7 @@ class TransportNetwork(torch.nn.Module):
             else:
                 half = problem.extent[axis] / 2
                 columns.append(((X - self.origin[axis]) / half - 1, axis, 1 / half, 0.0))
-        columns.append((2 * points.times / problem.duration - 1, ndim, 2 / problem.duration, None))
+        columns.append((2 * self.moving.elapsed(points) - 1, ndim, 2 / self.moving.length, None))
         for index, (name, (low, high)) in enumerate(problem.parameters.items()):
             value = points.rows[points.row_of][:, index]
             if name in problem.logarithmic:
@@ -98,22 +109,28 @@ class TransportNetwork(torch.nn.Module):
 
     def unknowns(self, points: Points, traces: list[Trace] | None = None) -> tuple[Jet, torch.Tensor]:
         """Return u as a jet in the label (fields, points), and ∂u/∂t at fixed label."""
+        return self._solution(points, traces)[:2]
+
+    def _solution(self, points: Points, traces: list[Trace] | None) -> tuple[Jet, torch.Tensor, list[Jet]]:
+        """Return u, ∂u/∂t and the auxiliary unknowns."""
         trace: Trace | None = None if traces is None else []
         jets, rates = self._jet(self.state(self.features(points), self.ndim + 1, self._second, trace))
         if traces is not None:
             traces.append(trace)
-        t, T = points.times, self.moving.case.duration
+        t, T = points.times - self.moving.begins, self.moving.length
+        walls, fields = self.moving.walls(points.labels), len(self.problem.fields)
         parts, slopes = [], []
-        for jet, rate, wall in zip(jets, rates, self.moving.walls(points.labels), strict=True):
+        for jet, rate, wall in zip(jets[:fields], rates[:fields], walls, strict=True):
             parts.append((jet * wall).mapped(lambda a: a * (t / T)))
             factor = wall.value if isinstance(wall, Jet) else wall
             slopes.append(factor * (jet.value + t * rate) / T)
-        return self.moving.initial(points) + stacked(parts), torch.stack(slopes)
+        auxiliary = [jet * walls[0] for jet in jets[fields:]]
+        return self.moving.initial(points) + stacked(parts), torch.stack(slopes), auxiliary
 
     def residual(self, points: Points, traces: list[Trace] | None = None) -> torch.Tensor:
         """Return the residuals of the equations, (equations, points)."""
-        u, rate = self.unknowns(points, traces)
-        return self.moving.residual(points, u, rate, self.place(points, traces))
+        u, rate, auxiliary = self._solution(points, traces)
+        return self.moving.residual(points, u, rate, self.place(points, traces), auxiliary)
 
     def min_jacobian(self, points: Points) -> tuple[float, float, list[float]]:
         """Return the smallest J over some points, with its time and label; below 0 characteristics have crossed."""
@@ -154,10 +171,20 @@ class TransportNetwork(torch.nn.Module):
             place = self.place(points.at(labels))
             gap = torch.stack([part.value for part in place.x]) - points.labels
             labels = labels - torch.linalg.solve(place.matrix().detach(), gap.T[..., None])[..., 0].T
-        if self.moving.open_walls:  # outside the box of labels the solution is what it is at its edge
-            corner, extent = labels.new_tensor(self.origin)[:, None], labels.new_tensor(self.problem.extent)[:, None]
-            labels = torch.minimum(torch.maximum(labels, corner), corner + extent)
-        return self.unknowns(points.at(labels))[0].value
+        return self.unknowns(points.at(self._inside(labels)))[0].value
+
+    @torch.no_grad()
+    def state_at(self, points: Points) -> Jet:
+        """Return u at the places points.labels as a jet in space, (fields, points), without gradients to weights."""
+        there = points.at(self._inside(self.labels_at(points)))
+        return self.moving.state_in_space(self.unknowns(there)[0], self.place(there))
+
+    def _inside(self, labels: torch.Tensor) -> torch.Tensor:
+        if not self.moving.open_walls:
+            return labels
+        # Outside the box of labels the solution is what it is at its edge.
+        corner, extent = labels.new_tensor(self.origin)[:, None], labels.new_tensor(self.problem.extent)[:, None]
+        return torch.minimum(torch.maximum(labels, corner), corner + extent)
 
 
 def _on_line(
@@ -180,7 +207,9 @@ def _on_line(
         step = X - gap / moved.matrix()[:, 0, 0]
         inside = (step > low) & (step < high)
         following = torch.where(inside, step, 0.5 * (low + high))
-        if bool(((following - X).abs() <= 4 * torch.finfo(X.dtype).eps * (1 + X.abs())).all()):
+        eps = 4 * torch.finfo(X.dtype).eps
+        close = (following - X).abs() <= eps * (1 + X.abs())
+        if bool((close | (gap.abs() <= eps * (1 + target[0].abs()))).all()):
             break
         X = following
     return X, (place(X).x[0].value - target[0]).abs().max()
@@ -199,13 +228,13 @@ def _in_space(
     for _ in range(most):
         step = torch.linalg.solve(moved.matrix(), gap.T[..., None])[..., 0].T
         tried = X - damping * step
-        new_gap, _ = distance(tried)
+        new_gap, new_moved = distance(tried)
         better = new_gap.norm(dim=0) < gap.norm(dim=0)
         X = torch.where(better, tried, X)
         damping = torch.where(better, (damping * 2).clamp(max=1.0), damping / 2)
-        gap, moved = distance(X)
+        gap, moved = (new_gap, new_moved) if bool(better.all()) else distance(X)
         if not bool(better.any()) and bool((damping < 1e-3).all()):
             break
-        if float(gap.abs().max()) < 4 * torch.finfo(X.dtype).eps * (1 + float(target.abs().max())):
+        if float(gap.abs().max()) < 8 * torch.finfo(X.dtype).eps * (1 + float(target.abs().max())):
             break
     return X, gap.norm(dim=0).max()

@@ -13,8 +13,8 @@ from headrace.online_training.run_directory import RunDirectory
 from headrace.solvers.blocks import Blocks
 from headrace.solvers.case_file import CaseReference
 from headrace.solvers.right_hand_side import TensorRightHandSide, right_hand_side
+from headrace.surrogates.case_on_jets import as_fields, coordinates, flow_of
 from headrace.surrogates.jet_operators import JetOperators
-from headrace.surrogates.moving_frame import _coordinates, as_fields, flow_of
 
 FILE = '''
 """Two pollutants in a shear flow; the second is made from the first."""
@@ -63,7 +63,7 @@ def test_grids_tensors_and_jets_agree_on_the_file(file):
         rows = torch.tensor([list(p.values())], dtype=torch.float64)
         tensors = TensorRightHandSide(case, rows)(torch.tensor(state)[:, None], 0.0)[:, 0].numpy()
         assert np.abs(tensors - numeric).max() < 1e-12
-        x = _coordinates(torch.tensor(np.stack([axis.ravel() for axis in axes])))
+        x = coordinates(torch.tensor(np.stack([axis.ravel() for axis in axes])))
         u = as_fields(case.initial(x, p, None), x[0])
         exact = as_fields(case.rhs(u, JetOperators(x), p, 0.0), u).value.numpy()
         errors.append(np.abs(numeric.reshape(2, -1) - exact).max())
