@@ -94,6 +94,7 @@ class Equations:
 
     def __init__(self, network: TransportNetwork) -> None:
         self.network = network
+        self.recordable = self.recordable and network.moving.recordable
         nets = [network.state] + ([network.displacement] if network.displacement is not None else [])
         self._weights = [w for net in nets for pair in zip(net.weights, net.biases, strict=True) for w in pair]
 

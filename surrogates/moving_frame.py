@@ -156,6 +156,11 @@ class MovingFrame:
         p = {name: constant(c, self.ndim) for name, c in zip(self.case.parameters, columns, strict=True)}
         return Parameters(p), constant(points.times, self.ndim)
 
+    @property
+    def recordable(self) -> bool:
+        """Whether residuals depend on no values on the host, so that a GPU may replay them as a CUDA graph."""
+        return self._start is None
+
     def elapsed(self, points: Points) -> torch.Tensor:
         """Return the time since the slab began, as a share of its length, (points,)."""
         return (points.times - self.begins) / self.length
@@ -219,6 +224,8 @@ class MovingFrame:
         )  # fmt: skip
 
     def _keep(self, name: str, tensors: tuple[torch.Tensor, ...], make: Callable[[], Any]) -> Any:
+        if tensors[0].is_cuda and torch.cuda.is_current_stream_capturing():
+            return make()  # a replay must compute it from the tensors it is given
         known, versions = self._kept.get(name), [part._version for part in tensors]
         same = known is not None and all(a is b for a, b in zip(known[0], tensors, strict=True))
         if not same or known[1] != versions:

@@ -99,7 +99,7 @@ def test_burgers_goes_past_its_shock_in_the_lagrangian_frame():
 def test_a_long_run_in_a_flow_that_squeezes():
     """Places draw together by e^2.4 in the end, labels of a slab by less than e."""
     case, row = replace(transport.stretching, duration=2.4), [0.05, -1.0]
-    slabs = solve(case, row, 18, 200, frame="lagrangian", widths=(10, 10), open_walls=True, longest=0.8)
+    slabs = solve(case, row, 25, 400, frame="lagrangian", widths=(10, 10), open_walls=True, longest=0.8)
     assert len(slabs.ends) == 3 and not slabs.relabellings
     assert_continuous(slabs, case, row)
     assert error(slabs, case, row, (0.7, 1.5, 2.3)) < 1e-2
