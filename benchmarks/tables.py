@@ -121,14 +121,16 @@ def losses(table: Table, network: Autoregressive, seen: data.Trajectories) -> tu
 
 
 @torch.no_grad()
-def error(table: Table, network: Autoregressive, held_out: data.Trajectories) -> float:
-    """Return the error that the table reports, mean over the held-out simulations."""
-    network.eval()
-    begin = table.first + network.history
+def error(table: Table, history: int, held_out: data.Trajectories, network: Autoregressive | None) -> float:
+    """Return the error that the table reports, mean over the held-out simulations; without a network of persistence."""
+    begin = table.first + history
     known, truth = held_out.states[:, table.first : begin], held_out.states[:, begin:]
-    times = held_out.times[begin:].expand(len(truth), -1)
-    found = roll_out(network, known, held_out.parameters, times)
-    network.train()
+    if network is None:
+        found = known[:, -1:].expand_as(truth)
+    else:
+        times = held_out.times[begin:].expand(len(truth), -1)
+        found = roll_out(network.eval(), known, held_out.parameters, times)
+        network.train()
     if table.accumulated:
         return (found - truth).square().sum(1).mean((1, 2)).mean().item()
     return relative_l2(found, truth, 1).mean().item()
@@ -170,7 +172,7 @@ def trained(
     network, training = run(steps)
     for check in range(1, CHECKS + 1):
         training.until(steps * check // CHECKS)
-        found["errors"].append(error(table, network, held_out))
+        found["errors"].append(error(table, network.history, held_out, network))
         found["seconds"].append(training.seconds)
     found["steps"], found["epochs"] = steps, steps * table.plan.batch / len(seen.states)
     found["weights"] = sum(parameter.numel() for parameter in network.parameters())
@@ -276,6 +278,8 @@ def measure(name: str, options: Any, report: Report) -> Iterator[None]:
         began = time.perf_counter()
         seen = table.generate(8 if quick else table.train, 1, device, quick)
         held_out = table.generate(2 if quick else table.test, 2, device, quick)
+        value = error(table, table.network(quick).history, held_out, None)
+        report.add(f"{name} persistence", value, "1", setup="the last known state for all later ones", **common)
         report.add(f"{name} generation", time.perf_counter() - began, "s", setup="all trajectories", **common)
     for seed in missing:
         yield
