@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.fft
 
 from .blocks import Blocks, split
 
@@ -58,10 +57,10 @@ class Ends(enum.Enum):
 
 
 _SINE_COSINE = {
-    Ends.NEUMANN: (scipy.fft.dct, scipy.fft.idct, 2),
-    Ends.DIRICHLET: (scipy.fft.dst, scipy.fft.idst, 2),
-    Ends.NEUMANN_DIRICHLET: (scipy.fft.dct, scipy.fft.idct, 4),
-    Ends.DIRICHLET_NEUMANN: (scipy.fft.dst, scipy.fft.idst, 4),
+    Ends.NEUMANN: ("dct", "idct", 2),
+    Ends.DIRICHLET: ("dst", "idst", 2),
+    Ends.NEUMANN_DIRICHLET: ("dct", "idct", 4),
+    Ends.DIRICHLET_NEUMANN: ("dst", "idst", 4),
 }
 
 
@@ -98,6 +97,9 @@ class SlabTransform:
     """
 
     def __init__(self, blocks: Blocks, ends: Sequence[Ends], modes: int | None = None) -> None:
+        import scipy.fft  # takes as long to load as all the rest of a solver, and most solvers transform nothing
+
+        self._fft = scipy.fft
         self.ends = tuple(ends)
         self._shape = blocks.grid_shape
         self._comm = blocks.comm
@@ -161,14 +163,14 @@ class SlabTransform:
     def _along(self, a: np.ndarray, axis: int) -> np.ndarray:
         ends, lane = self.ends[axis], axis - len(self._shape)
         if axis == self.halved:
-            a = _fourier(np.fft.rfft, a, lane, a.shape[lane] // 2 + 1) if self._small else scipy.fft.rfft(a, axis=lane)
+            a = _fourier(np.fft.rfft, a, lane, a.shape[lane] // 2 + 1) if self._small else self._fft.rfft(a, axis=lane)
             return a[..., : self._kept] if axis == len(self._shape) - 1 else a
         if ends is Ends.PERIODIC:
             if self._small:
                 return _fourier(np.fft.fft, a, lane, a.shape[lane])
-            return scipy.fft.fft(a, axis=lane, overwrite_x=a.flags.c_contiguous)
+            return self._fft.fft(a, axis=lane, overwrite_x=a.flags.c_contiguous)
         transform, _, kind = _SINE_COSINE[ends]
-        return transform(a, type=kind, axis=lane)
+        return getattr(self._fft, transform)(a, type=kind, axis=lane)
 
     def _back(self, a: np.ndarray, axis: int) -> np.ndarray:
         ends, lane, n = self.ends[axis], axis - len(self._shape), self._shape[axis]
@@ -176,11 +178,11 @@ class SlabTransform:
             # Modes that are not kept are zero: irfft appends them.
             if self._small:
                 return _fourier(np.fft.irfft, a, lane, n, float, n=n)
-            return scipy.fft.irfft(a, n=n, axis=lane)
+            return self._fft.irfft(a, n=n, axis=lane)
         if ends is Ends.PERIODIC:
-            return _fourier(np.fft.ifft, a, lane, n) if self._small else scipy.fft.ifft(a, axis=lane)
+            return _fourier(np.fft.ifft, a, lane, n) if self._small else self._fft.ifft(a, axis=lane)
         _, transform, kind = _SINE_COSINE[ends]
-        return transform(a, type=kind, axis=lane)
+        return getattr(self._fft, transform)(a, type=kind, axis=lane)
 
     def _gathered(self, fields: np.ndarray) -> np.ndarray:
         """Return whole lines of a one-dimensional grid on every rank."""

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import scipy.fft
 
 from .blocks import Blocks
 from .boundary import Boundary, Dirichlet, Neumann, Periodic, sides_of
@@ -65,6 +64,8 @@ class BlockGrid(WholeGrid):
         moved = np.ascontiguousarray(np.moveaxis(array[(..., *inner)], lane, 0))
         line = self._blocks.gather_line(moved.reshape(len(moved), -1), axis)
         extent = self._case.grid.extent[axis]
+        import scipy.fft  # most solvers do without it
+
         spectrum = scipy.fft.rfft(line, axis=0)
         spectrum *= derivative_symbol(len(line), extent, order)[:, None]
         whole = scipy.fft.irfft(spectrum, n=len(line), axis=0)
