@@ -1,49 +1,50 @@
 """Accuracy and time of the Lagrangian PINN on transport problems with exact solutions.
 
-    python benchmarks/lpinn.py [--quick] [--only NAME] [--device cpu|cuda] [--threads N] [--seeds N] [--resume]
+    python benchmarks/lpinn.py [--quick] [--only PART] [--device cpu|cuda] [--threads N] [--seeds N] [--resume]
 
 The error is the relative L2 norm in space and time against the exact solution, the mean speed C taken off, on a regular
 grid that no training sees; the wall time leaves the evaluations out, and starts with the network. `eulerian` is a PINN
 with the same conditions, derivatives and optimiser: what the frame alone brings. `contains the solution` marks problems
-that an untrained network of ours solves: listed, not counted. One JSON line per figure, also in
-benchmarks/results/lpinn-DEVICE.json, or in the folder that HEADRACE_RESULTS names.
+that an untrained network of ours solves: listed, not counted. A part is the first word of its rows' names; `baseline`
+are physics-informed networks as they are usually trained (benchmarks/lagrangian/baselines.py), `rivals` other programs
+in environments of their own (benchmarks/lagrangian/rivals.py says how they are made).
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import math
-import os
-import platform
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lagrangian.baselines import METHODS, measure_baselines
+from lagrangian.rivals import measure_rivals
+from lines import Report, flags, processor
 
 from headrace.cases import transport
 from headrace.solvers import Case
 from headrace.surrogates import Problem
 from headrace.surrogates.collocation import Sampler
-from headrace.surrogates.first_order import Loss, adam, lbfgs
 from headrace.surrogates.inverse import Samples, identify
 from headrace.surrogates.least_squares import Fit, levenberg_marquardt
 from headrace.surrogates.moving_frame import MovingFrame, Points
 from headrace.surrogates.time_slabs import TimeSlabs, march
 from headrace.surrogates.transport_network import TransportNetwork
 
-RESULTS = Path(os.environ.get("HEADRACE_RESULTS", Path(__file__).parent / "results"))
 MARKS = (1e-2, 1e-4, 1e-6, 1e-7)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """One row: a problem, a frame, a network, a budget of seconds, and the error aimed at."""
+    """One row: a problem, a frame, a network, a budget of seconds, and the error aimed at.
+
+    early : seconds on the way and the error aimed at by then, a line of its own from the same runs.
+    """
 
     name: str
     case: Case
@@ -59,8 +60,8 @@ class Setup:
     duration: float | None = None
     note: str = ""
     resample_every: int = 10
-    method: str = "levenberg-marquardt"
     only_gpu: bool = False
+    early: tuple[float, float] | None = None
     vary: tuple[str, ...] = field(default=())
     longest: float | None = None
     """Of a slab of time; None: one slab."""
@@ -93,21 +94,14 @@ def setups() -> list[Setup]:
             rows.append(Setup(name=f"Burgers sin + C nu=0.01 C={C:g} T={T:g}", case=t.burgers, goal=goal, duration=T,
                               values={"nu": 0.01, "C": C}, frame="limited", seconds=120))  # fmt: skip
     shock = dict(case=t.standing_shock, values={"nu": 0.01 / math.pi, "C": 0.0}, duration=1.0)
-    rows.append(Setup(name="viscous Burgers nu=0.01/pi, 2 cores", frame="limited", goal=1e-5, seconds=300, floor=0.03,
-                      widths=(20, 20, 20), harmonics=3, count=2500, **shock))  # fmt: skip
-    rows.append(Setup(name="viscous Burgers nu=0.01/pi, 60 s", frame="limited", goal=1e-6, seconds=60, floor=0.03,
-                      widths=(30, 30, 30), harmonics=3, count=8000, only_gpu=True, **shock))  # fmt: skip
-    rows.append(Setup(name="viscous Burgers nu=0.01/pi, 300 s", frame="limited", goal=1e-7, seconds=300, floor=0.03,
-                      widths=(40, 40, 40), harmonics=3, count=12000, only_gpu=True, **shock))  # fmt: skip
-    rows.append(Setup(name="viscous Burgers nu=0.01/pi, eulerian", frame="eulerian", goal=1e-5, seconds=60,
-                      widths=(30, 30, 30), count=4000, **shock))  # fmt: skip
-    usual = dict(case=t.convection_diffusion, values={"c": 30.0, "nu": 0.01}, frame="eulerian", widths=(50,) * 4)
-    for method, bits in (("adam+lbfgs", torch.float32), ("adam+lbfgs", torch.float64), ("curriculum", torch.float64),
-                         ("levenberg-marquardt", torch.float64)):  # fmt: skip
-        name = f"baseline PINN c=30 nu=0.01 {method} {str(bits).removeprefix('torch.')}"
-        # Dense algebra wants a small network; the others get the usual one.
-        usual["widths"] = (20,) * 3 if method == "levenberg-marquardt" else (50,) * 4
-        rows.append(Setup(name=name, method=method, dtype=bits, seconds=100, count=1000, goal=1e-6, **usual))
+    # Networks, points and floor were chosen at nu = 0.015/pi.
+    rows.append(Setup(name="viscous Burgers nu=0.01/pi, 2 cores", frame="limited", goal=1e-5, seconds=300,
+                      widths=(16,) * 4, harmonics=3, count=2500, **shock))  # fmt: skip
+    rows.append(Setup(name="viscous Burgers nu=0.01/pi, 300 s", frame="limited", goal=1e-7, seconds=300,
+                      early=(60.0, 1e-6), widths=(24,) * 4, harmonics=3, count=8000, only_gpu=True,
+                      **shock))  # fmt: skip
+    rows.append(Setup(name="viscous Burgers nu=0.01/pi, eulerian", frame="eulerian", goal=1e-6, seconds=60,
+                      widths=(24,) * 4, harmonics=3, count=8000, only_gpu=True, **shock))  # fmt: skip
     rows.append(Setup(name="2-D solid rotation, one turn", case=t.rotation, values={"omega": 2 * math.pi}, goal=1e-4,
                       frame="lagrangian", seconds=120, widths=(16, 16), count=800, longest=0.1))  # fmt: skip
     rows.append(Setup(name="Burgers sin + 1 nu=0.1 to T=2 by new labels", case=t.burgers, goal=1e-4, duration=2.0,
@@ -193,6 +187,8 @@ def measure(setup: Setup, seed: int, device: str, seconds: float) -> dict[str, A
     untrained = judge.error(network)
     reached: dict[float, float] = {}
     state = {"best": math.inf, "judged": 0.0, "next": 0.0}
+    stop = setup.early[0] if setup.early else math.inf
+    curve: list[tuple[float, float]] = []
     began = time.perf_counter()
 
     def watch(step: int, residual: float) -> bool:
@@ -200,24 +196,24 @@ def measure(setup: Setup, seed: int, device: str, seconds: float) -> dict[str, A
         if now >= state["next"]:
             start = time.perf_counter()
             state["best"] = judge.error(network)
+            if math.isfinite(state["best"]):
+                curve.append((round(now, 2), state["best"]))
             for mark in MARKS:
                 if state["best"] <= mark and mark not in reached:
                     reached[mark] = now
             state["judged"] += time.perf_counter() - start
             state["next"] = now * 1.15 + 0.2
+            if now < stop < state["next"]:
+                state["next"] = stop
         return now > seconds
 
-    if setup.method == "levenberg-marquardt":
-        fit = levenberg_marquardt(
-            network, sampler, steps=100_000, watch=watch, resample_every=setup.resample_every
-        )
-    else:
-        fit = by_gradients(setup, network, sampler, seconds)
+    fit = levenberg_marquardt(network, sampler, steps=100_000, watch=watch, resample_every=setup.resample_every)
     used = time.perf_counter() - began - state["judged"]
-    labels = sampler.uniform(4000, fixed)
+    labels, error = sampler.uniform(4000, fixed), judge.error(network)
     return {
-        "error": judge.error(network), "untrained": untrained, "seconds": used, "residual": fit.residual,
-        "steps": fit.steps, "reason": fit.reason, "reached": {f"{m:g}": round(s, 2) for m, s in reached.items()},
+        "error": error, "curve": [*curve, (round(used, 2), error)], "untrained": untrained, "seconds": used,
+        "residual": fit.residual, "steps": fit.steps, "reason": fit.reason,
+        "reached": {f"{m:g}": round(s, 2) for m, s in reached.items()},
         "min_jacobian": network.min_jacobian(labels)[0], "weights": sum(p.numel() for p in network.parameters()),
     }  # fmt: skip
 
@@ -244,32 +240,6 @@ def in_slabs(setup: Setup, case: Case, judge: Judge, seed: int, device: str, sec
     }  # fmt: skip
 
 
-def cpu_name() -> str:
-    """Return what the processor calls itself."""
-    with contextlib.suppress(OSError):
-        for text in Path("/proc/cpuinfo").read_text().splitlines():
-            if text.startswith("model name"):
-                return text.split(":", 1)[1].strip()
-    return platform.processor() or "cpu"
-
-
-def by_gradients(setup: Setup, network: TransportNetwork, sampler: Sampler, seconds: float) -> Fit:
-    """Train as PINNs usually are: Adam, then L-BFGS; or with speeds that rise step by step."""
-    with torch.no_grad():  # a last layer that starts at its usual size, not ours
-        network.state.weights[-1] *= 10
-    loss = Loss(network)
-    if setup.method == "curriculum":
-        whole = sampler.rows.clone()
-        for share in (1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6):
-            sampler.rows = whole * torch.tensor([[share, 1.0]], dtype=whole.dtype, device=whole.device)
-            lbfgs(loss, sampler, steps=100_000, seconds=seconds / 8)
-        sampler.rows = whole
-        return lbfgs(loss, sampler, steps=100_000, seconds=seconds * 3 / 8)
-    began = time.monotonic()
-    adam(loss, sampler, steps=2_000, learning_rate=1e-3, seconds=seconds / 3)
-    return lbfgs(loss, sampler, steps=100_000, resample_every=1_000, seconds=seconds - (time.monotonic() - began))
-
-
 def inverse(noise: float, seed: int) -> dict[str, Any]:
     """Return the errors of c and nu from 200 samples, in units of the truth and of the Cramér-Rao bound."""
     case, (c, nu) = transport.convection_diffusion, (30.0, 0.05)
@@ -291,7 +261,7 @@ def inverse(noise: float, seed: int) -> dict[str, Any]:
 
 def inverse_lines(seeds: int, threads: int) -> list[dict[str, Any]]:
     """Return the two lines of the inverse problem."""
-    shared = {"seeds": seeds, "cores": threads, "device": cpu_name(), "precision": "float64",
+    shared = {"seeds": seeds, "cores": threads, "device": processor(), "precision": "float64",
               "setup": "c = 30 and nu = 0.05 from 200 scattered samples of convection-diffusion"}  # fmt: skip
     clean = [inverse(0.0, seed)["relative"] for seed in range(seeds)]
     noisy = [inverse(0.01, seed) for seed in range(4 * seeds)]
@@ -322,7 +292,7 @@ def breaking_time(threads: int) -> dict[str, Any]:
     found = float(times[0] + smallest[0] * (times[1] - times[0]) / (smallest[0] - smallest[1]))
     return {"name": "breaking time of inviscid Burgers", "value": abs(found - 1), "unit": "error", "goal": 1e-2,
             "met": abs(found - 1) <= 1e-2, "baseline": None, "seeds": 1, "cores": threads, "precision": "float64",
-            "device": cpu_name(), "setup": f"min J at t = 0.5, 0.9, extrapolated to 0; {fit.reason}",
+            "device": processor(), "setup": f"min J at t = 0.5, 0.9, extrapolated to 0; {fit.reason}",
             "note": "contains the solution"}  # fmt: skip
 
 
@@ -335,62 +305,94 @@ def line(setup: Setup, runs: list[dict[str, Any]], device: str, threads: int) ->
         "baseline_is": "untrained network", "seeds": len(runs), "seconds": [round(r["seconds"], 1) for r in runs],
         "steps": [r["steps"] for r in runs],
         "reached": [r["reached"] for r in runs], "frame": setup.frame, "note": setup.note,
-        "cores": threads, "device": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
+        "cores": threads, "device": hardware(device),
         "precision": str(setup.dtype).removeprefix("torch."),
         "setup": f"{'x'.join(map(str, setup.widths))} tanh, {runs[0]['weights']} weights, {setup.count} points, "
-                 f"{setup.method}, floor {setup.floor}, {setup.harmonics} harmonics",
+                 f"Levenberg-Marquardt, floor {setup.floor}, {setup.harmonics} harmonics",
         "stopped": [r["reason"] for r in runs], "min_jacobian": runs[0]["min_jacobian"],
     }  # fmt: skip
 
 
+def further_lines(part: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a part that is no row of the table."""
+    shared = {"cores": options.threads, "device": hardware(options.device)}
+    seconds = min(options.seconds, 8 if options.quick else 100)
+    if part == "inverse":
+        yield from inverse_lines(options.seeds, options.threads)
+    elif part == "breaking":
+        yield breaking_time(options.threads)
+    elif part == "baseline":
+        for name, value, more in measure_baselines(seconds=seconds, seeds=options.seeds, device=options.device,
+                                                   methods=tuple(METHODS)[: 1 if options.quick else None]):  # fmt: skip
+            yield {"name": name, "value": value, "unit": "relative L2", "goal": None, "met": None, "baseline": None,
+                   **shared, **more}  # fmt: skip
+    else:
+        for name, value, unit, more in measure_rivals(
+            lambda problem, seed: course(problem, seed, options.device, seconds), seconds=seconds, seeds=options.seeds,
+            device=options.device, threads=options.threads,
+        ):  # fmt: skip
+            goal = more.get("goal")
+            yield {"name": name, "value": value if math.isfinite(value) else None, "unit": unit, "goal": goal,
+                   "met": None if goal is None else value >= goal, "baseline": None, **shared, **more}  # fmt: skip
+
+
+def course(problem: str, seed: int, device: str, seconds: float) -> list[tuple[float, float]]:
+    """Return the errors over seconds of our own training on a problem of the rivals."""
+    burgers = "viscous Burgers nu=0.01/pi, " + ("300 s" if device == "cuda" else "2 cores")
+    name = {"burgers": burgers, "transport": "variable speed rate=-1"}[problem]
+    row = next(row for row in setups() if row.name == name)
+    return measure(row, seed, device, seconds)["curve"]
+
+
+def on_the_way(setup: Setup, runs: list[dict[str, Any]]) -> tuple[Setup, list[dict[str, Any]]]:
+    """Return the row and the runs as they stood at the early mark."""
+    seconds, goal = setup.early
+    stood = []
+    for run in runs:
+        now, error = next((now, error) for now, error in run["curve"] if now >= min(seconds, run["curve"][-1][0]))
+        stood.append({**run, "error": error, "seconds": now, "reason": f"goes on to {run['seconds']:.0f} s"})
+    return replace(setup, name=f"{setup.name.rpartition(',')[0]}, {seconds:g} s", goal=goal), stood
+
+
+def hardware(device: str) -> str:
+    """Return the name of the processor or of the card."""
+    return torch.cuda.get_device_name() if device == "cuda" else processor()
+
+
 def main() -> None:
     """Measure the chosen rows and write them."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one seed, three rows, a few seconds each")
-    parser.add_argument("--only", default="", help="rows whose name contains this")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    table = setups()
+    parts = {row.name.split()[0]: None for row in table} | dict.fromkeys(("inverse", "breaking", "baseline", "rivals"))
+    parser = flags(__doc__, parts, devices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which no new row starts")
     parser.add_argument("--seconds", type=float, default=math.inf, help="of a training, at most")
-    parser.add_argument("--resume", action="store_true", help="leave out rows that the results hold")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     torch.set_default_dtype(torch.float64)
-    path = RESULTS / f"lpinn-{given.device}.json"
-    lines = json.loads(path.read_text()) if path.exists() else []
+    report = Report("lpinn", device=options.device, quick=options.quick, resume=options.resume)
     began = time.monotonic()
-    rows = [row for row in setups() if given.only in row.name and (given.device == "cuda" or not row.only_gpu)]
-    if given.quick:
+    if options.quick:
+        options.seeds = 1
         names = ("convection-diffusion nu=0.1 c=30", "inviscid Burgers to 0.9 of breaking",
                  "Burgers sin + C nu=0.01 C=50 T=1")  # fmt: skip
-        rows = [replace(row, seconds=min(row.seconds, 8)) for row in rows if row.name in names]
-    for row in (replace(row, seconds=min(row.seconds, given.seconds)) for row in rows):
-        if given.resume and any(one["name"] == row.name for one in lines):
+        table = [replace(row, seconds=min(row.seconds, 8)) for row in table if row.name in names]
+    for row in table:
+        wanted = options.only in (None, row.name.split()[0]) and (options.device == "cuda" or not row.only_gpu)
+        if not wanted or report.has(row.name):
             continue
-        if time.monotonic() - began > given.limit:
-            break
-        runs = [measure(row, seed, given.device, row.seconds) for seed in range(1 if given.quick else given.seeds)]
-        result = line(row, runs, given.device, given.threads)
-        print(json.dumps(result), flush=True)
-        if not given.quick:
-            lines = keep(path, lines, [result])
-    if given.only in "inverse breaking time" and not given.quick and given.device == "cpu":
-        further = [*inverse_lines(given.seeds, given.threads), breaking_time(given.threads)]
-        for result in further:
-            print(json.dumps(result), flush=True)
-        keep(path, lines, further)
-
-
-def keep(path: Path, lines: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Write the lines with new ones in place of older ones of the same name, and return them."""
-    names = [one["name"] for one in new]
-    lines = [one for one in lines if one["name"] not in names] + new
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(lines, indent=1) + "\n")
-    temporary.replace(path)
-    return lines
+        if time.monotonic() - began > options.limit:
+            return
+        seconds = min(row.seconds, options.seconds)
+        runs = [measure(row, seed, options.device, seconds) for seed in range(options.seeds)]
+        report.add(**line(row, runs, options.device, options.threads))
+        if row.early:
+            report.add(**line(*on_the_way(row, runs), options.device, options.threads))
+    for part in ("inverse", "breaking", "baseline", "rivals"):
+        if options.only == part or (options.only is None and not options.quick and options.device == "cpu"):
+            for found in further_lines(part, options):
+                report.add(**found)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""What benchmarks/lpinn.py compares with: physics-informed networks as they are usually trained, and other programs."""
