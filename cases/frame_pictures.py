@@ -93,7 +93,7 @@ def characteristics(place: np.ndarray, duration: float) -> bytes:
     with style():
         figure = Figure(figsize=(4.3, 3.0), layout="constrained")
         axis = figure.subplots()
-        every = max(1, place.shape[2] // 48)
+        every = max(1, place.shape[2] // 24)
         if len(place) == 1:
             axis.plot(place[0, :, ::every], np.linspace(0, duration, place.shape[1]), color=COLOURS[0], linewidth=0.7)
             axis.set(xlabel="x", ylabel="t")

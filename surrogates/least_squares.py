@@ -56,9 +56,13 @@ def rows_of(equations: torch.Tensor, traces: list[Trace]) -> torch.Tensor:
                 biases.zero_()
                 continue
             biases.copy_(delta[0])
-            # Sums of outer products in place: four products of numbers are no work for a batched matrix product.
-            torch.mul(delta[0][:, :, None], inputs[0].detach()[:, None, :], out=products)
-            for slope, value in zip(delta[1:], inputs[1:].detach(), strict=True):
+            values = inputs.detach()
+            if not rows.is_cuda:
+                products.copy_(torch.einsum("cno,cni->noi", delta, values))
+                continue
+            # On a GPU a batched matrix product of so few products each is slower than their sum in place.
+            torch.mul(delta[0][:, :, None], values[0][:, None, :], out=products)
+            for slope, value in zip(delta[1:], values[1:], strict=True):
                 products.addcmul_(slope[:, :, None], value[:, None, :])
     return rows
 
