@@ -147,6 +147,8 @@ def _show(needs: Forecast, costs: Costs, sources: dict[str, str], jobs: int) -> 
     console.print(
         f"network {told_bytes(needs.streamed)} from solvers to intake, {told_bytes(needs.rate)}/s; none of it is stored"
     )
+    if needs.fetched:
+        console.print(f"network {told_bytes(needs.fetched)} at most from the intake to workers on other nodes")
     console.print(f"time {told_seconds(needs.total_seconds)}, beside the start")
     for part, seconds in needs.seconds.items():
         console.print(f"    {part} alone {told_seconds(seconds)}")

@@ -42,6 +42,7 @@ class Forecast:
     memory : by part; all on the node of intake and trainer, but the solvers', which are where their jobs are.
     storage : by part, in the run directory.
     streamed : bytes of all samples, which are never stored.
+    fetched : bytes that workers on other nodes than the intake's draw over the network, at most.
     seconds : that each part would take, were the others not there.
     jobs_enough : solver jobs with which the trainer is just kept busy.
     """
@@ -49,6 +50,7 @@ class Forecast:
     memory: dict[str, float]
     storage: dict[str, float]
     streamed: float
+    fetched: float
     seconds: dict[str, float]
     jobs_enough: int
 
@@ -84,6 +86,7 @@ def forecast(layout: StreamLayout, settings: StudySettings, costs: Costs) -> For
     steps = every * layout.num_steps
     windows = settings.simulations * layout.num_starts
     uses = windows * settings.views
+    elsewhere = settings.workers - 1 if settings.spread_workers else 0
     ranks = settings.max_running * settings.ranks
     batch_bytes = settings.batch_size * layout.window * layout.step_bytes
     slots = min(settings.buffer_bytes, settings.simulations * layout.num_steps * layout.step_bytes)
@@ -110,6 +113,8 @@ def forecast(layout: StreamLayout, settings: StudySettings, costs: Costs) -> For
             "ledger": steps * (_LEDGER_STEP + settings.ranks * _LEDGER_RANK) + windows * _LEDGER_WINDOW,
         },
         streamed=streamed,
+        # Windows of one batch that overlap share steps, of which each is sent once.
+        fetched=float(uses * layout.window * layout.step_bytes) * elsewhere / settings.workers,
         seconds=seconds,
         jobs_enough=min(every, max(1, math.ceil(every * costs.simulation / longest_other))),
     )  # fmt: skip

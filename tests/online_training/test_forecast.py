@@ -44,6 +44,12 @@ def test_memory_and_storage_are_counted_by_part() -> None:
     assert more.memory["trainer"] - needs.memory["trainer"] == pytest.approx(700e6 + 4e6)
 
 
+def test_workers_on_other_nodes_draw_over_the_network() -> None:
+    assert forecast(LAYOUT, SETTINGS, COSTS).fetched == 0
+    apart = SETTINGS.model_copy(update={"workers": 4, "spread_workers": True})
+    assert forecast(LAYOUT, apart, COSTS).fetched == 90 * 10 * 3 * 2 * (2 * 50 * 20 * 4) * 3 / 4
+
+
 def test_a_cost_must_be_positive() -> None:
     with pytest.raises(ValueError, match="seconds of a batch must be a positive number; got 0"):
         forecast(LAYOUT, SETTINGS, replace(COSTS, batch=0.0))
