@@ -5,8 +5,10 @@
 Parts: `graph` (with --device cuda), windows per second of the training step alone, eager and recorded as a CUDA
 graph, and by how much losses and weights differ after the same batches; `batches`, the training loop fed by an intake
 while solvers stream into it, over the same loop fed from a tensor that lies on the device, medians of its own
-reports; `memory`, resident memory of intake and trainer (proportional set sizes: what they share counts once) while
-producers are faster than the trainer, over the memory that was configured. Everything is real but Ray and MPI
+reports; `draws`, bytes per second that a worker draws where it maps the reservoir, and where it fetches from another
+node (here tcp within one host), while a producer streams; `memory`, resident memory of intake and trainer (proportional
+set sizes: what they share counts once) while producers are faster than the trainer, over the memory that was
+configured. Everything is real but Ray and MPI
 (live.py).
 """
 
@@ -270,7 +272,58 @@ def memory(quick: bool, device: str) -> Iterator[dict[str, Any]]:
                    largest=largest, before=before)  # fmt: skip
 
 
-PARTS = {"graph": graph, "batches": batches, "memory": memory}
+# -- workers on other nodes ------------------------------------------------------------------------------------------
+
+
+class FetchingFeed(Feed):
+    """A feed that behaves as if the reservoir were on another node."""
+
+    def _attach(self, welcome: Any) -> None:
+        return None
+
+
+def draws(quick: bool, device: str) -> Iterator[dict[str, Any]]:
+    """Yield the speed of draws from a full reservoir, mapped and fetched over tcp."""
+    seconds, found = 3.0 if quick else 10.0, {}
+    for side in (64, 256, 1024):
+        case = ("heat2d", (side, side))
+        slots = int((100e6 if quick else 400e6) / (4 * side**2))
+        with tempfile.TemporaryDirectory() as root:
+            settings = LiveSettings(case=case, folder=Path(root) / "run", slots=slots, watermark=8, batch_size=8)
+            loaded, surrogate = find_case(*case).load(), FNO(modes=4, width=4, layers=1)
+            prepare(settings.folder, surrogate, Problem.of(loaded), 0)
+            intake = IntakeProcess(settings, surrogate.window)
+            _, log = plan_of(settings, loaded, intake)
+            try:
+                with solvers(settings, intake.addresses, run=flood):
+                    while intake.call("status")["population"] < slots // 2:
+                        time.sleep(0.2)
+                    for generation, (name, kind) in enumerate((("mapped", Feed), ("over tcp", FetchingFeed))):
+                        address = intake.addresses.split(",")[-1]
+                        with kind(address, TOKEN, STUDY, batch_size=8, generation=generation) as feed:
+                            found[name] = drawn_per_second(feed, seconds)
+                        setup = f"heat2d {side} x {side}, batches of 8 windows of {surrogate.window}, one worker"
+                        yield line(f"draws {side}: {name}", found[name] / 1e6, "MB/s", "cpu", setup=setup)
+            finally:
+                intake.close()
+                log.close()
+        yield line(f"draws {side}: over tcp over mapped", found["over tcp"] / found["mapped"], "fraction", "cpu",
+                   setup=setup)  # fmt: skip
+
+
+def drawn_per_second(feed: Feed, seconds: float) -> float:
+    """Return the bytes of states that a feed gives in a second."""
+    for _ in range(5):
+        feed.release(feed.next())
+    began, size = time.monotonic(), 0
+    while time.monotonic() - began < seconds:
+        draw = feed.next()
+        size += draw.states.nbytes
+        feed.release(draw)
+    return size / (time.monotonic() - began)
+
+
+PARTS = {"graph": graph, "batches": batches, "draws": draws, "memory": memory}
 
 
 def main() -> None:
