@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -25,6 +26,7 @@ _ATTACHED = "RAY_ADDRESS"
 # Ray's switch for other systems, on which its ports would be asked about: off, they are all on 127.0.0.1.
 _SEVERAL_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _STARTS = 3
+_HANDLER_SECONDS = 0.05
 
 
 @contextlib.contextmanager
@@ -120,13 +122,21 @@ def _in_a_thread(begin: Callable[[], Any]) -> Iterator[Any]:
     thread = threading.Thread(target=hold, name="headrace-ray", daemon=True)
     thread.start()
     try:
-        begun.wait()
+        while not begun.wait(_HANDLER_SECONDS):
+            _take_sigterm_back()
+        _take_sigterm_back()
         if errors:
             raise errors[0]
         yield results[0]
     finally:
         over.set()
         thread.join()
+
+
+def _take_sigterm_back() -> None:
+    """Put this process's handler where the kernel looks: Ray's core puts one there that aborts, in whatever thread."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def _patiently(*arguments: Any, **settings: Any) -> Any:
