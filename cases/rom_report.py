@@ -207,15 +207,15 @@ def _sample_section(where: ModelFolder, told: Mapping[str, Any], folder: Path) -
     ends = np.sort(table[:, len(told["varied"])])
     over = {"mean" if name == "mean" else f"{float(name):.0%}": (told["times"], values)
             for name, values in told["over_time"].items()}  # fmt: skip
-    share = {"draws": (ends.tolist(), ((np.arange(len(ends)) + 0.5) / len(ends)).tolist())}
+    share = {"draws": (((np.arange(len(ends)) + 0.5) / len(ends)).tolist(), ends.tolist())}
     drawn = {
         "p-over-time": (
             pictures.curves(over, x="time", y="p at the critical point"),
             f"p at quadrature point {told['point']}: mean over all draws, and 5, 50 and 95 % of them lie below.",
         ),
         "p-distribution": (
-            pictures.curves(share, x="p at the critical point at the end", y="Share of draws below", percent=True),
-            "How p at the critical point is distributed at the end.",
+            pictures.curves(share, x="share of draws", y="p at the critical point at the end"),
+            "How p at the critical point is distributed at the end: so many draws lie below the curve.",
         ),
     }
     for name, (image, _) in drawn.items():
