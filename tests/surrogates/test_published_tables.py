@@ -1,0 +1,56 @@
+"""The published tables made again: their errors, their data and their schedule."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from headrace.cases import mixed1d
+
+FOLDER = Path(__file__).resolve().parent.parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """Return the benchmark, whose folder is no package."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        import tables
+    finally:
+        sys.path.remove(str(FOLDER))
+    return tables
+
+
+def test_the_accumulated_error_sums_squares_over_time_after_the_frames_that_are_given(tables):
+    states = torch.zeros(2, 80, 1, 100)
+    # Persistence of frame 49: 30 frames follow, each off by 1 in one run and by 2 in the other.
+    states[0, 50:], states[1, 50:] = 1.0, 2.0
+    data = tables.data.Trajectories(states=states, times=torch.arange(80.0), parameters=torch.zeros(2, 0))
+    assert tables.error(tables.TABLES["e1"], 25, data, None) == pytest.approx(30 * (1 + 4) / 2)
+
+
+def test_the_relative_error_is_taken_over_space_and_time_of_each_run(tables):
+    states = torch.ones(1, 14, 1, 4, 4)
+    states[:, 10:] *= 2
+    data = tables.data.Trajectories(states=states, times=torch.arange(14.0), parameters=torch.zeros(1, 0))
+    assert tables.error(tables.TABLES["ns-1e-5"], 10, data, None) == pytest.approx(0.5)
+
+
+def test_states_of_e1_are_means_of_five_points_and_begin_with_the_forcing(tables):
+    found = tables.data.mixed("e1", 2, seed=5, device="cpu", frames=2)
+    rng, x = np.random.default_rng(5), np.arange(200) * 0.08
+    for state in found.states[:, 0, 0]:
+        p = mixed1d.e1.draw(rng.random(len(mixed1d.e1.parameters)))
+        fine = mixed1d.forcing(x, p, 0.0)
+        mean = sum(np.roll(fine, shift) for shift in range(-2, 3)) / 5
+        assert np.allclose(state, mean[::2], atol=1e-6)
+    assert found.times.tolist() == pytest.approx([0.0, 4 / 249])
+
+
+def test_rates_rise_and_fall_to_zero(tables):
+    plan = replace(tables.TABLES["e1"].plan, steps=1000)
+    rates = [plan.rate_at(step) for step in (0, 19, 20, 510, 999)]
+    assert rates == pytest.approx([1e-3 / 20, 1e-3, 1e-3, 5e-4, 0.0], abs=1e-8)
