@@ -1,7 +1,7 @@
 """Our surrogates on APEBench (Koehler et al. 2024), a judge of others: its data, its metric, its networks and training.
 
     python benchmarks/emulators.py FOLDER [--only choice|final|networks] [--scenarios NAME ...] [--device cpu|cuda]
-                                   [--resume] [--quick]
+                                   [--steps N] [--seeds ..] [--resume] [--quick]
 
 FOLDER holds the data that `rivals/apebench_side.py data` wrote in APEBench's own environment, one file a scenario;
 --quick makes its own waves instead. The budget is APEBench's for all: about 32,000 weights, 10,000 steps of Adam on 20
@@ -11,8 +11,8 @@ nRMSE of each step, its geometric mean over steps 1 to 100 (the same as APEBench
 gives).
 
 `choice`: of our CANDIDATES one is taken per scenario by the same metric on training trajectories that are held out: the
-last fifth, where the others train. `final`: it, and APEBench's networks, on all training trajectories with three
-seeds, median. `rank`: mean rank over scenarios, and the geometric mean of the error over the best one's.
+last fifth, where the others train. `final`: it, and APEBench's networks, on all training trajectories, median of the
+seeds. `rank`: mean rank over scenarios, and the geometric mean of the error over the best one's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import argparse
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from lines import Report, flags, processor
 from published.side_by_side import SideBySide
 from rivals import apebench_networks
 
-from headrace.surrogates import FNO, ConvNet, Problem, Stepping, UNet
+from headrace.surrogates import FNO, ConvNet, Problem, Stepping
 from headrace.surrogates.autoregressive import Autoregressive
 
 STEPS, WARM, BATCH, RATE, SEEDS, GRADED = 10_000, 2_000, 20, 1e-3, (0, 1, 2), 100
@@ -46,23 +46,18 @@ CANDIDATES: dict[int, dict[str, Callable[[], Autoregressive]]] = {
     1: {
         "residual": lambda: ConvNet(width=26, blocks=8, stepping=PLAIN),
         "residual, kernel 5": lambda: ConvNet(width=20, blocks=8, kernel=5, stepping=PLAIN),
-        "residual, kernel 9": lambda: ConvNet(width=17, blocks=6, kernel=9, stepping=PLAIN),
         "dilated": lambda: ConvNet(width=32, blocks=2, dilations=(1, 2, 4, 2, 1), stepping=PLAIN),
         "dilated, kernel 5": lambda: ConvNet(width=25, blocks=2, dilations=(1, 2, 4, 2, 1), kernel=5, stepping=PLAIN),
         "Fourier": lambda: FNO(modes=12, width=17, stepping=PLAIN),
-        "U-Net": lambda: UNet(width=14, multipliers=(1, 2), blocks=1, norm=False, stepping=PLAIN),
     },
     2: {
         "residual": lambda: ConvNet(width=15, blocks=8, stepping=PLAIN),
         "residual, kernel 5": lambda: ConvNet(width=11, blocks=5, kernel=5, stepping=PLAIN),
         "dilated": lambda: ConvNet(width=19, blocks=2, dilations=(1, 2, 4, 2, 1), stepping=PLAIN),
         "Fourier": lambda: FNO(modes=4, width=11, stepping=PLAIN),
-        "U-Net": lambda: UNet(width=8, multipliers=(1, 2), blocks=1, norm=False, stepping=PLAIN),
     },
 }
 """Ours, of about as many weights; all give the change of the state and have gelu or silu."""
-RATES = (1e-3, 3e-3)
-"""Largest rates of the choice."""
 Emulator = Callable[[torch.Tensor], torch.Tensor]
 """(batch, fields, *grid) -> the next state."""
 
@@ -178,33 +173,30 @@ def choose(scenario: Scenario, steps: int) -> dict[str, Any]:
     data, held_out = scenario.train[:part], scenario.train[part:]
     names, trainings, emulators, scale = [], [], [], change(data)
     for name, make in CANDIDATES[scenario.ndim].items():
-        for rate in RATES:
-            surrogate, step = ours(make, data, 0)
-            names.append((name, rate))
-            emulators.append(step)
-            trainings.append((surrogate, one_step(step, data, scale), 0, rate))
+        surrogate, step = ours(make, data, 0)
+        names.append(name)
+        emulators.append(step)
+        trainings.append((surrogate, one_step(step, data, scale), 0, RATE))
     train_all(trainings, part * (data.shape[1] - 1), steps)
-    errors = {f"{name} at {rate:g}": graded(step, held_out)
-              for (name, rate), step in zip(names, emulators, strict=True)}  # fmt: skip
-    best = min(range(len(names)), key=lambda number: errors["{} at {:g}".format(*names[number])])
-    return {"chosen": list(names[best]), "errors": errors}
+    errors = {name: graded(step, held_out) for name, step in zip(names, emulators, strict=True)}
+    return {"chosen": min(errors, key=errors.get), "errors": errors}
 
 
-def finish(scenario: Scenario, chosen: tuple[str, float], steps: int) -> dict[str, dict[str, Any]]:
+def finish(scenario: Scenario, chosen: str, steps: int, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
     """Train APEBench's networks and our choice with all seeds; return the test error of each, by seed, and weights."""
     data, names, trainings, emulators = scenario.train, [], [], []
     fields, scale = data.shape[2], change(data)
-    for seed in SEEDS:
+    for seed in seeds:
         for config in RIVALS[scenario.ndim]:
             torch.manual_seed(seed)
             network = apebench_networks.network(config, fields, scenario.ndim).to(data.device)
             names.append(config)
             emulators.append(network)
             trainings.append((network, one_step(network, data), seed, RATE))
-        surrogate, step = ours(CANDIDATES[scenario.ndim][chosen[0]], data, seed)
+        surrogate, step = ours(CANDIDATES[scenario.ndim][chosen], data, seed)
         names.append("ours")
         emulators.append(step)
-        trainings.append((surrogate, one_step(step, data, scale), seed, chosen[1]))
+        trainings.append((surrogate, one_step(step, data, scale), seed, RATE))
     train_all(trainings, len(data) * (data.shape[1] - 1), steps)
     found: dict[str, dict[str, Any]] = {}
     for name, emulator, (network, *_) in zip(names, emulators, trainings, strict=True):
@@ -255,28 +247,28 @@ def report_ranks(report: Report) -> None:
     if not errors:
         return
     for who, (place, ratio) in sorted(ranks(errors).items(), key=lambda item: item[1]):
-        report.add(f"rank {who}", place, "1", seeds=len(SEEDS), ratio=ratio if math.isfinite(ratio) else None,
+        report.add(f"rank {who}", place, "1", ratio=ratio if math.isfinite(ratio) else None,
                    setup=f"mean rank of {len(errors)} scenarios; error over the best one's {ratio:.3g}")  # fmt: skip
 
 
 def judged(scenario: Scenario, options: argparse.Namespace, report: Report) -> None:
     """Report one scenario: the choice, then the final errors."""
-    steps, name = 40 if options.quick else STEPS, scenario.name
+    steps, name = 40 if options.quick else options.steps, scenario.name
     common = {"device": torch.cuda.get_device_name() if options.device == "cuda" else processor(), "cores": 1}
     if options.only in (None, "choice") and not report.has(f"choice {name}"):
         began, found = time.perf_counter(), choose(scenario, steps)
         best = min(found["errors"].values())
         listed = ", ".join(f"{key} {value:.4g}" for key, value in found["errors"].items())
         report.add(f"choice {name}", best if math.isfinite(best) else None, "1", chosen=found["chosen"],
-                   setup=f"{listed}; {time.perf_counter() - began:.0f} s", **common)  # fmt: skip
+                   setup=f"{listed}; {steps} steps, {time.perf_counter() - began:.0f} s", **common)  # fmt: skip
     choice = next((line["chosen"] for line in report.lines if line["name"] == f"choice {name}"), None)
     if options.only in (None, "final") and choice and not report.has(f"final {name} ours"):
-        for who, entry in finish(scenario, tuple(choice), steps).items():
+        for who, entry in finish(scenario, choice, steps, options.seeds).items():
             value = statistics.median(entry["errors"])
-            what = f"{choice[0]} at {choice[1]:g}" if who == "ours" else who
+            what = choice if who == "ours" else who
             seeds = ", ".join(f"{e:.4g}" for e in entry["errors"])
-            report.add(f"final {name} {who}", value if math.isfinite(value) else None, "1", seeds=len(SEEDS),
-                       setup=f"{what}, {entry['weights']} weights; seeds {seeds}", **common)  # fmt: skip
+            report.add(f"final {name} {who}", value if math.isfinite(value) else None, "1", seeds=options.seeds,
+                       setup=f"{what}, {entry['weights']} weights; {steps} steps; seeds {seeds}", **common)  # fmt: skip
 
 
 def main() -> None:
@@ -285,10 +277,13 @@ def main() -> None:
     parser = flags(__doc__, ("choice", "final", "networks"), devices=("cpu", "cuda"))
     parser.add_argument("folder", type=Path, nargs="?", help="what apebench_side.py wrote")
     parser.add_argument("--scenarios", nargs="+", help="names of files in it; all if left out")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of every training; APEBench's are the default")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--until", type=float, default=math.inf, help="begin nothing new after so many seconds")
     options = parser.parse_args()
     if options.folder is None and not options.quick:
         parser.error("name the folder of data that benchmarks/rivals/apebench_side.py wrote, or give --quick")
+    torch.backends.cudnn.benchmark = True
     # APEBench trains in float32.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     report = Report("emulators", device=options.device, quick=options.quick, resume=options.resume)
