@@ -42,6 +42,30 @@ def errors(lines: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return found
 
 
+def draw_curves(axes: Any, runs_of: dict[str, list[list[list[float]]]]) -> None:
+    """Draw the errors along the training."""
+    for number, (name, runs) in enumerate(runs_of.items()):
+        for seed, curve in enumerate(runs):
+            axes.plot(*zip(*curve, strict=True), "o-", ms=3, color=COLOURS[number % len(COLOURS)],
+                      label=None if seed else name)  # fmt: skip
+    axes.axhline(1.0, color="black", lw=1)
+    axes.set(yscale="log", xlabel="seconds of training on an H100", ylabel="error / published error",
+             title="Published tables")  # fmt: skip
+    axes.legend(fontsize=8)
+
+
+def draw_errors(axes: Any, table: dict[str, dict[str, float]]) -> None:
+    """Draw the errors of all networks, a column for each scenario."""
+    names = sorted({who for row in table.values() for who in row}, key=lambda who: (who == "ours", who))
+    for number, who in enumerate(names):
+        points = [(place, row[who]) for place, row in enumerate(table.values()) if who in row]
+        axes.plot(*zip(*points, strict=True), "D" if who == "ours" else "o", ms=7 if who == "ours" else 5,
+                  color="black" if who == "ours" else COLOURS[number % len(COLOURS)], label=who)  # fmt: skip
+    axes.set(yscale="log", ylabel="geometric mean nRMSE, 100 steps", title="APEBench, test runs")
+    axes.set_xticks(range(len(table)), [name.removeprefix("diff_") for name in table], rotation=30, ha="right")
+    axes.legend(fontsize=8, ncols=2)
+
+
 def draw(path: Path) -> None:
     """Draw both."""
     import matplotlib
@@ -49,24 +73,12 @@ def draw(path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for number, (name, runs) in enumerate(curves(read("tables")).items()):
-        for seed, curve in enumerate(runs):
-            left.plot(*zip(*curve, strict=True), "o-", ms=3, color=COLOURS[number % len(COLOURS)],
-                      label=None if seed else name)  # fmt: skip
-    left.axhline(1.0, color="black", lw=1)
-    left.set(yscale="log", xlabel="seconds of training on an H100", ylabel="error / published error",
-             title="Published tables")  # fmt: skip
-    left.legend(fontsize=8)
-    table = errors(read("emulators"))
-    names = sorted({who for row in table.values() for who in row}, key=lambda who: (who == "ours", who))
-    for number, who in enumerate(names):
-        points = [(place, row[who]) for place, row in enumerate(table.values()) if who in row]
-        right.plot(*zip(*points, strict=True), "D" if who == "ours" else "o", ms=7 if who == "ours" else 5,
-                   color="black" if who == "ours" else COLOURS[number % len(COLOURS)], label=who)  # fmt: skip
-    right.set(yscale="log", ylabel="geometric mean nRMSE, 100 steps", title="APEBench, test runs, median of 3 seeds")
-    right.set_xticks(range(len(table)), [name.removeprefix("diff_") for name in table], rotation=30, ha="right")
-    right.legend(fontsize=8, ncols=2)
+    runs_of, table = curves(read("tables")), errors(read("emulators"))
+    figure, axes = pyplot.subplots(1, 2 if table else 1, figsize=(11 if table else 5.5, 4.2), layout="constrained",
+                                   squeeze=False)  # fmt: skip
+    draw_curves(axes[0, 0], runs_of)
+    if table:
+        draw_errors(axes[0, 1], table)
     figure.savefig(path, dpi=110)
 
 
