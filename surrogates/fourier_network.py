@@ -13,7 +13,7 @@ from torch.nn.functional import gelu
 
 from . import fused_fourier, pieces
 from .film import Film
-from .spectral import DenseWeight, SpectralConv, check_modes
+from .spectral import DenseWeight, SpectralConv, after_map, check_modes
 
 NORMS = ("none", "instance", "layer")
 PROJECTION = 128
@@ -55,19 +55,23 @@ class FourierNetwork(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """Return the output channels, (b, outputs, *grid); condition (b, conditions)."""
-        x = x.transpose(0, 1)
-        if isinstance(self.lifting, Pointwise) and len(x) < len(self.lifting.bias) and self._fusable(x):
-            return self._project(fused_layers(self.layers, x, active=False, lifting=self.lifting)).transpose(0, 1)
-        x = self.lifting(x)
-        if self._fusable(x):
-            return self._project(fused_layers(self.layers, x, active=False)).transpose(0, 1)
+        x, lifting = x.transpose(0, 1), self.lifting
+        if not self._taken_in(x):
+            x, lifting = self.lifting(x), None
+        if all(layer.fusable(x) and not layer.channel_mlp for layer in self.layers):
+            return self._project(fused_layers(self.layers, x, active=False, lifting=lifting)).transpose(0, 1)
         for number, layer in enumerate(self.layers, start=1):
-            x = layer(x, condition, active=number < len(self.layers))
+            x = layer(x, condition, active=number < len(self.layers), lifting=lifting)
+            lifting = None
         return self._project(x).transpose(0, 1)
 
-    def _fusable(self, x: torch.Tensor) -> bool:
-        """Whether `fused_layers` takes all layers at once."""
-        return all(layer.fusable(x) and not layer.channel_mlp for layer in self.layers)
+    def _taken_in(self, x: torch.Tensor) -> bool:
+        """Whether the lifting is taken into the first layer: it is linear, of fewer channels, and its states unused."""
+        first = self.layers[0]
+        return (
+            isinstance(self.lifting, Pointwise) and x.shape[0] < self.lifting.weight.shape[0]
+            and isinstance(first.spectral.weight, DenseWeight) and first.channel_mlp is None
+        )  # fmt: skip
 
     def _project(self, x: torch.Tensor) -> torch.Tensor:
         """Return the output channels, before the batch."""
@@ -98,19 +102,30 @@ class FourierLayer(torch.nn.Module):
         self.channel_mlp = PointwiseMLP(width, hidden, width) if hidden else None
         self.gate = torch.nn.Parameter(torch.ones(width)) if hidden else None
 
-    def forward(self, x: torch.Tensor, condition: torch.Tensor | None, *, active: bool) -> torch.Tensor:
-        """Return the next channels; the last layer is not active: it ends without its nonlinearity."""
-        y = self._filtered(x, condition, active)
+    def forward(
+        self, x: torch.Tensor, condition: torch.Tensor | None, *, active: bool, lifting: Pointwise | None = None
+    ) -> torch.Tensor:
+        """Return the next channels; the last layer is not active: it ends without its nonlinearity.
+
+        lifting : of x, where that was not done before; not with a pointwise network.
+        """
+        y = self._filtered(x, condition, active, lifting)
         if self.channel_mlp is None:
             return y
         y = self.channel_mlp(y) + self.gate.reshape(-1, *(1,) * (x.ndim - 1)) * x
         return gelu(y) if active else y
 
-    def _filtered(self, x: torch.Tensor, condition: torch.Tensor | None, active: bool) -> torch.Tensor:
+    def _filtered(
+        self, x: torch.Tensor, condition: torch.Tensor | None, active: bool, lifting: Pointwise | None
+    ) -> torch.Tensor:
         """Return the layer without its pointwise network."""
         if self.fusable(x):
-            return fused_layers([self], x, active=active)
-        y = self.film(self.norm(self.spectral(x)) + self.skip(x), condition)
+            return fused_layers([self], x, active=active, lifting=lifting)
+        matrices, skip = None, self.skip.weight
+        if lifting is not None:
+            x, matrices, skip = after_map(x, lifting.weight, lifting.bias, self.spectral.weight.matrices, skip)
+        y = self.norm(self.spectral(x, matrices)) + pointwise(x, skip, self.skip.bias)
+        y = self.film(y, condition)
         return gelu(y) if active else y
 
     def fusable(self, x: torch.Tensor) -> bool:
@@ -167,7 +182,12 @@ class Pointwise(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return weight · x + bias."""
-        return torch.addmm(self.bias[:, None], self.weight, x.flatten(1)).unflatten(1, x.shape[1:])
+        return pointwise(x, self.weight, self.bias)
+
+
+def pointwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Return weight · x + bias, (inputs, ...) -> (outputs, ...)."""
+    return torch.addmm(bias[:, None], weight, x.flatten(1)).unflatten(1, x.shape[1:])
 
 
 class PointwiseMLP(torch.nn.Module):

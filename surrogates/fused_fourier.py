@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from .spectral import analysis_matrix, forward_matrix, inverse_matrix, synthesis_matrix
+from .spectral import after_map, analysis_matrix, forward_matrix, inverse_matrix, synthesis_matrix
 
 MOST_CHANNELS, MOST_MODES = 64, 32
 """Larger tiles would not fit the fast memory of one processor: channels, modes of an axis."""
@@ -76,19 +76,10 @@ def lifted_layers(
     layers: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], *, modes: tuple[int, ...],
     periods: tuple[float, ...], active: bool,
 ) -> torch.Tensor:  # fmt: skip
-    """Return `fourier_layers` of matrix · x + shift, (i, b, h, w) -> (o, b, h, w), without making these states.
-
-    Every part of a layer is linear in its states before the gelu, so that the map is taken into the first layer's
-    weights, and that layer reads i + 1 channels: those of x, and one of ones, which the shift scales.
-    """
+    """Return `fourier_layers` of matrix · x + shift, (i, b, h, w) -> (o, b, h, w), without making these states."""
     (weight, skip, bias), *others = layers
     with torch.autocast("cuda", enabled=False):
-        ones = torch.ones_like(x[:1]).transpose(0, 1)
-        x = torch.cat((x.transpose(0, 1), ones), dim=1).transpose(0, 1)
-        lifting = torch.cat((matrix, shift[:, None]), dim=1)
-        # Not by @, which would copy the weights to fold both into one product.
-        weight = torch.bmm(lifting.T.expand(len(weight), -1, -1), weight.flatten(2)).unflatten(2, weight.shape[2:])
-        skip = skip @ lifting
+        x, weight, skip = after_map(x, matrix, shift, weight, skip)
     return fourier_layers(x, [(weight, skip, bias), *others], modes=modes, periods=periods, active=active)
 
 

@@ -48,11 +48,16 @@ class SpectralConv(torch.nn.Module):
         form = DenseWeight if rank is None else partial(FactorisedWeight, rank=rank)
         self.weight = form(self.kept, inputs, outputs, generator=generator)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the filtered channels: (inputs, b, *grid) -> (outputs, b, *grid)."""
+    def forward(self, x: torch.Tensor, matrices: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the filtered channels: (inputs, b, *grid) -> (outputs, b, *grid).
+
+        matrices : for each mode, in place of its own weights, as those of `DenseWeight`.
+        """
         grid = tuple(x.shape[2:])
         check_modes(self.modes, grid)
-        return self._synthesise(self.weight(self._analyse(x, grid)), grid)
+        spectrum = self._analyse(x, grid)
+        mixed = self.weight(spectrum) if matrices is None else _mix(spectrum, matrices).unflatten(2, self.kept)
+        return self._synthesise(mixed, grid)
 
     def _analyse(self, x: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
         """Truncated forward transform: (c, b, *grid) -> (c, b, k, .., k, r)."""
@@ -147,6 +152,26 @@ def check_modes(modes: Sequence[int], grid: Sequence[int]) -> None:
     largest = [*(n // 2 for n in grid[:-1]), grid[-1] // 2 + 1]
     if any(not 1 <= m <= most for m, most in zip(modes, largest, strict=True)):
         raise ValueError(f"Modes {tuple(modes)} do not fit the grid {tuple(grid)}: each must be 1 to {tuple(largest)}.")
+
+
+def after_map(
+    x: torch.Tensor, matrix: torch.Tensor, shift: torch.Tensor, matrices: torch.Tensor, skip: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Take a linear map of the channels into what follows: states, weights of the modes and skip without it.
+
+    spectral(matrix · x + shift) + skip · (matrix · x + shift) is the same with these on i + 1 channels instead of c:
+    those of x, and one of ones, which the shift scales. So the many channels need not be made.
+
+    x : (i, b, *grid).
+    matrix, shift : (c, i), (c,).
+    matrices, skip : (modes, c, 2, o), (o, c).
+    """
+    lifting = torch.cat((matrix, shift[:, None]), dim=1)
+    ones = torch.ones_like(x[:1]).transpose(0, 1)
+    x = torch.cat((x.transpose(0, 1), ones), dim=1).transpose(0, 1)
+    # Not by @, which would copy the weights to fold both into one product.
+    product = torch.bmm(lifting.T.expand(matrices.shape[0], -1, -1), matrices.flatten(2))
+    return x, product.unflatten(2, matrices.shape[2:]), skip @ lifting
 
 
 def _mix(spectrum: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
