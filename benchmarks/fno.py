@@ -4,14 +4,15 @@
 
 Parts: `layer`, one spectral layer forward; `step`, a training step (forward, backward, fused Adam) of the whole
 network. The rival is the published form (rfftn, complex products of the kept corners, irfftn, convolutions with kernel
-size 1), written below in plain PyTorch; both run alternately in the same process and the best time of each counts.
+size 1) in plain PyTorch, rivals/fourier.py; both run alternately in the same process and the best time of each counts.
 Beside each layer stands its relative distance from the same layer in float64.
 
 `fused`: one layer forward, fused, beside the bounds of the memory's speed (CUDA only).
 
-`training`: the same step in every way that each code can run, eager and as a CUDA graph, in fp32, tf32 and
-bf16, beside neuraloperator 2.0.0 with and without its channel network, in its own modes; medians of events on the
-device. neuraloperator runs where it can be imported, for instance with the folder made by
+`training`: the same step in every way that each code can run, beside neuraloperator 2.0.0 with and without its channel
+network, in its own modes. On a GPU eager and as a CUDA graph, in fp32, tf32 and bf16, medians of events on the device;
+on a CPU in fp32, the rivals eager and compiled, best of alternating runs. neuraloperator runs where it can be
+imported, for instance with the folder made by
 `python -m pip install --target .rivals/neuraloperator neuraloperator==2.0.0` on PYTHONPATH, PhysicsNeMo's spectral
 layers (in the published network) where its wheel is unpacked there; else "not run" is said. "unfused" is our form of
 every other device.
@@ -22,37 +23,20 @@ One JSON line per figure, also in benchmarks/results/fno-DEVICE.json.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from lines import Report, flags, processor
+from rivals.fourier import FFTConv, FFTNetwork, Shape, neuraloperator, physicsnemo
 
 from headrace.surrogates import FNO, Problem, Stepping, WindowBatch
 from headrace.surrogates.fourier_network import FourierLayer
 from headrace.surrogates.spectral import SpectralConv
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One size of the network: batch, channels, grid and modes per axis."""
-
-    batch: int
-    width: int
-    grid: tuple[int, ...]
-    modes: int
-
-    def __str__(self) -> str:
-        return f"B{self.batch} C{self.width} {'x'.join(map(str, self.grid))} m{self.modes}"
-
 
 QUICK = [
     Shape(20, 20, (64, 64), 8),
@@ -61,60 +45,6 @@ QUICK = [
     Shape(64, 64, (1024,), 16),
 ]
 FULL = [*QUICK, Shape(16, 64, (256, 256), 16), Shape(64, 64, (64, 64), 16), Shape(2, 16, (64, 64, 64), 8)]
-
-
-class FFTConv(torch.nn.Module):
-    """The spectral layer as published: (batch, channels, *grid), complex weights for each kept corner."""
-
-    def __init__(self, inputs: int, outputs: int, modes: int, ndim: int) -> None:
-        super().__init__()
-        self.modes, self.ndim = modes, ndim
-        corners = 2 ** (ndim - 1)
-        scale = math.sqrt(0.5 / inputs)
-        weight = scale * torch.randn(corners, inputs, outputs, *(modes,) * ndim, dtype=torch.complex64)
-        self.weight = torch.nn.Parameter(weight)
-
-    def corner(self, number: int) -> tuple[slice, ...]:
-        """Index of one kept corner of the spectrum."""
-        low, high = slice(None, self.modes), slice(-self.modes, None)
-        chosen = [high if number >> axis & 1 else low for axis in range(self.ndim - 1)]
-        return (slice(None), slice(None), *chosen, low)
-
-    def forward(self, x: torch.Tensor, *, strict: bool = False) -> torch.Tensor:
-        """Return the filtered channels; strict puts the imaginary parts that irfft must ignore to zero."""
-        grid, axes = x.shape[2:], tuple(range(2, x.ndim))
-        spectrum = torch.fft.rfftn(x, dim=axes, norm="forward")
-        out = spectrum.new_zeros(len(x), self.weight.shape[2], *spectrum.shape[2:])
-        for number, weight in enumerate(self.weight):
-            corner = self.corner(number)
-            out[corner] = torch.einsum("bi...,io...->bo...", spectrum[corner], weight)
-        if not strict:
-            return torch.fft.irfftn(out, s=grid, dim=axes, norm="forward")
-        if self.ndim > 1:
-            out = torch.fft.ifftn(out, dim=axes[:-1], norm="forward")
-        out[..., 0].imag.zero_()
-        return torch.fft.irfft(out, n=grid[-1], dim=-1, norm="forward")
-
-
-class FFTNetwork(torch.nn.Module):
-    """The whole published network, as large as ours; layer(channels, channels, modes, ndim) makes its filters."""
-
-    def __init__(self, inputs: int, shape: Shape, layer: Callable[..., torch.nn.Module] = FFTConv) -> None:
-        super().__init__()
-        ndim, width = len(shape.grid), shape.width
-        self.lifting = torch.nn.Conv1d(inputs, width, 1)
-        self.spectral = torch.nn.ModuleList(layer(width, width, shape.modes, ndim) for _ in range(4))
-        self.skips = torch.nn.ModuleList(torch.nn.Conv1d(width, width, 1) for _ in range(4))
-        self.hidden, self.output = torch.nn.Conv1d(width, 128, 1), torch.nn.Conv1d(128, 1, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(batch, inputs, *grid) -> (batch, 1, *grid)."""
-        grid = x.shape[2:]
-        x = self.lifting(x.flatten(2))
-        for number, (spectral, skip) in enumerate(zip(self.spectral, self.skips, strict=True)):
-            x = spectral(x.unflatten(2, grid)).flatten(2) + skip(x)
-            x = torch.nn.functional.gelu(x) if number < 3 else x
-        return self.output(torch.nn.functional.gelu(self.hidden(x))).unflatten(2, grid)
 
 
 def share_weights(ours: SpectralConv, rival: FFTConv) -> None:
@@ -223,6 +153,7 @@ def has_complex(network: torch.nn.Module) -> bool:
 
 
 PRECISIONS = ("fp32", "tf32", "bf16")
+ON_CPU = [Shape(20, 32, (64, 64), 12), Shape(8, 64, (64, 64), 16), Shape(2, 64, (256, 256), 16)]
 TRAINED = [Shape(20, 32, (64, 64), 12), Shape(64, 64, (64, 64), 16), Shape(16, 64, (256, 256), 16)]
 
 
@@ -280,41 +211,6 @@ def device_time(run: Callable[[], None], seconds: float) -> float:
     return sorted(times)[len(times) // 2]
 
 
-def neuraloperator(shape: Shape, inputs: int, *, channel_mlp: bool, mixed: bool) -> torch.nn.Module | None:
-    """Return neuraloperator's network with the same sizes; None where it is not installed."""
-    try:
-        from neuralop.models import FNO as TheirFNO
-    except ImportError:
-        return None
-    return TheirFNO(
-        n_modes=tuple(2 * shape.modes for _ in shape.grid), hidden_channels=shape.width, in_channels=inputs,
-        out_channels=1, n_layers=4, use_channel_mlp=channel_mlp, fno_block_precision="mixed" if mixed else "full",
-    )  # fmt: skip
-
-
-def spread(
-    filters: Callable[..., torch.nn.Module], inputs: int, outputs: int, modes: int, ndim: int
-) -> torch.nn.Module:
-    """Return a filter whose class takes the modes of each axis one by one."""
-    return filters(inputs, outputs, *(modes,) * ndim)
-
-
-def physicsnemo(shape: Shape, inputs: int) -> torch.nn.Module | None:
-    """Return the published network with the spectral layers of PhysicsNeMo; None where they are not on sys.path.
-
-    Their file is loaded alone: it needs only PyTorch, while importing the package asks for much else.
-    """
-    for folder in sys.path:
-        path = Path(folder) / "physicsnemo" / "nn" / "module" / "spectral_layers.py"
-        if path.exists():
-            spec = importlib.util.spec_from_file_location("spectral_layers", path)
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            filters = getattr(module, f"SpectralConv{len(shape.grid)}d")
-            return FFTNetwork(inputs, shape, partial(spread, filters))
-    return None
-
-
 def candidates(shape: Shape, precision: str, device: torch.device) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Yield (name, maker of a step); a maker that returns None has nothing to run."""
     ndim = len(shape.grid)
@@ -333,15 +229,23 @@ def candidates(shape: Shape, precision: str, device: torch.device) -> Iterator[t
                 module.fused = fused
         return training_step(network, lambda: network.training_loss(batch).mean(), precision)
 
-    def theirs(network: torch.nn.Module | None) -> Callable[[], None] | None:
+    def theirs(network: torch.nn.Module | None, *, compiled: bool = False) -> Callable[[], None] | None:
         if network is None:
             return None
         network = network.to(device)
-        loss = lambda: (network(channels) - states[:, 1]).square().mean()  # noqa: E731
+        call = torch.compile(network) if compiled else network
+        loss = lambda: (call(channels) - states[:, 1]).square().mean()  # noqa: E731
         # FFTs know fp16 but no bf16: neuraloperator's mixed mode is made for the former.
         return training_step(network, loss, precision, torch.float16)
 
     yield "ours eager", ours
+    if device.type == "cpu":
+        yield "fft eager", lambda: theirs(FFTNetwork(1 + 2 * ndim, shape))
+        for mlp, name in ((True, "neuraloperator"), (False, "neuraloperator without channel MLP")):
+            network = partial(neuraloperator, shape, 1 + 2 * ndim, channel_mlp=mlp, mixed=False)
+            yield f"{name} eager", lambda network=network: theirs(network())
+            yield f"{name} compiled", lambda network=network: theirs(network(), compiled=True)
+        return
     yield "ours graph", lambda: recorded(ours())
     yield "unfused eager", lambda: ours(fused=False)
     yield "unfused graph", lambda: recorded(ours(fused=False))
@@ -361,6 +265,7 @@ def candidates(shape: Shape, precision: str, device: torch.device) -> Iterator[t
 def measure_training(shape: Shape, device: torch.device, seconds: float) -> Iterator[tuple[str, float, str, Any]]:
     """Yield the time of a training step in every mode and precision, and our best over each rival's best."""
     if device.type != "cuda":
+        yield from measure_training_on_cpu(shape, device, seconds)
         return
     for precision in PRECISIONS:
         best: dict[str, float] = {}
@@ -385,6 +290,31 @@ def measure_training(shape: Shape, device: torch.device, seconds: float) -> Iter
             baseline = best.get(who, "not run")
             yield f"training {shape} {precision}: speed-up over the best of {who}", speed, "x", baseline
     yield f"training {shape}: time", best.get("ours", math.nan), "ms", None
+
+
+def measure_training_on_cpu(
+    shape: Shape, device: torch.device, seconds: float
+) -> Iterator[tuple[str, float, str, Any]]:
+    """Yield the time of a training step in float32, eager and compiled, and ours over each rival's best."""
+    steps: dict[str, Callable[[], Any]] = {}
+    for name, make in candidates(shape, "fp32", device):
+        torch.manual_seed(0)
+        try:
+            run = make()
+            if run is not None:
+                run()
+                steps[name] = run
+        except Exception as error:  # no compiler, say
+            reason = f"{type(error).__name__} {str(error).splitlines()[0][:80] if str(error) else ''}"
+            yield f"training on CPU {shape} fp32: {name} fails, {reason}", math.nan, "ms", None
+    times = best_times(steps, device, 6 * seconds)
+    for name, value in times.items():
+        yield f"training on CPU {shape} fp32: {name}", value, "ms", None
+    for who in ("fft", "neuraloperator", "neuraloperator without channel MLP"):
+        modes = [value for name, value in times.items() if name.rsplit(" ", 1)[0] == who]
+        speed, baseline = (min(modes) / times["ours eager"], min(modes)) if modes else (math.nan, "not run")
+        yield f"training on CPU {shape} fp32: speed-up over the best of {who}", speed, "x", baseline
+    yield f"training on CPU {shape}: time", times["ours eager"], "ms", None
 
 
 BANDWIDTH = 3.35e12
@@ -427,6 +357,7 @@ PARTS = {"layer": measure_layer, "step": measure_step, "fused": measure_fused, "
 GOALS = {
     ("distance",): 1e-5,
     ("two-pass",): 0.6,
+    ("speed-up", "on CPU", "neuraloperator"): 4.0,
     ("speed-up", "bf16", "neuraloperator"): 8.0,
     ("speed-up", "B20", "neuraloperator"): 8.0,
     ("speed-up", "neuraloperator without"): 5.0,
@@ -440,7 +371,7 @@ def record(figure: tuple[str, float, str, Any], options: argparse.Namespace) -> 
     name, value, unit, baseline = figure
     goal = next((goal for words, goal in GOALS.items() if all(word in name for word in words)), None)
     met = None if goal is None or math.isnan(value) else bool(value <= goal if "distance" in name else value >= goal)
-    trained = name.startswith(("training", "fused"))
+    trained = options.device == "cuda" and name.startswith(("training", "fused"))
     device = torch.cuda.get_device_name() if options.device == "cuda" else processor()
     return {
         "name": name, "value": None if math.isnan(value) else value, "unit": unit, "goal": goal, "met": met,
@@ -460,12 +391,17 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     device = torch.device(options.device)
     report = Report("fno", device=options.device, quick=options.quick, resume=options.resume)
+    on_gpu = options.device == "cuda"
     for part, measure in PARTS.items():
-        for shape in TRAINED if part in ("training", "fused") else QUICK if options.quick else FULL:
+        shapes = QUICK if options.quick else FULL
+        if part in ("training", "fused"):
+            shapes = TRAINED if on_gpu else ON_CPU[: 1 if options.quick else None]
+        for shape in shapes:
             if options.only in (None, part):
                 seconds = 0.5 if options.quick else 5.0 if part in ("layer", "step") else 1.0
                 figures = measure(shape, device, seconds)
-                report.measure(f"{part} {shape}", (record(figure, options) for figure in figures))
+                where = "" if on_gpu or part != "training" else " on CPU"
+                report.measure(f"{part}{where} {shape}", (record(figure, options) for figure in figures))
 
 
 if __name__ == "__main__":
