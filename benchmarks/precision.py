@@ -31,13 +31,14 @@ def trained(
     """Train one network; return its error on held-out roll-outs."""
     seen, held_out = data
     network = prepared(table, seen, seed, quick=options.quick)
+    torch.manual_seed(seed)
     device = torch.device(options.device)
 
     def autocast() -> torch.autocast:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
         return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
-    options_of_loss, windows = losses(network, seen)
+    options_of_loss, windows = losses(table, network, seen)
 
     def loss(index: torch.Tensor) -> torch.Tensor:
         with autocast():
@@ -45,7 +46,7 @@ def trained(
 
     Run(network, [loss], windows, replace(table.plan, steps=options.steps), seed=seed).until(options.steps)
     with autocast():
-        return error(table, network, held_out)
+        return error(table, network.history, held_out, network)
 
 
 def main() -> None:
