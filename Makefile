@@ -1,5 +1,5 @@
 # make demo: the main job, from nothing to a validated surrogate and a report.
-# make test: all tests but the slowest, which are make test-slow's.   make lint: style and types of imports.   make bench: every benchmark, quick.
+# make test: all tests.   make lint: style and types of imports.   make bench: every benchmark, quick.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -13,7 +13,7 @@ RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-slow lint bench clean
+.PHONY: setup demo test lint bench clean
 
 setup: $(VENV)/.all
 
@@ -26,9 +26,6 @@ test: $(VENV)/.all
 	$(BIN)/python -m pytest tests/online_training; studies=$$?; \
 	echo "The tests of everything but online_training run beside these; their end:"; \
 	wait $$beside; others=$$?; cat $(VENV)/tests.log; exit $$((studies || others))
-
-test-slow: $(VENV)/.all
-	$(BIN)/python -m pytest tests -m slow
 
 lint: $(VENV)/.all
 	$(BIN)/ruff check .
