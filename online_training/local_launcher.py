@@ -219,6 +219,8 @@ def _flags_of(mpirun: Path) -> list[str]:
         return []  # MPICH and its kin do not bind ranks, and yield the core while they wait
     # Open MPI would bind the first ranks of all jobs to the same cores.
     flags = ["--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]
+    # No other node is started from here; without ssh, as in a container, Open MPI 4 would not start this one either.
+    flags += ["--mca", "plm_rsh_agent", "false"]
     return [*flags, "--allow-run-as-root"] if os.geteuid() == 0 else flags
 
 

@@ -89,6 +89,13 @@ def ends(launcher, count=1):
 
 
 @pytest.mark.mpi
+def test_a_node_without_ssh_has_local_jobs_all_the_same(launcher, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMPI_MCA_plm_rsh_agent", "/nowhere/ssh")
+    launcher.start(job(tmp_path, "one", 0, 0, tmp_path / "pids", ranks=1))
+    assert ends(launcher) == {"one": 0}
+
+
+@pytest.mark.mpi
 def test_exit_codes_logs_and_environment(launcher, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("PMI_RANK", "3")  # as if this process were a rank itself

@@ -121,7 +121,7 @@ def test_wrong_sizes_and_other_nodes_are_named(name, tmp_path) -> None:
     with SlotMemory.create(name, LAYOUT, 4 * LAYOUT.step_bytes) as memory:
         with pytest.raises(ValueError, match=r"has 1120 bytes; 5 slots of 280 need 1400"):
             SlotMemory.attach(memory.path, LAYOUT, 5)
-    with pytest.raises(FileNotFoundError, match="must run on the intake's node"):
+    with pytest.raises(FileNotFoundError, match="is not on this node"):
         SlotMemory.attach(memory.path, LAYOUT, 4)
 
 
