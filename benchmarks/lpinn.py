@@ -252,7 +252,7 @@ def inverse(noise: float, seed: int) -> dict[str, Any]:
     samples = Samples(places=torch.tensor(x)[None], times=torch.tensor(t), states=states)
     guess = {"c": 29.0, "nu": 0.08}
     found, _ = identify(network, samples, Sampler(network, torch.tensor([list(guess.values())]), 600, seed=seed), guess,
-                        steps=150)  # fmt: skip
+                        steps=150 if noise else 400)  # fmt: skip
     slopes = np.stack([-t * np.exp(-nu * t) * np.cos(x - c * t), -t * clean])
     bound = np.sqrt(np.diag(np.linalg.inv(slopes @ slopes.T))) * max(noise, 1e-300)
     errors = np.array([found["c"] - c, found["nu"] - nu])
