@@ -45,7 +45,7 @@ SETTINGS = {
     "unseen": dict(case="transport_convection_diffusion", simulations=60, held_out=50, views=200, learning_rate=5e-3,
                    architecture=["hidden=20,20", "harmonics=1", "points=64"]),
 }  # fmt: skip
-QUICK = {"simulations": 6, "held_out": 4, "views": 10}
+QUICK = {"simulations": 8, "held_out": 4, "views": 10}
 
 
 def study(run_dir: Path, seed: int, more: list[str], cores: list[int], settings: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def study(run_dir: Path, seed: int, more: list[str], cores: list[int], settings:
         for name in ("metrics", "validation")
     )
     began = trained[0]["time"]
-    curve = [(round(one["time"] - one["seconds"] - began, 2), one["vrmse"]) for one in validated if one["vrmse"]]
+    curve = [(round(one["time"] - one["seconds"] - began, 2), one["vrmse"], one["windows"]) for one in validated]
     errors = evaluate_held_out(RunData.read(run_dir)).errors
     return {
         "curve": curve, "vrmse": errors["vrmse"], "worst": max(one["nrmse"] for one in errors["simulations"]),
@@ -143,16 +143,18 @@ def draw(report: Report, folder: Path) -> None:
     """Draw the errors over time from the lines that are there."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
-    axis = figure.subplots()
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
     names = {"both": "equation and stream", "stream": "stream alone", "equation": "equation alone"}
     for colour, (source, name) in zip(("tab:blue", "tab:orange", "tab:green"), names.items(), strict=True):
         lines = [one for one in report.lines if one["name"].startswith(f"lpinn_online/stream/{source}/seed")]
         for number, line in enumerate(lines):
-            t, error = zip(*line["curve"], strict=True)
-            axis.semilogy(t, error, color=colour, label=name if number == 0 else None, linewidth=1)
-    axis.set(xlabel="seconds of training", ylabel="VRMSE on held-out simulations", title="moving shocks, online")
-    axis.legend()
+            seconds, error, windows = zip(*line["curve"], strict=True)
+            for axis, along in zip(axes, (seconds, windows), strict=True):
+                axis.semilogy(along, error, color=colour, label=None if number else name, linewidth=1, marker=".")
+    axes[0].set(xlabel="seconds of training", ylabel="VRMSE on held-out simulations")
+    axes[1].set(xlabel="windows used")
+    axes[0].legend()
     figure.savefig(folder / "lpinn_online.png", dpi=110)
 
 
