@@ -25,17 +25,18 @@ from headrace.rom.calculix_solver import CalculixSolver
 from headrace.rom.offline import Snapshots, compress
 from headrace.rom.online import Query, ReducedSolver
 from headrace.rom.replay import Replay
-from headrace.rom.solver import NewtonSettings, Solver
+from headrace.rom.solver import Solver
 from headrace.rom.viscoplastic import KinematicHardening
-from rom import FOR_A_PERCENT, SMALL_PLATE, THREADS, errors
+from rom import COMPILED, FOR_A_PERCENT, SMALL_PLATE, THREADS, errors, warm
 
 
 def plate(quick: bool) -> Iterator[Figure]:
     """One cycle of the plate's counterpart by CalculiX, reduced from its displacements alone, and answered again."""
     problem, times = (
-        counterpart(rom_plate.rom_plate(counts=SMALL_PLATE if quick else None, cycles=1)),
+        counterpart(rom_plate.rom_plate(counts=SMALL_PLATE if quick else None, cycles=1, compiled=COMPILED)),
         rom_plate.times(1),
     )
+    warm(problem)
     with tempfile.TemporaryDirectory() as folder:
         solver = CalculixSolver(problem, folder)
         increments = list(solver.run(times))
@@ -46,7 +47,7 @@ def plate(quick: bool) -> Iterator[Figure]:
     reduction = compress(solver.local, Snapshots.collect(solver.local, increments), FOR_A_PERCENT)
     offline = time.perf_counter() - start
     start = time.perf_counter()
-    answer = ReducedSolver(reduction.model, settings=NewtonSettings(tolerance=1e-5)).run([Query.of(problem)], times)
+    answer = ReducedSolver(reduction.model).run([Query.of(problem)], times)
     took = time.perf_counter() - start
     setup = (
         f"{3 * solver.subdomain.num_nodes} dofs, one cycle of {len(times) - 1} increments, {reduction.model.num_modes} "
