@@ -37,7 +37,7 @@ def held_out(case: Case, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 def measure_streamed(device: str) -> Iterator[Figure]:
     """Yield errors against time of both, trained with the same number of windows; on CPUs on fewer points."""
     cuda = device == "cuda"
-    points, width, simulations, views, batch = (64, 24, 120, 60.0, 32) if cuda else (32, 12, 40, 15.0, 16)
+    points, width, simulations, views, batch = (64, 24, 120, 60.0, 32) if cuda else (32, 12, 16, 20.0, 16)
     reference = CaseReference.of(Path(navier_stokes2d.__file__), shape=(points, points))
     truth, rows = held_out(reference.load(), 8)
     times = torch.arange(1, truth.shape[1], dtype=torch.float32)
