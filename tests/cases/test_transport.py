@@ -39,7 +39,9 @@ def test_the_solver_meets_the_exact_solution(case, values, n):
 @pytest.mark.parametrize("case", [case for case, _, _ in PROBLEMS], ids=[case.name for case, _, _ in PROBLEMS])
 def test_every_case_can_be_learned_from_its_equation(case):
     """Adam brings the residual down for random parameters, and predictions keep the initial state."""
-    model = LPINN(hidden=(16, 16), points=16, data_weight=0.0, open_walls=not any(case.periodic))
+    # What turns is not compressed: there the limited frame is no help.
+    frame = "lagrangian" if case.grid.ndim == 2 else "auto"
+    model = LPINN(hidden=(16, 16), points=16, data_weight=0.0, frame=frame, open_walls=not any(case.periodic))
     model.setup(Problem.of(case), seed=0)
     model.use_case(case)
     model.set_statistics([0.0], [0.5])
@@ -53,13 +55,12 @@ def test_every_case_can_be_learned_from_its_equation(case):
             return float(np.mean([float(model(batch).mean()) for _ in range(4)]))
 
     before = loss_on_the_same_points()
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(50):
         optimizer.zero_grad()
         model(batch).mean().backward()
         optimizer.step()
-    # Where labels carry the solution already, there is hardly anything to learn.
-    assert loss_on_the_same_points() < max(0.9 * before, 1e-6)
+    assert loss_on_the_same_points() < 0.8 * before
     p = case.accept({})
     row = torch.tensor([[float(p[name]) for name in case.parameters]])
     axes = [case.grid.points(i, periodic=periodic) for i, periodic in enumerate(case.periodic)]
