@@ -20,9 +20,9 @@ POINTS = 2048
 def usable(x: torch.Tensor) -> bool:
     """Whether `projection` is worth it and can be: in training on a CPU, nothing traced or mapped, several pieces."""
     return (
-        x.device.type == "cpu" and torch.is_grad_enabled() and x[0].numel() > POINTS and x.is_floating_point()
-        and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
-        and not torch._C._functorch.is_batchedtensor(x)
+        x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu") and not torch._C._functorch.is_batchedtensor(x)
+        and x.is_floating_point() and x[0].numel() > POINTS
     )  # fmt: skip
 
 
