@@ -154,6 +154,11 @@ def counting(world: Any) -> Any:
             """Make a request of the same kind."""
             return Request(super().Recv_init(buf, source, tag))
 
+        def Isend(self, buf: Any, dest: int, tag: int = 0) -> Any:
+            """Count what leaves this rank."""
+            count[0] += buf.nbytes
+            return super().Isend(buf, dest, tag)
+
         def Alltoallv(self, sendbuf: Any, recvbuf: Any) -> None:
             """Count what leaves this rank."""
             array, counts = sendbuf[:2]

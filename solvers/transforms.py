@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 MOST_POINTS_OF_NUMPY = 2**14
 """Points of the whole grid up to which numpy does the Fourier transforms: its calls cost a few microseconds less than
 scipy's, which are faster along strided axes. Both give the same bits, and the number does not depend on the ranks."""
+
+FIRST_TAG = 1024
+"""Tag of the first message of an exchange: halos, whose tags are smaller, may be under way in the same communicator."""
 
 
 class Ends(enum.Enum):
@@ -197,9 +200,7 @@ class SlabTransform:
             return a
         lead, rest = self._lead_and_rest(a)
         result = np.empty((*lead, self._shape[0], self.shape[1], *rest), dtype=a.dtype)
-        lane = len(lead)
-        parts = [a[(*[slice(None)] * (lane + 1), column)] for column in self._columns]
-        self._exchange(parts, [result[(*[slice(None)] * lane, row)] for row in self._rows])
+        self._exchange(self._by_column(a, len(lead)), self._by_row(result, len(lead)))
         return result
 
     def _to_rows(self, a: np.ndarray) -> np.ndarray:
@@ -207,27 +208,44 @@ class SlabTransform:
         if self._size == 1:
             return a
         lead, rest = self._lead_and_rest(a)
-        rows, lane = self._where[0].stop - self._where[0].start, len(lead)
+        rows = self._where[0].stop - self._where[0].start
         result = np.empty((*lead, rows, self._columns[-1].stop, *rest), dtype=a.dtype)
-        parts = [a[(*[slice(None)] * lane, row)] for row in self._rows]
-        self._exchange(parts, [result[(*[slice(None)] * (lane + 1), column)] for column in self._columns])
+        self._exchange(self._by_row(a, len(lead)), self._by_column(result, len(lead)))
         return result
+
+    def _by_row(self, a: np.ndarray, lane: int) -> list[np.ndarray]:
+        return [a[(*[slice(None)] * lane, row)] for row in self._rows]
+
+    def _by_column(self, a: np.ndarray, lane: int) -> list[np.ndarray]:
+        return [a[(*[slice(None)] * (lane + 1), column)] for column in self._columns]
 
     def _lead_and_rest(self, a: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
         first = a.ndim - len(self._shape)
         return a.shape[:first], a.shape[first + 2 :]
 
     def _exchange(self, parts: list[np.ndarray], targets: list[np.ndarray]) -> None:
-        """Send parts[r] to rank r, and fill targets[r] with what rank r sent; all leading axes in one message."""
-        own = self._comm.rank
+        """Send parts[r] to rank r, and fill targets[r] with what rank r sent.
+
+        One message for each index of the leading axes: rows then lie together in memory and are sent and received
+        where they are, and only columns are copied.
+        """
+        own, others = self._comm.rank, [r for r in range(self._size) if r != self._comm.rank]
+        leads = list(np.ndindex(*parts[own].shape[: parts[own].ndim - len(self._shape)]))
+        requests, copied = [], []
+        for r in others:
+            for tag, lead in enumerate(leads, FIRST_TAG):
+                target = targets[r][lead]
+                into = target if target.flags.c_contiguous else np.empty_like(target, order="C")
+                requests.append(self._comm.Irecv(into, r, tag))
+                if into is not target:
+                    copied.append((target, into))
+        for r in others:
+            for tag, lead in enumerate(leads, FIRST_TAG):
+                requests.append(self._comm.Isend(np.ascontiguousarray(parts[r][lead]), r, tag))
         targets[own][...] = parts[own]  # what stays here does not pass through MPI
-        sent, received = ([0 if r == own else a.size for r, a in enumerate(arrays)] for arrays in (parts, targets))
-        out, into = (np.empty(sum(counts), dtype=parts[own].dtype) for counts in (sent, received))
-        for part, place in _places(parts, sent, out):
-            place[...] = part
-        self._comm.Alltoallv([out, sent], [into, received])
-        for target, place in _places(targets, received, into):
-            target[...] = place
+        requests[0].Waitall(requests)
+        for target, into in copied:
+            target[...] = into
 
 
 def _fourier(
@@ -237,17 +255,6 @@ def _fourier(
     shape = list(a.shape)
     shape[lane] = length
     return transform(a, axis=lane, out=np.empty(shape, dtype), **given)
-
-
-def _places(
-    arrays: list[np.ndarray], counts: list[int], buffer: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the arrays that are exchanged, each with its place in a message of all ranks."""
-    start = 0
-    for array, count in zip(arrays, counts, strict=True):
-        if count:
-            yield array, buffer[start : start + count].reshape(array.shape)
-            start += count
 
 
 class PoissonSolver:
