@@ -135,7 +135,8 @@ def test_the_time_limit_requeues_a_study_and_scancel_stops_it_in_order(cluster: 
     wait_for(lambda: queue(cluster, "%T") == ["PENDING"], log)
     assert processes_with(run) == []
     requeue = time.time()
-    # Slurm holds a requeued job for two minutes.
+    # Slurm holds a requeued job for two minutes; a node refuses it in the second in which it revoked its credential.
+    time.sleep(3)
     cluster.run("scontrol", "update", f"JobId={number}", "StartTime=now", "TimeLimit=30")
     wait_for(lambda: samples(run, since=requeue), log)
     cluster.run("scancel", "--batch", "--signal=TERM", number)
