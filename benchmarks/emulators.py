@@ -253,7 +253,7 @@ def report_ranks(report: Report) -> None:
 
 def judged(scenario: Scenario, options: argparse.Namespace, report: Report) -> None:
     """Report one scenario: the choice, then the final errors."""
-    steps, name = 40 if options.quick else options.steps, scenario.name
+    steps, name = 8 if options.quick else options.steps, scenario.name
     common = {"device": torch.cuda.get_device_name() if options.device == "cuda" else processor(), "cores": 1}
     if options.only in (None, "choice") and not report.has(f"choice {name}"):
         began, found = time.perf_counter(), choose(scenario, steps)
