@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -126,7 +126,7 @@ class _Layers(torch.autograd.Function):
         spectral: list[torch.Tensor] = []
         active, following = ctx.active, None
         slope = _planes(slope, kept[0].dtype)
-        programs = _programs(slope.device, slope.shape[1] * slope.shape[2], _tiles(slope).each)
+        programs = _programs(slope.device, slope.shape[1] * slope.shape[2], 2)
         sums = slope.new_empty(len(parameters) // 3, programs, _most_sums(parameters), dtype=torch.float32)
         for i in reversed(range(0, len(parameters), 3)):
             (weight, skip, bias), (x, spectrum, z) = parameters[i : i + 3], kept[i : i + 3]
@@ -184,9 +184,8 @@ class _Projection(torch.autograd.Function):
 
         x, *parameters = ctx.saved_tensors
         first, shift, second, _ = parameters
-        points, exact = x[0].numel(), precision(x.dtype) == "tf32x3"
-        block = 32 if exact else 64
-        programs = _programs(x.device, -(-points // block), 2 if exact else 1)
+        points, block = x[0].numel(), 64 if x.dtype == torch.bfloat16 else 32
+        programs = _programs(x.device, -(-points // block), 2)
         slope, x_slope = _planes(slope, slope.dtype), torch.empty_like(x)
         sizes = [part.numel() for part in parameters]
         sums = x.new_empty(programs, sum(sizes), dtype=torch.float32)
@@ -194,7 +193,7 @@ class _Projection(torch.autograd.Function):
             x, x.stride(0), x.stride(1), first, shift, second, slope, slope.stride(0), slope.stride(1), x_slope, sums,
             points, x[0, 0].numel(), x.shape[0], first.shape[0], second.shape[0], padded(x.shape[0]),
             padded(first.shape[0]), padded(second.shape[0]), block, precision(x.dtype),
-            num_warps=4 if exact else 8, num_stages=3 if x.dtype == torch.bfloat16 else 1,
+            num_warps=8 if block == 64 else 4,
         )  # fmt: skip
         totals = sums.sum(0).split(sizes)
         return x_slope, *(total.reshape(part.shape) for total, part in zip(totals, parameters, strict=True))
@@ -279,11 +278,9 @@ def _mix_backward(
     k, last, _, batch, channels = spectrum.shape
     outputs = weight.shape[-1]
     spectrum_slope, weight_slope = torch.empty_like(spectrum), torch.empty_like(weight)
-    few = max(channels, outputs) <= 32 and precision(spectrum.dtype) == "tf32"
     mix_modes_backward[(k * last,)](
-        spectrum, weight, slope, spectrum_slope, weight_slope, batch, channels, outputs, 32 if few else 16,
-        padded(channels), padded(outputs), precision(spectrum.dtype), num_warps=2 if few else 4,
-        num_stages=3 if spectrum.dtype == torch.bfloat16 else 1,
+        spectrum, weight, slope, spectrum_slope, weight_slope, batch, channels, outputs, 16, padded(channels),
+        padded(outputs), precision(spectrum.dtype), num_warps=4,
     )  # fmt: skip
     return spectrum_slope, weight_slope
 
@@ -304,7 +301,7 @@ def _blend(
         matrix if bias is None else bias, out, out.stride(0), out.stride(1),
         transform if following is None else following.forward, z if spectra is None else spectra, h, channels,
         outputs, w, waves, padded(channels), padded(outputs), padded(waves), _width(x, 64), bias is not None, active,
-        spectra is not None, precision(x.dtype), num_warps=_tiles(out).warps,
+        spectra is not None, precision(x.dtype), num_warps=4,
         # Loads that run ahead pay for 16 bits only, where a row is more than one tile.
         num_stages=2 if x.dtype == torch.bfloat16 and w > 64 else 1,
     )  # fmt: skip
@@ -351,27 +348,9 @@ def _blend_backward(  # noqa: PLR0913
         next_z, back, before, before.stride(0), before.stride(1), z_slope, sums, sums.stride(0), batch * h, h,
         channels, outputs, following_outputs, w, waves, padded(channels), padded(outputs), padded(following_outputs),
         padded(waves), _width(x, 32), active, following is not None, keeps, precision(x.dtype),
-        num_warps=_tiles(slope).warps, num_stages=_tiles(slope).stages,
+        num_warps=4, num_stages=1,
     )  # fmt: skip
     return before, z_slope
-
-
-class _Tiles(NamedTuple):
-    """How a kernel over rows runs: warps of a program, loads that run ahead, programs for each processor."""
-
-    warps: int
-    stages: int
-    each: int
-
-
-def _tiles(states: torch.Tensor) -> _Tiles:
-    """Return the fastest of those that were timed on an H100, for the states of a layer's outputs."""
-    half, long = states.dtype == torch.bfloat16, states.shape[3] > 64
-    if states.shape[0] <= 32 and precision(states.dtype) == "tf32":
-        return _Tiles(2, 1, 4)
-    if half:
-        return _Tiles(4, 2, 2) if long else _Tiles(4, 1, 3)
-    return _Tiles(4, 1, 2)
 
 
 def _programs(device: torch.device, most: int, each: int) -> int:
