@@ -313,6 +313,15 @@ def summarise(report: Report, results: Path, args: argparse.Namespace) -> None:
         best = {what: np.median([one["nrmse"] for one in lines]) for what, lines in by_what.items()
                 if all(one["nrmse"] is not None for one in lines)}  # fmt: skip
         rivals = {what: value for what, value in best.items() if what.startswith("offline")}
+        trials = sorted(results.glob(f"tune-{model}-[0-9].json"))
+        tried = [line for path in trials for line in json.loads(path.read_text())]
+        for what in sorted({line["what"] for line in tried}):
+            lines = [line for line in tried if line["what"] == what]
+            values = [line["nrmse"] for line in lines]
+            report.add(
+                f"online_vs_offline/{model}/tuning, {what}", min(values), "nRMSE", cores=2, setup=setup, all=values,
+                cells=lines, device=lines[0].get("on", "cpu"),
+            )  # fmt: skip
         if "online" in best and rivals:
             winner = min(rivals, key=rivals.get)
             report.add(
