@@ -139,6 +139,9 @@ def levenberg_marquardt(
 ) -> Fit:  # fmt: skip
     """Minimise the mean square in space of the residuals of a network, or of `Equations` that add to them.
 
+    The damping follows Nielsen (IMM report 5, Technical University of Denmark, 1999). Of the weights that new points
+    have judged before any step on them, the best are left.
+
     sample : step -> collocation points; asked again every `resample_every` steps, and after a step that fails.
     tolerance : root mean square of the residuals at which to stop; 0 goes on to the last step.
     watch : called with step and residual; True stops.
@@ -155,7 +158,8 @@ def levenberg_marquardt(
     precision = torch.finfo(flat.dtype).eps
     if 0 < tolerance < precision:
         raise ValueError(f"Tolerance {tolerance:g} lies below the machine's precision {precision:.1e}.")
-    damping, reason, value = 1e-3, f"{steps} steps", math.inf
+    damping, growth, reason, value = 1e-3, 2.0, f"{steps} steps", math.inf
+    kept, least, fresh = flat, math.inf, True
     points = sample(0)
     linearised, values = equations.linearised, equations.values
     if equations.recordable and flat.is_cuda:
@@ -169,6 +173,9 @@ def levenberg_marquardt(
         value = math.sqrt(float(residual.square().mean()))
         if not math.isfinite(value):
             raise FloatingPointError(f"The residual of step {step} is not finite.")
+        if fresh and value < least:
+            kept, least = flat, value
+        fresh = False
         if value <= tolerance:
             reason = f"residual {value:.2g} reached the tolerance"
             break
@@ -187,22 +194,25 @@ def levenberg_marquardt(
             gain = value**2 - numbers[1]
             if not numbers[0] and gain > 0 and math.isfinite(gain):
                 ratio = gain / max(numbers[2], 1e-300)
-                damping = max(damping * (1 / 5 if ratio > 0.5 else 1.0 if ratio > 0.1 else 3.0), 1e-16)
+                damping, growth = max(damping * max(1 / 3, 1 - (2 * ratio - 1) ** 3), 1e-16), 2.0
                 flat, failures = flat - move, 0
                 break
-            damping *= 4
+            damping, growth = damping * growth, 2 * growth
         else:
             equations.put(flat)
-            failures, damping = failures + 1, 1e-6
+            failures, damping, growth = failures + 1, 1e-6, 2.0
             if failures == 3:
                 reason = "no step reduces the residual"
                 break
         logger.debug("step %d: residual %.3g, damping %.2g, tries %d", step, value, damping, tries)
         if failures or step % resample_every == 0:
-            points = sample(step)
+            points, fresh = sample(step), True
             weights = equations.weights(points)
         residual, rows = _weighed(linearised(points), weights)
     equations.put(flat)
+    points = sample(step)
+    if not float(_weighed((values(points),), equations.weights(points))[0].square().mean().sqrt()) <= least:
+        equations.put(kept)
     fit = Fit(steps=step, residual=value, seconds=time.monotonic() - started, reason=reason)
     logger.info("Levenberg-Marquardt: %s after %d steps, residual %.3g.", fit.reason, fit.steps, fit.residual)
     return fit
