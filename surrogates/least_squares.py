@@ -193,7 +193,7 @@ def levenberg_marquardt(
             numbers = torch.stack((failed.to(squares), squares, expected)).tolist()
             gain = value**2 - numbers[1]
             if not numbers[0] and gain > 0 and math.isfinite(gain):
-                ratio = gain / max(numbers[2], 1e-300)
+                ratio = min(gain / max(numbers[2], 1e-300), 2.0)  # at round-off the model's gain may be nothing
                 damping, growth = max(damping * max(1 / 3, 1 - (2 * ratio - 1) ** 3), 1e-16), 2.0
                 flat, failures = flat - move, 0
                 break
