@@ -139,8 +139,7 @@ def levenberg_marquardt(
 ) -> Fit:  # fmt: skip
     """Minimise the mean square in space of the residuals of a network, or of `Equations` that add to them.
 
-    The damping follows Nielsen (IMM report 5, Technical University of Denmark, 1999). Of the weights that new points
-    have judged before any step on them, the best are left.
+    The damping follows Nielsen (IMM report 5, Technical University of Denmark, 1999).
 
     sample : step -> collocation points; asked again every `resample_every` steps, and after a step that fails.
     tolerance : root mean square of the residuals at which to stop; 0 goes on to the last step.
@@ -159,7 +158,6 @@ def levenberg_marquardt(
     if 0 < tolerance < precision:
         raise ValueError(f"Tolerance {tolerance:g} lies below the machine's precision {precision:.1e}.")
     damping, growth, reason, value = 1e-3, 2.0, f"{steps} steps", math.inf
-    kept, least, fresh = flat, math.inf, True
     points = sample(0)
     linearised, values = equations.linearised, equations.values
     if equations.recordable and flat.is_cuda:
@@ -173,9 +171,6 @@ def levenberg_marquardt(
         value = math.sqrt(float(residual.square().mean()))
         if not math.isfinite(value):
             raise FloatingPointError(f"The residual of step {step} is not finite.")
-        if fresh and value < least:
-            kept, least = flat, value
-        fresh = False
         if value <= tolerance:
             reason = f"residual {value:.2g} reached the tolerance"
             break
@@ -206,13 +201,10 @@ def levenberg_marquardt(
                 break
         logger.debug("step %d: residual %.3g, damping %.2g, tries %d", step, value, damping, tries)
         if failures or step % resample_every == 0:
-            points, fresh = sample(step), True
+            points = sample(step)
             weights = equations.weights(points)
         residual, rows = _weighed(linearised(points), weights)
     equations.put(flat)
-    points = sample(step)
-    if not float(_weighed((values(points),), equations.weights(points))[0].square().mean().sqrt()) <= least:
-        equations.put(kept)
     fit = Fit(steps=step, residual=value, seconds=time.monotonic() - started, reason=reason)
     logger.info("Levenberg-Marquardt: %s after %d steps, residual %.3g.", fit.reason, fit.steps, fit.residual)
     return fit
