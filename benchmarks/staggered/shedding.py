@@ -124,12 +124,13 @@ def measure_shedding(
         with torch.no_grad():
             inflow.clamp_(low, high)
             window = advanced(flow.with_inflow(window, inflow), SETTLE)
+    reached = float((bins - target).abs().max()) <= NEAR
     told = ", ".join(f"{v:.3f}" for v in inflow.tolist())
     setup = (f"wanted bin {target:g} of {seen} steps; at first {', '.join(f'{v:.2f}' for v in first.tolist())}; "
-             f"{taken} steps of Adam; inflows {told}")  # fmt: skip
+             f"{'reached' if reached else 'not reached'} in {taken} steps of Adam; inflows {told}")  # fmt: skip
     yield (f"{name}: largest distance of the bin from the wanted one", float((bins - target).abs().max()), "1", NEAR,
            None, setup)  # fmt: skip
-    yield (f"{name}: steps of Adam", taken, "1", 100.0, None, setup)
+    yield f"{name}: steps of Adam", taken if reached else math.inf, "1", 100.0, None, setup
     if not quick:
         with ProcessPoolExecutor(starts, mp_context=get_context("spawn")) as pool:
             series = pool.map(replayed, [channel.name] * starts, inflow.tolist(), [seen] * starts)
