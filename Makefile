@@ -21,10 +21,12 @@ demo: $(VENV)/.demo
 	$(BIN)/headrace train heat2d --model mlp --shape 32x32 --simulations 100 --held-out 20 --learning-rate 3e-3 --run-dir $(RUN)
 
 # Two runs side by side: tests of studies wait for other processes most of the time. Of the other run the end is shown.
+STUDIES := tests/online_training/test_study.py
 test: $(VENV)/.all
-	@$(BIN)/python -m pytest tests --ignore tests/online_training > $(VENV)/tests.log 2>&1 & beside=$$!; \
-	$(BIN)/python -m pytest tests/online_training; studies=$$?; \
-	echo "The tests of everything but online_training run beside these; their end:"; \
+	@{ $(BIN)/python -m pytest tests --ignore tests/online_training; others=$$?; \
+	$(BIN)/python -m pytest $(STUDIES); exit $$((others || $$?)); } > $(VENV)/tests.log 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest tests/online_training --ignore $(STUDIES); studies=$$?; \
+	echo "The other tests and whole studies run beside these; their end:"; \
 	wait $$beside; others=$$?; cat $(VENV)/tests.log; exit $$((studies || others))
 
 lint: $(VENV)/.all
