@@ -25,7 +25,7 @@ from headrace.online_training.supervisor import Supervisor, SupervisorProcess, S
 RANK = str(Path(__file__).with_name("job_rank.py"))
 
 
-def wait_for(condition, what, seconds=15.0):
+def wait_for(condition, what, seconds=60.0):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         value = condition()
@@ -52,7 +52,7 @@ def alive(pids):
     return found
 
 
-def gone(pids, seconds=10.0):
+def gone(pids, seconds=30.0):
     wait_for(lambda: not alive(pids), f"processes {pids} to end", seconds)
 
 
@@ -358,7 +358,7 @@ def process(tmp_path):
         supervisor.stop()
 
 
-def collect(supervisor, condition, seconds=20.0):
+def collect(supervisor, condition, seconds=60.0):
     """Events until one of them fulfils the condition."""
     events = []
     wait_for(lambda: events.extend(supervisor.events()) or any(map(condition, events)), "an event", seconds)
