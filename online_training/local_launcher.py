@@ -171,9 +171,12 @@ class LocalLauncher(Launcher):
     def _stop(self, names: Iterable[str]) -> None:
         stopped = {name: self._running.pop(name) for name in names if name in self._running}
         members = {name: processes_of(self.tag(name), process.pid) for name, process in stopped.items()}
-        _end([process for processes in members.values() for process in processes], self._grace)
+        # While a process changes its program it shows no environment, and so no tag: its number is known without.
+        leaders = [psutil.Process(process.pid) for process in stopped.values() if process.poll() is None]
+        _end(list({*leaders, *(member for found in members.values() for member in found)}), self._grace)
         for name, process in stopped.items():
             code = process.wait(_KILL_SECONDS)
+            _end(processes_of(self.tag(name), process.pid), 0.0)  # what it started in its last moment
             left = [member.pid for member in processes_of(self.tag(name), process.pid)]
             if left:
                 raise RuntimeError(f"Processes {left} of job {name} cannot be killed; look at them on this node.")
