@@ -36,6 +36,7 @@ from rivals.fourier import FFTConv, FFTNetwork, Shape, neuraloperator, physicsne
 
 from headrace.surrogates import FNO, Problem, Stepping, WindowBatch
 from headrace.surrogates.fourier_network import FourierLayer
+from headrace.surrogates.recorded import Recorded
 from headrace.surrogates.spectral import SpectralConv
 
 QUICK = [
@@ -180,20 +181,6 @@ def training_step(
     return run
 
 
-def recorded(run: Callable[[], None]) -> Callable[[], None]:
-    """Return the replay of a step as one CUDA graph."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
-
-
 def device_time(run: Callable[[], None], seconds: float) -> float:
     """Median time of one call in ms, between events on the device, over at least ten calls and some seconds."""
     for _ in range(3):
@@ -246,20 +233,20 @@ def candidates(shape: Shape, precision: str, device: torch.device) -> Iterator[t
             yield f"{name} eager", lambda network=network: theirs(network())
             yield f"{name} compiled", lambda network=network: theirs(network(), compiled=True)
         return
-    yield "ours graph", lambda: recorded(ours())
+    yield "ours graph", lambda: Recorded(ours())
     yield "unfused eager", lambda: ours(fused=False)
-    yield "unfused graph", lambda: recorded(ours(fused=False))
+    yield "unfused graph", lambda: Recorded(ours(fused=False))
     if precision != "bf16":  # FFTs know no bf16; mixed below is the rival's own half precision
         yield "fft eager", lambda: theirs(FFTNetwork(1 + 2 * ndim, shape))
-        yield "fft graph", lambda: recorded(theirs(FFTNetwork(1 + 2 * ndim, shape)))
+        yield "fft graph", lambda: Recorded(theirs(FFTNetwork(1 + 2 * ndim, shape)))
         nemo = partial(physicsnemo, shape, 1 + 2 * ndim)
         yield "physicsnemo eager", lambda: theirs(nemo())
-        yield "physicsnemo graph", lambda: (step := theirs(nemo())) and recorded(step)
+        yield "physicsnemo graph", lambda: (step := theirs(nemo())) and Recorded(step)
     for mlp in (True, False):
         name = "neuraloperator" if mlp else "neuraloperator without channel MLP"
         network = partial(neuraloperator, shape, 1 + 2 * ndim, channel_mlp=mlp, mixed=precision == "bf16")
         yield f"{name} eager", lambda network=network: theirs(network())
-        yield f"{name} graph", lambda network=network: (step := theirs(network())) and recorded(step)
+        yield f"{name} graph", lambda network=network: (step := theirs(network())) and Recorded(step)
 
 
 def measure_training(shape: Shape, device: torch.device, seconds: float) -> Iterator[tuple[str, float, str, Any]]:
@@ -340,7 +327,7 @@ def measure_fused(shape: Shape, device: torch.device, seconds: float) -> Iterato
             with torch.no_grad(), allow(precision, torch.bfloat16):
                 layer(x, None, active=True)
 
-        value = device_time(recorded(forward), seconds)
+        value = device_time(Recorded(forward), seconds)
         states, weights = x.numel() * x.element_size(), 8 * shape.width**2 * kept
         compulsory = 2 * states + weights
         two_pass = 3 * states + 16 * shape.batch * shape.width * kept + weights

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from fno import best_times, device_time, recorded, training_step
+from fno import best_times, device_time, training_step
 from lines import Report, flags, processor
 from torch.nn.functional import silu
 
@@ -26,6 +26,7 @@ from headrace.surrogates import MessagePassing, Problem, Stepping, UNet, WindowB
 from headrace.surrogates.autoregressive import Autoregressive
 from headrace.surrogates.convolution import BoxConv
 from headrace.surrogates.message_passing import PUBLISHED, MessageNetwork, MessageRound
+from headrace.surrogates.recorded import Recorded
 
 
 class CircularConv(torch.nn.Module):
@@ -137,7 +138,7 @@ def measure(part: str, device: torch.device, *, quick: bool) -> Iterator[tuple[s
     steps = {name: step_of(form, data) for name, form in forms.items()}
     if device.type == "cuda":
         seconds = 0.3 if quick else 2.0
-        found = {name: min(device_time(run, seconds), device_time(recorded(run), seconds))
+        found = {name: min(device_time(run, seconds), device_time(Recorded(run), seconds))
                  for name, run in steps.items()}  # fmt: skip
     else:
         found = best_times(steps, device, 3.0 if quick else 30.0)

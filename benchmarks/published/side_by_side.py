@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from fno import recorded
+
+from headrace.surrogates.recorded import Recorded
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
 """Indices of windows (batch,) -> a number."""
@@ -40,7 +41,7 @@ class SideBySide:
         ]
         self._streams = [torch.cuda.Stream() for _ in trainings] if on_gpu else []
         # With rates of zero the steps before the recording change no weight.
-        self._run = recorded(self._all) if on_gpu else self._all
+        self._run = Recorded(self._all) if on_gpu else self._all
         self.step = 0
 
     def _all(self) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from fno import recorded
+
+from headrace.surrogates.recorded import Recorded
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
 """Indices of windows (batch,) -> the loss of each or of all."""
@@ -61,7 +62,7 @@ class Run:
         self._steps = [self._whole(network, loss) for loss in losses]
         if on_gpu:
             # With a rate of zero the steps before the recording change no weight.
-            self._steps = [recorded(step) for step in self._steps]
+            self._steps = [Recorded(step) for step in self._steps]
 
     def _whole(self, network: torch.nn.Module, loss: Loss) -> Callable[[], None]:
         def run() -> None:

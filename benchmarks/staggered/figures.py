@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from headrace.surrogates.recorded import Recorded
+
 
 @dataclass(frozen=True)
 class Point:
@@ -23,17 +25,7 @@ class Point:
 
 def timed(run: Callable[[], Any], device: str, repeats: int) -> float:
     """Return the median seconds of one call, replayed as a CUDA graph on a GPU."""
-    call = run
-    if device == "cuda":
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                run()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            run()
-        call = graph.replay
+    call = Recorded(run) if device == "cuda" else run
     times: list[float] = []
     while len(times) < repeats + (20 if device == "cuda" else 1):
         start = time.perf_counter()
