@@ -16,12 +16,7 @@ from headrace.surrogates.transport_network import TransportNetwork
 
 torch.set_num_threads(1)
 
-
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def vorticity(u, d, p, t):

@@ -13,12 +13,7 @@ from headrace.surrogates.jet_operators import JetOperators
 
 torch.set_num_threads(1)
 
-
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def network(widths, seed=0):

@@ -18,12 +18,7 @@ from tests.cases.exact_solutions import cole_hopf
 
 torch.set_num_threads(1)
 
-
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def burgers(u, d, p, t):

@@ -18,12 +18,7 @@ from headrace.surrogates.time_slabs import march
 
 torch.set_num_threads(1)
 
-
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def solve(case, row, steps, count, **settings):
