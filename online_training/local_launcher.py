@@ -170,14 +170,17 @@ class LocalLauncher(Launcher):
 
     def _stop(self, names: Iterable[str]) -> None:
         stopped = {name: self._running.pop(name) for name in names if name in self._running}
-        members = {name: processes_of(self.tag(name), process.pid) for name, process in stopped.items()}
-        # While a process changes its program it shows no environment, and so no tag: its number is known without.
-        leaders = [psutil.Process(process.pid) for process in stopped.values() if process.poll() is None]
-        _end(list({*leaders, *(member for found in members.values() for member in found)}), self._grace)
+        members: set[psutil.Process] = set()
+        for name, process in stopped.items():
+            members.update(processes_of(self.tag(name), process.pid))
+            if process.poll() is None:
+                # While it changes its program it shows no environment, and so no tag: its number is known without.
+                members.add(psutil.Process(process.pid))
+        _end(list(members), self._grace)
         for name, process in stopped.items():
             code = process.wait(_KILL_SECONDS)
-            _end(processes_of(self.tag(name), process.pid), 0.0)  # what it started in its last moment
-            left = [member.pid for member in processes_of(self.tag(name), process.pid)]
+            # What it started in its last moment goes too.
+            left = [member.pid for member in _end(processes_of(self.tag(name), process.pid), 0.0)]
             if left:
                 raise RuntimeError(f"Processes {left} of job {name} cannot be killed; look at them on this node.")
             self._note_end(name, code)
@@ -247,8 +250,8 @@ def processes_of(tag: str, pid: int) -> list[psutil.Process]:
     return [process for process in found.values() if is_alive(process)]
 
 
-def _end(processes: list[psutil.Process], grace: float) -> None:
-    """Ask processes to end, and kill those that are alive after the grace period."""
+def _end(processes: list[psutil.Process], grace: float) -> list[psutil.Process]:
+    """Ask processes to end, and kill those that are alive after the grace period; return those that live on."""
     for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, _KILL_SECONDS)):
         if number == signal.SIGTERM and not grace:
             continue
@@ -261,6 +264,7 @@ def _end(processes: list[psutil.Process], grace: float) -> None:
         while processes and time.monotonic() < deadline:
             processes = [process for process in processes if is_alive(process)]
             time.sleep(0.02)
+    return processes
 
 
 def is_alive(process: psutil.Process) -> bool:
