@@ -69,6 +69,7 @@ _HELLO_PATIENCE = 2.0
 _ZERO_COPY_FROM = 64 * 1024
 _TOGETHER = 64 * 1024
 CHUNK = 256 * 1024
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.02
 _RING_ALIGNMENT = 64
 # Plain numbers: or-ing members of an enumeration takes longer than signing a header.
 _AT_ONCE, _AT_ONCE_AND_MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK) | int(zmq.SNDMORE)
@@ -424,15 +425,19 @@ class Link:
     address : ZeroMQ addresses separated by commas, best first.
     hello : role, job, rank, ranks and generation, as HELLO carries them.
     lease : seconds without a word from the intake after which the process ends with code 75; None takes the intake's.
+    while_waiting : called now and then, a millisecond to 20 apart, while `receive` waits.
 
     Not thread-safe. `lost` is None, or why the session is over; `join` begins a new one.
     """
 
-    def __init__(self, address: str, token: bytes, study: int, *, hello: Mapping[str, Any], lease: float | None = None):
+    def __init__(
+        self, address: str, token: bytes, study: int, *, hello: Mapping[str, Any], lease: float | None = None,
+        while_waiting: Callable[[], object] | None = None,
+    ) -> None:  # fmt: skip
         self._addresses = [part.strip() for part in address.split(",") if part.strip()]
         if not self._addresses:
             raise ValueError("The intake's address is empty; it looks like tcp://host:port.")
-        self._token, self._study, self._lease = token, study, lease
+        self._token, self._study, self._lease, self._while_waiting = token, study, lease, while_waiting
         self._hello = {**hello, "pid": os.getpid(), "host": network.gethostname()}
         self._context = zmq.Context(io_threads=1)
         self._socket: zmq.Socket | None = None
@@ -579,14 +584,19 @@ class Link:
         ------
         RuntimeError : the intake refused what this peer asked, with its reason.
         """
-        deadline = clock.monotonic() + timeout
+        deadline, pause = clock.monotonic() + timeout, _FIRST_PAUSE
         while self.lost is None:
             try:
                 message = self._accept(self._socket.recv_multipart(_AT_ONCE))
             except zmq.Again:
                 remaining = deadline - clock.monotonic()
-                if not self.watch(remaining) and remaining <= 0:
+                if self.watch(remaining if self._while_waiting is None else min(remaining, pause)):
+                    continue
+                if remaining <= 0:
                     return None
+                if self._while_waiting is not None:
+                    self._while_waiting()
+                    pause = min(2 * pause, _LONGEST_PAUSE)
                 continue
             if message is not None:
                 return message
@@ -1054,7 +1064,8 @@ class Connection:
     """A persistent solver job: `for stream in connection.simulations(): with stream: ...`.
 
     fields : global shape of each field.
-    comm : the job's communicator (anything with rank and size, or Get_rank and Get_size); None: a single process.
+    comm : the job's communicator (anything with rank and size, or Get_rank and Get_size); None: a single process. With
+        one of mpi4py's, MPI goes on while a rank waits for the study: another may need a message of this one's.
     dtype : of the values on the wire.
     steps : number of snapshots the solver will send; checked against the study's where given.
 
@@ -1077,6 +1088,7 @@ class Connection:
             if not 1 <= len(shape) <= MAX_NDIM or min(shape) < 1:
                 raise ValueError(f"Field {name!r} has shape {shape}; it needs 1 to {MAX_NDIM} axes of positive length.")
         self.rank, self.ranks = _place(comm)
+        self._progress = _progress_of(comm, self.rank)
         self.dtype, self.dtype_code, self._steps = DTYPES[DTYPE_CODES[dtype]], DTYPE_CODES[dtype], steps
         self._round = 0
         self._last_asked: Any = None
@@ -1102,8 +1114,8 @@ class Connection:
             read_token(environment["HEADRACE_TOKEN_FILE"]),
             int(environment["HEADRACE_STUDY"], 16),
             hello={"role": "solver", "job": job, "rank": self.rank, "ranks": self.ranks, "generation": 0},
-            lease=float(lease) if lease else None,
-        )
+            lease=float(lease) if lease else None, while_waiting=self._progress,
+        )  # fmt: skip
         if environment.get("HEADRACE_LOG_DIR"):
             self._sent = _SentLog(Path(environment["HEADRACE_LOG_DIR"]) / f"solver-{job}-{self.rank}.log")
 
@@ -1324,3 +1336,14 @@ def _place(comm: Any) -> tuple[int, int]:
     if hasattr(comm, "Get_rank"):
         return int(comm.Get_rank()), int(comm.Get_size())
     return int(comm.rank), int(comm.size)
+
+
+def _progress_of(comm: Any, rank: int) -> Callable[[], object] | None:
+    """Return what lets MPI work on messages that have left this rank's hands but not its memory; None: no MPI is known.
+
+    MPI may move them only while their sender is inside MPI, as MPICH does over a network. A rank that waits for the
+    study is not, and another one that waits for its message would never come to send its own block.
+    """
+    probe = getattr(comm, "Iprobe", None)
+    # Of messages from this rank to itself, of which there are hardly any: one that is found would be all it looks at.
+    return None if probe is None else functools.partial(probe, source=rank)

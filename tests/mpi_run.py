@@ -6,6 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Ranks of one node speak as if they were on two: through sockets, in which MPI moves nothing for a rank outside of it.
+OVER_THE_NETWORK = {
+    "MPIR_CVAR_NOLOCAL": "1", "MPIR_CVAR_CH4_NETMOD": "ofi", "OMPI_MCA_btl": "tcp,self", "OMPI_MCA_pml": "ob1"
+}  # fmt: skip
+
 
 def mpirun() -> str:
     """Path of mpirun: the one beside this Python, else the site's."""

@@ -20,6 +20,7 @@
 enum { HEADER = 224, SIGNED = 192, MAX_BLOCK = 4 << 20, MAX_FRAME = MAX_BLOCK + (64 << 10), MAX_JSON = 64 << 10 };
 enum { PAYLOAD_SIGNED = 1, IN_RING = 2, SKIP_NEXT = 4, BY_INDEX = 8, EXIT_LEASE_EXPIRED = 75, MAX_ADDRESSES = 8 };
 enum { RING_HEAD = 64, RING_ALIGNMENT = 64 };
+static const double FIRST_PAUSE = 0.001, LONGEST_PAUSE = 0.02; /* seconds between two looks of while_waiting */
 enum {
     HELLO = 1, WELCOME, REFUSED, DECLARE, DECLARED, REQUEST, ASSIGN, FINISHED, CREDIT, BLOCK, ACK, END, ENDED, LEASE,
     LEASED, BYE, SKIP, CELLS
@@ -78,6 +79,8 @@ struct headrace {
     struct { int64_t step; int word; } words[8];
     char *parameters;
     double blocked, began;
+    void (*while_waiting)(void *);
+    void *while_waiting_argument;
 };
 
 static double now(void)
@@ -475,12 +478,15 @@ static int take_frames(headrace *h, void *socket, message *m, unsigned char **pa
 /* The intake's next message: 1, or 0 after the timeout or when the session is lost; negative: refused. */
 static int receive(headrace *h, double seconds, message *m)
 {
-    double deadline = now() + seconds;
+    double deadline = now() + seconds, pause = FIRST_PAUSE;
     while (!h->broken) {
         int got = take_frames(h, h->socket, m, &h->payload, &h->payload_length);
         if (got == 0) {
             double left = deadline - now();
-            if (!(watch(h, ZMQ_POLLIN, left) & ZMQ_POLLIN) && left <= 0) return 0;
+            if (watch(h, ZMQ_POLLIN, h->while_waiting && pause < left ? pause : left) & ZMQ_POLLIN) continue;
+            if (left <= 0) return 0;
+            if (h->while_waiting) h->while_waiting(h->while_waiting_argument);
+            pause = 2 * pause < LONGEST_PAUSE ? 2 * pause : LONGEST_PAUSE;
             continue;
         }
         if (got < 0) continue;
@@ -778,6 +784,13 @@ headrace *headrace_open(const headrace_field *fields, int num_fields, int type, 
     if (getenv("HEADRACE_ADDRESS") && *getenv("HEADRACE_ADDRESS")) begin(h);
     else if (getenv("HEADRACE_OUTPUT") && *getenv("HEADRACE_OUTPUT")) name_file(h, getenv("HEADRACE_OUTPUT"));
     return h;
+}
+
+void headrace_while_waiting(headrace *h, void (*function)(void *), void *argument)
+{
+    if (!h) return;
+    h->while_waiting = function;
+    h->while_waiting_argument = argument;
 }
 
 void headrace_close(headrace *h)

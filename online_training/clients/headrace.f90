@@ -10,7 +10,7 @@ module headrace
   public :: headrace_study, headrace_open, headrace_next, headrace_parameter, headrace_put, headrace_send
   public :: headrace_cells, headrace_put_cells, headrace_put_address
   public :: headrace_end, headrace_close, headrace_last_error, headrace_num_steps, headrace_bytes_sent
-  public :: headrace_simulation, headrace_active, headrace_lost
+  public :: headrace_simulation, headrace_active, headrace_lost, headrace_while_waiting
 
   integer(c_int), parameter, public :: headrace_float32 = 1, headrace_float64 = 2, headrace_int32 = 3
   integer(c_int), parameter, public :: headrace_int64 = 4, headrace_uint8 = 5
@@ -53,6 +53,11 @@ module headrace
       integer(c_int), value :: num_fields, type, rank, ranks
       type(c_ptr) :: handle
     end function c_open
+    subroutine c_while_waiting(handle, function, argument) bind(c, name="headrace_while_waiting")
+      import :: c_ptr, c_funptr
+      type(c_ptr), value :: handle, argument
+      type(c_funptr), value :: function
+    end subroutine c_while_waiting
     function c_next(handle) bind(c, name="headrace_next") result(code)
       import :: c_ptr, c_int
       type(c_ptr), value :: handle
@@ -170,6 +175,19 @@ contains
     end do
     study%handle = c_open(fields, size(names, kind=c_int), type, int(rank, c_int), int(ranks, c_int))
   end subroutine open_each
+
+  !> Have a subroutine called now and then while a call waits for the study: under MPI one that calls MPI_Iprobe, so that
+  !> this rank's messages reach others meanwhile (headrace.h). It takes one unused argument by value.
+  subroutine headrace_while_waiting(study, procedure)
+    type(headrace_study), intent(in) :: study
+    interface
+      subroutine procedure(unused) bind(c)
+        import :: c_ptr
+        type(c_ptr), value :: unused
+      end subroutine procedure
+    end interface
+    call c_while_waiting(study%handle, c_funloc(procedure), c_null_ptr)
+  end subroutine headrace_while_waiting
 
   !> Take the next simulation: 1 there is one, 0 none is left, negative an error. Collective.
   integer function headrace_next(study) result(code)

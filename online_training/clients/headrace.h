@@ -60,6 +60,11 @@ typedef struct headrace headrace;
  * the folder HEADRACE_OUTPUT, for `headrace convert`, or nowhere. */
 headrace *headrace_open(const headrace_field *fields, int num_fields, int type, int rank, int ranks);
 
+/* Have a function called now and then, a millisecond to 20 apart, while a call waits for the study; NULL: none.
+ * An MPI may move a rank's messages only while that rank is inside MPI, and another rank that waits for one of them would
+ * never come to send its own block: headrace_open_comm has MPI_Iprobe called, which lets MPI work. */
+void headrace_while_waiting(headrace *study, void (*function)(void *), void *argument);
+
 /* Take the next simulation: 1 there is one, 0 none is left, negative an error. Collective. */
 int headrace_next(headrace *study);
 

@@ -66,7 +66,7 @@ def simulate(stream, comm, settings: dict) -> list[int]:
 
 
 def main() -> None:
-    settings, comm = json.loads(sys.argv[1]), MPI.COMM_WORLD
+    settings, comm = json.loads(sys.argv[1]), MPI.COMM_WORLD.Dup()  # as our own solver jobs have it
     fields = {name: settings["shape"] for name in settings["fields"]}
     report = {"rank": comm.rank, "words": [], "bytes": 0, "blocked": 0.0, "skipped": 0, "seen": [], "lost": []}
 

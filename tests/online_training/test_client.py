@@ -23,6 +23,7 @@ from headrace.online_training.client import (
     read_token,
 )  # fmt: skip
 from headrace.online_training.ledger import read_records
+from tests.mpi_run import OVER_THE_NETWORK, run_mpi
 from tests.online_training.intake_setup import (
     TOKEN,
     field_of,
@@ -318,3 +319,13 @@ def test_the_report_of_a_simulation_reaches_the_status(study) -> None:
     status = study.status()
     assert status["solver_seconds"] >= 0.05 > status["blocked_seconds"] - stream.blocked_seconds
     assert json.dumps(status)
+
+
+@pytest.mark.mpi
+def test_mpi_goes_on_while_a_rank_waits_for_the_study(tmp_path: Path) -> None:
+    """Else both wait for ever: one for the study, which waits for the other, which waits for a message of the first."""
+    program = str(Path(__file__).parent / "foreign" / "late_message.py")
+    with running_intake(tmp_path, make_layout(shape=(2,), num_steps=2)) as intake:
+        plan(intake, 1)
+        done = run_mpi(2, [program], timeout=60, env={**intake.environment, **OVER_THE_NETWORK})
+        assert done.returncode == 0 and intake.status()["done"] == 1, done.stderr

@@ -14,7 +14,7 @@ import pytest
 from headrace.online_training.audit import audit
 from headrace.online_training.block_files import BlockFiles
 from headrace.online_training.intake import Assignment
-from tests.mpi_run import mpirun, open_mpi_flags
+from tests.mpi_run import OVER_THE_NETWORK, mpirun, open_mpi_flags
 from tests.online_training.intake_setup import make_layout, plan, running_intake, wait_until
 
 HERE = Path(__file__).parent
@@ -47,6 +47,7 @@ def compile_all(folder: Path) -> None:
         ["cc", *c99, *warnings, *include, "-c", str(CLIENTS / "headrace.c"), "-o", "headrace.o"],
         ["cc", "-O2", *include, str(SOURCES / "wire.c"), "headrace.o", *_libraries(), "-o", "wire"],
         [str(MPICC), "-O2", *include, str(SOURCES / "heat.c"), "headrace.o", *_libraries(), "-o", "heat_c"],
+        [str(MPICC), *include, str(SOURCES / "late_message.c"), "headrace.o", *_libraries(), "-o", "late_message"],
         ["gfortran", "-std=f2008", *warnings, "-c", str(CLIENTS / "headrace.f90"), "-o", "module.o"],
         ["gfortran", "-std=f2008", *warnings, "-c", str(SOURCES / "checking.f90"), "-o", "checking.o"],
         ["gfortran", "-std=f2008", "-O2", "-c", str(SOURCES / "heat.f90"), "-o", "heat_f90.o"],
@@ -134,6 +135,18 @@ def test_four_ranks_stream_what_numpy_computes(
             np.testing.assert_allclose(final_state(tmp_path, simulation, 4), states[-1], rtol=0, atol=1e-10)
             for step in range(STEPS):
                 np.testing.assert_allclose(memory[slots[simulation, step], 0], states[step], rtol=0, atol=2e-7)
+
+
+@pytest.mark.mpi
+def test_mpi_goes_on_while_a_rank_in_c_waits_for_the_study(programs: Path, tmp_path: Path) -> None:
+    with running_intake(tmp_path, make_layout(shape=(2,), num_steps=2)) as intake:
+        plan(intake, 1)
+        process = start(programs / "late_message", 2, {**intake.environment, **OVER_THE_NETWORK}, n=None)
+        try:
+            output, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        assert process.returncode == 0 and intake.status()["done"] == 1, output + errors
 
 
 @pytest.mark.mpi

@@ -21,6 +21,10 @@ program heat
       real(c_double), intent(in) :: mine
       real(c_double), intent(out) :: all
     end subroutine mpi_total
+    subroutine mpi_work(unused) bind(c)
+      import :: c_ptr
+      type(c_ptr), value :: unused
+    end subroutine mpi_work
     subroutine mpi_end() bind(c)
     end subroutine mpi_end
   end interface
@@ -46,6 +50,7 @@ program heat
   sent = 0
   simulations = 0
   call headrace_open(study, ["u"], [n, n], headrace_float32, rank, ranks)
+  call headrace_while_waiting(study, mpi_work)
   by_cells = command_argument_count() > 3
   if (by_cells) then
     cells = [((int(n, int64) * (first + i - 1) + j - 1, i = 1, rows), j = 1, n)]
