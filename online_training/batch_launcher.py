@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from .launcher import Job, Launcher
 from .local_launcher import find_mpirun
 from .scheduler import Scheduler, SchedulerError
+from .step_launcher import short_addresses
 
 LOST = 250
 """Exit code of a job that left the scheduler without an exit file: killed with its node, cancelled, forgotten."""
@@ -24,6 +26,7 @@ _GRACE_SECONDS = 10.0  # a shared file system may show a file this late
 _BODY = """
 umask 077
 {exports}
+: > "${{exit_file%.exit}}.begun"
 solver=
 finish() {{
     echo "$1" > "$exit_file.$$" && mv -f "$exit_file.$$" "$exit_file"
@@ -43,6 +46,7 @@ finish "$code"
 class _Submitted:
     identity: str
     exit_file: Path
+    begun: bool = False
     gone_since: float | None = None
 
 
@@ -86,7 +90,9 @@ class BatchLauncher(Launcher):
     def script_of(self, *jobs: Job) -> str:
         """Return the script that `start` submits for a job, or `start_many` for an array of jobs."""
         first, array = jobs[0], self._scheduler.array
-        exports = [_export(name, value) for name, value in first.environment.items()]
+        launch = "" if first.own_mpirun else self._launch.format(ranks=first.ranks)
+        environment = {**short_addresses(launch.split(), os.environ), **first.environment}
+        exports = [_export(name, value) for name, value in environment.items()]
         options = list(self._options)
         if len(jobs) == 1:
             exports.append(f"exit_file={shlex.quote(str(_exit_file(first)))}")
@@ -99,9 +105,8 @@ class BatchLauncher(Launcher):
                 exports.append(f"{index}) {'; '.join([*own, f'exit_file={exit_file}', f'exec >> {log} 2>&1'])} ;;")
             exports.append("esac")
         body = _BODY.format(
-            exports="\n".join(exports), launch="" if first.own_mpirun else self._launch.format(ranks=first.ranks),
-            command=shlex.join(first.command),
-        )  # fmt: skip
+            exports="\n".join(exports), launch=launch, command=shlex.join(first.command)
+        )
         values = {"name": first.name, "ranks": first.ranks, "log": first.log.absolute(), "options": options}
         return self._scheduler.render({**values, "body": body.strip()})
 
@@ -130,7 +135,8 @@ class BatchLauncher(Launcher):
             if job.name in self._running:
                 raise ValueError(f"Job {job.name} is running already; every job needs a name of its own.")
             job.log.parent.mkdir(parents=True, exist_ok=True)
-            _exit_file(job).unlink(missing_ok=True)
+            for path in (_exit_file(job), _begun_file(_exit_file(job))):
+                path.unlink(missing_ok=True)
         script = _exit_file(jobs[0]).with_suffix(".sh")
         script.touch(0o700)
         script.write_text(self.script_of(*jobs), encoding="utf-8")
@@ -147,6 +153,7 @@ class BatchLauncher(Launcher):
         if self._clock() - self._looked >= min(_LOOK_SECONDS, self._poll_seconds):
             self._looked = self._clock()
             for name, job in list(self._running.items()):
+                job.begun = job.begun or _begun_file(job.exit_file).exists()
                 code = _read_exit(job.exit_file)
                 if code is not None:
                     self._end(name, code)
@@ -155,6 +162,10 @@ class BatchLauncher(Launcher):
             self._ask_scheduler()
         ended, self._ended = self._ended, {}
         return ended
+
+    def waits(self, name: str) -> bool:
+        """Say whether a job's script has not begun, as far as `poll` has seen."""
+        return name in self._running and not self._running[name].begun
 
     def _ask_scheduler(self) -> None:
         try:
@@ -205,6 +216,10 @@ def _export(name: str, value: str) -> str:
 
 def _exit_file(job: Job) -> Path:
     return job.log.absolute().with_suffix(".exit")
+
+
+def _begun_file(exit_file: Path) -> Path:
+    return exit_file.with_suffix(".begun")
 
 
 def _read_exit(path: Path) -> int | None:

@@ -165,6 +165,7 @@ class Intake:
                 "messages": self._messages,
                 "rejected": dict(self._rejected),
                 "peers": len(self._peers),
+                "ranks": {job.name: len(job.peers) for job in self._peers.jobs.values()},
                 "population": buffer.population,
                 "unseen": buffer.unseen,
                 "capacity": buffer.capacity,
@@ -369,7 +370,7 @@ class Intake:
 
     def _sweep(self, now: float) -> None:
         """Forget who is silent for three leases, and jobs whose ranks never came together."""
-        patience = 3 * self._settings.lease
+        patience, limit = 3 * self._settings.lease, self._settings.start_limit
         for peer in self._peers:
             if now - peer.last_heard > patience:
                 self._rejected["silent"] += 1
@@ -378,8 +379,8 @@ class Intake:
                 else:
                     self._peers.remove(peer)
         for job in list(self._peers.jobs.values()):
-            if len(job.peers) < job.ranks and job.requests and now - job.since > patience:
-                error = f"Only {len(job.peers)} of {job.ranks} ranks of job {job.name} came within {patience:g} s."
+            if len(job.peers) < job.ranks and job.requests and now - job.since > limit:
+                error = f"Only {len(job.peers)} of {job.ranks} ranks of job {job.name} came within {limit:g} s."
                 for peer in list(job.peers.values()):
                     self._tell(peer, Kind.REFUSED, {"error": error})
                 self._drop_job(job.name, error, notify=False)

@@ -116,7 +116,8 @@ def build_intake(directory: RunDirectory, session: int) -> Intake:
             study=record.study, session=session, token=read_token(directory.token_file),
             interface=address_of(settings.interface), port=settings.port, run_dir=directory.path,
             max_running=settings.max_running, max_failures=settings.max_failures, lease=LEASE_SECONDS,
-            strict=settings.strict, encrypt=settings.encrypt, when_full=settings.when_full, spool=spool,
+            start_limit=settings.start_limit, strict=settings.strict, encrypt=settings.encrypt,
+            when_full=settings.when_full, spool=spool,
             durability=settings.durability, nan_policy=settings.nan_policy, statistics=statistics,
             write_held_out=partial(write_held_out, directory.held_out, case),
         )

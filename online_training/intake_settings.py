@@ -25,6 +25,7 @@ class IntakeSettings:
     run_dir : its ledger/ takes intake-SESSION.log.
     max_running : simulations at the same time.
     lease : seconds of silence after which the other side ends; peers silent for three are forgotten.
+    start_limit : seconds after a job's first hello within which its last rank must have said it.
     strict : every payload byte is authenticated.
     encrypt : tcp connections use CURVE.
     max_failures : attempts of one simulation before it goes into quarantine.
@@ -53,6 +54,7 @@ class IntakeSettings:
     run_dir: Path
     max_running: int
     lease: float = 60.0
+    start_limit: float = 300.0
     strict: bool = False
     encrypt: bool = False
     max_failures: int = 3

@@ -53,6 +53,10 @@ class Launcher(ABC):
     def poll(self) -> dict[str, int]:
         """Return the exit codes of the jobs that ended since the last call, by name."""
 
+    def waits(self, name: str) -> bool:
+        """Say whether a job that was started still waits in a scheduler's queue, as far as `poll` has seen."""
+        return False
+
     @abstractmethod
     def stop(self, name: str) -> None:
         """End a job: SIGTERM, after a grace period SIGKILL, to all of its processes."""

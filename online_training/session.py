@@ -19,6 +19,7 @@ from headrace.solvers.streaming import StreamingProgram
 
 from .concurrency import Concurrency
 from .early_stopping import StopRule
+from .greetings import Greetings
 from .intake_actor import IntakeActor
 from .interface import AUTO, address_of, is_local
 from .local_launcher import cores_for, thread_variables
@@ -67,6 +68,7 @@ class Session:
         """Why the session ended before the last planned window, though nobody asked for it; else empty."""
         self._trainer_result: dict[str, Any] | None = None
         self._trainer_error: BaseException | None = None
+        self._greetings = Greetings(self._settings.ranks, self._settings.start_limit)
 
     def run(self, progress: Progress | None = None) -> str:
         """Run the session and return "finished" or "stopped".
@@ -223,6 +225,7 @@ class Session:
                     if status["done"] > done:
                         done = status["done"]
                         supervisor.note_progress()
+                    self._await_hellos(status["ranks"], supervisor)
                     if not stopping:
                         self._follow_need(concurrency, status, intake, supervisor)
                     if self._plan is not None and not stopping:
@@ -232,6 +235,14 @@ class Session:
                     if progress is not None:
                         progress(self._state(status, reported - started))
         return True
+
+    def _await_hellos(self, present: Mapping[str, int], supervisor: SupervisorProcess) -> None:
+        late, overdue = self._greetings.look(present, time.monotonic())
+        for text in late:
+            logger.warning("%s", text)
+        for job, reason in overdue.items():
+            logger.warning("%s", reason)
+            supervisor.end_job(job, reason)
 
     def _follow_need(
         self, concurrency: Concurrency, status: Mapping[str, Any], intake: Any, supervisor: SupervisorProcess
@@ -251,8 +262,11 @@ class Session:
             self._ask(intake.limit_running, concurrency.limit)
 
     def _handle(self, event: Mapping[str, Any], intake: Any, supervisor: SupervisorProcess) -> None:
-        if event["event"] == "exited":
+        if event["event"] == "begun" or (event["event"] == "started" and not event["waits"]):
+            self._greetings.begin(event["job"], time.monotonic())
+        elif event["event"] == "exited":
             job, code = event["job"], event["code"]
+            self._greetings.end(job)
             for simulation in self._ask(intake.job_ended, job, code):
                 logger.warning("Simulation %d is run again: job %s ended with code %d.", simulation, job, code)
             # A program that takes one simulation and ends is started again while there are any.

@@ -133,6 +133,12 @@ class StudySettings(BaseModel):
         "was killed and resumed. Solvers may wait for each other.",
     )
     checkpoint_every: float = Field(20.0, gt=0, description="Seconds between checkpoints.")
+    start_limit: float = Field(
+        300.0,
+        gt=0,
+        description="Seconds in which all ranks of a solver job that runs must have said hello to the study; else it "
+        "is ended and replaced.",
+    )
     max_failures: int = Field(3, ge=0, description="Failures of one simulation, or of the trainer, before giving up.")
     statistics: bool = Field(
         False, description="Keep mean, variance, extremes and Sobol indices of the fields over all simulations."

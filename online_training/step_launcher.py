@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from .launcher import Job
 from .local_launcher import LocalLauncher
 
 _DEFAULT_MPI = "pmi2"  # MPICH and its kin; a site's Open MPI wants pmix
 _KEPT = ("SLURM_CONF",)
+_NETWORK = "MPIR_CVAR_CH4_NETMOD"  # by which of its networks MPICH speaks to other nodes
 
 
 def step_flags(environment: Mapping[str, str], options: Sequence[str], *, whole_nodes: bool = False) -> list[str]:
@@ -35,6 +38,20 @@ def step_flags(environment: Mapping[str, str], options: Sequence[str], *, whole_
     share = "--overlap" if environment.get("SLURM_STEP_ID", "").isdigit() else "--exact"
     mpi = [] if any(option.startswith("--mpi") for option in options) else [f"--mpi={_DEFAULT_MPI}"]
     return [f"--jobid={allocation}", share, "--cpus-per-task=1", "--kill-on-bad-exit=1", *mpi, *options]
+
+
+def short_addresses(launch: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what keeps the addresses that MPICH's ranks tell one another short enough for Slurm's pmi2.
+
+    Over UCX, which the MPICH wheel prefers, an address has some 6 kB, which pmi2 cuts at times, so that MPI_Init fails
+    or never ends; over libfabric it has 66 bytes. What the user says about MPICH's network is kept, and a site's own
+    MPI, which may have only one, is left alone.
+
+    launch : the words that start the ranks. environment : of the user.
+    """
+    with_pmi2 = "--mpi=pmi2" in launch or "pmi2" in launch
+    ours = Path(sys.executable).with_name("mpichversion").exists()
+    return {_NETWORK: environment.get(_NETWORK, "ofi")} if with_pmi2 and ours else {}
 
 
 class StepLauncher(LocalLauncher):
@@ -67,4 +84,5 @@ class StepLauncher(LocalLauncher):
         if job.own_mpirun:
             raise RuntimeError(f"{job.command[0]} starts its own ranks; run it with --scheduler slurm or local.")
         kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        kept.update(short_addresses(self._flags, os.environ))
         return super().start(replace(job, environment={**kept, **job.environment}))

@@ -1,10 +1,12 @@
 """The supervisor: a process of its own that keeps the wanted number of solver jobs alive.
 
 Run as `python -m headrace.online_training.supervisor SETTINGS.json`. It reads JSON lines on stdin:
-`{"jobs": N}` how many are wanted, `{"progress": true}` the solvers get somewhere, `{"stop": true}`.
-It writes JSON lines on stdout: `{"event": "started", "job", "pid"}`, `{"event": "exited", "job", "code",
-"stopped", "tail"}`, `{"event": "gave_up", "failures", "tail"}`. The end of stdin means that the driver died: all jobs
-are stopped. Whatever kills the supervisor itself takes the jobs with it.
+`{"jobs": N}` how many are wanted, `{"progress": true}` the solvers get somewhere, `{"end": JOB, "reason"}` a job has
+failed although it runs, `{"stop": true}`.
+It writes JSON lines on stdout: `{"event": "started", "job", "pid", "waits"}`, `{"event": "begun", "job"}` where it
+waited in a queue, `{"event": "exited", "job", "code", "stopped", "tail"}`, `{"event": "gave_up", "failures", "tail"}`.
+The end of stdin means that the driver died: all jobs are stopped. Whatever kills the supervisor itself takes the jobs
+with it.
 """
 
 from __future__ import annotations
@@ -89,6 +91,8 @@ class Supervisor:
         self._gave_up = False
         self._started: dict[str, float] = {}
         self._asked_to_stop: set[str] = set()
+        self._waiting: set[str] = set()
+        self._failed: dict[str, str] = {}
 
     def set_jobs(self, count: int) -> None:
         """Want this many jobs from now on, those that found the stream finished not counted; the newest go first."""
@@ -101,10 +105,19 @@ class Supervisor:
         """A simulation was completed: failures so far were not in a row."""
         self._failures = 0
 
+    def end_job(self, name: str, reason: str) -> None:
+        """End a job that has failed although it runs; it is replaced. One that is gone by now is left alone."""
+        if name in self._started:
+            self._failed[name] = reason
+            self._launcher.stop(name)
+
     def tick(self) -> None:
         """Look at what ended, and start what is missing."""
         for name, code in self._launcher.poll().items():
             self._note_end(name, code)
+        for name in [name for name in self._waiting if not self._launcher.waits(name)]:
+            self._waiting.remove(name)
+            self._report({"event": "begun", "job": name})
         missing = self._wanted - len(self._started) - self._finished
         if missing > 0 and not self._gave_up and self._clock() >= self._not_before:
             self._start(missing)
@@ -135,7 +148,10 @@ class Supervisor:
             return
         for job, number in zip(jobs, numbers, strict=True):
             self._started[job.name] = self._clock()
-            self._report({"event": "started", "job": job.name, "pid": number})
+            waits = self._launcher.waits(job.name)
+            if waits:
+                self._waiting.add(job.name)
+            self._report({"event": "started", "job": job.name, "pid": number, "waits": waits})
 
     def _note_end(self, name: str, code: int) -> None:
         if name not in self._started:
@@ -143,14 +159,19 @@ class Supervisor:
         lived = self._clock() - self._started.pop(name)
         stopped = name in self._asked_to_stop
         self._asked_to_stop.discard(name)
-        tail = tail_of(self._log(name))
+        self._waiting.discard(name)
+        reason = self._failed.pop(name, "")
+        tail = "\n".join(filter(None, [reason, tail_of(self._log(name))]))
+        if reason:
+            code = code or 1
         self._report({"event": "exited", "job": name, "code": code, "stopped": stopped, "tail": tail})
         if stopped:
             return
         if code == 0:
             self._finished += 1
             return
-        self._failures = 1 if lived >= _HEALTHY_SECONDS else self._failures + 1
+        healthy = lived >= _HEALTHY_SECONDS and not reason
+        self._failures = 1 if healthy else self._failures + 1
         self._not_before = self._clock() + min(_FIRST_PAUSE * 2 ** (self._failures - 1), _LONGEST_PAUSE)
         if self._failures > self._settings.max_failures * max(1, self._wanted):
             self._give_up(tail)
@@ -236,6 +257,8 @@ def _obey(supervisor: Supervisor, line: bytes) -> bool:
         return True
     if "jobs" in order:
         supervisor.set_jobs(int(order["jobs"]))
+    if "end" in order:
+        supervisor.end_job(order["end"], order["reason"])
     if order.get("progress"):
         supervisor.note_progress()
     return False
@@ -299,6 +322,10 @@ class SupervisorProcess:
     def note_progress(self) -> None:
         """Say that a simulation was completed: failures of jobs before and after it are not in a row."""
         self._order({"progress": True})
+
+    def end_job(self, job: str, reason: str) -> None:
+        """Say that a job has failed although it runs: it is ended, counts as failed, and is replaced."""
+        self._order({"end": job, "reason": reason})
 
     def events(self) -> list[dict[str, Any]]:
         """Return the events since the last call, without waiting; a supervisor that died is a "gave_up"."""

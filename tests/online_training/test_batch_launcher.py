@@ -14,6 +14,7 @@ from headrace.online_training.batch_launcher import LOST, BatchLauncher
 from headrace.online_training.launcher import Job
 from headrace.online_training.scheduler import Scheduler, SchedulerError, submission_environment
 from headrace.online_training.settings import StudySettings
+from headrace.online_training.step_launcher import short_addresses
 from tests.online_training import slurm_cluster
 from tests.online_training.intake_setup import MPI_PROGRAM, make_layout, plan, running_intake, wait_until
 from tests.online_training.slurm_cluster import SlurmCluster, processes_with
@@ -70,7 +71,7 @@ def test_an_array_is_one_script_in_which_each_job_finds_its_own(tmp_path: Path) 
         environment = {**os.environ, "SLURM_ARRAY_TASK_ID": str(index)}
         assert subprocess.run(["bash"], input=script, text=True, env=environment, check=False).returncode == 0
         assert job.log.read_text() == f"2 {job.name} x y solver\n"
-        assert job.log.with_suffix(".exit").read_text() == "0\n"
+        assert job.log.with_suffix(".exit").read_text() == "0\n" and job.log.with_suffix(".begun").exists()
 
 
 def test_schedulers_without_arrays_get_one_script_for_each_job(
@@ -137,6 +138,21 @@ def test_commands_see_nothing_of_a_surrounding_job(monkeypatch: pytest.MonkeyPat
     assert not names & {"SLURM_MEM_PER_CPU", "PMI_RANK", "PMIX_RANK", "PBS_JOBID", "RAY_JOB_ID"}
 
 
+def test_addresses_of_the_mpich_wheel_are_short_where_pmi2_carries_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.delenv("MPIR_CVAR_CH4_NETMOD", raising=False)
+    assert short_addresses(["srun", "--mpi=pmi2"], os.environ) == {}  # a site's MPI knows its network
+    (tmp_path / "mpichversion").touch()
+    assert short_addresses(["srun", "--mpi=pmix"], os.environ) == {}
+    script = BatchLauncher("slurm", launch="srun --mpi=pmi2 -n {ranks}").script_of(make_job(tmp_path))
+    assert "export MPIR_CVAR_CH4_NETMOD=ofi" in script.splitlines()
+    monkeypatch.setenv("MPIR_CVAR_CH4_NETMOD", "ucx")
+    script = BatchLauncher("slurm", launch="srun --mpi=pmi2 -n {ranks}").script_of(make_job(tmp_path))
+    assert "export MPIR_CVAR_CH4_NETMOD=ucx" in script.splitlines()
+
+
 # A scheduler that lies ----------------------------------------------------------------------------------------------
 
 
@@ -146,10 +162,11 @@ def test_exit_files_are_believed_over_the_scheduler_and_silence_is_no_death(
     now = [0.0]
     fake_commands(tmp_path, monkeypatch, qsub="echo 7.pbs", qstat="echo unreachable >&2; exit 1", qdel="exit 0")
     launcher = BatchLauncher("pbs", launch="run -n {ranks}", clock=lambda: now[0])
-    assert launcher.start(make_job(tmp_path)) == 7
+    assert launcher.start(make_job(tmp_path)) == 7 and launcher.waits("1-0001")
+    (tmp_path / "job-1-0001.begun").touch()
     for _ in range(100):  # the scheduler is down for hours
         now[0] += 100.0
-        assert launcher.poll() == {}
+        assert launcher.poll() == {} and not launcher.waits("1-0001")
     fake_commands(tmp_path, monkeypatch, qstat="true")  # and when it comes back it has forgotten the job
     now[0] += 100.0
     assert launcher.poll() == {}
@@ -243,9 +260,13 @@ def test_a_job_that_its_scheduler_cancels_is_noticed(
 
 
 @with_slurm
-def test_two_jobs_on_two_nodes_stream_into_one_intake(
-    slurm: BatchLauncher, cluster: SlurmCluster, tmp_path: Path
+@pytest.mark.parametrize("launch", [None, "srun --mpi=pmi2 -n {ranks}"])
+def test_two_jobs_each_on_two_nodes_stream_into_one_intake(
+    slurm: BatchLauncher, cluster: SlurmCluster, tmp_path: Path, launch: str | None
 ) -> None:
+    launcher = BatchLauncher(
+        "slurm", poll_seconds=0.5, options=["--time=5", "--nodes=2", "--ntasks-per-node=1"], launch=launch
+    )
     layout = make_layout(shape=(8, 6))
     settings = {"shape": layout.shape, "fields": layout.fields, "steps": layout.num_steps, "cut": [2, 1]}
     with running_intake(tmp_path, layout, slots=64, transport="tcp", interface=cluster.address) as intake:
@@ -254,8 +275,8 @@ def test_two_jobs_on_two_nodes_stream_into_one_intake(
             environment = {**intake.environment, "HEADRACE_JOB": name}
             command = (sys.executable, MPI_PROGRAM, json.dumps(settings))
             job = make_job(tmp_path, name, *command, ranks=2, **environment)
-            slurm.start(job)
-        assert ends(slurm, 2) == {"4-1": 0, "4-2": 0}
+            launcher.start(job)
+        assert ends(launcher, 2) == {"4-1": 0, "4-2": 0}
         assert len(intake.settings.buffer.slots) == 6 * layout.num_steps
 
 

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from headrace.online_training import local_launcher
+from headrace.online_training.greetings import Greetings
 from headrace.online_training.launcher import Job, Launcher
 from headrace.online_training.local_launcher import (
     LocalLauncher,
@@ -327,6 +328,36 @@ def test_fewer_jobs_stops_the_newest_and_counts_no_failure(tmp_path):
         ("4-0002", True), ("4-0003", True),
     ]  # fmt: skip
     assert all(event["event"] != "gave_up" for event in bench.events)
+
+
+def test_a_job_that_hangs_is_ended_and_counts_as_a_failure_however_long_it_lived(tmp_path):
+    bench = Bench(tmp_path, max_failures=1)
+    bench.supervisor.set_jobs(1)
+    bench.supervisor.tick()
+    bench.supervisor.end_job("4-0007", "no such job")
+    for _ in range(2):
+        bench.now += 600
+        bench.supervisor.end_job(bench.launcher.running[0], "no hello")
+        bench.supervisor.tick()
+        bench.now += 1
+        bench.supervisor.tick()
+    assert [event["event"] for event in bench.events] == ["started", "exited"] * 2 + ["gave_up"]
+    assert bench.events[1] == {"event": "exited", "job": "4-0001", "code": 143, "stopped": False, "tail": "no hello"}
+    assert bench.events[-1]["tail"] == "no hello" and bench.launcher.running == []
+
+
+def test_jobs_that_say_no_hello_are_told_of_and_given_up_after_the_limit():
+    awaited = Greetings(ranks=3, limit=150.0)
+    for name in ("1-1", "1-2", "1-3"):
+        awaited.begin(name, now=10.0)
+    assert awaited.look({"1-1": 3, "1-2": 1}, now=20.0) == ([], {})
+    awaited.end("1-3")
+    assert awaited.look({"1-2": 1}, now=69.0) == ([], {})
+    assert awaited.look({"1-2": 1}, now=70.0) == (["job 1-2: 1 of 3 ranks have said hello after 60 s"], {})
+    assert awaited.look({"1-2": 2}, now=131.0) == (["job 1-2: 2 of 3 ranks have said hello after 121 s"], {})
+    late, overdue = awaited.look({"1-2": 2}, now=160.0)
+    assert late == [] and list(overdue) == ["1-2"] and "150 s (--start-limit)" in overdue["1-2"]
+    assert awaited.look({}, now=1e6) == ([], {})
 
 
 def test_tail_is_the_end_of_the_log_and_bounded(tmp_path):
