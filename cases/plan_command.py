@@ -38,6 +38,21 @@ def plan_study(
 ) -> None:  # fmt: skip
     """Print the forecast of a study; starts no study, and takes seconds.
 
+    The arguments and errors are those of `forecast_study`.
+    """
+    needs, costs, sources = forecast_study(
+        reference, model=model, architecture=architecture, simulation_seconds=simulation_seconds,
+        batch_seconds=batch_seconds, given=given,
+    )  # fmt: skip
+    _show(needs, costs, sources, check_settings(given).max_running)
+
+
+def forecast_study(
+    reference: CaseReference, *, model: str, architecture: list[str], simulation_seconds: float | None = None,
+    batch_seconds: float | None = None, given: dict[str, Any],
+) -> tuple[Forecast, Costs, dict[str, str]]:  # fmt: skip
+    """Return the forecast of a study, the costs that it follows from, and where these are from.
+
     simulation_seconds, batch_seconds : costs on the machine where the study will run; None measures them on one core
         of this one. A simulation is then taken to be faster in proportion to its ranks.
 
@@ -66,7 +81,7 @@ def plan_study(
         "simulation": "given" if simulation_seconds is not None else "measured on one core, ranks taken to help fully",
         "batch": "given" if batch_seconds is not None else "measured on one core, workers taken to help fully",
     }
-    _show(forecast(layout, settings, costs), costs, sources, settings.max_running)
+    return forecast(layout, settings, costs), costs, sources
 
 
 def time_simulation(reference: CaseReference) -> tuple[float, float]:
