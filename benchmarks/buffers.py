@@ -51,21 +51,26 @@ def ordering(report: Report, folder: Path, args: argparse.Namespace) -> None:
     seeds = 1 if args.quick else args.seeds
     for shape in shapes:
         label = "x".join(map(str, shape))
-        errors: dict[str, list[float]] = {}
-        for buffer in NAMES:
-            name = f"buffers/ordering/{label}/{buffer}"
-            if not report.has(name):
-                # A training has four processes; several run side by side where there are cores for them.
-                with ProcessPoolExecutor(max(1, CORES // 4), mp_context=SPAWN) as pool:
-                    begun = [pool.submit(one, folder, buffer, shape, seed, args) for seed in range(seeds)]
-                    runs = [training.result() for training in begun]
-                setup = f"heat2d, {args.simulations} simulations, MLP 256-256 relu, batch 10, Adam 1e-3 constant"
+        names = {buffer: f"buffers/ordering/{label}/{buffer}" for buffer in NAMES}
+        setup = f"heat2d, {args.simulations} simulations, MLP 256-256 relu, batch 10, Adam 1e-3 constant"
+        # A training has four processes; several run side by side where there are cores for them.
+        with ProcessPoolExecutor(max(1, CORES // 4), mp_context=SPAWN) as pool:
+            begun = {
+                buffer: [pool.submit(one, folder, buffer, shape, seed, args) for seed in range(seeds)]
+                for buffer, name in names.items()
+                if not report.has(name)
+            }
+            for buffer, trainings in begun.items():
+                runs = [training.result() for training in trainings]
+                found = [run["errors"]["nrmse"] for run in runs]
                 report.add(
-                    name, float(np.median([run["errors"]["nrmse"] for run in runs])), "nRMSE", seeds=seeds, setup=setup,
-                    cores=CORES, all=[run["errors"]["nrmse"] for run in runs], windows=[run["windows"] for run in runs],
-                    speed=[run["windows"] / run["seconds"] for run in runs], curve=runs[0]["curve"][::2],
+                    names[buffer], float(np.median(found)), "nRMSE", seeds=seeds, setup=setup, cores=CORES, all=found,
+                    windows=[run["windows"] for run in runs], curve=runs[0]["curve"][::2],
+                    speed=[run["windows"] / run["seconds"] for run in runs],
                 )  # fmt: skip
-            errors[buffer] = next(line["all"] for line in report.lines if line["name"] == name)
+        errors = {
+            line["name"].rsplit("/", 1)[1]: line["all"] for line in report.lines if line["name"] in names.values()
+        }
         ratio = np.array(errors["fifo"]) ** 2 / np.array(errors["reservoir"]) ** 2
         report.add(
             f"buffers/ordering/{label}/fifo over reservoir", float(np.median(ratio)), "ratio of mean squared errors",

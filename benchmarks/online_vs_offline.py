@@ -4,10 +4,11 @@
                                            [--device cpu|cuda]
 
 Models: `mlp` (direct, heat2d), `fno` (navier_stokes2d), `mp-pde` (mixed_e3, on the GPU with --device cuda), `unet`
-(fisher_kpp); `breed`: samplers. A cell has two cores. Online: one core solves, one trains, for T seconds from the
-first step that arrives. Offline: both cores generate for a budget of T/32, T/16, ... T/2 seconds, the data set is
-packed, and for the rest of T the same loop trains on it with as many threads as were faster in a trial (1 or 2), the
-whole in one process so that nothing waits for start-ups; those of processes are outside the clock on both sides. Same
+(fisher_kpp); `breed`: samplers. A cell has two cores, `mp-pde` four, for a simulation takes seconds there. Online: one
+core trains, the others solve, for T seconds from the first step that arrives. Offline: all cores generate for a budget
+of T/32, T/16, ... T/2 seconds, the data set is packed, and for the rest of T the same loop trains on it with as many
+threads as were faster in a trial (1 or 2), the whole in one process so that nothing waits for start-ups; those of
+processes are outside the clock on both sides. Same
 optimiser, batch size and cosine over the uses that a trial of the optimiser's speed promises (less 10 %, so that the
 rate reaches zero). Tuning: the learning rates of RATES, for online and for offline (budget T/8) each, on a seed of
 their own; the best of each then serves all seeds and sizes. nRMSE of roll-outs of 8 held-out runs. The offline sizes
@@ -76,6 +77,8 @@ MODELS: dict[str, tuple[tuple[str, Any], Callable[[], Surrogate]]] = {
 """Case and surrogate."""
 ON_GPU = ("mp-pde",)
 """Models that take too long for a comparison on two cores."""
+CORES = {"mp-pde": 4}
+"""Cores of a cell where they are not two."""
 
 
 _warm: dict[str, Any] = {}
@@ -102,13 +105,13 @@ def _solve(folder: str, number: int, point: list[float], seed: int, until: float
     return time.time()
 
 
-def generate(case: tuple[str, Any], folder: Path, seconds: float, seed: int) -> list[float]:
-    """Generate on two cores for some seconds; return when each simulation was complete, in seconds."""
+def generate(case: tuple[str, Any], folder: Path, seconds: float, seed: int, cores: int) -> list[float]:
+    """Generate on some cores for some seconds; return when each simulation was complete, in seconds."""
     folder.mkdir(parents=True)
     loaded = find_case(*case).load()
     points = draw_design(len(loaded.parameters), 4096, seed)
-    with ProcessPoolExecutor(2, mp_context=SPAWN, initializer=_load, initargs=(case,)) as pool:
-        wait([pool.submit(_ready) for _ in range(4)])
+    with ProcessPoolExecutor(cores, mp_context=SPAWN, initializer=_load, initargs=(case,)) as pool:
+        wait([pool.submit(_ready) for _ in range(2 * cores)])
         began = time.time()
         running = [
             pool.submit(_solve, str(folder), n, point.tolist(), seed, began + seconds) for n, point in enumerate(points)
@@ -138,7 +141,7 @@ def offline(settings: LiveSettings, make: Callable[[], Surrogate], data: Path, c
 
 
 def cell(model: str, seed: int, args: argparse.Namespace, results: Path) -> list[dict[str, Any]]:
-    """One model, one seed: online, and offline with five data budgets. Runs in a process with two cores."""
+    """One model, one seed: online, and offline with five data budgets. Runs in a process with its cores alone."""
     rates = tuned(model, results)
     return compare(model, seed, args, FRACTIONS, rates["online"], rates["offline"])
 
@@ -165,7 +168,7 @@ def compare(
     offline_rate: float,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Train online, and offline with each of the data budgets; return a line for each."""
-    (case, make), seconds = MODELS[model], args.seconds
+    (case, make), seconds, cores = MODELS[model], args.seconds, cores_of(model)
     device = args.device if model in ON_GPU else "cpu"
     truth = held_out(case, 8)
     work = Path(tempfile.mkdtemp(prefix="headrace-cell-"))
@@ -183,7 +186,7 @@ def compare(
         slots = min(4000, int(400e6 / steps_bytes))
         found = train_online(
             LiveSettings(
-                **base, folder=work / "online", slots=slots, watermark=slots // 20, seconds=seconds,
+                **base, folder=work / "online", slots=slots, watermark=slots // 20, seconds=seconds, solvers=cores - 1,
                 total_windows=int(0.9 * speed[1] * seconds), learning_rate=online_rate,
             ),
             make(),
@@ -191,7 +194,7 @@ def compare(
         lines.append(
             _line("online", found, truth, simulations=found["simulations"], speed=speed, rate=online_rate, on=device)
         )
-        when = generate(case, work / "data", max(fractions) * seconds, seed)
+        when = generate(case, work / "data", max(fractions) * seconds, seed, cores)
         for fraction in fractions:
             budget = fraction * seconds
             count = sum(one <= budget for one in when)
@@ -206,12 +209,15 @@ def compare(
                 make, work / "data", count, speed[threads],
             )  # fmt: skip
             what = f"offline T/{round(1 / fraction)}"
-            lines.append(
-                _line(what, found, truth, simulations=count, threads=threads, rate=offline_rate, on=device)
-            )
+            lines.append(_line(what, found, truth, simulations=count, threads=threads, rate=offline_rate, on=device))
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return lines
+    return [{**line, "total": seconds} for line in lines]
+
+
+def cores_of(name: str) -> int:
+    """Return the cores of a cell, or of a trial of its tuning."""
+    return CORES.get(name.removeprefix("tune-"), 2)
 
 
 def _line(what: str, found: dict[str, Any], truth: list, **more: Any) -> dict[str, Any]:
@@ -254,21 +260,20 @@ def breed_cell(sampler: str, seed: int, seconds: float) -> list[dict[str, Any]]:
 
 
 def run_cells(wanted: list[tuple[str, int]], args: argparse.Namespace, results: Path, deadline: float) -> None:
-    """Run cells in processes of their own, on two cores each, as many as there are cores and time for.
+    """Run cells in processes of their own, each on its own cores, as many as there are cores and time for.
 
     deadline : of the monotonic clock.
     """
-    cores = sorted(os.sched_getaffinity(0))
-    places = [cores[i : i + 2] for i in range(0, len(cores) - 1, 2)]
+    free = sorted(os.sched_getaffinity(0))
     running: dict[subprocess.Popen, tuple[tuple[str, int], list[int]]] = {}
     waiting = list(wanted)
     while waiting or running:
         left = deadline - time.monotonic()
         fitting = [one for one in waiting if _needs(one[0], args) < left]
-        while fitting and places:
+        while fitting and cores_of(fitting[0][0]) <= len(free):
             name, seed = fitting.pop(0)
             waiting.remove((name, seed))
-            mine = places.pop()
+            mine, free = free[: cores_of(name)], free[cores_of(name) :]
             command = ["taskset", "-c", ",".join(map(str, mine)), sys.executable, __file__, "--cell", f"{name}:{seed}",
                        "--seconds", str(args.seconds), "--device", args.device]  # fmt: skip
             environment = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1"}
@@ -277,7 +282,7 @@ def run_cells(wanted: list[tuple[str, int]], args: argparse.Namespace, results: 
             running[process] = ((name, seed), mine)
         for process in [one for one in running if one.poll() is not None]:
             (name, seed), mine = running.pop(process)
-            places.append(mine)
+            free = sorted(free + mine)
             print(f"# {name} seed {seed}: code {process.returncode}", flush=True)
         if waiting and not running and not fitting:
             print(f"# no time left for {waiting}", flush=True)
@@ -303,12 +308,13 @@ def summarise(report: Report, results: Path, args: argparse.Namespace) -> None:
         for path in sorted(path for kind in kinds for path in results.glob(f"{kind}-[0-9]*.json")):
             for line in json.loads(path.read_text()):
                 by_what.setdefault(line["what"], []).append(line)
-        setup = f"T = {args.seconds:g} s, 2 cores a cell, {len(os.sched_getaffinity(0))} cores in all"
+        cores = cores_of(model)
         for what, lines in by_what.items():
+            setup = setup_of(lines, cores)
             values = [line["nrmse"] for line in lines if line["nrmse"] is not None]
             report.add(
                 f"online_vs_offline/{model}/{what}", float(np.median(values)) if values else None, "nRMSE",
-                seeds=len(values), cores=2, setup=setup, all=values, cells=lines, device=lines[0].get("on", "cpu"),
+                seeds=len(values), cores=cores, setup=setup, all=values, cells=lines, device=lines[0].get("on", "cpu"),
             )  # fmt: skip
         best = {what: np.median([one["nrmse"] for one in lines]) for what, lines in by_what.items()
                 if all(one["nrmse"] is not None for one in lines)}  # fmt: skip
@@ -317,16 +323,18 @@ def summarise(report: Report, results: Path, args: argparse.Namespace) -> None:
         tried = [line for path in trials for line in json.loads(path.read_text())]
         for what in sorted({line["what"] for line in tried}):
             lines = [line for line in tried if line["what"] == what]
-            values = [line["nrmse"] for line in lines]
+            values = [line["nrmse"] for line in lines if line["nrmse"] is not None]
+            setup = f"{setup_of(lines, cores)}; learning rates {RATES} on a seed of their own"
             report.add(
-                f"online_vs_offline/{model}/tuning, {what}", min(values), "nRMSE", cores=2, setup=setup, all=values,
-                cells=lines, device=lines[0].get("on", "cpu"),
+                f"online_vs_offline/{model}/tuning, {what}", min(values, default=None), "nRMSE", cores=cores,
+                setup=setup, all=values, cells=lines, device=lines[0].get("on", "cpu"),
             )  # fmt: skip
         if "online" in best and rivals:
             winner = min(rivals, key=rivals.get)
+            online = by_what["online"]
             report.add(
                 f"online_vs_offline/{model}/gain over the best offline size", 1 - best["online"] / rivals[winner],
-                "of its nRMSE", baseline=winner, seeds=len(by_what["online"]), cores=2, setup=setup,
+                "of its nRMSE", baseline=winner, seeds=len(online), cores=cores, setup=setup_of(online, cores),
             )  # fmt: skip
         for rival in ("uniform", "sobol"):
             if not {rival, "breed"} <= set(by_what):
@@ -336,8 +344,15 @@ def summarise(report: Report, results: Path, args: argparse.Namespace) -> None:
                 ratios = [one[figure] / other[figure] for one, other in pairs]
                 report.add(
                     f"online_vs_offline/breed/{figure} over {rival}'s", float(np.median(ratios)), "ratio",
-                    seeds=len(ratios), cores=2, setup=setup, all=ratios,
+                    seeds=len(ratios), cores=cores, setup=setup_of(by_what["breed"], cores), all=ratios,
                 )  # fmt: skip
+
+
+def setup_of(lines: list[dict[str, Any]], cores: int) -> str:
+    """Say under what the lines of some cells were measured; they all had the same clock."""
+    total = {line["total"] for line in lines if "total" in line}
+    clock = f"T = {' and '.join(f'{one:g}' for one in sorted(total))} s" if total else "a fixed number of windows"
+    return f"{clock}, {cores} cores a cell, {len(os.sched_getaffinity(0))} cores in all"
 
 
 def draw(report: Report, folder: Path) -> None:
@@ -357,7 +372,7 @@ def draw(report: Report, folder: Path) -> None:
                 axis.plot([fraction] * len(line["all"]), line["all"], "o", color="tab:orange", alpha=0.5)
         points = [(f, mine[f"offline T/{round(1 / f)}"]["value"]) for f in FRACTIONS
                   if mine.get(f"offline T/{round(1 / f)}", {}).get("value") is not None]  # fmt: skip
-        axis.plot(*zip(*points, strict=True), color="tab:orange", label="offline, median")
+        axis.plot([f for f, _ in points], [v for _, v in points], color="tab:orange", label="offline, median")
         for value in mine.get("online", {}).get("all", []):
             axis.axhline(value, color="tab:blue", alpha=0.3)
         if "online" in mine:
