@@ -362,8 +362,9 @@ def draw(report: Report, folder: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(MODELS), figsize=(12, 3.4), constrained_layout=True)
-    for axis, model in zip(axes, MODELS, strict=True):
+    models = [model for model in MODELS if any(f"/{model}/online" in line["name"] for line in report.lines)]
+    figure, axes = plt.subplots(1, len(models), figsize=(3 * len(models), 3.4), squeeze=False, constrained_layout=True)
+    for axis, model in zip(axes[0], models, strict=True):
         start = f"online_vs_offline/{model}/"
         mine = {one["name"].removeprefix(start): one for one in report.lines if one["name"].startswith(start)}
         for fraction in FRACTIONS:
@@ -385,8 +386,8 @@ def draw(report: Report, folder: Path) -> None:
         axis.yaxis.set_major_formatter("{x:.3g}")
         axis.yaxis.set_minor_formatter("{x:.2g}")
         axis.tick_params(axis="y", which="minor", labelsize=7)
-    axes[0].set_ylabel("nRMSE of roll-outs")
-    axes[0].legend()
+    axes[0, 0].set_ylabel("nRMSE of roll-outs")
+    axes[0, 0].legend()
     figure.savefig(folder / "online_vs_offline.png", dpi=110)
 
 

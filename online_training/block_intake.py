@@ -92,14 +92,14 @@ class BlockIntake(ABC):
         if not finite and self._limits.nan_policy != "keep" and not self._in_order:
             self._quarantine_infinite(run, header, values.reshape(count, -1))
         if assembly.target is not None:
-            record = {"e": "block", "s": run.number, "a": run.attempt, "f": header.field, "t": header.step,
-                      "o": header.offset, "c": header.checksum}  # fmt: skip
-            if count > 1:
-                record["n"] = count
+            more = f',"n":{count}' if count > 1 else ""
             if owner is not None:
-                record["r"] = header.block
-            self._ledger.append(record)
-        if header.value:
+                more += f',"r":{header.block}'
+            self._ledger.append_text(
+                f'{{"e":"block","s":{run.number},"a":{run.attempt},"f":{header.field},"t":{header.step},'
+                f'"o":{list(header.offset)},"c":{header.checksum}{more}}}'
+            )
+        if header.value & 1:
             assembly.finished_ranks.add(header.block)
         return self._progress(run, header, assembly)
 

@@ -62,7 +62,8 @@ COMPLETED, FAILED, STOPPED = 0, 1, 2
 DTYPES = {1: np.dtype("<f4"), 2: np.dtype("<f8"), 3: np.dtype("<i4"), 4: np.dtype("<i8"), 5: np.dtype("u1")}
 DTYPE_CODES = {dtype.name: code for code, dtype in DTYPES.items()}
 
-_LAYOUT = struct.Struct("<4sHHQQQQIHBBQdII12QQIIQ")
+_LAYOUT = struct.Struct("<4sHHQQQQIHBBQdII32s32s32sQIIQ")
+_AXES = struct.Struct(f"<{MAX_NDIM}Q")
 _MAGIC = b"HDRC"
 _VERSION = 1
 _HELLO_PATIENCE = 2.0
@@ -157,15 +158,18 @@ class Header(NamedTuple):
 
     def sign(self, token: bytes, payload: Any = b"") -> bytes:
         """Return the 224 bytes of the header; the HMAC covers the payload where flag bit 0 is set."""
-        ndim = len(self.global_shape)
-        rest = (0,) * (MAX_NDIM - ndim)
+        (kind, study, session, sequence, simulation, attempt, field, dtype, step, time, block, num_blocks, shape,
+         offset, block_shape, length, checksum, flags, value) = self  # fmt: skip
         packed = _LAYOUT.pack(
-            _MAGIC, _VERSION, self.kind, self.study, self.session, self.sequence, self.simulation, self.attempt,
-            self.field, self.dtype, ndim, self.step, self.time, self.block, self.num_blocks,
-            *self.global_shape, *rest, *self.offset, *rest, *self.block_shape, *rest,
-            self.payload_length, self.checksum, self.flags, self.value,
+            _MAGIC, _VERSION, kind, study, session, sequence, simulation, attempt, field, dtype, len(shape), step, time,
+            block, num_blocks, _packed_axes(shape), _packed_axes(offset), _packed_axes(block_shape),
+            length, checksum, flags, value,
         )  # fmt: skip
-        return packed + _authenticate(token, packed, payload if self.flags & PAYLOAD_SIGNED else b"")
+        return packed + _authenticate(token, packed, payload if flags & PAYLOAD_SIGNED else b"")
+
+    def stamped(self, study: int, session: int, sequence: int) -> Header:
+        """Return the header with its place in a session; `_replace` takes three times as long."""
+        return tuple.__new__(Header, (self[0], study, session, sequence, *self[4:]))
 
     @classmethod
     def verify(cls, frame: bytes, token: bytes, study: int, payload: Any = b"") -> Header:
@@ -177,8 +181,8 @@ class Header(NamedTuple):
         """
         if len(frame) != HEADER_SIZE:
             raise WireError("size")
-        (magic, version, kind, its_study, session, sequence, simulation, attempt, field, dtype, ndim, step, time,
-         block, num_blocks, *axes, length, crc, flags, value) = _LAYOUT.unpack_from(frame)  # fmt: skip
+        (magic, version, kind, its_study, session, sequence, simulation, attempt, field, dtype, ndim, step, time, block,
+         num_blocks, shape, offset, block_shape, length, crc, flags, value) = _LAYOUT.unpack_from(frame)  # fmt: skip
         if magic != _MAGIC:
             raise WireError("magic")
         if version != _VERSION:
@@ -192,10 +196,21 @@ class Header(NamedTuple):
             raise WireError("ndim")
         if (0 if flags & IN_RING else length) != len(payload):
             raise WireError("length")
-        return cls(
+        return tuple.__new__(cls, (
             kind, its_study, session, sequence, simulation, attempt, field, dtype, step, time, block, num_blocks,
-            tuple(axes[:ndim]), tuple(axes[4 : 4 + ndim]), tuple(axes[8 : 8 + ndim]), length, crc, flags, value,
-        )  # fmt: skip
+            _read_axes(shape, ndim), _read_axes(offset, ndim), _read_axes(block_shape, ndim), length, crc, flags, value,
+        ))  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1024)
+def _packed_axes(axes: tuple[int, ...]) -> bytes:
+    """Return a shape or an offset as it stands in a header; a peer sends the same ones again and again."""
+    return _AXES.pack(*axes, *(0,) * (MAX_NDIM - len(axes)))
+
+
+@functools.lru_cache(maxsize=1024)
+def _read_axes(packed: bytes, ndim: int) -> tuple[int, ...]:
+    return _AXES.unpack(packed)[:ndim]
 
 
 @functools.lru_cache(maxsize=16)
@@ -550,8 +565,7 @@ class Link:
     def send_block(self, header: Header, payload: Any, *, track: bool = False) -> zmq.MessageTracker | None:
         """Number, sign and send one message; with track, return what tells when the payload's memory is free again."""
         self._sequence += 1
-        header = header._replace(study=self._study, session=self.session, sequence=self._sequence)
-        frame = header.sign(self._token, payload)
+        frame = header.stamped(self._study, self.session, self._sequence).sign(self._token, payload)
         more = len(payload) > 0
         while self.lost is None:
             try:
@@ -902,19 +916,20 @@ class Stream:
 
     def _wait(self, arrived: Callable[[], bool], step: int) -> None:
         link = self._connection.link
-        began = clock.monotonic()
-        while not arrived():
-            if link.lost is not None:
-                self.lost = link.lost
-                break
-            message = link.receive(1.0)
-            if message is not None:
-                self._take(message[0])
-            if self._words.get(step - 1) == STOP:
-                break
+        if not arrived():
+            began = clock.monotonic()
+            while not arrived():
+                if link.lost is not None:
+                    self.lost = link.lost
+                    break
+                message = link.receive(1.0)
+                if message is not None:
+                    self._take(message[0])
+                if self._words.get(step - 1) == STOP:
+                    break
+            self.blocked_seconds += clock.monotonic() - began
         self._word = self._words.get(step - 1, self._word)
-        self._words = {k: word for k, word in self._words.items() if k >= step - 1}
-        self.blocked_seconds += clock.monotonic() - began
+        self._words.pop(step - 2, None)
 
     def _take(self, header: Header) -> None:
         if (header.simulation, header.attempt) != (self.simulation, self.attempt):

@@ -468,7 +468,6 @@ class Intake:
             raise WireError("ring")
         position = header.value // 2
         content = peer.ring.content(position, header.payload_length)
-        header = header._replace(value=header.value % 2)
         try:
             self._store(peer, header, content)
         finally:
@@ -502,8 +501,12 @@ class Intake:
         if self._settings.durability != "memory":
             self._make_durable()
         # Credits travel with the acknowledgement; `_advance` grants later what there is no room for now.
+        granted = run.granted
         flags = SKIP_NEXT if self._table.decide(run) else 0
-        for step, word in done:
+        words = self._table.words(run, done, time.monotonic())
+        if not words and run.granted > granted:
+            self._tell_job(run, Kind.CREDIT, value=run.granted)
+        for step, word in words:
             last = step == run.received - 1
             # Said once, with the acknowledgement, and so to all ranks alike: whoever goes on at this pace will wait.
             if last and word == Word.CONTINUE and (run.slow or self._table.short_of_room(run)):

@@ -121,14 +121,19 @@ class IntakeSocket:
         if self._wake_out.fileno() in events:
             self._wake_out.recv(4096)
 
-    def receive(self) -> list[zmq.Frame] | None:
-        """Return the frames of the next message, None where there is none."""
+    def receive(self) -> list[Any] | None:
+        """Return the frames of the next message, the identity of its sender first; None where there is none."""
         try:
-            return self._router.recv_multipart(_AT_ONCE, copy=False)
+            frames = [self._router.recv(_AT_ONCE)]
         except zmq.Again:
             return None
+        # Whole messages come: what follows the identity is there.
+        frames.append(self._router.recv(_AT_ONCE, copy=False))
+        while frames[-1].more:
+            frames.append(self._router.recv(_AT_ONCE, copy=False))
+        return frames
 
-    def verify(self, frames: list[zmq.Frame]) -> tuple[bytes, Header, Any]:
+    def verify(self, frames: list[Any]) -> tuple[bytes, Header, Any]:
         """Return identity, header and payload of a message that the token's owner wrote.
 
         Raises
@@ -143,7 +148,7 @@ class IntakeSocket:
             raise WireError("unsigned")
         if header.flags & IN_RING and header.kind != Kind.BLOCK:
             raise WireError("ring")
-        return frames[0].bytes, header, payload
+        return frames[0], header, payload
 
     def post(self, identity: bytes, kind: Kind, payload: Content = None, **fields: Any) -> None:
         """Sign and send one message."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from .layout import StreamLayout
 QUEUED, RUNNING, WRITING, DONE, STOPPED, QUARANTINED = "queued", "running", "writing", "done", "stopped", "quarantined"
 SPOOLED = "spooled"
 """It has ended, and some of its steps wait on disk for room."""
+_SLOW_PACE = 1.0  # seconds a step; slower ones need not be told apart
 TERMINAL = (DONE, STOPPED, QUARANTINED)
 
 
@@ -42,6 +44,8 @@ class SimulationRun:
 
     granted : steps 0..granted-1 of this attempt may be sent.
     received : steps 0..received-1 of this attempt are complete.
+    said : the words to steps 0..said-1 of this attempt have been said.
+    pace : seconds from one complete step to the next, of late.
     tiling : the sub-blocks of the step accepted last.
     skipped : steps that are not sent, because there was no room for them when the step before was complete.
     places : where in the spool granted steps go that have no slot.
@@ -58,7 +62,8 @@ class SimulationRun:
         self.reason: str | None = None
         self.failures = 0
         self.job: str | None = None
-        self.granted = self.received = self.kept = 0
+        self.granted = self.received = self.said = self.kept = 0
+        self.pace, self._completed = _SLOW_PACE, -math.inf
         self.skipped: set[int] = set()
         self.recovered: set[int] = set()
         self.dropping = self.slow = False
@@ -101,11 +106,17 @@ class SimulationRun:
     def begin(self, job: str) -> None:
         """Start an attempt in a job."""
         self.status, self.job = RUNNING, job
-        self.granted = self.received = 0
+        self.granted = self.received = self.said = 0
+        self.pace, self._completed = _SLOW_PACE, -math.inf
         self.tiling = frozenset()  # another job may own other cells under the same numbers
         self.ends.clear()
         if self.assignment.held_out and self.states is None:
             self.states = np.empty((self._layout.num_steps, *self._layout.step_shape), self._layout.dtype)
+
+    def keep_pace(self, steps: int, now: float) -> None:
+        """Some steps were completed at a time."""
+        self.pace += (min(_SLOW_PACE, (now - self._completed) / steps) - self.pace) / 4
+        self._completed = now
 
     def abandon(self) -> None:
         """End the attempt without a result."""

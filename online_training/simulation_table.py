@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from .spool import Spooled
 PIPELINE_DEPTH = 4
 _WAITING_WRITES = 2
 _DRIFT_EVERY = 16
+_QUICK_SECONDS = 2e-3
 
 
 class SimulationTable(BlockIntake):
@@ -108,7 +110,7 @@ class SimulationTable(BlockIntake):
     @property
     def training_exhausted(self) -> bool:
         """Whether no window will come any more; held-out simulations may still run."""
-        waiting = (run for run in (*self._queue, *self._active.values()) if not run.assignment.held_out)
+        waiting = (run for run in chain(self._queue, self._active.values()) if not run.assignment.held_out)
         spooled = self._limits.spool is not None and self._limits.spool.waiting
         return self.stopping or (self.all_planned and not spooled and not any(waiting))
 
@@ -184,6 +186,27 @@ class SimulationTable(BlockIntake):
         run.granted += 1
         self._buffer.skip(run.number, step)
         return True
+
+    def words(self, run: SimulationRun, done: list[tuple[int, Word]], now: float) -> list[tuple[int, Word]]:
+        """Return (step, word) of what is to be said once steps are complete: each word is said once, to all ranks.
+
+        A solver that takes less time for a step than a message there and back would wait for every word. So the words
+        to its steps that are on their way are decided ahead, as far as the step behind them holds credit, too:
+        continue. A word that is decided later begins behind them, some milliseconds late.
+        """
+        run.keep_pace(len(done), now)
+        found = [(step, word) for step, word in done if step >= run.said]
+        run.said = max(run.said, run.received)
+        if run.pace < _QUICK_SECONDS and self._may_say_ahead(run):
+            found += [(step, Word.CONTINUE) for step in range(run.said, run.granted - 1)]
+            run.said = max(run.said, run.granted - 1)
+        return found
+
+    def _may_say_ahead(self, run: SimulationRun) -> bool:
+        """Whether nothing is known or promised that must wait for the step itself."""
+        limits = self._limits
+        plain = limits.durability == "memory" and limits.when_full != "skip" and not self._in_order
+        return plain and run.status == RUNNING and not run.dropping and not run.slow and not self.stopping
 
     def short_of_room(self, run: SimulationRun) -> bool:
         """Whether the next step has neither credit nor, for now, room: the simulation will wait for the trainer."""
@@ -267,10 +290,8 @@ class SimulationTable(BlockIntake):
     ) -> None:  # fmt: skip
         """A step of a training simulation is complete in its slot, for the first time in this session."""
         self.counts["steps_accepted"] += 1
-        record = {"e": "step", "s": run.number, "a": attempt, "t": step, "h": checksum}
-        if self._limits.durability != "memory":
-            record.update(l=slot, x=time)
-        self._ledger.append(record)
+        where = "" if self._limits.durability == "memory" else f',"l":{slot},"x":{time!r}'
+        self._ledger.append_text(f'{{"e":"step","s":{run.number},"a":{attempt},"t":{step},"h":{checksum}{where}}}')
         self._take_in(run, attempt, step, slot, time)
 
     def _take_in(self, run: SimulationRun, attempt: int, step: int, slot: int, time: float) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from headrace.online_training.buffer_kinds import make_buffer
-from headrace.online_training.client import SLOW, STOP, Connection, Header, Kind, Link, StreamLost, connect
+from headrace.online_training.client import CONTINUE, SLOW, STOP, Connection, Header, Kind, Link, StreamLost, connect
 from headrace.online_training.fifo import FIFO
 from headrace.online_training.intake import Assignment
 from headrace.online_training.ledger import read_records
@@ -309,6 +309,30 @@ def test_a_sub_block_that_comes_twice_is_stored_once(study) -> None:
     assert status["steps_accepted"] == 1
     slot = intake.settings.memory.array[intake.settings.buffer.slots[0, 0], 0]
     assert np.all(slot[:3] == 1) and np.all(slot[3:] == 2)
+    link.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "first"),
+    [({}, [0, 1, 2]), ({"durability": "node"}, [0]), ({"when_full": "skip"}, [0])],
+    ids=["plain", "promised", "skip"],
+)
+def test_words_to_a_quick_solver_are_said_ahead_and_a_stop_begins_behind_them(study, monkeypatch, changes, first):
+    monkeypatch.setattr("headrace.online_training.simulation_table._QUICK_SECONDS", 2.0)
+    intake = study(make_layout(num_steps=12), **changes)
+    plan(intake, 1)
+    link, said = solver_link(intake, "1-0001"), []
+    request(link)
+    for step in range(4):
+        values = np.full((7, 5), np.nan) if step == 1 else field_of(0, step, (7, 5))
+        link.send_block(*block(values, step=step))
+        wait_until(lambda: intake._table.runs[0].received > step)  # noqa: B023
+        while (ack := next_of(link, Kind.ACK, 0.05)) is not None:
+            said.append((ack.step, ack.value & 0xFF))
+        if step == 0:
+            assert said == [(ahead, CONTINUE) for ahead in first]
+    stops = 3 if len(first) > 1 else 1
+    assert said == [(step, STOP if step >= stops else CONTINUE) for step in range(4)], "each once, in order"
     link.close()
 
 
