@@ -7,9 +7,10 @@
 
 static inline void headrace_let_mpi_work(void *unused)
 {
-    int found;
+    int rank, found;
     (void)unused;
-    MPI_Iprobe(0, MPI_ANY_TAG, MPI_COMM_SELF, &found, MPI_STATUS_IGNORE);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank); /* on MPI_COMM_SELF, MPICH would do nothing */
+    MPI_Iprobe(rank, MPI_ANY_TAG, MPI_COMM_WORLD, &found, MPI_STATUS_IGNORE);
 }
 
 /* headrace_open with rank and size of a communicator, whose messages move on while calls wait for the study: these calls

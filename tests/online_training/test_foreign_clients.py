@@ -143,7 +143,7 @@ def test_mpi_goes_on_while_a_rank_in_c_waits_for_the_study(programs: Path, tmp_p
         plan(intake, 1)
         process = start(programs / "late_message", 2, {**intake.environment, **OVER_THE_NETWORK}, n=None)
         try:
-            output, errors = process.communicate(timeout=60)
+            output, errors = process.communicate(timeout=30)
         finally:
             process.kill()
         assert process.returncode == 0 and intake.status()["done"] == 1, output + errors

@@ -20,9 +20,10 @@ void mpi_total(const double *mine, double *all)
 
 void mpi_work(void *unused)
 {
-    int found;
+    int rank, found;
     (void)unused;
-    MPI_Iprobe(0, MPI_ANY_TAG, MPI_COMM_SELF, &found, MPI_STATUS_IGNORE);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Iprobe(rank, MPI_ANY_TAG, MPI_COMM_WORLD, &found, MPI_STATUS_IGNORE);
 }
 
 void mpi_end(void) { MPI_Finalize(); }
