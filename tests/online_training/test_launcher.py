@@ -58,19 +58,25 @@ def gone(pids, seconds=30.0):
 
 
 OPEN_MPI = Path("/usr/bin/mpirun.openmpi")
+INTEL = Path(os.environ.get("I_MPI_ROOT", "/nowhere"))
 MPIS = [
     pytest.param(None, id="beside"),
     pytest.param(
         OPEN_MPI, id="openmpi", marks=pytest.mark.skipif(not OPEN_MPI.exists(), reason="apt-get install -y openmpi-bin")
     ),
-]
+    pytest.param(
+        INTEL / "bin" / "mpirun", id="intel",
+        marks=pytest.mark.skipif(not INTEL.exists(), reason="pip install impi-rt elsewhere, and I_MPI_ROOT says where"),
+    ),
+]  # fmt: skip
+LIBRARIES = {OPEN_MPI: "libmpi.so.40", INTEL / "bin" / "mpirun": str(INTEL / "lib" / "libmpi.so.12")}
 
 
 @pytest.fixture(params=MPIS)
 def launcher(request, monkeypatch):
-    """The MPI beside this Python, and Debian's Open MPI, whose ranks would outlive a killed mpirun."""
+    """The MPI beside this Python, Intel's, and Debian's Open MPI, whose ranks would outlive a killed mpirun."""
     if request.param is not None:
-        monkeypatch.setenv("MPI4PY_LIBMPI", "libmpi.so.40")
+        monkeypatch.setenv("MPI4PY_LIBMPI", LIBRARIES[request.param])
     launcher = LocalLauncher(mpirun=request.param)
     yield launcher
     launcher.stop_all()
