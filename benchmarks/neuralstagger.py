@@ -35,7 +35,7 @@ from staggered.planes import HELD_OUT, Plane
 from staggered.ranks import measure_ranks
 from staggered.shedding import measure_shedding
 from staggered.speed import KINDS, measure_speed
-from staggered.training import PROBLEMS, ROWS, Budget, Row, Run
+from staggered.training import PROBLEMS, ROWS, Budget, Row, Run, train
 
 
 def report_of(options: argparse.Namespace) -> Report:
@@ -53,12 +53,17 @@ def measure_training(options: argparse.Namespace) -> Iterator[Figure]:
         graph=not options.eager, streams=options.streams, until=time.perf_counter() + options.seconds,
         beside=os.environ.get("BESIDE", ""),
     )  # fmt: skip
-    for number in options.row or (range(2) if options.quick else range(len(ROWS))):
-        for seed in options.seed or [0]:
-            run = Run(ROWS[number], replace(budget, seed=seed), device)
-            run.train()
+    rows = [ROWS[number] for number in options.row or (range(2) if options.quick else range(len(ROWS)))]
+    pairs = [(row, seed) for row in rows for seed in options.seed or [0]]
+    size = len(pairs) if options.together else 1
+    for group in (pairs[k : k + size] for k in range(0, len(pairs), size)):
+        beside = budget.beside + (f", {len(group)} trainings at a time on one GPU" if len(group) > 1 else "")
+        runs = [Run(row, replace(budget, seed=seed, beside=beside), device) for row, seed in group]
+        train(runs)
+        for run in runs:
             if run.spent < 60 * budget.minutes:
-                print(f"# {run.row.name}, seed {seed}: {run.spent:.0f} s so far; --resume goes on", flush=True)
+                told = f"{run.row.name}, seed {run.budget.seed}: {run.spent:.0f} s so far"
+                print(f"# {told}; --resume goes on", flush=True)
                 continue
             yield from run.figures(1 if options.quick else HELD_OUT)
 
@@ -155,6 +160,7 @@ def main() -> None:
     """Measure and write."""
     parser = flags(__doc__, PARTS, devices=("cpu", "cuda"))
     parser.add_argument("--eager", action="store_true", help="train without CUDA graphs")
+    parser.add_argument("--together", action="store_true", help="on a GPU, train all rows and seeds at the same time")
     parser.add_argument("--streams", action="store_true", help="train networks of parts beside each other on streams")
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--seconds", type=float, default=math.inf)

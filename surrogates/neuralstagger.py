@@ -45,7 +45,10 @@ class NeuralStagger(Surrogate):
     ----------
     space : points from one point of a part to the next, one number for all axes or one for each.
     time : frames from one frame of a part to the next; in reading "phase" the first so many come from a solver.
-    reading, shared, exchange : see `StaggeredNetwork`.
+    reading, exchange : see `StaggeredNetwork`.
+    shared : one network for all parts, which are told apart by learned numbers and the places of their points, or one
+        for each as in the published method. A shared one learns from all parts in every step, and was nearer where the
+        two were compared (docs/decisions.md); own ones are for parts that differ by more than their place.
     backbone : the network of a part, of `BACKBONES`. width : its channels. modes : of "fno", at most what a part has.
     unroll : windows that the gradient goes back through. pushforward : windows before those without a gradient, from 0
         to this number at random, so that the networks learn from states of their own making.
@@ -56,7 +59,7 @@ class NeuralStagger(Surrogate):
 
     def __init__(  # noqa: PLR0913
         self, *, space: int | Sequence[int] = 2, time: int = 1, reading: str = "phase", backbone: str = "fno",
-        width: int = 24, modes: int = 12, shared: bool = False, exchange: int = 0, unroll: int = 1,
+        width: int = 24, modes: int = 12, shared: bool = True, exchange: int = 0, unroll: int = 1,
         pushforward: int = 1, streamed: bool = True, data_weight: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()

@@ -28,7 +28,8 @@ class Recorded:
                 function(*self._inputs)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # On the same stream, so that graphs replayed at the same time share no workspace of cuBLAS.
+        with torch.cuda.graph(self._graph, stream=stream):
             self._results = function(*self._inputs)
 
     def __call__(self, *tensors: torch.Tensor) -> Any:

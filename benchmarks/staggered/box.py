@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .figures import relative
+from .figures import Point, relative, timed
 from .planes import Measured
 from .spectra import OwnSteps, SpectralSolver
 
@@ -116,6 +116,33 @@ class Box:
         alone, steps = self.solver(self.points // network.stagger.space[0], self.end, device)
         joined = network.stagger.join(alone.advanced(parts, steps)[:, :, None])[:, 0]
         yield "spectral on each part, no training: error at t = 1", relative(joined.double(), truth), None, None, ""
+
+    @torch.no_grad()
+    def rivals(self, device: str, count: int) -> Iterator[Point]:
+        """Yield the solver on coarser grids, in steps of 0.1 and shorter ones, by the same error."""
+        start = self.starts(count, 1_000_000, device).double()
+        truth, steps = self.solver(self.points, self.end, device, torch.float64)
+        truth = truth.advanced(start, steps)
+        for n in (8, 12, 16, 24, 32, 48):
+            coarse = resampled(start, n)
+            for dt in (0.1, 0.05):
+                solver, steps = BoxSolver(n, self.viscosity, dt, torch.float64, device), round(self.end / dt)
+                error = relative(resampled(solver.advanced(coarse, steps), self.points), truth)
+                if error < 0.5:
+                    one = coarse[:1]
+                    seconds = timed(lambda: solver.advanced(one, steps), device, 3)  # noqa: B023
+                    yield Point(f"spectral {n} x {n} x {n}, dt {dt:g}", error, seconds, seconds)
+
+
+def resampled(u: torch.Tensor, n: int) -> torch.Tensor:
+    """Return fields (*lead, m, m, m) on n x n x n points by their spectrum, up or down; n and m are even."""
+    axes, m = (-3, -2, -1), u.shape[-1]
+    spectrum = torch.fft.fftshift(torch.fft.fftn(u, dim=axes), dim=axes)
+    kept, half = torch.zeros(*u.shape[:-3], n, n, n, dtype=spectrum.dtype, device=u.device), min(n, m) // 2
+    # Without the highest wave number, which has no partner.
+    source, target = (slice(k // 2 - half + 1, k // 2 + half) for k in (m, n))
+    kept[..., target, target, target] = spectrum[..., source, source, source]
+    return torch.fft.ifftn(torch.fft.ifftshift(kept, dim=axes), dim=axes).real * (n / m) ** 3
 
 
 class BoxPartSolver:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -18,9 +19,14 @@ from headrace.cases.cavity import case as cavity
 from headrace.solvers import MemorySink, Parameters
 from headrace.solvers.mac_circulation import CirculationResidual
 from headrace.solvers.simulate import simulate
+from headrace.surrogates.recorded import Recorded
 
 from .figures import Point
+from .mac_steps import StaggeredSteps, potential_of
 from .planes import Measured
+
+SPEED = 0.2
+"""What the mean square of errors is measured by, a velocity of the flow."""
 
 
 def own_solver(reynolds: int, points: int, end: float) -> np.ndarray:
@@ -50,16 +56,20 @@ def restricted(velocity: np.ndarray, factor: int) -> np.ndarray:
 class Cavity:
     """Reynolds number, time to the steady state, and the goal for the extremes of the centre lines.
 
-    The lid starts with a jerk, at which the midpoint rule rings for some 20 ν dt / h² frames: they are short therefore.
+    steps : explicit ones of a frame, and the stages of each, None for the four of Runge and Kutta.
+
+    The lid starts with a jerk, at which the midpoint rule rings for some 20 ν dt / h² frames. Graded by the midpoint
+    rule ("differences") frames must be short therefore; graded by explicit steps ("steps") they need not.
     """
 
     reynolds: int
     end: float
     goal: float | None
     frame: float
+    steps: tuple[int, int | None] = (1, None)
     points: int = 128
     batch: int = 8
-    pool: int = 32
+    pool: int = 64
     ndim: int = 2
     fields: int = 1
     in_time: bool = True
@@ -83,16 +93,27 @@ class Cavity:
         """Return how networks see the box."""
         return {"position": (False, False), "scale": 0.1}
 
-    def equation(self, loss: str, device: str) -> CirculationResidual:
+    @property
+    def parameters(self) -> Parameters:
+        """Of the case."""
+        return Parameters({"reynolds": float(self.reynolds)})
+
+    def circulation(self) -> CirculationResidual:
         """Return the circulation of the midpoint rule."""
-        p = Parameters({"reynolds": float(self.reynolds)})
         case = cavity.resized((self.points, self.points))
-        return CirculationResidual(case, viscosity=1 / self.reynolds, p=p, speed=0.2)
+        return CirculationResidual(case, viscosity=1 / self.reynolds, p=self.parameters, speed=SPEED)
+
+    def equation(self, loss: str, device: str) -> CirculationResidual | CavitySteps:
+        """Return what grades a step."""
+        return CavitySteps(self, device, compiled=True) if loss == "steps" else self.circulation()
 
     def start_windows(self, loss: str, frames: int, count: int, device: str, seed: int) -> torch.Tensor:
-        """Return states of rest."""
+        """Return states of rest; for a pool graded by explicit steps, states of these steps of all ages."""
         reference(self.reynolds, self.points, self.end)
-        return torch.zeros(count, frames, 1, self.points, self.points, device=device)
+        states = torch.zeros(count, 1, self.points, self.points, device=device)
+        if loss == "steps" and count > 1:
+            states = CavitySteps(self, device).of_all_ages(count)
+        return states[:, None].expand(-1, frames, -1, -1, -1).contiguous()
 
     @torch.no_grad()
     def errors(self, network: torch.nn.Module, loss: str, frames: int, count: int, device: str) -> Iterator[Measured]:
@@ -103,7 +124,7 @@ class Cavity:
             window = network(window)
             fields += window.unbind(1)
         every = round(1 / self.frame)
-        found = self.equation(loss, device).velocity(torch.cat(fields[: number + 1 : every]).double())
+        found = self.circulation().velocity(torch.cat(fields[: number + 1 : every]).double())
         found = found.movedim(0, 1).cpu().numpy()
         yield from self._extremes("", found[-1], self.goal)
         truth = reference(self.reynolds, self.points, self.end).result()
@@ -113,26 +134,88 @@ class Cavity:
         yield self.judged, max(errors), 0.03 if self.goal else None, None, words
         yield "error to our solver at the end", errors[-1], None, None, words
 
-    def rivals(self) -> Iterator[Point]:
-        """Yield our solver on coarser grids, on one core of a CPU, by the same error."""
+    @torch.no_grad()
+    def rivals(self, device: str) -> Iterator[Point]:
+        """Yield explicit steps on coarser grids on the same device, by the same error."""
         truth = reference(self.reynolds, self.points, self.end).result()
-        for factor in (8, 4, 2):
-            n, start = self.points // factor, time.perf_counter()
-            found = own_solver(self.reynolds, n, self.end)
-            seconds, wanted = time.perf_counter() - start, restricted(truth, factor)
-            error = max(np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(found[1:], wanted[1:], strict=True))
-            yield Point(f"our solver on {n} x {n}, one core of a CPU", float(error), seconds, seconds)
+        for factor in (16, 8, 4, 2, 1):
+            coarse = replace(self, points=self.points // factor)
+            found, seconds = coarse.solved_on(device)
+            wanted = restricted(truth, factor)
+            errors = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(found[1:], wanted[1:], strict=True)]
+            yield Point(f"explicit steps on {coarse.points} x {coarse.points}", float(max(errors)), seconds, seconds)
+
+    def solved_on(self, device: str) -> tuple[np.ndarray, float]:
+        """Return velocities at whole times (times, 2, n, n), and the time of it, by Runge-Kutta steps in float32."""
+        residual, viscosity = self.circulation().potential.residual, 1 / self.reynolds
+        solver = StaggeredSteps(residual, p=self.parameters, device=device, compiled=True)
+        # Stable where diffusion takes half of the method's real extent and the lid three quarters of its imaginary one.
+        steps = math.ceil(max(8 * viscosity * self.points**2 / 2.6, self.points / 2.1))
+
+        def unit(u: torch.Tensor) -> tuple[torch.Tensor]:
+            for _ in range(10):
+                u = solver.advanced(u, 1 / (10 * tenth), viscosity, tenth)
+            return (u,)
+
+        tenth = math.ceil(steps / 10)
+        u = torch.zeros(2, 1, *self.shape, device=device)
+        step = Recorded(unit, u) if device == "cuda" else unit
+        states = [u[:, 0].cpu().numpy()]
+        start = time.perf_counter()
+        for _ in range(round(self.end)):
+            (u,) = step(u)
+            states.append(u[:, 0].cpu().numpy())
+        return np.array(states), time.perf_counter() - start
 
     def _extremes(self, who: str, velocity: np.ndarray, goal: float | None) -> Iterator[Measured]:
         for name, distance, found, published in from_ghia(velocity, self.reynolds):
             yield f"{who}{name} from Ghia", distance, goal, published, f"found {found:.5f}"
 
 
+class CavitySteps:
+    """Explicit steps of a frame as an equation for potentials (*lead, 1, nx, ny); old states carry no gradient."""
+
+    def __init__(self, one: Cavity, device: str, *, compiled: bool = False) -> None:
+        self._one, self._circulation = one, one.circulation()
+        self._count, stages = one.steps
+        residual = self._circulation.potential.residual
+        self._solver = StaggeredSteps(
+            residual, p=one.parameters, device=device, stages=stages, compiled=compiled
+        )  # fmt: skip
+
+    def _stepped(self, velocity: torch.Tensor) -> torch.Tensor:
+        one = self._one
+        return self._solver.advanced(velocity, one.frame / self._count, 1 / one.reynolds, self._count)
+
+    def correction(self, old: Any, new: Any, t: float, dt: float) -> Any:
+        """Return the error of the new velocities at the faces, (*lead, 2, nx, ny)."""
+        with torch.no_grad():
+            wanted = self._stepped(self._circulation.velocity(old))
+        return torch.movedim(self._circulation.velocity(new) - wanted, 0, -3)
+
+    def size(self, fields: Any) -> Any:
+        """Return the speed that errors are measured by."""
+        return self._circulation.size(fields)
+
+    @torch.no_grad()
+    def of_all_ages(self, count: int) -> torch.Tensor:
+        """Return potentials (count, 1, nx, ny) at frames from rest to the end, in turn."""
+        one = self._one
+        u, states = torch.zeros(2, 1, *one.shape, device=self._solver.fluid.device), []
+        while len(states) < count:
+            if len(states) % (round(one.end / one.frame) + 1) == 0:
+                u = 0 * u
+            states.append(potential_of(u[0], 1 / one.points))
+            u = self._stepped(u)
+        return torch.stack(states)
+
+
 CAVITIES = {
     one.name: one
     for one in (
-        Cavity(100, 15.0, 0.02, 0.025), Cavity(400, 30.0, 0.03, 0.05), Cavity(1000, 40.0, 0.05, 0.05),
+        Cavity(100, 15.0, 0.02, 0.25, (5, 15)), Cavity(400, 30.0, 0.03, 0.25, (14, 5)),
+        Cavity(1000, 40.0, 0.05, 0.25, (22, 3)),
         # For CPUs. There is no goal on so few points, on which our solver is 4 % from Ghia too.
-        Cavity(100, 8.0, None, 0.1, points=24, modes=8, width=16, batch=32),
+        Cavity(100, 8.0, None, 0.1, (4, None), points=24, modes=8, width=16, batch=32),
     )
 }  # fmt: skip

@@ -24,11 +24,14 @@ from headrace.solvers.mac_operators import divergence
 from headrace.solvers.mac_potential import PotentialResidual, flow_around
 from headrace.surrogates.recorded import Recorded
 
-from .channel_solver import distances, frequency, means, reference, solution
+from .channel_solver import distances, frequency, means, reference
 from .figures import Point, timed
+from .mac_steps import StaggeredSteps, potential_of
 from .planes import Measured
 
 NONE = Parameters({})
+AGES = 4
+"""States of one simulation in a pool of all ages."""
 OUT, LEVEL = Neumann(0.0), Dirichlet(0.0)
 
 
@@ -36,8 +39,9 @@ OUT, LEVEL = Neumann(0.0), Dirichlet(0.0)
 class Channel:
     """A channel (length, height, ...) around a block, at a Reynolds number of the block for inflow 1.
 
-    frame : time of a step at inflow 1. inflows : between these the networks are trained. rolled : steps of the
-    judged roll-out. solved : time to which our solver is run beside it; means are over its second half.
+    frame : time of a step at inflow 1. steps : explicit ones of a frame, where these grade. inflows : between these the
+    networks are trained. rolled : steps of the judged roll-out. solved : time to which our solver is run beside it;
+    means are over its second half.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Channel:
     solved: float
     goals: dict[str, float]
     frame: float = 0.1
+    steps: int = 2
     end: float = 60.0
     inflows: tuple[float, float] = (0.4, 1.2)
     width: int = 16
@@ -132,16 +137,22 @@ class Channel:
             self.case(), viscosity=1 / self.reynolds, p=NONE, solid=self.solid, base=self.base
         )  # fmt: skip
 
-    def equation(self, loss: str, device: str) -> ChannelEquation:
-        """Return the equation of states with their inflow."""
-        return ChannelEquation(self)
+    def equation(self, loss: str, device: str) -> ChannelEquation | ChannelSteps:
+        """Return what grades steps of states with their inflow."""
+        return ChannelSteps(self, device, compiled=True) if loss == "steps" else ChannelEquation(self)
 
     def start_windows(
         self, loss: str, frames: int, count: int, device: str, seed: int, inflow: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return states of rest but for the base flow and some vortices behind the block; inflow: given ones."""
+        """Return states of rest but for the base flow and some vortices behind the block; inflow: given ones.
+
+        For a pool in a plane that is graded by explicit steps, states of these steps of all ages.
+        """
         if inflow is None:
             reference(self.name)
+        if loss == "steps" and self.ndim == 2 and count >= 2 * AGES and inflow is None:
+            young = self.start_windows("", frames, count // AGES, device, seed)
+            return ChannelSteps(self, device).of_all_ages(young)
         rng = np.random.default_rng(seed)
         states = np.zeros((count, self.fields, *self.shape))
         x = [(np.arange(n) + 1.0) / self.cells for n in self.shape]
@@ -211,23 +222,28 @@ class Channel:
     def errors(self, network: torch.nn.Module, loss: str, frames: int, count: int, device: str) -> Iterator[Measured]:
         """Yield how far the flow of a long roll-out is from our solver's, its divergence, defect and speed."""
         one = torch.ones(1)
-        window, equation = self.start_windows(loss, frames, 1, device, 1_000_000, one), self.equation(loss, device)
+        window = self.start_windows(loss, frames, 1, device, 1_000_000, one)
+        equation = ChannelSteps(self, device) if loss == "steps" else ChannelEquation(self)
         found, lines, defects, number = [], [], [], self.rolled if count > 1 else 3
 
         def judged(old: torch.Tensor) -> tuple[torch.Tensor, ...]:
             new = network(old)
             flow, pressure = self._parts(new)
             numbers = torch.stack([s.reshape(()) for s in self.signals(flow, pressure)])
-            defect = equation.correction(old, new, 0.0, self.frame)
-            share = (defect.square().mean() / equation.size(new).square().mean()).sqrt()
-            return new, numbers, self.line(flow[0]).flatten(), share
+            return new, numbers, self.line(flow[0]).flatten()
+
+        def graded(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+            defect = equation.correction(old[:, -1:], new, 0.0, self.frame)
+            return (defect.square().mean() / equation.size(new).square().mean()).sqrt()
 
         step = Recorded(judged, window) if device == "cuda" else judged
-        for _ in range(number):
-            window, numbers, line, share = (result.clone() for result in step(window))
+        for k in range(number):
+            old = window
+            window, numbers, line = (result.clone() for result in step(old))
             found.append(numbers)
             lines.append(line)
-            defects.append(share)
+            if k % 25 == 0:
+                defects.append(graded(old, window))
         finite = bool(torch.isfinite(torch.stack(found)).all()) and float(window.abs().max()) < 50
         flow, _ = self._parts(window.double())
         padded = self.potential.residual.padded(flow.cpu(), NONE, 0.0)
@@ -236,7 +252,8 @@ class Channel:
         yield "finite and bounded to the end", float(finite), None, None, words
         yield "largest divergence at the end, of the potential in float64", leak, self.goals.get("divergence"), None, ""
         defect = float(torch.stack(defects).mean())
-        yield "defect of a step over the velocity, root mean square", defect, None, None, words
+        what = "error" if loss == "steps" else "defect"
+        yield f"{what} of a step over the state, root mean square", defect, None, None, words
         series = torch.stack(found).double().cpu().numpy()
         solved = reference(self.name).result() if count > 1 else None
         if solved is not None:
@@ -260,24 +277,51 @@ class Channel:
         state = self.potential.state(window[:, -1, :-1])
         return state[:-1], state[-1]
 
-    def rivals(self) -> Iterator[Point]:
-        """Yield our solver on half as many cells along each axis, on one core of a CPU, by the same error."""
-        coarse = replace(self, shape=tuple(n // 2 for n in self.shape), cells=self.cells // 2)
-        own, start = means(reference(self.name).result()), time.perf_counter()
-        found = means(solution(coarse))
-        seconds = (time.perf_counter() - start) * self.rolled * self.frame / self.solved
-        pairs = [size for n in coarse.shape[1:] for size in (n, 2)]
-        line = own[2].reshape(pairs).mean(tuple(range(1, 2 * self.ndim - 2, 2))).ravel()
-        name = f"our solver on {' x '.join(map(str, coarse.shape))}, one core of a CPU"
-        yield Point(name, max(distances(found, (own[0], own[1], line))), seconds, seconds)
+    @torch.no_grad()
+    def rivals(self, device: str) -> Iterator[Point]:
+        """Yield explicit steps on this and coarser grids on the same device, by the same error."""
+        own = means(reference(self.name).result())
+        for factor in (4, 2, 1):
+            coarse = replace(self, shape=tuple(n // factor for n in self.shape), cells=self.cells // factor,
+                             steps=math.ceil(self.steps / factor))  # fmt: skip
+            found, seconds = coarse.solved_on(device)
+            pairs = [size for n in coarse.shape[1:] for size in (n, factor)]
+            line = own[2].reshape(pairs).mean(tuple(range(1, 2 * self.ndim - 2, 2))).ravel()
+            seconds *= self.rolled * self.frame / self.solved
+            name = f"explicit steps on {' x '.join(map(str, coarse.shape))}"
+            yield Point(name, max(distances(means(found), (own[0], own[1], line))), seconds, seconds)
+
+    def solved_on(self, device: str) -> tuple[dict[str, np.ndarray], float]:
+        """Return the signals of explicit steps in float32 from the held-out start, and the time of it."""
+        window = self.start_windows("", 1, 1, device, 1_000_000, torch.ones(1))
+        solver = StaggeredSteps(self.potential.residual, p=NONE, device=device, compiled=True)
+        viscosity = 1 / self.reynolds
+
+        def frame(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            u = solver.advanced(u, self.frame / self.steps, viscosity, self.steps)
+            numbers = self.signals(u, solver.slope(u, viscosity)[1])
+            return u, torch.stack([s.reshape(()) for s in numbers]), self.line(u[0]).flatten()
+
+        u = self.velocity(window)
+        step = Recorded(frame, u) if device == "cuda" else frame
+        rows, lines, start = [], [], time.perf_counter()
+        for _ in range(round(self.solved / self.frame)):
+            u, numbers, line = (result.clone() for result in step(u))
+            rows.append(numbers)
+            lines.append(line)
+        series = torch.stack(rows).double().cpu().numpy()
+        seconds, half = time.perf_counter() - start, len(rows) // 2
+        line = torch.stack(lines[half:]).double().mean(0).cpu().numpy()
+        return {"energy": series[:, 0], "drag": series[:, 1], "across": series[:, 2], "line": line}, seconds
 
     def _compared(self, series: np.ndarray, lines: np.ndarray, solved: dict[str, np.ndarray]) -> Iterator[Measured]:
         """Yield distances from our solver of the means over the second half of its time.
 
         Where vortices are shed, the network's are over the second half of its own; else over the same times.
         """
-        half = len(solved["energy"]) // 2
-        last = slice(len(series) // 2, None) if "shedding" in self.goals else slice(half, 2 * half)
+        half, interval = len(solved["energy"]) // 2, self.solved / (len(solved["energy"]) - 1)
+        then = slice(round(self.solved / 2 / self.frame), round(self.solved / self.frame))
+        last = slice(len(series) // 2, None) if "shedding" in self.goals else then
         words = (f"our solver to t = {self.solved:g}, means over its second half; network over steps {last.start} to "
                  f"{last.stop or len(series)}")  # fmt: skip
         mine, own = (series[last, 0].mean(), series[last, 1].mean(), lines[last].mean(0)), means(solved)
@@ -287,14 +331,14 @@ class Channel:
         yield "mean profile three heights behind the block, distance from our solver's", apart[2], goal, None, words
         yield self.judged, max(apart), None, None, words
         if "shedding" in self.goals:
-            mine, own = frequency(series[last, 2], self.frame), frequency(solved["across"][half:], self.frame)
+            mine, own = frequency(series[last, 2], self.frame), frequency(solved["across"][half:], interval)
             yield "shedding over our solver's, less 1", abs(mine / own - 1), self.goals["shedding"], own, (
                 f"St {mine:.4f}; {words}"
             )
 
 
 class ChannelEquation:
-    """The staggered scheme for states (*lead, fields, *grid) of potential, pressure and inflow."""
+    """The defect of the staggered scheme for states (*lead, fields, *grid) of potential, pressure and inflow."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel, self._potential = channel, channel.potential
@@ -311,6 +355,57 @@ class ChannelEquation:
     def size(self, fields: Any) -> Any:
         """Return the velocities."""
         return self._potential.size(fields[(..., slice(-1), *[slice(None)] * self._channel.ndim)])
+
+
+class ChannelSteps:
+    """Explicit steps of a frame as an equation for velocity and pressure of such states; old ones carry no gradient."""
+
+    def __init__(self, channel: Channel, device: str, *, compiled: bool = False) -> None:
+        self._channel, self._potential = channel, channel.potential
+        self._solver = StaggeredSteps(channel.potential.residual, p=NONE, device=device, compiled=compiled)
+
+    def _split(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return velocities and pressure (ndim + 1, *lead, *grid), and inflows with the axes of (*lead, *grid)."""
+        ndim = self._channel.ndim
+        rest = [slice(None)] * ndim
+        return self._potential.state(states[(..., slice(-1), *rest)]), states[(..., -1, *[slice(0, 1)] * ndim)]
+
+    def _stepped(self, velocity: torch.Tensor, inflow: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return velocity a frame later, and viscosity."""
+        channel, viscosity = self._channel, 1 / (self._channel.reynolds * inflow)
+        dt = channel.frame / channel.steps * inflow
+        return self._solver.advanced(velocity, dt, viscosity, channel.steps), viscosity
+
+    def correction(self, old: Any, new: Any, t: float, dt: float) -> Any:
+        """Return the error of new velocities and pressures, (*lead, ndim + 1, *grid)."""
+        with torch.no_grad():
+            state, inflow = self._split(old)
+            velocity, viscosity = self._stepped(state[:-1], inflow)
+            wanted = torch.cat((velocity, self._solver.slope(velocity, viscosity)[1][None]))
+        return torch.movedim(self._split(new)[0] - wanted, 0, -1 - self._channel.ndim)
+
+    def size(self, fields: Any) -> Any:
+        """Return velocities and pressure."""
+        return torch.movedim(self._split(fields)[0], 0, -1 - self._channel.ndim)
+
+    @torch.no_grad()
+    def of_all_ages(self, young: torch.Tensor) -> torch.Tensor:
+        """Return windows (AGES * count, 1, fields, nx, ny) of simulations with starts (count, 1, fields, nx, ny)."""
+        channel, kept = self._channel, []
+        state, inflow = self._split(young)
+        velocity, viscosity = state[:-1], 1 / (channel.reynolds * inflow)
+        base = torch.as_tensor(channel.base[0]).to(young)
+        quarter = round(channel.end / channel.frame) // AGES
+        for number in range(AGES * quarter):
+            # Every simulation is kept once a quarter, each at ages of its own.
+            now = [k for k in range(len(young)) if (number - k * quarter // len(young)) % quarter == 0]
+            if now:
+                windows = young[now].clone()
+                windows[:, :, 0] = potential_of(velocity[0][now] - base, channel.potential.spacing[1])
+                windows[:, :, 1] = self._solver.slope(velocity[:, now], viscosity[now])[1]
+                kept.append(windows)
+            velocity, viscosity = self._stepped(velocity, inflow)
+        return torch.cat(kept)
 
 
 class KeepsInflow(torch.nn.Module):
@@ -331,7 +426,8 @@ CHANNELS = {
     one.name: one
     for one in (
         # 300 x 100 cells, a block of 10 x 20 at (50, 50); Re 400 is their μ = 0.1, ρ = 4 at an inflow of 0.5 cells.
-        Channel("P5", (300, 100), 20, (0.5, 1.0), (2.5, 2.5), 400.0, 5000, 160.0, {**FLOW, "shedding": 0.05}),
+        Channel("P5", (300, 100), 20, (0.5, 1.0), (2.5, 2.5), 400.0, 5000, 160.0, {**FLOW, "shedding": 0.05},
+                frame=0.2, steps=5, pool=256),
         Channel("P7", (128, 64, 64), 16, (1.0, 1.0, 1.0), (2.0, 2.0, 2.0), 100.0, 1000, 6.0,
                 {**FLOW, "steps per second": 20.0}, end=20.0, inflows=(0.9, 1.1), width=8, multipliers=(1, 2, 2),
                 batch=2, pool=16),

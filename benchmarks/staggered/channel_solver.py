@@ -83,11 +83,7 @@ def own_solver(name: str, comm: Any = None) -> dict[str, np.ndarray]:
     """Return the signals of our solver from the start of the held-out simulation. Collective."""
     from .channel import CHANNELS
 
-    return solution(CHANNELS[name], comm)
-
-
-def solution(channel: Channel, comm: Any = None) -> dict[str, np.ndarray]:
-    """Return what `own_solver` returns. Collective."""
+    channel = CHANNELS[name]
     window = channel.start_windows("", 1, 1, "cpu", 1_000_000, torch.ones(1))
     sink = Signals(channel)
     case = channel.case(duration=channel.solved, start=channel.velocity(window.double())[:, 0].numpy())

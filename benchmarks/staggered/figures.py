@@ -23,11 +23,12 @@ class Point:
     each: float
 
 
-def timed(run: Callable[[], Any], device: str, repeats: int) -> float:
-    """Return the median seconds of one call, replayed as a CUDA graph on a GPU."""
-    call = Recorded(run) if device == "cuda" else run
+def timed(run: Callable[[], Any], device: str, repeats: int, *, graph: bool = True) -> float:
+    """Return the median seconds of one call, on a GPU replayed as a CUDA graph unless it cannot be one."""
+    graph = graph and device == "cuda"
+    call = Recorded(run) if graph else run
     times: list[float] = []
-    while len(times) < repeats + (20 if device == "cuda" else 1):
+    while len(times) < repeats + (20 if graph else 1):
         start = time.perf_counter()
         call()
         if device == "cuda":

@@ -6,7 +6,9 @@ import json
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +60,7 @@ class Row:
         factors = [self.factor] * PROBLEMS[self.problem].ndim + [self.frames]
         extras = [self.kind] * (self.kind != "network") + ["shared"] * self.shared
         extras += [f"exchange {self.exchange}"] * (self.exchange > 0)
-        extras += ["spectral loss"] * (self.loss == "spectral" and self.kind == "network")
+        extras += [f"{self.loss} loss"] * (self.loss != "differences" and self.kind == "network")
         return ", ".join([f"{self.problem} ({','.join(map(str, factors))})", *extras])
 
     @property
@@ -79,11 +81,13 @@ ROWS = [
     Row("P3", 1, loss=S), Row("P3", 2, loss=S), Row("P3", 4, loss=S), Row("P3", 2, loss=S, exchange=3),
     Row("P3", 2, "unshuffled", S), Row("P3", 2, "corrected", S, gain=0.1), Row("P3", 4, "corrected", S, gain=0.1),
     Row("P3", 2, "corrected", S, exchange=3, gain=0.1), Row("P3", 4, "corrected", S, exchange=15, gain=0.1),
-    *(Row(f"P4 Re {reynolds}", factor) for reynolds in (100, 400, 1000) for factor in (1, 2)),
+    *(Row(f"P4 Re {reynolds}", factor, loss="steps", shared=factor > 1)
+      for reynolds in (100, 400, 1000) for factor in (1, 2)),
     Row("P6", 1), Row("P6", 2, shared=True), Row("P6", 2, "corrected", shared=True, gain=0.02),
     Row("P0", 1), Row("P0", 2), Row("P4 Re 100, 24 x 24", 1), Row("P4 Re 100, 24 x 24", 2),
-    *(Row(name, factor) for name in CHANNELS for factor in (1, 2)),
+    *(Row(name, factor, loss="steps", shared=factor > 1) for name in CHANNELS for factor in (1, 2)),
     *(Row(name, factor, loss=S, shared=True) for name in ("P2", "P3") for factor in (2, 4)), Row("P1", 4, shared=True),
+    Row("P1", 2, shared=True, exchange=3), Row("P2", 2, loss=S, shared=True, exchange=3), Row("P2", 2, "unshuffled", S),
 ]  # fmt: skip
 
 
@@ -146,8 +150,9 @@ def network_of(
     if isinstance(problem, Channel):
         make = unet(problem.width, 1, problem.multipliers, (False,) * problem.ndim, problem.fields)
         return KeepsInflow(
-            StaggeredNetwork(make, stagger, fields=problem.fields, reading=problem.reading, streams=streams, **options)
-        ).to(device)
+            StaggeredNetwork(make, stagger, fields=problem.fields, reading=problem.reading, shared=row.shared,
+                             streams=streams, **options)
+        ).to(device)  # fmt: skip
     make = fourier(width, problem.points // s, problem.modes, problem.padding, problem.ndim,
                    problem.fields)  # fmt: skip
     if row.kind == "unshuffled":
@@ -159,6 +164,28 @@ def network_of(
         make, stagger, fields=problem.fields, shared=row.shared, exchange=row.exchange, guess=guess, gain=row.gain,
         reading=problem.reading, streams=streams, **options,
     ).to(device)  # fmt: skip
+
+
+def train(runs: Sequence[Run]) -> None:
+    """Train runs to their ends, one after another, or on a GPU all at the same time, each on a stream of its own."""
+    if runs[0].device != "cuda":
+        for run in runs:
+            deque(run.training(), maxlen=0)
+        return
+    # Recording allows nothing beside it: all are recorded first.
+    loops = [(run.training(), torch.cuda.Stream()) for run in runs]
+    torch.cuda.synchronize()
+    for loop, stream in loops:
+        with torch.cuda.stream(stream):
+            next(loop)
+
+    def go(loop: Iterator[None], stream: torch.cuda.Stream) -> None:
+        with torch.cuda.stream(stream):
+            deque(loop, maxlen=0)
+
+    with ThreadPoolExecutor(len(loops)) as pool:
+        for done in [pool.submit(go, *loop) for loop in loops]:
+            done.result()
 
 
 class Run:
@@ -192,10 +219,14 @@ class Run:
         save_file(state, str(part), metadata={"run": json.dumps(told)})
         os.replace(part, self._file)
 
-    def train(self) -> None:
-        """Train until the budget is used or the call is over; the learning rate falls with the time spent."""
+    def training(self) -> Iterator[None]:
+        """Train until the budget is used or the call is over; the learning rate falls with the time spent.
+
+        The first item comes when all is recorded, the others once a step.
+        """
         row, budget, cuda = self.row, self.budget, self.device == "cuda"
         problem, limit = self.problem, 60 * budget.minutes
+        torch.backends.cudnn.benchmark = True
         equation = problem.equation(row.loss, self.device)
         bank = problem.start_windows(row.loss, row.frames, problem.pool if cuda else 64, self.device, 7 + self.steps)
         generator = torch.Generator().manual_seed(3 + self.steps)
@@ -211,6 +242,7 @@ class Run:
             self.network, equation, pool, optimiser, dt=problem.frame, batch=self.batch, graph=cuda and budget.graph
         )
         next(training)  # compiles and records
+        yield
         first, before, here = time.perf_counter(), self.spent, 0
         saved, told, loss = first, self.spent / limit, math.nan
         while self.spent < limit and time.perf_counter() < budget.until:
@@ -229,6 +261,7 @@ class Run:
                 print(f"# {row.name}, seed {budget.seed}: {self.steps} steps, {self.spent:.0f} s, loss {loss:.3g}, "
                       f"{pool.diverged} diverged", flush=True)  # fmt: skip
                 told += 0.1
+            yield
         self.diverged += pool.diverged
         self._save()
 

@@ -77,7 +77,7 @@ def test_grids_tensors_and_jets_agree_on_the_file(file):
 @pytest.mark.parametrize(
     "model,architecture,bound",
     [("fno", ["modes=4", "width=8", "layers=2"], 0.4), ("lpinn", ["hidden=16,16", "points=16"], 0.15),
-     ("neuralstagger", ["modes=3", "width=8", "shared=true"], 0.2)],
+     ("neuralstagger", ["modes=3", "width=8"], 0.2)],
 )
 def test_the_file_trains_online_on_two_ranks_and_the_ledger_is_clean(file, tmp_path, model, architecture, bound):
     run_dir = tmp_path / "run"

@@ -112,7 +112,7 @@ def test_the_correction_of_the_spectral_case_vanishes_on_its_solver():
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"time": 2, "space": (2, 1)}, {"time": 2, "reading": "offset", "shared": True},
+    [{"time": 2, "space": (2, 1), "shared": False}, {"time": 2, "reading": "offset"},
      {"exchange": 2, "data_weight": 0.5}, {"streamed": False}],
     ids=str,
 )  # fmt: skip
