@@ -71,12 +71,18 @@ def measure_training(options: argparse.Namespace) -> Iterator[Figure]:
 def measure_comparison(options: argparse.Namespace) -> Iterator[Figure]:
     """Yield times of the networks whose errors are in the results, and classical solvers that reach these errors."""
     known, count = {line["name"]: line for line in report_of(options).lines}, 1 if options.quick else HELD_OUT
+    told: set[str] = set()
     for row in ROWS if options.row is None else [ROWS[number] for number in options.row]:
         name, problem = f"{row.name}, seed 0", PROBLEMS[row.problem]
         trained = known.get(f"{name}: {problem.judged}")
         points = [] if trained is None else rivals(problem, options.device, count)
         if not points:
             continue
+        if problem.name not in told and not isinstance(problem, Plane):  # those of planes are lines of "classical"
+            told.add(problem.name)
+            for point in points:
+                yield f"{problem.name}: {point.name}: {problem.judged}", point.error, "1", None, None, "float32"
+                yield f"{problem.name}: {point.name}: time", point.seconds, "s", None, None, "as long as the network's"
         # Parts with weights of their own are batched or on streams, whichever is faster.
         ways = (False, True) if options.device == "cuda" and row.factor > 1 and not row.shared else (False,)
         runs, error = [Run(row, Budget(0.0, streams=streams), options.device) for streams in ways], trained["value"]

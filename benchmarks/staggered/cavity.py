@@ -138,7 +138,7 @@ class Cavity:
     def rivals(self, device: str) -> Iterator[Point]:
         """Yield explicit steps on coarser grids on the same device, by the same error."""
         truth = reference(self.reynolds, self.points, self.end).result()
-        for factor in (16, 8, 4, 2, 1):
+        for factor in (factor for factor in (16, 8, 4, 2, 1) if self.points // factor >= 8):
             coarse = replace(self, points=self.points // factor)
             found, seconds = coarse.solved_on(device)
             wanted = restricted(truth, factor)

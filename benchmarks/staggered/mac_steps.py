@@ -150,7 +150,8 @@ class StaggeredSteps:
         key = (tuple(u.shape), u.dtype, viscosity if isinstance(viscosity, float) else None)
         given = () if isinstance(viscosity, float) else (viscosity,)
         if key not in self._compiled:
-            # Traced first: what is compiled knows nothing of grids and kept constants.
+            # Traced first, what is compiled knows nothing of grids; and once without, so that constants are on the GPU.
+            self.slope(u, viscosity)
             traced = make_fx(lambda v, *nu: self.slope(v, nu[0] if nu else viscosity)[0])(u, *given)
             self._compiled[key] = torch.compile(traced, dynamic=False)
         compiled = self._compiled[key]

@@ -186,6 +186,7 @@ def train(runs: Sequence[Run]) -> None:
     with ThreadPoolExecutor(len(loops)) as pool:
         for done in [pool.submit(go, *loop) for loop in loops]:
             done.result()
+    torch.cuda.synchronize()
 
 
 class Run:
