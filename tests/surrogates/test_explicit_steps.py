@@ -1,0 +1,55 @@
+"""Explicit steps of the staggered scheme on tensors, which grade networks and are their rival: the solver's own."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from headrace.solvers import MemorySink, Parameters
+from headrace.solvers.mac_residual import MacResidual
+from headrace.solvers.scheme import RK4
+from headrace.solvers.simulate import simulate
+
+FOLDER = Path(__file__).resolve().parent.parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def staggered():
+    """Return modules of the benchmark, whose folder is no package."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        from staggered import channel, mac_steps
+    finally:
+        sys.path.remove(str(FOLDER))
+    return channel, mac_steps
+
+
+def test_steps_past_a_block_are_those_of_the_solver_with_its_pressure(staggered):
+    channel, mac_steps = staggered
+    scene = channel.CHANNELS["P5, 96 x 32"]
+    start = scene.velocity(scene.start_windows("", 1, 1, "cpu", 3, torch.ones(1)).double())[:, 0].numpy()
+    sink = MemorySink()
+    case = replace(scene.case(duration=0.3, start=start), scheme=RK4, steps_per_snapshot=2)
+    simulate(case, Parameters({}), sink)
+    first, *_, last = (torch.tensor(values) for values in sink.values)
+    steps = mac_steps.StaggeredSteps(scene.potential.residual, p=Parameters({}), device="cpu", dtype=torch.float64)
+    found = steps.advanced(first[:-1, None], 0.05, 1 / scene.reynolds, 6)
+    np.testing.assert_allclose(found[:, 0], last[:-1], atol=1e-11)
+    pressure = steps.slope(found, 1 / scene.reynolds)[1][0]
+    np.testing.assert_allclose(pressure, last[-1] * steps.fluid, atol=1e-10)
+
+
+def test_the_stabilised_method_is_of_second_order_where_the_classical_one_is_not_stable(staggered):
+    channel, mac_steps = staggered
+    scene = channel.CHANNELS["P5, 96 x 32"]
+    residual, viscosity = MacResidual(scene.case(start=scene.base), solid=scene.solid), 0.2
+    start = torch.tensor(scene.base)[:, None]
+    exact = mac_steps.StaggeredSteps(residual, p=Parameters({}), device="cpu", dtype=torch.float64)
+    wanted = exact.advanced(start, 0.01, viscosity, 40)
+    assert exact.advanced(start, 0.1, viscosity, 4).abs().max() > 1e3
+    steps = mac_steps.StaggeredSteps(residual, p=Parameters({}), device="cpu", dtype=torch.float64, stages=5)
+    errors = [float((steps.advanced(start, 0.4 / n, viscosity, n) - wanted).norm()) for n in (8, 16)]
+    assert 1.7 < np.log2(errors[0] / errors[1]) < 2.6, errors
