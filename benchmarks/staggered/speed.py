@@ -96,11 +96,10 @@ def staggered_speed(
 ) -> Iterator[Figure]:  # fmt: skip
     """Yield ratios for factors (s, s) in space with s in time, and for space alone."""
     device, (whole, floor) = x.device.type, plain
-    shared = factor > 2  # own weights for all 8 parts; 64 networks of 31 M weights share theirs, with the same work
     window = x[:, None].expand(-1, factor, -1, -1, -1).contiguous()
     make = of_grid(x.shape[-1] // factor)
 
-    def together(stagger: Stagger, frames: torch.Tensor) -> tuple[float, str, StaggeredNetwork]:
+    def together(stagger: Stagger, frames: torch.Tensor, shared: bool) -> tuple[float, str, StaggeredNetwork]:
         best = None
         for streams in (False,) if shared or device == "cpu" else (False, True):
             found = fastest(
@@ -111,19 +110,21 @@ def staggered_speed(
                 best = (found[0], ("streams" if streams else "batched") + found[1], found[2])
         return best
 
-    stagger = Stagger((factor, factor), factor)
-    all_at_once, how, network = together(stagger, window)
+    stagger, in_space = Stagger((factor, factor), factor), Stagger((factor, factor))
     part = stagger.part(window, 0)[:, 0].contiguous()
     alone, form, single = fastest(lambda: make(1).to(device), lambda one: part + one(part), device, repeats, formats)
-    in_space, how_in_space, _ = together(Stagger((factor, factor)), window[:, :1])
     name, fair = f"{setup}, ({factor},{factor},{factor})", whole >= 5 * floor  # else launches are measured
     goal = GOALS.get(kind, {}).get(factor) if fair else None
-    note = (f"plain is {whole / floor:.1f} x the floor; weights {'shared' if shared else 'own'} {weights(network):,}; "
-            f"all: {how}, {memory(lambda: network(window), device) / 2**20:.0f} MiB; one part: "
-            f"{multiply_adds(single, part) / 1e9:.3f} G multiply-adds, {1e3 * alone:.3f} ms{form}")  # fmt: skip
+    note = (f"plain is {whole / floor:.1f} x the floor; one part: {multiply_adds(single, part) / 1e9:.3f} G "
+            f"multiply-adds, {1e3 * alone:.3f} ms{form}")  # fmt: skip
     yield (f"{name}: slowest part alone, speed-up", factor * whole / alone, "x", goal, whole, note)
     yield (f"{name}: of it from space", whole / alone, "x", None, whole, note)
-    yield (f"{name}: all on one device, speed-up", factor * whole / all_at_once, "x", 1.0, whole, note)
     yield (f"{name}: one after another, speed-up", factor * whole / (alone * stagger.parts), "x", None, whole, note)
-    yield (f"{setup}, ({factor},{factor},1): all on one device, speed-up", whole / in_space, "x", 1.0, whole,
-           f"all: {how_in_space}")  # fmt: skip
+    for shared in (True, False) if factor == 2 else (True,):  # 64 networks of 36 M weights would be too many
+        words = "one network" if shared else "networks of their own"
+        all_at_once, how, network = together(stagger, window, shared)
+        told = f"{how}; weights {weights(network):,}; {memory(lambda: network(window), device) / 2**20:.0f} MiB"  # noqa: B023
+        yield f"{name}: {words}, all on one device, speed-up", factor * whole / all_at_once, "x", 1.0, whole, told
+        once, how, _ = together(in_space, window[:, :1], shared)
+        yield (f"{setup}, ({factor},{factor},1): {words}, all on one device, speed-up", whole / once, "x", 1.0, whole,
+               how)  # fmt: skip

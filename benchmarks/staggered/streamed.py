@@ -46,7 +46,7 @@ def measure_streamed(device: str) -> Iterator[Figure]:
             run = Path(folder) / "run"
             Study(
                 reference, NeuralStagger(space=2, width=width, streamed=streamed), run_dir=run, simulations=simulations,
-                held_out=2, ranks=2 if cuda else 1, jobs=3 if cuda else 1, views=views, batch_size=batch,
+                held_out=2, ranks=1, jobs=3 if cuda else 1, views=views, batch_size=batch,
                 learning_rate=2e-3, device=device, buffer="200MB",
             ).run()  # fmt: skip
             surrogate = load_surrogate(run / "model")
