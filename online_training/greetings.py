@@ -20,7 +20,7 @@ class Greetings:
 
     Times are seconds of one monotonic clock. A job that waits in a scheduler's queue has not begun.
 
-    ranks : of each job.
+    ranks : of each job, as long as none of its ranks has said how many they are.
     limit : seconds after which a job of which a rank is still missing is given up.
     """
 
@@ -36,17 +36,17 @@ class Greetings:
         """A job's processes are gone."""
         self._awaited.pop(job, None)
 
-    def look(self, present: Mapping[str, int], now: float) -> tuple[list[str], dict[str, str]]:
+    def look(self, present: Mapping[str, tuple[int, int]], now: float) -> tuple[list[str], dict[str, str]]:
         """Return what to tell of jobs that are late, and why jobs are given up, by their names.
 
-        present : number of ranks of each job that the intake knows.
+        present : of each job that the intake knows, how many ranks have come, and how many there are.
         """
         late, overdue = [], {}
         for job, one in list(self._awaited.items()):
-            count = present.get(job, 0)
+            count, ranks = present.get(job, (0, self._ranks))
             waited = now - one.since
-            said = f"{count} of {self._ranks} ranks have said hello after {waited:.0f} s"
-            if count == self._ranks:
+            said = f"{count} of {ranks} ranks have said hello after {waited:.0f} s"
+            if count == ranks:
                 del self._awaited[job]
             elif waited >= self._limit:
                 del self._awaited[job]

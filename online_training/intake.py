@@ -165,7 +165,7 @@ class Intake:
                 "messages": self._messages,
                 "rejected": dict(self._rejected),
                 "peers": len(self._peers),
-                "ranks": {job.name: len(job.peers) for job in self._peers.jobs.values()},
+                "ranks": {job.name: (len(job.peers), job.ranks) for job in self._peers.jobs.values()},
                 "population": buffer.population,
                 "unseen": buffer.unseen,
                 "capacity": buffer.capacity,

@@ -28,6 +28,7 @@ from .placement import choose_place
 from .run_directory import RunDirectory, StudyError, StudyRecord
 from .session_plan import LEASE_SECONDS, NAMESPACE, intake_name
 from .settings import StudySettings
+from .solver_job import RANKS
 from .supervisor import SupervisorProcess
 from .trainer import TrainerDied, run_trainer
 from .training_loop import TrainerSettings
@@ -145,6 +146,7 @@ class Session:
             "HEADRACE_LOG_DIR": str(self._directory.ledger),
             **threads,
             "HEADRACE_LEASE": f"{LEASE_SECONDS:g}",
+            RANKS: str(self._settings.ranks),
             **_kind_to_neighbours(self._settings),
         }
         case, ranks = self._record.case.load(), self._settings.ranks
@@ -236,7 +238,7 @@ class Session:
                         progress(self._state(status, reported - started))
         return True
 
-    def _await_hellos(self, present: Mapping[str, int], supervisor: SupervisorProcess) -> None:
+    def _await_hellos(self, present: Mapping[str, tuple[int, int]], supervisor: SupervisorProcess) -> None:
         late, overdue = self._greetings.look(present, time.monotonic())
         for text in late:
             logger.warning("%s", text)

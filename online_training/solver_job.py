@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 log = logging.getLogger(__name__)
+
+RANKS = "HEADRACE_RANKS"
+"""Variable with the number of ranks that the launcher was to start."""
 
 _AGREEMENT_SECONDS = 5.0
 
@@ -97,6 +101,19 @@ def _require_agreement(failure: Exception | None, comm: MPI.Comm) -> None:
         raise RanksDisagree(f"The simulation failed on {total[0]} of {comm.size} ranks.") from failure
 
 
+def _require_ranks(comm: MPI.Comm) -> None:
+    """Find out that mpirun is not of the MPI that mpi4py has loaded: then each rank believes to be the only one."""
+    wanted = os.environ.get(RANKS)
+    if wanted is not None and comm.size != int(wanted):
+        from mpi4py import MPI
+
+        library = MPI.Get_library_version().splitlines()[0]
+        raise RuntimeError(
+            f"MPI says that this job has {comm.size} ranks, but {wanted} were started. Its library is {library}; what"
+            " started them may be another MPI's. Take the mpirun of this MPI, or let MPI4PY_LIBMPI name the other."
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of every rank; a failure ends all ranks with code 1."""
     parser = argparse.ArgumentParser(prog="headrace.online_training.solver_job", description=__doc__)
@@ -111,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         format=f"%(asctime)s rank {comm.rank}: %(message)s",
     )  # fmt: skip
     try:
+        _require_ranks(comm)
         reference = CaseReference.from_dict(json.loads(path.read_text(encoding="utf-8")), folder=path.parent)
         run_job(reference.load(), comm)
     except Exception:

@@ -356,14 +356,16 @@ def test_jobs_that_say_no_hello_are_told_of_and_given_up_after_the_limit():
     awaited = Greetings(ranks=3, limit=150.0)
     for name in ("1-1", "1-2", "1-3"):
         awaited.begin(name, now=10.0)
-    assert awaited.look({"1-1": 3, "1-2": 1}, now=20.0) == ([], {})
+    assert awaited.look({"1-1": (3, 3), "1-2": (1, 3)}, now=20.0) == ([], {})
     awaited.end("1-3")
-    assert awaited.look({"1-2": 1}, now=69.0) == ([], {})
-    assert awaited.look({"1-2": 1}, now=70.0) == (["job 1-2: 1 of 3 ranks have said hello after 60 s"], {})
-    assert awaited.look({"1-2": 2}, now=131.0) == (["job 1-2: 2 of 3 ranks have said hello after 121 s"], {})
-    late, overdue = awaited.look({"1-2": 2}, now=160.0)
+    assert awaited.look({"1-2": (1, 3)}, now=69.0) == ([], {})
+    assert awaited.look({"1-2": (1, 3)}, now=70.0) == (["job 1-2: 1 of 3 ranks have said hello after 60 s"], {})
+    assert awaited.look({"1-2": (2, 3)}, now=131.0) == (["job 1-2: 2 of 3 ranks have said hello after 121 s"], {})
+    late, overdue = awaited.look({"1-2": (2, 3)}, now=160.0)
     assert late == [] and list(overdue) == ["1-2"] and "150 s (--start-limit)" in overdue["1-2"]
     assert awaited.look({}, now=1e6) == ([], {})
+    awaited.begin("1-4", now=0.0)  # a program of somebody else's, which takes as many ranks as it likes
+    assert awaited.look({"1-4": (1, 1)}, now=200.0) == ([], {})
 
 
 def test_tail_is_the_end_of_the_log_and_bounded(tmp_path):

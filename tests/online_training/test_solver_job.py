@@ -209,6 +209,13 @@ def test_a_job_without_a_study_says_what_to_do(bench):
 
 
 @pytest.mark.mpi
+def test_ranks_that_do_not_know_of_one_another_are_named(bench):
+    """As where mpirun is of another MPI than mpi4py's library: each believes to be alone."""
+    ended = run_alone(bench, {**bench.environment, "HEADRACE_JOB": "a", "HEADRACE_RANKS": "2"})
+    assert ended.returncode != 0 and "this job has 1 ranks, but 2 were started" in ended.stderr
+
+
+@pytest.mark.mpi
 def test_a_case_that_changed_since_the_study_began_is_refused(bench):
     (bench.folder / "faulty.py").write_text(CASE + "\n# another\n")
     ended = run_alone(bench, {**bench.environment, "HEADRACE_JOB": "a"})
