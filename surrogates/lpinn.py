@@ -32,7 +32,8 @@ class LPINN(Surrogate):
     ----------
     hidden : widths of the layers of the state's network.
     harmonics : sines and cosines per periodic axis that the networks see.
-    frame : "auto", "eulerian" (a PINN), "galilean", "limited" or "lagrangian", see `headrace.surrogates.moving_frame`.
+    frame : "auto", "eulerian" (a PINN), "galilean", "limited", "lagrangian" or "traced", see
+        `headrace.surrogates.moving_frame`.
     floor : of the Jacobian in the limited frame.
     open_walls : labels pass walls freely; right where the solution is constant near them.
     points : collocation points of a window, and as many of its grid points.

@@ -2,6 +2,7 @@
 
     x = X + b t + S(t) (v0(X) - b)              eulerian: x = X; galilean: S = 0; limited: S = (1 - e^(-rt)) / r
     x = ... + g(t) δ(X, t)                      lagrangian: δ, a network's, makes ∂x/∂t the flow's velocity v
+    ∂x/∂t = v(x, t)                             traced: by RK4, where v does not depend on the state
     u = u0(X) + t/T B(X) υ(X, t)                υ is a network's; B vanishes on walls with given values
 
 v0 is v in the initial state, b its mean over space, and r keeps the Jacobian above a floor: where the flow compresses,
@@ -32,15 +33,18 @@ from headrace.solvers.case import Case
 from headrace.solvers.parameters import Parameters
 
 from .box_series import BoxSeries
-from .case_on_jets import as_fields, auxiliaries_of, coordinates, flow_of
+from .case_on_jets import as_fields, auxiliaries_of, coordinates, flow_of, known_beforehand
 from .jet import Jet, constant, pairs
 from .jet_operators import JetOperators
+from .traced_paths import carried, places
 
-FRAMES = ("auto", "eulerian", "galilean", "limited", "lagrangian")
+FRAMES = ("auto", "eulerian", "galilean", "limited", "lagrangian", "traced")
 _GRID = {1: 256, 2: 32, 3: 12}
 """Labels per axis on which the mean and the compression of v0 are found."""
 
 _AT_REST, _MEETING = 1e-13, 0.995
+_TRACED_STEP, _TRACED_MOST = 0.1, 400
+"""|∇v| times a step of a traced path, which moves one turn to 2e-6 of its radius; and steps at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +133,11 @@ class MovingFrame:
                 f"Case {case.name}: the {frame} frame sets out with the velocity at the start, which here comes from "
                 "d.inverse_laplacian and is not known before training. Take frame='lagrangian' or 'eulerian'."
             )
+        if frame == "traced" and not known_beforehand(case, self.flow):
+            raise ValueError(
+                f"Case {case.name}: the traced frame follows a velocity of d.x, p and t alone, without operators; here "
+                "it depends on the state, or on derivatives. Take frame='lagrangian' or 'limited'."
+            )
         if self.auxiliaries and open_walls:
             raise ValueError(f"Case {case.name}: d.inverse_laplacian needs walls that labels do not pass; take "
                              "open_walls=False.")  # fmt: skip
@@ -159,7 +168,7 @@ class MovingFrame:
     @property
     def recordable(self) -> bool:
         """Whether residuals depend on no values on the host, so that a GPU may replay them as a CUDA graph."""
-        return self._start is None
+        return self._start is None and self.frame != "traced"  # traced paths are kept, not traced again
 
     def elapsed(self, points: Points) -> torch.Tensor:
         """Return the time since the slab began, as a share of its length, (points,)."""
@@ -169,7 +178,7 @@ class MovingFrame:
         """Return u0(X), (fields, points)."""
         if self._start is not None:  # asked for in every step, but a function of the points alone
             key = (points.labels, points.times, points.rows, points.row_of)
-            return _following(self._keep("initial", key, lambda: self._start(points)), points.labels)
+            return _following(self.keep("initial", key, lambda: self._start(points)), points.labels)
         x = coordinates(points.labels)
         p, _ = self._scalars(points)
         return as_fields(self.case.initial(x, p, np.random.default_rng(0)), x[0])
@@ -183,7 +192,7 @@ class MovingFrame:
         if self._start is None:
             velocity = self._velocity_at_start(points)
         else:
-            series = self._keep("velocity", (points.rows,), lambda: self._velocity_series(points.rows))
+            series = self.keep("velocity", (points.rows,), lambda: self._velocity_series(points.rows))
             velocity = [_following(self._series.jet(part, points.labels, points.row_of), points.labels)
                         for part in series]  # fmt: skip
         x = coordinates(points.labels)
@@ -223,7 +232,8 @@ class MovingFrame:
             row_of=torch.arange(count, device=rows.device).repeat_interleave(each),
         )  # fmt: skip
 
-    def _keep(self, name: str, tensors: tuple[torch.Tensor, ...], make: Callable[[], Any]) -> Any:
+    def keep(self, name: str, tensors: tuple[torch.Tensor, ...], make: Callable[[], Any]) -> Any:
+        """Return what `make` gives, made once for the same tensors with the same values."""
         if tensors[0].is_cuda and torch.cuda.is_current_stream_capturing():
             return make()  # a replay must compute it from the tensors it is given
         known, versions = self._kept.get(name), [part._version for part in tensors]
@@ -253,16 +263,19 @@ class MovingFrame:
 
     def bulk(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return b (rows, ndim) and the rate r (rows,) of the limited frame."""
-        return self._keep("bulk", (rows,), lambda: self._bulk(rows))
+        return self.keep("bulk", (rows,), lambda: self._bulk(rows))
 
-    @torch.no_grad()
-    def _bulk(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _even(self, rows: torch.Tensor) -> Points:
+        """Return labels in even rows and columns, for every row, at the beginning."""
         grid = self.case.grid
         axes = [grid.origin[i] + (torch.arange(_GRID[self.ndim], dtype=rows.dtype, device=rows.device) + 0.5)
                 * (grid.extent[i] / _GRID[self.ndim]) for i in range(self.ndim)]  # fmt: skip
-        labels = torch.stack([a.reshape(-1) for a in torch.meshgrid(*axes, indexing="ij")])
-        count, each = len(rows), labels.shape[1]
-        points = self.for_each(rows, labels)
+        return self.for_each(rows, torch.stack([a.reshape(-1) for a in torch.meshgrid(*axes, indexing="ij")]))
+
+    @torch.no_grad()
+    def _bulk(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        points, count = self._even(rows), len(rows)
+        labels, each = points.labels, points.labels.shape[1] // count
         v = self.initial_velocity(points)
         mean = torch.stack([part.value.reshape(count, each).mean(1) for part in v], 1)
         for axis in range(self.ndim):
@@ -284,6 +297,9 @@ class MovingFrame:
         x, t = list(coordinates(points.labels)), points.times - self.begins
         if self.frame == "eulerian":
             return Place(x=tuple(x), velocity=torch.zeros_like(points.labels))
+        if self.frame == "traced":
+            key = (points.labels, points.times, points.rows, points.row_of)
+            return self.keep("traced", key, lambda: self._traced(points))
         mean, rate = (part[points.row_of] for part in self.bulk(points.rows))
         if self.frame == "galilean":
             moved = tuple(a + constant(mean[:, i] * t, self.ndim) for i, a in enumerate(x))
@@ -306,6 +322,45 @@ class MovingFrame:
         walls = [c.value if isinstance(c, Jet) else c for c in cut]
         further = [f * (its_slope * b.value + factor * r) for f, b, r in zip(walls, delta, slope, strict=True)]
         return Place(x=tuple(moved), velocity=velocity + torch.stack(further))
+
+    # --- along a velocity that is known beforehand
+
+    def _traced(self, points: Points) -> Place:
+        begins = torch.full_like(points.times, self.begins)
+        x, velocity = carried(self._velocity_anywhere(points), points.labels, begins, points.times - begins,
+                              self._steps(points.rows))  # fmt: skip
+        return Place(x=x, velocity=velocity)
+
+    def first_labels(self, points: Points) -> torch.Tensor | None:
+        """Return labels that are close to those at the places points.labels, or None where no path tells them."""
+        if self.frame != "traced":
+            return None
+        since = points.times - self.begins
+        return places(self._velocity_anywhere(points), points.labels, points.times, -since, self._steps(points.rows))
+
+    def _velocity_anywhere(self, points: Points) -> Callable[[torch.Tensor, torch.Tensor], list[Jet]]:
+        """Return places, times -> v there, jets with time as a further direction."""
+        directions, rows = self.ndim + 1, points.rows[points.row_of]
+        p = Parameters({name: constant(column, directions)
+                        for name, column in zip(self.case.parameters, rows.unbind(1), strict=True)})  # fmt: skip
+
+        def velocity(x: torch.Tensor, times: torch.Tensor) -> list[Jet]:
+            *where, t = coordinates(torch.cat((x, times[None])))
+            zero, any_state = where[0] * 0, x.new_ones(len(self.case.fields), x.shape[1])
+            d = JetOperators(tuple(where), auxiliary=lambda number: zero)
+            flow = self.flow(constant(any_state, directions, True), d, p, t)
+            return [(zero + part) * self._cutoff(tuple(where), axis) for axis, part in enumerate(flow)]
+
+        return velocity
+
+    def _steps(self, rows: torch.Tensor) -> int:
+        return self.keep("steps", (rows,), lambda: self._steps_for(self._even(rows)))
+
+    def _steps_for(self, points: Points) -> int:
+        slopes = [part._full(g) for part in self._velocity_anywhere(points)(points.labels, points.times)
+                  for g in part.gradient[:-1]]  # fmt: skip
+        most = float(torch.stack(slopes).square().sum(0).max().sqrt())
+        return min(max(4, math.ceil(self.length * most / _TRACED_STEP)), _TRACED_MOST)
 
     # --- in space
 

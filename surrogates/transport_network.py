@@ -15,6 +15,9 @@ from .problem import Problem
 
 Trace = list[tuple[torch.Tensor, ...]]
 
+_MOST_STEPS = 80
+"""Of the inversion of a map."""
+
 
 class TransportNetwork(torch.nn.Module):
     """υ(X, t, p) and, in the lagrangian frame, δ(X, t, p), with the conditions of a case built in.
@@ -139,7 +142,7 @@ class TransportNetwork(torch.nn.Module):
         worst = int(J.argmin())
         return float(J[worst]), float(points.times[worst]), points.labels[:, worst].tolist()
 
-    def labels_at(self, points: Points, *, tolerance: float = 1e-13, most: int = 80) -> torch.Tensor:
+    def labels_at(self, points: Points) -> torch.Tensor:
         """Return the labels that are at the places points.labels at their times, (ndim, points): safeguarded Newton.
 
         On a line each step that leaves the bracket of the root is replaced by a bisection; in more dimensions a step
@@ -149,14 +152,21 @@ class TransportNetwork(torch.nn.Module):
         ------
         ArithmeticError : some place is reached from no label, as where characteristics have crossed.
         """
-        target = points.labels
         if self.moving.frame == "eulerian":
-            return target
+            return points.labels
+        if self.displacement is not None:
+            return self._inverted(points)
+        key = (points.labels, points.times, points.rows, points.row_of)  # the weights do not move these frames
+        return self.moving.keep("labels", key, lambda: self._inverted(points))
+
+    def _inverted(self, points: Points) -> torch.Tensor:
+        target = points.labels
         with torch.no_grad():
             solve = _on_line if self.ndim == 1 else _in_space
-            labels, gap = solve(lambda X: self.place(points.at(X)), target, most)
+            start = self.moving.first_labels(points)
+            labels, gap = solve(lambda X: self.place(points.at(X)), target, start)
             scale = max(1.0, float(target.abs().max()))
-            if not float(gap) <= 1e4 * max(tolerance, torch.finfo(target.dtype).eps) * scale:
+            if not float(gap) <= max(1e-9, 1e4 * torch.finfo(target.dtype).eps) * scale:
                 J, t, label = self.min_jacobian(points.at(labels))
                 raise ArithmeticError(
                     f"Some places have no label (distance {float(gap):.2g}); the smallest J is {J:.2g} at t = {t:.3g}, "
@@ -188,10 +198,9 @@ class TransportNetwork(torch.nn.Module):
 
 
 def _on_line(
-    place: Callable[[torch.Tensor], Place], target: torch.Tensor, most: int
+    place: Callable[[torch.Tensor], Place], target: torch.Tensor, start: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    moved = place(target)
-    X = target - (moved.x[0].value - target[0])
+    X = target - (place(target).x[0].value - target[0]) if start is None else start
     reach = (X - target).abs() + 1e-3
     low, high = X - reach, X + reach
     for _ in range(60):  # until both ends lie on either side
@@ -200,7 +209,7 @@ def _on_line(
             break
         reach = reach * 2
         low, high = torch.where(below, X - reach, low), torch.where(above, X + reach, high)
-    for _ in range(most):
+    for _ in range(_MOST_STEPS):
         moved = place(X)
         gap = moved.x[0].value - target[0]
         low, high = torch.where(gap < 0, X, low), torch.where(gap >= 0, X, high)
@@ -209,32 +218,32 @@ def _on_line(
         following = torch.where(inside, step, 0.5 * (low + high))
         eps = 4 * torch.finfo(X.dtype).eps
         close = (following - X).abs() <= eps * (1 + X.abs())
-        if bool((close | (gap.abs() <= eps * (1 + target[0].abs()))).all()):
+        there = gap.abs() <= 4 * eps * (1 + target[0].abs())
+        if bool((close | there).all()):
             break
-        X = following
+        X = torch.where(there, X, following)
     return X, (place(X).x[0].value - target[0]).abs().max()
 
 
 def _in_space(
-    place: Callable[[torch.Tensor], Place], target: torch.Tensor, most: int
+    place: Callable[[torch.Tensor], Place], target: torch.Tensor, start: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    def distance(X: torch.Tensor) -> tuple[torch.Tensor, Place]:
+    def distance(X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         moved = place(X)
-        return torch.stack([part.value for part in moved.x]) - target, moved
+        return torch.stack([part.value for part in moved.x]) - target, moved.matrix()
 
-    X = target - distance(target)[0]
-    gap, moved = distance(X)
-    damping = torch.ones_like(gap[0])
-    for _ in range(most):
-        step = torch.linalg.solve(moved.matrix(), gap.T[..., None])[..., 0].T
-        tried = X - damping * step
-        new_gap, new_moved = distance(tried)
-        better = new_gap.norm(dim=0) < gap.norm(dim=0)
-        X = torch.where(better, tried, X)
+    X = target - distance(target)[0] if start is None else start
+    gap, F = distance(X)
+    damping, enough = torch.ones_like(gap[0]), 16 * torch.finfo(X.dtype).eps * (1 + float(target.abs().max()))
+    for _ in range(_MOST_STEPS):
+        left = gap.abs().amax(0) > enough
+        if not bool((left & (damping >= 1e-3)).any()):
+            break
+        step = torch.linalg.solve(F, gap.T[..., None])[..., 0].T
+        tried = torch.where(left, X - damping * step, X)
+        new_gap, new_F = distance(tried)
+        better = left & (new_gap.norm(dim=0) < gap.norm(dim=0))
+        X, gap = torch.where(better, tried, X), torch.where(better, new_gap, gap)
+        F = torch.where(better[:, None, None], new_F, F)
         damping = torch.where(better, (damping * 2).clamp(max=1.0), damping / 2)
-        gap, moved = (new_gap, new_moved) if bool(better.all()) else distance(X)
-        if not bool(better.any()) and bool((damping < 1e-3).all()):
-            break
-        if float(gap.abs().max()) < 8 * torch.finfo(X.dtype).eps * (1 + float(target.abs().max())):
-            break
     return X, gap.norm(dim=0).max()

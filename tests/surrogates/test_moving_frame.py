@@ -1,11 +1,13 @@
 """Frames that move: the map and its inverse, the same residual in every frame, and equations solved in them."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from headrace.cases import transport
 from headrace.solvers import Case, Dirichlet, Grid, Neumann, Uniform
 from headrace.solvers.parameters import Seed
 from headrace.surrogates import LPINN, Problem, WindowBatch, load_surrogate
@@ -78,8 +80,19 @@ def points_of(case, row, count, seed=0, low=0.0):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("frame", ["eulerian", "galilean", "limited", "lagrangian"])
-@pytest.mark.parametrize("case,row", [(LINE, [0.05, 3.0]), (PLANE, [0.05])], ids=["line", "plane"])
+LINE_AND_PLANE = pytest.mark.parametrize("case,row", [(LINE, [0.05, 3.0]), (PLANE, [0.05])], ids=["line", "plane"])
+FRAMES = ("eulerian", "galilean", "limited", "lagrangian")
+
+
+def frames_of(case):
+    return FRAMES if case is LINE else (*FRAMES, "traced")
+
+
+@pytest.mark.parametrize(
+    "case,row,frame",
+    [*((LINE, [0.05, 3.0], frame) for frame in FRAMES), *((PLANE, [0.05], frame) for frame in frames_of(PLANE)),
+     (OPEN, [0.05, -1.0], "traced")], ids=lambda value: getattr(value, "name", value),
+)  # fmt: skip
 def test_jacobian_velocity_and_inverse(case, row, frame):
     net = solved_by(case, frame, perturbed=0.05)
     points = points_of(case, row, 60)
@@ -105,12 +118,12 @@ def test_jacobian_velocity_and_inverse(case, row, frame):
         assert (back - where.labels).abs().max() < 1e-12 * (1 + where.labels.abs().max())
 
 
-@pytest.mark.parametrize("case,row", [(LINE, [0.05, 3.0]), (PLANE, [0.05])], ids=["line", "plane"])
+@LINE_AND_PLANE
 def test_the_residual_of_a_state_in_space_is_the_same_in_every_frame(case, row):
     """w(x, t) is given in space; its derivatives in each frame's labels come from the frame, and must cancel there."""
     found = []
     ndim = case.grid.ndim
-    for frame in ("eulerian", "galilean", "limited", "lagrangian"):
+    for frame in frames_of(case):
         net = solved_by(case, frame, perturbed=0.05)
         fixed = points_of(case, row, 50)
         points = fixed.at(net.labels_at(fixed))
@@ -215,6 +228,30 @@ def test_the_evaluation_of_an_exact_network_is_exact():
     assert net.min_jacobian(points)[0] > 0
 
 
+def test_a_solid_that_turns_once_along_traced_paths_is_held_by_an_untrained_network():
+    net = solved_by(transport.rotation, "traced")
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.zero_()
+    points = points_of(transport.rotation, [2 * math.pi, 0.0], 300)
+    p = transport.rotation.accept({"omega": 2 * math.pi, "nu": 0.0})
+    truth = transport.exact("transport_rotation", tuple(points.labels.numpy()), points.times.numpy(), p)
+    assert np.abs(net.values_at(points)[0].detach().numpy() - truth).max() < 1e-5
+    assert net.residual(points).abs().max() < 1e-4  # ∂x/∂t is that of the numerical path, not quite v
+
+
+def test_traced_paths_stay_between_walls_and_refuse_a_velocity_they_do_not_know():
+    case = replace(OPEN, duration=2.0)
+    net = TransportNetwork(Problem.of(case))
+    net.use(MovingFrame(case, frame="traced"))
+    place = net.place(points_of(case, [0.05, 1.0], 100))
+    assert place.x[0].value.abs().max() < 4.0 and place.jacobian().min() > 0
+    by_operators = with_rhs(flux_form, frame_velocity=lambda u, d, p, t: (d.derivative(d.x[0] ** 2, 0),))
+    for refused in (LINE, by_operators):
+        with pytest.raises(ValueError, match=r"d\.x, p and t alone"):
+            MovingFrame(refused, frame="traced")
+
+
 def test_crossing_is_named_with_time_and_label():
     case = with_rhs(burgers, duration=0.25)
     net = solved_by(case, "lagrangian")
@@ -239,8 +276,6 @@ def skew(u, d, p, t):
 
 
 def with_rhs(rhs, **changes):
-    from dataclasses import replace
-
     return replace(LINE, rhs=rhs, **changes)
 
 
@@ -258,8 +293,6 @@ def test_the_frame_is_found_checked_or_declared():
 
 
 def test_the_surrogate_learns_from_the_equation_and_survives_its_file(tmp_path):
-    from dataclasses import replace
-
     case = replace(LINE, parameters={"nu": Uniform(0.05, 0.3), "C": Uniform(0.0, 2.0)})
     torch.set_default_dtype(torch.float32)
     model = LPINN(hidden=(16, 16), points=32)

@@ -121,7 +121,7 @@ def test_a_wave_without_viscosity_is_followed_until_it_breaks():
 
 
 def test_a_solid_turns_in_slabs():
-    case, row = replace(transport.rotation, duration=0.2), [2 * math.pi]
+    case, row = replace(transport.rotation, duration=0.2), [2 * math.pi, 0.0]
     slabs = solve(case, row, 15, 200, frame="lagrangian", widths=(10, 10), open_walls=True, longest=0.1)
     assert len(slabs.ends) == 2
     assert_continuous(slabs, case, row)
