@@ -56,6 +56,15 @@ def test_network_jets_and_their_weight_gradients_equal_nested_autograd(direction
         assert (a - b).abs().max() <= 1e-12 * max(1.0, b.abs().max().item())
 
 
+def test_network_jets_compile_as_one_graph_with_their_backward_pass():
+    net, jet, second = network((3, 9, 9, 2)), torch.rand(6, 7, 3), ((0, 0), (0, 1))
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    mine, theirs = (torch.autograd.grad(f(jet, 3, second).square().sum(), list(net.parameters()))
+                    for f in (compiled, net))  # fmt: skip
+    for a, b in zip(mine, theirs, strict=True):
+        assert (a - b).abs().max() <= 1e-12 * max(1.0, b.abs().max().item())
+
+
 def coordinate_jets(points):
     ndim = len(points)
     return tuple(
