@@ -18,19 +18,20 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lagrangian.baselines import METHODS, measure_baselines
-from lagrangian.rivals import measure_rivals
+from lagrangian.findings import breaking_time, inverse_lines
+from lagrangian.rivals import draw, measure_rivals
 from lines import Report, flags, processor
 
 from headrace.cases import transport
 from headrace.solvers import Case
 from headrace.surrogates import Problem
 from headrace.surrogates.collocation import Sampler
-from headrace.surrogates.inverse import Samples, identify
 from headrace.surrogates.least_squares import Fit, levenberg_marquardt
 from headrace.surrogates.moving_frame import MovingFrame, Points
 from headrace.surrogates.time_slabs import TimeSlabs, march
@@ -84,6 +85,8 @@ def setups() -> list[Setup]:
     for rate in (1.0, -1.0):
         rows.append(Setup(name=f"variable speed rate={rate:g}", case=t.stretching, values={"nu": 0.05, "rate": rate},
                           frame="lagrangian", goal=1e-5, seconds=105))  # fmt: skip
+        rows.append(Setup(name=f"variable speed rate={rate:g}, traced", case=t.stretching, goal=1e-5, seconds=60,
+                          values={"nu": 0.05, "rate": rate}, frame="traced", widths=(16, 16)))  # fmt: skip
     rows.append(Setup(name="reaction-convection rho=5 c=30", case=t.reaction, values={"c": 30.0, "rho": 5.0},
                       frame="galilean", goal=1e-5, seconds=60, harmonics=2))  # fmt: skip
     rows.append(Setup(name="inviscid Burgers to 0.9 of breaking", case=t.breaking, values={"C": 1.0},
@@ -102,8 +105,13 @@ def setups() -> list[Setup]:
                       **shock))  # fmt: skip
     rows.append(Setup(name="viscous Burgers nu=0.01/pi, eulerian", frame="eulerian", goal=1e-6, seconds=60,
                       widths=(24,) * 4, harmonics=3, count=8000, only_gpu=True, **shock))  # fmt: skip
-    rows.append(Setup(name="2-D solid rotation, one turn", case=t.rotation, values={"omega": 2 * math.pi}, goal=1e-4,
-                      frame="lagrangian", seconds=120, widths=(16, 16), count=800, longest=0.1))  # fmt: skip
+    turn, once = dict(case=t.rotation, goal=1e-4), {"omega": 2 * math.pi, "nu": 0.0}
+    rows.append(Setup(name="2-D solid rotation, one turn", frame="traced", seconds=30, widths=(12, 12), count=800,
+                      values=once, note="contains the solution", **turn))  # fmt: skip
+    rows.append(Setup(name="2-D solid rotation, one turn, frame learned", frame="lagrangian", seconds=120,
+                      values=once, widths=(16, 16), count=800, longest=0.1, **turn))  # fmt: skip
+    rows.append(Setup(name="2-D rotation and diffusion nu=0.005, one turn", frame="traced", seconds=60,
+                      widths=(20, 20), values=once | {"nu": 0.005}, count=2500, resample_every=30, **turn))  # fmt: skip
     rows.append(Setup(name="Burgers sin + 1 nu=0.1 to T=2 by new labels", case=t.burgers, goal=1e-4, duration=2.0,
                       values={"nu": 0.1, "C": 1.0}, frame="lagrangian", seconds=120, widths=(16, 16), count=1000,
                       longest=0.5))  # fmt: skip
@@ -240,62 +248,6 @@ def in_slabs(setup: Setup, case: Case, judge: Judge, seed: int, device: str, sec
     }  # fmt: skip
 
 
-def inverse(noise: float, seed: int) -> dict[str, Any]:
-    """Return the errors of c and nu from 200 samples, in units of the truth and of the Cramér-Rao bound."""
-    case, (c, nu) = transport.convection_diffusion, (30.0, 0.05)
-    network = TransportNetwork(replace(Problem.of(case), parameters={}), widths=(12, 12), seed=seed)
-    network.use(MovingFrame(case, frame="galilean"))
-    generator = np.random.default_rng(seed)
-    x, t = generator.uniform(0, 2 * np.pi, 200), generator.uniform(0, 1, 200)
-    clean = np.exp(-nu * t) * np.sin(x - c * t)
-    states = torch.tensor(clean + noise * generator.standard_normal(200))[None]
-    samples = Samples(places=torch.tensor(x)[None], times=torch.tensor(t), states=states)
-    guess = {"c": 29.0, "nu": 0.08}
-    found, _ = identify(network, samples, Sampler(network, torch.tensor([list(guess.values())]), 600, seed=seed), guess,
-                        steps=150 if noise else 400)  # fmt: skip
-    slopes = np.stack([-t * np.exp(-nu * t) * np.cos(x - c * t), -t * clean])
-    bound = np.sqrt(np.diag(np.linalg.inv(slopes @ slopes.T))) * max(noise, 1e-300)
-    errors = np.array([found["c"] - c, found["nu"] - nu])
-    return {"relative": np.abs(errors / [c, nu]).tolist(), "bounds": (errors / bound).tolist(), "bound": bound.tolist()}
-
-
-def inverse_lines(seeds: int, threads: int) -> list[dict[str, Any]]:
-    """Return the two lines of the inverse problem."""
-    shared = {"seeds": seeds, "cores": threads, "device": processor(), "precision": "float64",
-              "setup": "c = 30 and nu = 0.05 from 200 scattered samples of convection-diffusion"}  # fmt: skip
-    clean = [inverse(0.0, seed)["relative"] for seed in range(seeds)]
-    noisy = [inverse(0.01, seed) for seed in range(4 * seeds)]
-    ratio = float(np.sqrt(np.mean(np.square([one["bounds"] for one in noisy]))))
-    worst = float(np.max(clean))
-    return [
-        {"name": "inverse c, nu clean", "value": float(np.median(np.max(clean, 1))), "unit": "relative error",
-         "goal": 1e-4, "met": worst <= 1e-4, "worst": worst, "baseline": None, **shared},
-        {"name": "inverse c, nu with 1 % noise", "value": ratio, "unit": "root mean square error / Cramér-Rao bound",
-         "goal": 2.0, "met": ratio <= 2, "baseline": noisy[0]["bound"], "baseline_is": "Cramér-Rao bounds of c and nu",
-         **shared, "seeds": 4 * seeds},
-    ]  # fmt: skip
-
-
-def breaking_time(threads: int) -> dict[str, Any]:
-    """Return the time at which characteristics of inviscid Burgers cross, from the smallest J; it is 1 exactly."""
-    case = replace(transport.breaking, duration=0.9)
-    network = TransportNetwork(replace(Problem.of(case), parameters={}), widths=(12, 12), lagrangian=True)
-    network.use(MovingFrame(case, frame="lagrangian"))
-    rows = torch.tensor([[1.0]])
-    fit = levenberg_marquardt(network, Sampler(network, rows, 600), steps=40)
-    labels = torch.linspace(0, 2 * math.pi, 2001)[None]
-    times = np.array([0.5, 0.9])
-    smallest = [
-        network.min_jacobian(Points(labels=labels, times=torch.full((2001,), t), rows=rows,
-                                    row_of=torch.zeros(2001, dtype=torch.long)))[0] for t in times
-    ]  # fmt: skip
-    found = float(times[0] + smallest[0] * (times[1] - times[0]) / (smallest[0] - smallest[1]))
-    return {"name": "breaking time of inviscid Burgers", "value": abs(found - 1), "unit": "error", "goal": 1e-2,
-            "met": abs(found - 1) <= 1e-2, "baseline": None, "seeds": 1, "cores": threads, "precision": "float64",
-            "device": processor(), "setup": f"min J at t = 0.5, 0.9, extrapolated to 0; {fit.reason}",
-            "note": "contains the solution"}  # fmt: skip
-
-
 def line(setup: Setup, runs: list[dict[str, Any]], device: str, threads: int) -> dict[str, Any]:
     """Return the JSON line of a row."""
     errors = [run["error"] for run in runs]
@@ -368,10 +320,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which no new row starts")
     parser.add_argument("--seconds", type=float, default=math.inf, help="of a training, at most")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="only draw what the results hold of the rivals")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.set_default_dtype(torch.float64)
     report = Report("lpinn", device=options.device, quick=options.quick, resume=options.resume)
+    if options.pictures:
+        return draw(report.lines, options.pictures / f"lpinn_rivals_{options.device}.png")
     began = time.monotonic()
     if options.quick:
         options.seeds = 1

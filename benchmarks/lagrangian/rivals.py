@@ -109,3 +109,18 @@ def compare(name: str, problem: str, mine: list[Curve], told: list[Any]) -> Iter
         **shared, "goal": 1.0 if name == "jinns" else 10.0, "baseline": 1.0,
         "setup": "to errors of " + ", ".join(f"{value:.2g}" for value in common) + ", the smallest that both reach, "
                  "of each seed"}  # fmt: skip
+
+
+def draw(lines: list[dict[str, Any]], file: Path) -> None:
+    """Draw the errors over seconds that lines hold, one panel per problem."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axis, problem in zip(figure.subplots(1, len(PROBLEMS)), PROBLEMS, strict=True):
+        for colour, name in enumerate(("ours", *VERSIONS.values())):
+            line = next((one for one in lines if one["name"] == f"rivals: {problem}, {name}"), {"curve": []})
+            for number, curve in enumerate(line["curve"]):
+                axis.loglog(*zip(*curve, strict=True), color=f"C{colour}", label=None if number else name, marker=".")
+        axis.set(title=problem, xlabel="seconds of training", ylabel="relative L2 error")
+        axis.legend()
+    figure.savefig(file, dpi=110)
