@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .linear_step import LinearStep
 from .normaliser import Normaliser
 from .problem import Problem, WindowBatch
 from .request import require_setup, stepping_request
@@ -21,7 +22,7 @@ from .surrogate import Surrogate
 class Channels:
     """What a network is given and must give: (batch, inputs, *grid) -> (batch, outputs, *grid).
 
-    inputs : channels; the first `states` of them are the known states, oldest first.
+    inputs : channels; the first `states` of them are the known states, oldest first, then the linear step if any.
     outputs : channels, bundle x fields, all fields of the first wanted state first.
     conditions : entries of the second argument of the network, (batch, conditions); 0 where it takes one argument.
     """
@@ -88,6 +89,9 @@ class Autoregressive(Surrogate):
             network = self.build(self.channels(problem), problem)
         self.problem = problem
         self.normaliser = Normaliser(problem)
+        self.linear_step = LinearStep(problem) if self.stepping.linear else None
+        # Read from the step once: asking a GPU at every batch would make it wait, and cannot be recorded.
+        self._linear_known = False
         self.network = network
 
     @property
@@ -102,7 +106,7 @@ class Autoregressive(Surrogate):
             "parameters": len(problem.parameters), "time": 1, "position": len(problem.shape) + sum(problem.periodic),
         }  # fmt: skip
         film = [name for name in s.inputs if name != "position"] if s.conditioning == "film" else []
-        states = s.history * fields
+        states = (s.history + s.linear) * fields
         return Channels(
             inputs=states + sum(sizes[name] for name in s.inputs if name not in film), states=states,
             outputs=s.bundle * fields, conditions=sum(sizes[name] for name in film),
@@ -118,12 +122,34 @@ class Autoregressive(Surrogate):
         require_setup(self)
         self.normaliser.freeze(mean, std)
 
+    def fit_linear_step(self, before: torch.Tensor, after: torch.Tensor) -> None:
+        """Fit the linear step of target "linear" to states (pairs, fields, *grid) and those one interval later.
+
+        Call it after `set_statistics` and before training: the network learns what the linear step leaves. Where it was
+        not called, the first batch in training fits it. Collective where torch.distributed runs.
+
+        Raises
+        ------
+        ValueError : the target is another one, or it gives more than one state at a time.
+        """
+        require_setup(self)
+        if self.linear_step is None:
+            raise ValueError(f"Stepping target {self.stepping.target!r} has no linear step; take target 'linear'.")
+        self.linear_step.fit(self.normaliser.normalise(before), self.normaliser.normalise(after))
+
     def training_loss(self, batch: WindowBatch) -> torch.Tensor:
-        """Return each window's mean squared error over the unrolled steps, in units of the fields' variances."""
+        """Return each window's mean squared error over the unrolled steps, in units of the fields' variances.
+
+        Target "linear": in those of what the linear step leaves.
+        """
         problem = require_setup(self)
         batch.check(problem, self.window)
         s = self.stepping
         states, times = self.normaliser.normalise(batch.states), batch.times
+        if self.training and self.linear_step is not None and not self._linear_known:
+            if not self.linear_step.fitted.item():
+                self.linear_step.fit(states[:, :-1].flatten(0, 1), states[:, 1:].flatten(0, 1))
+            self._linear_known = True
         graded = self.window - s.unroll * s.bundle
         # The trainer seeds torch's own generator for every batch, so that a resumed training draws the same.
         draw = self.training and s.pushforward
@@ -137,7 +163,11 @@ class Autoregressive(Surrogate):
                 own = self._roll_out(known, batch.parameters, times[:, first:graded])
             known = torch.cat((known, own), dim=1)[:, -s.history :]
         steps = self._roll_out(known, batch.parameters, times[:, graded:])
-        return (steps - states[:, graded:]).square().flatten(1).mean(1)
+        error = (steps - states[:, graded:]).square()
+        if self.linear_step is not None:
+            # In units of what the linear step leaves, else Adam would take the small gradients for rounding.
+            error = error / self.linear_step.rest.square().reshape(-1, *(1,) * (error.ndim - 3))
+        return error.flatten(1).mean(1)
 
     @torch.no_grad()
     def predict(self, initial: torch.Tensor | None, parameters: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
@@ -176,6 +206,9 @@ class Autoregressive(Surrogate):
         values = {"parameters": self.normaliser.scale_parameters(parameters),
                   "time": self.normaliser.clock(time)[..., :1]}  # (batch, numbers) each  # fmt: skip
         seen, condition = [known.flatten(1, 2)], []
+        linear = self.linear_step(known[:, -1]) if self.linear_step is not None else None
+        if linear is not None:
+            seen.append(linear)
         for name in s.inputs:
             if name == "position":
                 position = box_position(grid, self.problem.periodic, known)
@@ -190,6 +223,8 @@ class Autoregressive(Surrogate):
         new = new.unflatten(1, (s.bundle, -1))
         if s.target == "direct":
             return new
+        if linear is not None:
+            return linear[:, None] + self.linear_step.rest.reshape(-1, *(1,) * len(grid)) * new
         if s.bundle > 1:
             # Changes grow with the time they took; the last one of a bundle has weight 1.
             share = torch.arange(1, s.bundle + 1, dtype=new.dtype, device=new.device) / s.bundle

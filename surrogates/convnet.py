@@ -72,7 +72,7 @@ class ConvNet(Autoregressive):
                 f"case {problem.case} has one of {short[0]}."
             )
         network = ConvNetwork(channels, self, problem.periodic)
-        if self.stepping.target == "delta":
+        if self.stepping.target != "direct":
             # Training starts from persistence, the natural guess for a small step.
             torch.nn.init.zeros_(network.output.conv.weight)
             torch.nn.init.zeros_(network.output.conv.bias)

@@ -58,7 +58,7 @@ class FNO(Autoregressive):
             periods=[1.0 if periodic else 1.0 + self.padding for periodic in problem.periodic],
             conditions=channels.conditions, channel_mlp=self.channel_mlp, rank=self.rank,
         )  # fmt: skip
-        if self.stepping.target == "delta":
+        if self.stepping.target != "direct":
             # Training starts from persistence, the natural guess for a small step.
             torch.nn.init.zeros_(network.output.weight)
         return network

@@ -93,7 +93,7 @@ class MessagePassing(Autoregressive):
                 )
             neighbours = Edges(self._graph)
         network = MessageNetwork(channels, self, neighbours, fields=len(problem.fields))
-        if self.stepping.target == "delta":
+        if self.stepping.target != "direct":
             # Training starts from persistence, the natural guess for a small step.
             torch.nn.init.zeros_(network.output.weight)
             torch.nn.init.zeros_(network.output.bias)

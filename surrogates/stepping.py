@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-TARGETS = ("delta", "direct")
+TARGETS = ("delta", "direct", "linear")
 INPUTS = ("parameters", "time", "position")
 CONDITIONINGS = ("channels", "film")
 
@@ -20,7 +20,9 @@ class Stepping:
     unroll : calls rolled out in training, all of them in the loss and in the gradient.
     pushforward : calls before those, without loss and gradient, so that the network learns from states of its own
         making (ibid.). Each training batch draws how many, 0 to this number; outside training all are made.
-    target : "delta", the network gives the change since the last known state, or "direct", it gives the state.
+    target : "delta", the network gives the change since the last known state; "direct", it gives the state; or
+        "linear", it sees what the best linear step makes of the last known state and gives what that lacks, on
+        periodic axes (`LinearStep`, fitted to the first batch).
     noise : deviation of normal noise on the known states in training, in deviations of the fields.
     inputs : what the network sees beside the known states, of `INPUTS`: the parameters, the time of the first wanted
         state, the position in the box (sine and cosine on periodic axes). Leave out what the equation lacks.
@@ -48,6 +50,8 @@ class Stepping:
             raise ValueError(f"Stepping conditioning {self.conditioning!r} is not one of {', '.join(CONDITIONINGS)}.")
         if isinstance(self.inputs, str) or not set(self.inputs) <= set(INPUTS):
             raise ValueError(f"Stepping inputs {self.inputs!r} must be a selection of {INPUTS}.")
+        if self.linear and self.bundle > 1:
+            raise ValueError(f"Stepping target 'linear' gives one state at a time; bundle {self.bundle} must be 1.")
         object.__setattr__(self, "inputs", tuple(self.inputs))
         if not self.noise >= 0:
             raise ValueError(f"Stepping noise {self.noise} must not be negative.")
@@ -71,6 +75,11 @@ class Stepping:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for config.json."""
         return {**asdict(self), "inputs": list(self.inputs)}
+
+    @property
+    def linear(self) -> bool:
+        """Whether a linear step is taken before the network's."""
+        return self.target == "linear"
 
     @property
     def window(self) -> int:

@@ -53,7 +53,7 @@ class UNet(Autoregressive):
         """
         self._require_levels(problem)
         network = UNetwork(channels, self, problem.periodic)
-        if self.stepping.target == "delta":
+        if self.stepping.target != "direct":
             # Training starts from persistence, the natural guess for a small step.
             torch.nn.init.zeros_(network.output.conv.weight)
             torch.nn.init.zeros_(network.output.conv.bias)
