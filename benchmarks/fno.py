@@ -385,7 +385,7 @@ def main() -> None:
             shapes = TRAINED if on_gpu else ON_CPU[: 1 if options.quick else None]
         for shape in shapes:
             if options.only in (None, part):
-                seconds = 0.5 if options.quick else 5.0 if part in ("layer", "step") else 1.0
+                seconds = 0.5 if options.quick else 5.0 if part in ("layer", "step") else 0.4
                 figures = measure(shape, device, seconds)
                 where = "" if on_gpu or part != "training" else " on CPU"
                 report.measure(f"{part}{where} {shape}", (record(figure, options) for figure in figures))

@@ -21,7 +21,7 @@ from .spectral import after_map
 
 MOST_CHANNELS, MOST_MODES = 64, 32
 """Larger tiles would not fit the fast memory of one processor: channels, modes of an axis."""
-MOST_OUTPUTS = 16
+MOST_OUTPUTS, FEW_CHANNELS = 16, 32
 
 
 def usable(x: torch.Tensor, modes: tuple[int, ...]) -> bool:
@@ -126,7 +126,7 @@ class _Layers(torch.autograd.Function):
         spectral: list[torch.Tensor] = []
         active, following = ctx.active, None
         slope = _planes(slope, kept[0].dtype)
-        programs = _programs(slope.device, slope.shape[1] * slope.shape[2], 2)
+        programs = _programs(slope.device, slope.shape[1] * slope.shape[2], 4 if _narrow(parameters) else 2)
         sums = slope.new_empty(len(parameters) // 3, programs, _most_sums(parameters), dtype=torch.float32)
         for i in reversed(range(0, len(parameters), 3)):
             (weight, skip, bias), (x, spectrum, z) = parameters[i : i + 3], kept[i : i + 3]
@@ -149,6 +149,11 @@ class _Layers(torch.autograd.Function):
             skip, rows, _ = following
             x_slope, _ = _blend(slope, skip.T, rows, plan.forward, None, active=False, following=None)
         return x_slope, None, None, None, *slopes
+
+
+def _narrow(parameters: Sequence[torch.Tensor]) -> bool:
+    """Whether all layers have so few channels that a tile of theirs keeps two warps busy, not four."""
+    return max(max(skip.shape) for skip in parameters[1::3]) <= FEW_CHANNELS
 
 
 def _most_sums(parameters: Sequence[torch.Tensor]) -> int:
@@ -184,16 +189,19 @@ class _Projection(torch.autograd.Function):
 
         x, *parameters = ctx.saved_tensors
         first, shift, second, _ = parameters
-        points, block = x[0].numel(), 64 if x.dtype == torch.bfloat16 else 32
-        programs = _programs(x.device, -(-points // block), 2)
+        points, kind = x[0].numel(), precision(x.dtype)
+        # TF32 fills a processor with one program, whose loads do not run ahead: its tiles take all of its memory.
+        block, warps, stages, each = {"tf32x3": (32, 4, 3, 2), "tf32": (64, 8, 1, 1)}[kind]
+        if x.dtype == torch.bfloat16:
+            stages = 3
+        programs = _programs(x.device, -(-points // block), each)
         slope, x_slope = _planes(slope, slope.dtype), torch.empty_like(x)
         sizes = [part.numel() for part in parameters]
         sums = x.new_empty(programs, sum(sizes), dtype=torch.float32)
         project_backward[(programs,)](
             x, x.stride(0), x.stride(1), first, shift, second, slope, slope.stride(0), slope.stride(1), x_slope, sums,
             points, x[0, 0].numel(), x.shape[0], first.shape[0], second.shape[0], padded(x.shape[0]),
-            padded(first.shape[0]), padded(second.shape[0]), block, precision(x.dtype),
-            num_warps=8 if block == 64 else 4,
+            padded(first.shape[0]), padded(second.shape[0]), block, kind, num_warps=warps, num_stages=stages,
         )  # fmt: skip
         totals = sums.sum(0).split(sizes)
         return x_slope, *(total.reshape(part.shape) for total, part in zip(totals, parameters, strict=True))
@@ -217,7 +225,7 @@ def _analyse(x: torch.Tensor, plan: Plan) -> torch.Tensor:
     rows = x.new_empty(batch, h, 2, last, channels)
     analyse_rows[(batch * h,)](
         x, x.stride(0), x.stride(1), plan.forward, rows, h, channels, w, 2 * last, padded(channels), padded(2 * last),
-        min(64, padded(w)), precision(x.dtype), num_warps=4,
+        min(64, padded(w)), precision(x.dtype), num_warps=2,
     )  # fmt: skip
     return rows
 
@@ -281,6 +289,7 @@ def _mix_backward(
     mix_modes_backward[(k * last,)](
         spectrum, weight, slope, spectrum_slope, weight_slope, batch, channels, outputs, 16, padded(channels),
         padded(outputs), precision(spectrum.dtype), num_warps=4,
+        num_stages=3 if spectrum.dtype == torch.bfloat16 else 1,
     )  # fmt: skip
     return spectrum_slope, weight_slope
 
@@ -301,7 +310,7 @@ def _blend(
         matrix if bias is None else bias, out, out.stride(0), out.stride(1),
         transform if following is None else following.forward, z if spectra is None else spectra, h, channels,
         outputs, w, waves, padded(channels), padded(outputs), padded(waves), _width(x, 64), bias is not None, active,
-        spectra is not None, precision(x.dtype), num_warps=4,
+        spectra is not None, precision(x.dtype), num_warps=2 if max(channels, outputs) <= FEW_CHANNELS else 4,
         # Loads that run ahead pay for 16 bits only, where a row is more than one tile.
         num_stages=2 if x.dtype == torch.bfloat16 and w > 64 else 1,
     )  # fmt: skip
@@ -348,7 +357,8 @@ def _blend_backward(  # noqa: PLR0913
         next_z, back, before, before.stride(0), before.stride(1), z_slope, sums, sums.stride(0), batch * h, h,
         channels, outputs, following_outputs, w, waves, padded(channels), padded(outputs), padded(following_outputs),
         padded(waves), _width(x, 32), active, following is not None, keeps, precision(x.dtype),
-        num_warps=4, num_stages=1,
+        num_warps=2 if max(channels, outputs, following_outputs) <= FEW_CHANNELS else 4,
+        num_stages=2 if x.dtype == torch.bfloat16 else 1,
     )  # fmt: skip
     return before, z_slope
 
