@@ -14,7 +14,6 @@ One JSON line per training and one per precision, also in benchmarks/results/pre
 from __future__ import annotations
 
 import statistics
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,7 +43,7 @@ def trained(
         with autocast():
             return options_of_loss[0](index)
 
-    Run(network, [loss], windows, replace(table.plan, steps=options.steps), seed=seed).until(options.steps)
+    Run(network, [loss], windows, table.plan, seed=seed).train(options.steps)
     with autocast():
         return error(table, network.history, held_out, network)
 

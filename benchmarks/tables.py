@@ -36,9 +36,6 @@ from headrace.surrogates.message_passing import PUBLISHED
 
 CHECKS = 4
 """Errors per training, at equal distances."""
-TRIAL = 12
-"""Steps that tell how many fit the minutes."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
@@ -156,25 +153,15 @@ def trained(
 ) -> dict[str, Any]:
     """Train one network for so many seconds; return its errors at the checks, and how long all took."""
     found: dict[str, Any] = {"errors": [], "seconds": []}
-
-    def run(steps: int) -> tuple[Autoregressive, Run]:
-        network = prepared(table, seen, seed, quick=quick)
-        torch.manual_seed(seed)
-        options, windows = losses(table, network, seen)
-        return network, Run(network, options, windows, replace(table.plan, steps=steps), seed=seed)
-
-    network, trial = run(TRIAL)
-    trial.until(TRIAL // 3)
-    warm = trial.seconds
-    trial.until(TRIAL)
-    steps = max(CHECKS, int(seconds / ((trial.seconds - warm) / (TRIAL - TRIAL // 3))))
-    del network, trial
-    network, training = run(steps)
+    network = prepared(table, seen, seed, quick=quick)
+    torch.manual_seed(seed)
+    options, windows = losses(table, network, seen)
+    training = Run(network, options, windows, table.plan, seed=seed)
     for check in range(1, CHECKS + 1):
-        training.until(steps * check // CHECKS)
+        training.train_until(seconds * check / CHECKS, seconds)
         found["errors"].append(error(table, network.history, held_out, network))
         found["seconds"].append(training.seconds)
-    found["steps"], found["epochs"] = steps, steps * table.plan.batch / len(seen.states)
+    found["steps"], found["epochs"] = training.step, training.step * table.plan.batch / len(seen.states)
     found["weights"] = sum(parameter.numel() for parameter in network.parameters())
     return found
 
@@ -201,7 +188,7 @@ def navier_stokes(
 
     return Table(
         published=published, source="Li et al. 2021, Table 1, FNO-2D", train=1000, test=200, generate=generate,
-        step_error=step_error, network=network, plan=Plan(batch=20, steps=0, rate=1e-3, decay=1e-4),
+        step_error=step_error, network=network, plan=Plan(batch=20, rate=1e-3, decay=1e-4),
         unroll=unroll,
     )  # fmt: skip
 
@@ -224,7 +211,7 @@ def burgers() -> Table:
     return Table(
         published=0.0146, source="Li et al. 2021, Table 3, s = 2048 (0.0139 to 0.0160 over all s)", train=1000,
         test=200, generate=generate, step_error=step_error, network=network,
-        plan=Plan(batch=20, steps=0, rate=1e-3, decay=1e-4),
+        plan=Plan(batch=20, rate=1e-3, decay=1e-4),
     )  # fmt: skip
 
 
@@ -247,7 +234,7 @@ def mixed(name: str, published: float) -> Table:
     return Table(
         published=published, source="Brandstetter et al. 2022, Table 1, MP-PDE (250, 100)", train=2048, test=128,
         generate=generate, step_error=step_error, network=network, first=25, accumulated=True,
-        plan=Plan(batch=64, steps=0, rate=1e-3, warm=0.02, clip=1.0),
+        plan=Plan(batch=64, rate=1e-3, warm=0.02, clip=1.0),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""One training run of a published table: batches by index from data on the device, recorded as a CUDA graph."""
+"""Training runs on windows of data that lie on the device, one alone or many at once, recorded as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -17,52 +17,56 @@ Loss = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a network is trained: Adam, and a rate that falls as half a cosine over the steps.
+    """How a network is trained: Adam, and a rate that falls as half a cosine over the training.
 
-    warm : fraction of the steps over which the rate rises from zero at first.
+    warm : fraction of the training over which the rate rises from zero at first.
     decay : weights by which Adam's gradient grows, as the published programs have it.
     """
 
     batch: int
-    steps: int
     rate: float = 1e-3
     decay: float = 0.0
     warm: float = 0.0
     clip: float = math.inf
 
-    def rate_at(self, step: int) -> float:
-        """Return the rate of a step."""
-        rising = self.warm * self.steps
-        if step < rising:
-            return self.rate * (step + 1) / rising
-        return self.rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1.0, self.steps - rising)))
+    def rate_at(self, done: float) -> float:
+        """Return the rate when that fraction of the training is done."""
+        if done < self.warm:
+            return self.rate * done / self.warm
+        return self.rate * 0.5 * (1 + math.cos(math.pi * (done - self.warm) / (1 - self.warm)))
+
+
+TOGETHER = 10
+"""Steps between two looks at the clock, for which a GPU must have finished them."""
 
 
 class Run:
-    """A network in training; each call of `until` goes on.
+    """A network in training, for a number of steps or of seconds; each call goes on.
 
     losses : alternatives, one of which is drawn for every step, such as with and without a free step before.
     windows : how many indices there are.
+    recorded : whether each alternative becomes a CUDA graph; `SideBySide` records many runs at once instead.
     """
 
     def __init__(
-        self, network: torch.nn.Module, losses: Sequence[Loss], windows: int, plan: Plan, *, seed: int
-    ) -> None:
+        self, network: torch.nn.Module, losses: Sequence[Loss], windows: int, plan: Plan, *, seed: int,
+        recorded: bool = True,
+    ) -> None:  # fmt: skip
         self.plan, self.windows, self.step, self.seconds = plan, windows, 0, 0.0
-        device = next(network.parameters()).device
+        self.device = next(network.parameters()).device
         self._draw = torch.Generator().manual_seed(seed)
-        self._index = torch.randint(windows, (plan.batch,), generator=self._draw).to(device)
-        self._order = torch.empty(0, dtype=torch.int64)
-        on_gpu = device.type == "cuda"
+        self._index = torch.randint(windows, (plan.batch,), generator=self._draw).to(self.device)
+        self._order = self._index[:0]
+        on_gpu = self.device.type == "cuda"
         # A tensor on the device: a recorded step reads it at every replay.
-        self._rate = torch.zeros((), device=device)
+        self._rate = torch.zeros((), device=self.device)
         self._optimizer = torch.optim.Adam(
             network.parameters(), lr=self._rate, weight_decay=plan.decay, fused=on_gpu or None, capturable=on_gpu
         )
-        self._steps = [self._whole(network, loss) for loss in losses]
-        if on_gpu:
+        self.steps = [self._whole(network, loss) for loss in losses]
+        if on_gpu and recorded:
             # With a rate of zero the steps before the recording change no weight.
-            self._steps = [Recorded(step) for step in self._steps]
+            self.steps = [Recorded(step) for step in self.steps]
 
     def _whole(self, network: torch.nn.Module, loss: Loss) -> Callable[[], None]:
         def run() -> None:
@@ -74,18 +78,65 @@ class Run:
 
         return run
 
-    def until(self, step: int) -> None:
-        """Train up to a step; every window once before any comes again."""
-        began = time.perf_counter()
-        for number in range(self.step, min(step, self.plan.steps)):
-            if len(self._order) < self.plan.batch:
-                self._order = torch.randperm(self.windows, generator=self._draw)
-            self._index.copy_(self._order[: self.plan.batch])
-            self._order = self._order[self.plan.batch :]
-            self._rate.fill_(self.plan.rate_at(number))
-            chosen = int(torch.randint(len(self._steps), (), generator=self._draw)) if len(self._steps) > 1 else 0
-            self._steps[chosen]()
-            self.step = number + 1
-        if self._index.is_cuda:
-            torch.cuda.synchronize()
-        self.seconds += time.perf_counter() - began
+    def draw(self, done: float) -> int:
+        """Set rate and windows of the next step, every window once before any comes again; return its alternative.
+
+        done : fraction of the training.
+        """
+        if len(self._order) < self.plan.batch:
+            self._order = torch.randperm(self.windows, generator=self._draw).to(self.device)
+        self._index.copy_(self._order[: self.plan.batch])
+        self._order = self._order[self.plan.batch :]
+        self._rate.fill_(self.plan.rate_at(done))
+        self.step += 1
+        return int(torch.randint(len(self.steps), (), generator=self._draw)) if len(self.steps) > 1 else 0
+
+    def train(self, steps: int) -> None:
+        """Make all steps of a training of so many."""
+        for step in range(steps):
+            self.steps[self.draw(step / steps)]()
+
+    def train_until(self, seconds: float, whole: float) -> None:
+        """Train until so many seconds have been spent of a training of `whole` seconds."""
+        while self.seconds < seconds:
+            began = time.perf_counter()
+            for _ in range(TOGETHER):
+                self.steps[self.draw(min(1.0, (self.seconds + time.perf_counter() - began) / whole))]()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.seconds += time.perf_counter() - began
+
+
+class SideBySide:
+    """Small networks trained at once: one recorded CUDA graph holds a step of each, on streams of their own.
+
+    One such network leaves most of a GPU idle; the results are those of training them one after the other.
+
+    runs : not recorded, of one loss each.
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._runs = runs
+        on_gpu = runs[0].device.type == "cuda"
+        self._streams = [torch.cuda.Stream() for _ in runs] if on_gpu else []
+        self._step = Recorded(self._all) if on_gpu else self._all
+
+    def _all(self) -> None:
+        if not self._streams:
+            for run in self._runs:
+                run.steps[0]()
+            return
+        current = torch.cuda.current_stream()
+        for run, stream in zip(self._runs, self._streams, strict=True):
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                run.steps[0]()
+        for stream in self._streams:
+            current.wait_stream(stream)
+
+    def train(self, steps: int) -> None:
+        """Make all steps of trainings of so many."""
+        for step in range(steps):
+            for run in self._runs:
+                run.draw(step / steps)
+            self._step()
