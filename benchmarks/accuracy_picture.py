@@ -36,9 +36,9 @@ def errors(lines: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Return {scenario: {network: error}} of APEBench; roll-outs that blew up are left out."""
     found: dict[str, dict[str, float]] = {}
     for line in lines:
-        if line["name"].startswith("final ") and line["value"] is not None:
-            _, scenario, who = line["name"].split(" ", 2)
-            found.setdefault(scenario, {})[who.split(";")[0]] = line["value"]
+        if line["name"].startswith("median ") and line["value"] is not None:
+            _, scenario, who = line["name"].split(" ")
+            found.setdefault(scenario, {})[who] = line["value"]
     return found
 
 

@@ -1,63 +1,68 @@
 """Our surrogates on APEBench (Koehler et al. 2024), a judge of others: its data, its metric, its networks and training.
 
-    python benchmarks/emulators.py FOLDER [--only choice|final|networks] [--scenarios NAME ...] [--device cpu|cuda]
-                                   [--steps N] [--seeds ..] [--resume] [--quick]
+    python benchmarks/emulators.py FOLDER [--only choice|final] [--scenarios NAME ...] [--device cpu|cuda]
+                                   [--steps N] [--seeds ..] [--until SECONDS] [--resume] [--quick]
 
-FOLDER holds the data that `rivals/apebench_side.py data` wrote in APEBench's own environment, one file a scenario;
---quick makes its own waves instead. The budget is APEBench's for all: about 32,000 weights, 10,000 steps of Adam on 20
-windows of two states, a rate that rises for 2,000 steps and falls as a cosine. Its networks are rewritten in PyTorch
-(rivals/apebench_networks.py), checked by `--only networks` with its weights. Metric: the mean over test runs of the
-nRMSE of each step, its geometric mean over steps 1 to 100 (the same as APEBench's, which `apebench_side.py score`
-gives).
+FOLDER holds what `rivals/apebench_side.py` made in APEBench's own environment: the data of each scenario (`data`), and
+the errors that its own trainer and metric find for its own networks (`train`). --quick makes its own waves instead. The
+budget is APEBench's for all: about 32,000 weights, 10,000 steps of Adam on 20 windows of two states, a rate that rises
+for 2,000 steps and falls as a cosine. Metric: the mean over test runs of the nRMSE of each step, its geometric mean
+over steps 1 to 100 (ours agrees with APEBench's, `apebench_side.py score`).
 
 `choice`: of our CANDIDATES one is taken per scenario by the same metric on training trajectories that are held out: the
-last fifth, where the others train. `final`: it, and APEBench's networks, on all training trajectories, median of the
-seeds. `rank`: mean rank over scenarios, and the geometric mean of the error over the best one's.
+last fifth, where the others train. `final`: it on all training trajectories, and APEBench's networks; one line a
+network and seed, one with the median of the seeds, and `rank`: mean rank over scenarios, and the geometric mean of the
+error over the best one's.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from lines import Report, flags, processor
-from published.side_by_side import SideBySide
-from rivals import apebench_networks
+from published.training import Plan, Run, SideBySide
 
 from headrace.surrogates import FNO, ConvNet, Problem, Stepping
 from headrace.surrogates.autoregressive import Autoregressive
 
-STEPS, WARM, BATCH, RATE, SEEDS, GRADED = 10_000, 2_000, 20, 1e-3, (0, 1, 2), 100
-RIVALS = {
-    1: ("Conv;34;10;relu", "Res;26;8;relu", "UNet;12;2;relu", "Dil;2;32;2;relu", "FNO;12;18;4;gelu"),
-    2: ("Conv;20;10;relu", "Res;15;8;relu", "UNet;7;2;relu", "Dil;2;19;2;relu", "FNO;4;11;4;gelu"),
-}
-"""APEBench's reference networks; in two dimensions with the widths that give as many weights."""
-PLAIN = Stepping(inputs=())
-CANDIDATES: dict[int, dict[str, Callable[[], Autoregressive]]] = {
+STEPS, WARM, BATCH, RATE, SEEDS, GRADED = 10_000, 0.2, 20, 1e-3, (0, 1, 2), 100
+FAR = (1, 2, 4, 2, 1)
+DELTA, LINEAR = Stepping(inputs=()), Stepping(inputs=(), target="linear")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One of our networks and the largest rate that it is trained with."""
+
+    make: Callable[[], Autoregressive]
+    rate: float = RATE
+
+
+CANDIDATES: dict[int, dict[str, Candidate]] = {
     1: {
-        "residual": lambda: ConvNet(width=26, blocks=8, stepping=PLAIN),
-        "residual, kernel 5": lambda: ConvNet(width=20, blocks=8, kernel=5, stepping=PLAIN),
-        "dilated": lambda: ConvNet(width=32, blocks=2, dilations=(1, 2, 4, 2, 1), stepping=PLAIN),
-        "dilated, kernel 5": lambda: ConvNet(width=25, blocks=2, dilations=(1, 2, 4, 2, 1), kernel=5, stepping=PLAIN),
-        "Fourier": lambda: FNO(modes=12, width=17, stepping=PLAIN),
+        "residual": Candidate(make=lambda: ConvNet(width=25, blocks=8, stepping=LINEAR)),
+        "residual, kernel 5": Candidate(make=lambda: ConvNet(width=20, blocks=8, kernel=5, stepping=LINEAR)),
+        "dilated": Candidate(make=lambda: ConvNet(width=32, blocks=2, dilations=FAR, stepping=LINEAR)),
+        "Fourier": Candidate(make=lambda: FNO(modes=12, width=17, stepping=LINEAR)),
+        "dilated, no linear step": Candidate(make=lambda: ConvNet(width=32, blocks=2, dilations=FAR, stepping=DELTA)),
     },
     2: {
-        "residual": lambda: ConvNet(width=15, blocks=8, stepping=PLAIN),
-        "residual, kernel 5": lambda: ConvNet(width=11, blocks=5, kernel=5, stepping=PLAIN),
-        "dilated": lambda: ConvNet(width=19, blocks=2, dilations=(1, 2, 4, 2, 1), stepping=PLAIN),
-        "Fourier": lambda: FNO(modes=4, width=11, stepping=PLAIN),
+        "residual": Candidate(make=lambda: ConvNet(width=14, blocks=8, stepping=LINEAR)),
+        "residual, kernel 5": Candidate(make=lambda: ConvNet(width=10, blocks=5, kernel=5, stepping=LINEAR)),
+        "dilated": Candidate(make=lambda: ConvNet(width=17, blocks=2, dilations=FAR, stepping=LINEAR)),
+        "dilated, no linear step": Candidate(make=lambda: ConvNet(width=18, blocks=2, dilations=FAR, stepping=DELTA)),
     },
 }
-"""Ours, of about as many weights; all give the change of the state and have gelu or silu."""
+"""Ours, by the dimensions of space: with the numbers of the linear step about as many weights as APEBench's."""
 Emulator = Callable[[torch.Tensor], torch.Tensor]
 """(batch, fields, *grid) -> the next state."""
 
@@ -119,9 +124,9 @@ def graded(emulator: Emulator, truth: torch.Tensor) -> float:
     return aggregate(mean_nrmse(rolled_out(emulator, truth[:, 0], truth.shape[1] - 1), truth[:, 1:]))
 
 
-def ours(make: Callable[[], Autoregressive], data: torch.Tensor, seed: int) -> tuple[Autoregressive, Emulator]:
+def prepared(candidate: Candidate, data: torch.Tensor, seed: int) -> tuple[Autoregressive, Emulator]:
     """Return one of our surrogates with weights and statistics, and its step."""
-    surrogate, grid = make(), tuple(data.shape[3:])
+    surrogate, grid = candidate.make(), tuple(data.shape[3:])
     problem = Problem(
         case="apebench", fields=tuple(f"u{n}" for n in range(data.shape[2])), shape=grid, extent=(1.0,) * len(grid),
         periodic=(True,) * len(grid), parameters={}, duration=1.0, num_snapshots=data.shape[1] - 1,
@@ -130,6 +135,8 @@ def ours(make: Callable[[], Autoregressive], data: torch.Tensor, seed: int) -> t
     axes = (0, 1, *range(3, data.ndim))
     surrogate.set_statistics(data.mean(axes).tolist(), data.std(axes).tolist())
     surrogate.to(data.device)
+    if surrogate.stepping.linear:
+        surrogate.fit_linear_step(data[:, :-1].flatten(0, 1), data[:, 1:].flatten(0, 1))
     none = torch.zeros(1, 0, device=data.device)
 
     def step(state: torch.Tensor) -> torch.Tensor:
@@ -139,73 +146,33 @@ def ours(make: Callable[[], Autoregressive], data: torch.Tensor, seed: int) -> t
     return surrogate, step
 
 
-def one_step(emulator: Emulator, data: torch.Tensor, scale: float = 1.0) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the loss of windows of two states: the mean squared error, over scale."""
+@torch.no_grad()
+def one_step(step: Emulator, data: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the loss of windows of two states: the squared error over that of the network before its training."""
     before, after = data[:, :-1].flatten(0, 1), data[:, 1:].flatten(0, 1)
-    return lambda index: (emulator(before[index]) - after[index]).square().mean() / scale
+    parts = zip(before.split(256), after.split(256), strict=True)
+    scale = torch.stack([(step(x) - y).square().mean() for x, y in parts]).mean()
+    return lambda index: (step(before[index]) - after[index]).square().mean() / scale
 
 
-def change(data: torch.Tensor) -> float:
-    """Return the mean square of the change in a step, the loss of doing nothing."""
-    return (data[:, 1:] - data[:, :-1]).square().mean().item()
+def trained(
+    wanted: Sequence[tuple[Candidate, int]], data: torch.Tensor, truth: torch.Tensor, steps: int
+) -> Iterator[tuple[float, int]]:
+    """Train candidates with seeds side by side; yield the error of each and how many numbers it has learned."""
+    runs, emulators = [], []
+    for candidate, seed in wanted:
+        surrogate, step = prepared(candidate, data, seed)
+        plan = Plan(batch=BATCH, rate=candidate.rate, warm=WARM)
+        windows = len(data) * (data.shape[1] - 1)
+        runs.append(Run(surrogate, [one_step(step, data)], windows, plan, seed=seed, recorded=False))
+        emulators.append((surrogate, step))
+    SideBySide(runs).train(steps)
+    for surrogate, step in emulators:
+        fitted = 2 * surrogate.linear_step.real.numel() if surrogate.stepping.linear else 0
+        yield graded(step, truth), fitted + sum(parameter.numel() for parameter in surrogate.parameters())
 
 
-def rising_and_falling(steps: int) -> Callable[[int], float]:
-    """Return APEBench's schedule: linear over the first fifth, then half a cosine."""
-    warm = steps * WARM // STEPS
-
-    def fraction(step: int) -> float:
-        if step < warm:
-            return step / warm
-        return 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
-
-    return fraction
-
-
-def train_all(trainings: list, windows: int, steps: int) -> None:
-    """Train networks side by side."""
-    SideBySide(trainings, windows=windows, batch=BATCH, schedule=rising_and_falling(steps)).train(steps)
-
-
-def choose(scenario: Scenario, steps: int) -> dict[str, Any]:
-    """Return our candidates' errors on held-out training trajectories, and the best one."""
-    part = len(scenario.train) * 4 // 5
-    data, held_out = scenario.train[:part], scenario.train[part:]
-    names, trainings, emulators, scale = [], [], [], change(data)
-    for name, make in CANDIDATES[scenario.ndim].items():
-        surrogate, step = ours(make, data, 0)
-        names.append(name)
-        emulators.append(step)
-        trainings.append((surrogate, one_step(step, data, scale), 0, RATE))
-    train_all(trainings, part * (data.shape[1] - 1), steps)
-    errors = {name: graded(step, held_out) for name, step in zip(names, emulators, strict=True)}
-    return {"chosen": min(errors, key=errors.get), "errors": errors}
-
-
-def finish(scenario: Scenario, chosen: str, steps: int, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """Train APEBench's networks and our choice with all seeds; return the test error of each, by seed, and weights."""
-    data, names, trainings, emulators = scenario.train, [], [], []
-    fields, scale = data.shape[2], change(data)
-    for seed in seeds:
-        for config in RIVALS[scenario.ndim]:
-            torch.manual_seed(seed)
-            network = apebench_networks.network(config, fields, scenario.ndim).to(data.device)
-            names.append(config)
-            emulators.append(network)
-            trainings.append((network, one_step(network, data), seed, RATE))
-        surrogate, step = ours(CANDIDATES[scenario.ndim][chosen], data, seed)
-        names.append("ours")
-        emulators.append(step)
-        trainings.append((surrogate, one_step(step, data, scale), seed, RATE))
-    train_all(trainings, len(data) * (data.shape[1] - 1), steps)
-    found: dict[str, dict[str, Any]] = {}
-    for name, emulator, (network, *_) in zip(names, emulators, trainings, strict=True):
-        entry = found.setdefault(name, {"errors": [], "weights": sum(p.numel() for p in network.parameters())})
-        entry["errors"].append(graded(emulator, scenario.test))
-    return found
-
-
-def ranks(errors: dict[str, dict[str, float]]) -> dict[str, tuple[float, float]]:
+def ranks(errors: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[float, float]]:
     """Return {name: (mean rank, geometric mean of the error over the best one's)} of errors {scenario: {name: error}}.
 
     Equal errors share the mean of their ranks.
@@ -221,82 +188,119 @@ def ranks(errors: dict[str, dict[str, float]]) -> dict[str, tuple[float, float]]
     return {name: (statistics.fmean(places[name]), statistics.geometric_mean(ratios[name])) for name in places}
 
 
-def check_networks(folder: Path, report: Report) -> None:
-    """Report how far the rewritten networks are from the originals with the same weights."""
-    for path in sorted(folder.glob("*_[rg]elu.npz")):
-        config = path.stem.split("d-", 1)[1].replace("_", ";")
-        with np.load(path, allow_pickle=False) as file:
-            x, y = torch.from_numpy(file["x"]), file["y"]
-            network = apebench_networks.network(config, x.shape[1], x.ndim - 2)
-            apebench_networks.load(network, [file[key] for key in sorted(file.files) if key.startswith("weight")])
-        with torch.no_grad():
-            value = float(np.abs(network(x).numpy() - y).max() / np.abs(y).max())
-        report.add(f"network {config} {x.ndim - 2}-D", value, "1", goal=1e-5, met=value <= 1e-5, device=processor(),
-                   setup="largest difference from APEBench's network with its weights, over the largest output")
+class Judge:
+    """The lines of all scenarios, and what is still to be measured."""
 
+    def __init__(self, options: argparse.Namespace, report: Report) -> None:
+        self._options, self._report = options, report
+        self._steps = 8 if options.quick else options.steps
+        device = torch.cuda.get_device_name() if options.device == "cuda" else processor()
+        self._common = {"device": device, "cores": 1}
 
-def report_ranks(report: Report) -> None:
-    """Report the aggregate over all scenarios that are there."""
-    errors: dict[str, dict[str, float]] = {}
-    for line in report.lines:
-        if line["name"].startswith("final "):
-            _, scenario, who = line["name"].split(" ", 2)
-            value = math.inf if line["value"] is None else line["value"]
+    def _add(self, name: str, value: float, setup: str, **more: object) -> None:
+        finite = value if math.isfinite(value) else None
+        self._report.add(name, finite, "1", **{**self._common, "setup": setup, **more})
+
+    def _errors(self, prefix: str) -> dict[str, float]:
+        """Return {rest of the name: error} of the lines that begin so."""
+        return {
+            line["name"].removeprefix(prefix): math.inf if line["value"] is None else line["value"]
+            for line in self._report.lines if line["name"].startswith(prefix)
+        }  # fmt: skip
+
+    def _measure(
+        self, wanted: Mapping[str, tuple[str, Candidate, int]], data: torch.Tensor, truth: torch.Tensor
+    ) -> None:
+        """Report those of {line: (what, candidate, seed)} that are missing."""
+        missing = {line: entry for line, entry in wanted.items() if not self._report.has(line)}
+        if not missing:
+            return
+        began = time.perf_counter()
+        found = list(trained([(one, seed) for _, one, seed in missing.values()], data, truth, self._steps))
+        spent = f"{self._steps} steps, {len(missing)} side by side in {time.perf_counter() - began:.0f} s"
+        for (line, (what, _, seed)), (error, weights) in zip(missing.items(), found, strict=True):
+            self._add(line, error, f"{what}, {weights} weights; {spent}", seeds=[seed])
+
+    def choose(self, scenario: Scenario) -> None:
+        """Grade our candidates on held-out training trajectories."""
+        part = len(scenario.train) * 4 // 5
+        names = {
+            f"choice {scenario.name} {what}": (what, candidate, 0)
+            for what, candidate in CANDIDATES[scenario.ndim].items()
+        }  # fmt: skip
+        self._measure(names, scenario.train[:part], scenario.train[part:])
+
+    def finish(self, scenario: Scenario) -> None:
+        """Grade the chosen one on the test runs."""
+        errors = self._errors(f"choice {scenario.name} ")
+        if set(errors) != set(CANDIDATES[scenario.ndim]):
+            return
+        chosen = min(errors, key=errors.__getitem__)
+        candidate = CANDIDATES[scenario.ndim][chosen]
+        names = {f"final {scenario.name} ours seed {seed}": (chosen, candidate, seed) for seed in self._options.seeds}
+        self._measure(names, scenario.train, scenario.test)
+
+    def read_rivals(self, folder: Path) -> None:
+        """Report what APEBench found for its own networks."""
+        for path in sorted(folder.glob("*.score.json")):
+            score = json.loads(path.read_text())
             # In two dimensions widths differ, not kinds.
-            errors.setdefault(scenario, {})[who.split(";")[0]] = value
-    if not errors:
-        return
-    for who, (place, ratio) in sorted(ranks(errors).items(), key=lambda item: item[1]):
-        report.add(f"rank {who}", place, "1", ratio=ratio if math.isfinite(ratio) else None,
-                   setup=f"mean rank of {len(errors)} scenarios; error over the best one's {ratio:.3g}")  # fmt: skip
+            kind = score["network"].split(";")[0]
+            own = f"{score['steps']} steps of APEBench's own trainer in {score['seconds']:.0f} s, JAX {score['jax']}"
+            self._add(
+                f"final {score['scenario']} {kind} seed {score['seed']}", aggregate(torch.tensor(score["errors"])),
+                f"{score['network']}, {score['weights']} weights; {own}", seeds=[score["seed"]], device=score["device"],
+            )  # fmt: skip
+
+    def conclude(self) -> None:
+        """Report the medians of the seeds and the ranks over all scenarios."""
+        seeds: dict[tuple[str, str], list[float]] = {}
+        for rest, error in self._errors("final ").items():
+            scenario, who, _, _ = rest.split(" ")
+            seeds.setdefault((scenario, who), []).append(error)
+        errors: dict[str, dict[str, float]] = {}
+        for (scenario, who), values in seeds.items():
+            errors.setdefault(scenario, {})[who] = statistics.median(values)
+            self._add(f"median {scenario} {who}", statistics.median(values), "of the seeds", seeds=len(values))
+        everybody = {who for row in errors.values() for who in row}
+        whole = {scenario: row for scenario, row in errors.items() if set(row) == everybody}
+        for who, (place, ratio) in sorted(ranks(whole).items(), key=lambda item: item[1]):
+            self._add(
+                f"rank {who}", place, f"mean rank of {len(whole)} scenarios; error over the best one's {ratio:.3g}",
+                ratio=ratio if math.isfinite(ratio) else None,
+            )  # fmt: skip
 
 
-def judged(scenario: Scenario, options: argparse.Namespace, report: Report) -> None:
-    """Report one scenario: the choice, then the final errors."""
-    steps, name = 8 if options.quick else options.steps, scenario.name
-    common = {"device": torch.cuda.get_device_name() if options.device == "cuda" else processor(), "cores": 1}
-    if options.only in (None, "choice") and not report.has(f"choice {name}"):
-        began, found = time.perf_counter(), choose(scenario, steps)
-        best = min(found["errors"].values())
-        listed = ", ".join(f"{key} {value:.4g}" for key, value in found["errors"].items())
-        report.add(f"choice {name}", best if math.isfinite(best) else None, "1", chosen=found["chosen"],
-                   setup=f"{listed}; {steps} steps, {time.perf_counter() - began:.0f} s", **common)  # fmt: skip
-    choice = next((line["chosen"] for line in report.lines if line["name"] == f"choice {name}"), None)
-    if options.only in (None, "final") and choice and not report.has(f"final {name} ours"):
-        for who, entry in finish(scenario, choice, steps, options.seeds).items():
-            value = statistics.median(entry["errors"])
-            what = choice if who == "ours" else who
-            seeds = ", ".join(f"{e:.4g}" for e in entry["errors"])
-            report.add(f"final {name} {who}", value if math.isfinite(value) else None, "1", seeds=options.seeds,
-                       setup=f"{what}, {entry['weights']} weights; {steps} steps; seeds {seeds}", **common)  # fmt: skip
-
-
-def main() -> None:
-    """Judge the scenarios that are asked for."""
-    began = time.perf_counter()
-    parser = flags(__doc__, ("choice", "final", "networks"), devices=("cpu", "cuda"))
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = flags(__doc__, ("choice", "final"), devices=("cpu", "cuda"))
     parser.add_argument("folder", type=Path, nargs="?", help="what apebench_side.py wrote")
     parser.add_argument("--scenarios", nargs="+", help="names of files in it; all if left out")
     parser.add_argument("--steps", type=int, default=STEPS, help="of every training; APEBench's are the default")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--until", type=float, default=math.inf, help="begin nothing new after so many seconds")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.folder is None and not options.quick:
-        parser.error("name the folder of data that benchmarks/rivals/apebench_side.py wrote, or give --quick")
+        parser.error("name the folder that benchmarks/rivals/apebench_side.py wrote, or give --quick")
+    return options
+
+
+def main() -> None:
+    """Judge the scenarios that are asked for."""
+    began, options = time.perf_counter(), parsed()
     torch.backends.cudnn.benchmark = True
     # APEBench trains in float32.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    report = Report("emulators", device=options.device, quick=options.quick, resume=options.resume)
-    if options.quick:
-        judged(wave_scenario(), options, report)
-    else:
-        if options.only in (None, "networks"):
-            check_networks(options.folder, report)
-        known = sorted(path.stem for path in options.folder.glob("*-?d.npz"))
-        for name in options.scenarios or known if options.only != "networks" else ():
-            if time.perf_counter() - began < options.until:
-                judged(Scenario.read(options.folder / f"{name}.npz", options.device), options, report)
-    report_ranks(report)
+    judge = Judge(options, Report("emulators", device=options.device, quick=options.quick, resume=options.resume))
+    names = [] if options.quick else options.scenarios or sorted(path.stem for path in options.folder.glob("*-?d.npz"))
+    scenarios = (Scenario.read(options.folder / f"{name}.npz", options.device) for name in names)
+    for scenario in [wave_scenario()] if options.quick else scenarios:
+        for part, work in {"choice": judge.choose, "final": judge.finish}.items():
+            if options.only in (None, part) and time.perf_counter() - began < options.until:
+                work(scenario)
+    if options.folder:
+        judge.read_rivals(options.folder)
+    judge.conclude()
 
 
 if __name__ == "__main__":
