@@ -54,6 +54,7 @@ class Setup:
     goal: float
     seconds: float = 30.0
     widths: tuple[int, ...] = (20, 20, 20)
+    paths: tuple[int, ...] | None = None
     count: int = 2000
     floor: float = 0.1
     harmonics: int = 1
@@ -109,7 +110,7 @@ def setups() -> list[Setup]:
     rows.append(Setup(name="2-D solid rotation, one turn", frame="traced", seconds=30, widths=(12, 12), count=800,
                       values=once, note="contains the solution", **turn))  # fmt: skip
     rows.append(Setup(name="2-D solid rotation, one turn, frame learned", frame="lagrangian", seconds=120,
-                      values=once, widths=(16, 16), count=800, longest=0.1, **turn))  # fmt: skip
+                      values=once, widths=(8, 8), paths=(24,), count=800, longest=0.1, **turn))  # fmt: skip
     rows.append(Setup(name="2-D rotation and diffusion nu=0.005, one turn", frame="traced", seconds=60,
                       widths=(20, 20), values=once | {"nu": 0.005}, count=2500, resample_every=30, **turn))  # fmt: skip
     rows.append(Setup(name="Burgers sin + 1 nu=0.1 to T=2 by new labels", case=t.burgers, goal=1e-4, duration=2.0,
@@ -181,8 +182,9 @@ def measure(setup: Setup, seed: int, device: str, seconds: float) -> dict[str, A
     if not setup.vary:  # the network need not see what stays the same
         problem = replace(problem, parameters={})
     network = TransportNetwork(
-        problem, widths=setup.widths, harmonics=setup.harmonics, lagrangian=setup.frame == "lagrangian", seed=seed
-    )
+        problem, widths=setup.widths, paths=setup.paths, harmonics=setup.harmonics,
+        lagrangian=setup.frame == "lagrangian", seed=seed,
+    )  # fmt: skip
     network.use(MovingFrame(case, frame=setup.frame, floor=setup.floor, open_walls=not any(case.periodic)))
     network.to(device, setup.dtype)
 
@@ -238,7 +240,7 @@ def in_slabs(setup: Setup, case: Case, judge: Judge, seed: int, device: str, sec
 
     began = time.perf_counter()
     slabs = march(case, rows, train, frame=setup.frame, longest=setup.longest, open_walls=not any(case.periodic),
-                  widths=setup.widths, harmonics=setup.harmonics, seed=seed)  # fmt: skip
+                  widths=setup.widths, paths=setup.paths, harmonics=setup.harmonics, seed=seed)  # fmt: skip
     used = time.perf_counter() - began
     return {
         "error": judge.error(slabs), "untrained": None, "seconds": used, "residual": max(f.residual for f in fits),
@@ -251,6 +253,7 @@ def in_slabs(setup: Setup, case: Case, judge: Judge, seed: int, device: str, sec
 def line(setup: Setup, runs: list[dict[str, Any]], device: str, threads: int) -> dict[str, Any]:
     """Return the JSON line of a row."""
     errors = [run["error"] for run in runs]
+    paths = f"{'x'.join(map(str, setup.paths))} for the paths, " if setup.paths else ""
     return {
         "name": setup.name, "value": statistics.median(errors), "unit": "relative L2", "goal": setup.goal,
         "met": statistics.median(errors) <= setup.goal, "worst": max(errors), "baseline": runs[0]["untrained"],
@@ -259,7 +262,7 @@ def line(setup: Setup, runs: list[dict[str, Any]], device: str, threads: int) ->
         "reached": [r["reached"] for r in runs], "frame": setup.frame, "note": setup.note,
         "cores": threads, "device": hardware(device),
         "precision": str(setup.dtype).removeprefix("torch."),
-        "setup": f"{'x'.join(map(str, setup.widths))} tanh, {runs[0]['weights']} weights, {setup.count} points, "
+        "setup": f"{'x'.join(map(str, setup.widths))} tanh, {paths}{runs[0]['weights']} weights, {setup.count} points, "
                  f"Levenberg-Marquardt, floor {setup.floor}, {setup.harmonics} harmonics",
         "stopped": [r["reason"] for r in runs], "min_jacobian": runs[0]["min_jacobian"],
     }  # fmt: skip

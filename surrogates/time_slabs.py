@@ -75,7 +75,7 @@ def _some(points: Points, which: torch.Tensor) -> Points:
 def march(  # noqa: PLR0913
     case: Case, rows: torch.Tensor, train: Callable[[TransportNetwork], object], *, frame: str = "auto",
     longest: float | None = None, relabel_below: float = 0.2, floor: float = 0.1, open_walls: bool = False,
-    widths: Sequence[int] = (20, 20, 20), harmonics: int = 1, seed: int = 0,
+    widths: Sequence[int] = (20, 20, 20), paths: Sequence[int] | None = None, harmonics: int = 1, seed: int = 0,
 ) -> TimeSlabs:  # fmt: skip
     """Solve a case slab by slab and return the solution.
 
@@ -94,8 +94,9 @@ def march(  # noqa: PLR0913
     slabs, begins, start, watched = TimeSlabs(), 0.0, None, None
     while begins < case.duration * (1 - 1e-12):
         network = TransportNetwork(
-            problem, widths=widths, harmonics=harmonics, lagrangian=frame == "lagrangian", seed=seed + len(slabs.ends)
-        ).to(rows)
+            problem, widths=widths, paths=paths, harmonics=harmonics, lagrangian=frame == "lagrangian",
+            seed=seed + len(slabs.ends),
+        ).to(rows)  # fmt: skip
         moving = MovingFrame(
             case, frame=frame, floor=floor, open_walls=open_walls, begins=begins, start=start,
             length=_share(case.duration - begins, longest),

@@ -22,14 +22,14 @@ _MOST_STEPS = 80
 class TransportNetwork(torch.nn.Module):
     """υ(X, t, p) and, in the lagrangian frame, δ(X, t, p), with the conditions of a case built in.
 
-    widths : of the hidden layers of υ; those of δ are half as many, at least one.
+    widths : of the hidden layers of υ. paths : of those of δ; None takes the first half of widths, at least one.
     harmonics : sines and cosines per periodic axis that the networks see.
     auxiliary : further outputs of υ's network, one for each d.inverse_laplacian of the right-hand side.
     """
 
     def __init__(
         self, problem: Problem, *, widths: Sequence[int] = (20, 20, 20), harmonics: int = 1, lagrangian: bool = False,
-        seed: int = 0, origin: Sequence[float] | None = None, auxiliary: int = 0,
+        seed: int = 0, origin: Sequence[float] | None = None, auxiliary: int = 0, paths: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.problem, self.harmonics, self.auxiliary = problem, harmonics, auxiliary
@@ -41,8 +41,8 @@ class TransportNetwork(torch.nn.Module):
         self.state = JetNetwork((inputs, *widths, len(problem.fields) + auxiliary), generator, last=0.1)
         self.displacement = None
         if lagrangian:
-            shallow = tuple(widths)[: max(1, len(widths) // 2)]
-            self.displacement = JetNetwork((inputs, *shallow, self.ndim), generator)
+            paths = tuple(widths)[: max(1, len(widths) // 2)] if paths is None else paths
+            self.displacement = JetNetwork((inputs, *paths, self.ndim), generator)
         self.moving: MovingFrame | None = None
 
     def use(self, moving: MovingFrame) -> None:
