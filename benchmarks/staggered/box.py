@@ -53,7 +53,7 @@ class Box:
     width: int = 16
     modes: int = 8
     padding: float = 0.0
-    batch: int = 2
+    batch: int = 4
     pool: int = 64
     ndim: int = 3
     fields: int = 3

@@ -88,6 +88,7 @@ ROWS = [
     *(Row(name, factor, loss="steps", shared=factor > 1) for name in CHANNELS for factor in (1, 2)),
     *(Row(name, factor, loss=S, shared=True) for name in ("P2", "P3") for factor in (2, 4)), Row("P1", 4, shared=True),
     Row("P1", 2, shared=True, exchange=3), Row("P2", 2, loss=S, shared=True, exchange=3), Row("P2", 2, "unshuffled", S),
+    Row("P4 Re 100", 2, loss="steps"),
 ]  # fmt: skip
 
 
