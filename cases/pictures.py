@@ -53,10 +53,13 @@ def style() -> AbstractContextManager[None]:
     return matplotlib.rc_context(_STYLE)
 
 
-def png(figure: Figure) -> bytes:
-    """Return a figure as a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.04, facecolor="white")
+def png(figure: Figure, *, trim: bool = True) -> bytes:
+    """Return a figure as a PNG file.
+
+    trim : cut off what is empty at its edges, for which it is drawn twice.
+    """
+    buffer, edges = io.BytesIO(), {"bbox_inches": "tight", "pad_inches": 0.04} if trim else {}
+    figure.savefig(buffer, format="png", facecolor="white", **edges)
     return buffer.getvalue()
 
 
@@ -194,7 +197,7 @@ def curves(
         _finish(axis, x, y, logarithmic=logarithmic, percent=percent)
         if len(lines) > 1:
             axis.legend()
-        return png(figure)
+        return png(figure, trim=False)  # one pair of axes fills its figure
 
 
 def _finish(axis: Axes, x: str, y: str, *, logarithmic: bool, percent: bool) -> None:
