@@ -3,8 +3,9 @@
     python benchmarks/rom_calculix.py [--quick] [--only PART] [--resume]
 
 Parts: `plate`, one cycle of the holed plate by CalculiX, replayed, reduced and answered again: errors of the replay and
-of the reduced model, and wall times; `unknown`, kinematic hardening at finite strains, which our small-strain model
-does not have. Needs ccx (apt-get install calculix-ccx). Times are of one core each: set OMP_NUM_THREADS=1.
+of the reduced model, and wall times; `rounding`, what displacements lose by being printed, whoever prints them;
+`unknown`, kinematic hardening at finite strains, which our small-strain model does not have. Needs ccx (apt-get install
+calculix-ccx). Times are of one core each: set OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from headrace.rom.calculix_reader import CalculixReader
 from headrace.rom.calculix_solver import CalculixSolver
 from headrace.rom.offline import Snapshots, compress
 from headrace.rom.online import Query, ReducedSolver
+from headrace.rom.reader import TimeSeries
 from headrace.rom.replay import Replay
-from headrace.rom.solver import Solver
+from headrace.rom.solver import NewtonSettings, Solver
 from headrace.rom.viscoplastic import KinematicHardening
-from rom import COMPILED, FOR_A_PERCENT, SMALL_PLATE, THREADS, errors, warm
+from rom import COMPILED, FOR_A_PERCENT, LAWS, SMALL_PLATE, THREADS, errors, warm
 
 
 def plate(quick: bool) -> Iterator[Figure]:
@@ -40,7 +42,7 @@ def plate(quick: bool) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         solver = CalculixSolver(problem, folder)
         increments = list(solver.run(times))
-        plain = Replay(CalculixReader(solver.deck), problem)
+        plain = Replay(CalculixReader(solver.deck), problem, complete=False)
         for _ in plain.run():
             pass
     start = time.perf_counter()
@@ -64,6 +66,28 @@ def plate(quick: bool) -> Iterator[Figure]:
         yield f"plate: error of {name}", found[name], "1", goal, None, setup
     cost = f"{setup}; CalculiX {solver.seconds:.4g} s, reduced {took:.4g} s"
     yield "plate: CalculiX over reduced wall time, one core each", solver.seconds / took, "x", 300, solver.seconds, cost
+
+
+def rounding(quick: bool) -> Iterator[Figure]:
+    """Our own displacements of the plate, rounded to so many digits and replayed as they are, beside the exact ones."""
+    problem = rom_plate.rom_plate(counts=SMALL_PLATE if quick else None, cycles=1, compiled=COMPILED)
+    warm(problem)
+    solver = Solver(problem, settings=NewtonSettings(tolerance=1e-11))
+    steps = [solver.initial(0.0), *solver.run(rom_plate.times(1))]
+    u, stress = np.stack([i.displacement for i in steps]), np.stack([i.stress for i in steps])
+    p = np.stack([solver.local.material.field("p", i.state) for i in steps])
+    for digits in (6, 7, 8, 9):
+        unit = 10.0 ** (np.floor(np.log10(np.maximum(np.abs(u), 1e-300))) - (digits - 1))
+        series = TimeSeries(
+            mesh=problem.mesh, times=np.array([i.time for i in steps]), displacements=np.round(u / unit) * unit,
+            point_fields={"stress": stress, "p": p},
+        )  # fmt: skip
+        replay = Replay(series, problem, suspect=None)
+        for _ in replay.run():
+            pass
+        worst, setup = replay.report.worst(), f"{3 * problem.mesh.num_nodes} dofs, one cycle; {LAWS}"
+        for check in ("stress", "p", "equilibrium"):
+            yield f"rounding: {check} from {digits} digits", worst[check], "1", None, None, setup
 
 
 def unknown(quick: bool) -> Iterator[Figure]:
@@ -103,7 +127,7 @@ def unknown(quick: bool) -> Iterator[Figure]:
             yield f"unknown: {what}, {name}", float(worst / size), "1", goal, None, setup
 
 
-PARTS = {f.__name__: f for f in (plate, unknown)}
+PARTS = {f.__name__: f for f in (plate, rounding, unknown)}
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ class CalculixReader(Reader):
             raise ValueError(f"results {results!r} must be 'dat' or 'frd'.")
         self._source = results or ("dat" if self._blocks.get("displacement") else "frd")
         self._path = dat if self._source == "dat" else frd
+        self.digits = 7 if self._source == "dat" else 6
         if self._source == "frd":
             if not frd.exists():
                 raise ResultError(f"{self.deck} has results neither in {dat.name} nor in {frd.name}. Ask CalculiX for "

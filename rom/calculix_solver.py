@@ -79,7 +79,7 @@ class CalculixSolver:
         start = temperature_at(self.problem.temperature, mesh.points, np.arange(mesh.num_nodes), float(times[0]))
         reader = CalculixReader(self.deck, initial_temperature=start)
         # With large strains the difference is one of models, which more digits would not mend.
-        replay = Replay(reader, self.problem, self.comm, digits=None if self.large_strain else 7)
+        replay = Replay(reader, self.problem, self.comm, complete=not self.large_strain)
         self.report = replay.report
         yield from islice(replay.run(), 1, None)
 

@@ -18,7 +18,13 @@ class Reader(ABC):
     """Someone else's mesh and results, one increment at a time.
 
     Increment 0 is the initial state (displacement zero); `times[k]` is the end of increment k.
+
+    Attributes
+    ----------
+    digits : significant digits of the displacements where files have rounded them, None where they have all.
     """
+
+    digits: int | None = None
 
     @property
     @abstractmethod

@@ -2,7 +2,8 @@
 
 The law is integrated over the increments that the other code made, one backward step each. Two figures say whether
 that worked: the equilibrium residual of the replayed stress, which needs nothing but the displacements, and, where the
-results have stresses, strains or p, their difference from the replayed ones.
+results have stresses, strains or p, their difference from the replayed ones. Where a file has rounded the
+displacements, equilibrium gives their lost digits back (docs/rom.md says what they cost).
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class ReplayReport:
     ----------
     times : ends of the increments, the start left out.
     equilibrium : ‖forces out of balance‖ / ‖internal forces‖ of the replayed stress, at free nodes.
-    errors : field -> relative L2 difference of the replayed field from the printed one, by the largest norm so far.
+    errors : field -> relative L2 difference of the replayed field from the printed one, by the largest norm so far;
+        "equilibrium before completion" -> what `equilibrium` was before the digits of displacements were completed,
+        "equilibrium of the printed stress" -> what it is of the stress that was read.
     """
 
     times: list[float] = field(default_factory=list)
@@ -73,9 +76,9 @@ class Replay:
         equilibrium; without it, inner nodes are checked and body forces must be absent.
     temperature : where the reader has none and no problem says.
     suspect : equilibrium residual beyond which `run` raises; None never does.
-    digits : significant digits of the displacements (7 in CalculiX's .dat, 6 in its .frd). Each increment then takes
-        one Newton step towards equilibrium, which completes the digits, unless it would change more than them; it costs
-        a solution of the stiffness and a second pass of the laws. Needs the problem.
+    complete : whether displacements that a file has rounded (`Reader.digits`) get their digits back, where a problem is
+        given: each increment takes one Newton step towards equilibrium, unless it would change more than the rounding;
+        it costs a solution of the stiffness and a second pass of the laws.
 
     Attributes
     ----------
@@ -92,7 +95,7 @@ class Replay:
         *,
         temperature: float = 20.0,
         suspect: float | None = SUSPECT,
-        digits: int | None = None,
+        complete: bool = True,
     ) -> None:
         self.reader, self.suspect, self.report = reader, suspect, ReplayReport()
         self._shared = isinstance(reader, Store)
@@ -109,10 +112,7 @@ class Replay:
             self.kinematics, self.material = Kinematics(self.subdomain.mesh), Material(self.subdomain.mesh, laws)
         self._temperature = temperature
         self._free = self.local is None and _inner_nodes(self.subdomain)
-        if digits is not None and self.local is None:
-            raise ValueError(
-                "Displacements are completed by equilibrium, for which Replay needs the problem, not laws."
-            )
+        digits = reader.digits if complete and self.local is not None else None
         self._linear = LinearSolver(self.local) if digits is not None else None
         self._rounding = 10.0 ** (1 - digits) if digits is not None else 0.0
         self._largest = dict.fromkeys(CHECKED, 0.0)
@@ -169,6 +169,8 @@ class Replay:
         if self._linear is not None:
             completed = self._completed(u, stress, tangent, time)
             if completed is not u:
+                before_it = self.report.errors.setdefault("equilibrium before completion", [])
+                before_it.append(self._equilibrium(stress, time))
                 u = completed
                 strain, stress, state, _ = self._follow(before, u, heat, k, time)
         residual = self._equilibrium(stress, time)
