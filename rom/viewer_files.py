@@ -26,7 +26,7 @@ def write_xdmf(reader: Reader, path: str | Path, point_fields: tuple[str, ...] =
 
     reader : of a whole mesh; a `Store` opened without a communicator is one. Fields that it lacks are left out.
     """
-    path, mesh = Path(path), reader.mesh
+    path, mesh, weights = Path(path), reader.mesh, Kinematics(reader.mesh).weights
     numbers = path.with_suffix(".h5")
     part = numbers.with_name(numbers.name + ".part")
     topology = np.concatenate(
@@ -42,7 +42,7 @@ def write_xdmf(reader: Reader, path: str | Path, point_fields: tuple[str, ...] =
         )
         for k, time in enumerate(reader.times):
             attributes = ""
-            for name, (center, values) in _fields(reader, k, point_fields).items():
+            for name, (center, values) in _fields(reader, k, point_fields, weights).items():
                 file[f"{k:06d}/{name}"] = values
                 form = (
                     {1: "Scalar", 2: "Vector"}[values.ndim] if values.shape[-1] != 6 or values.ndim == 1 else "Tensor6"
@@ -64,7 +64,7 @@ def write_xdmf(reader: Reader, path: str | Path, point_fields: tuple[str, ...] =
 
 def write_vtkhdf(reader: Reader, path: str | Path, point_fields: tuple[str, ...] = ("p", "stress")) -> None:
     """Write one file in VTK's own HDF5 form (version 2.2), whose mesh is stored once for all increments."""
-    path, mesh = Path(path), reader.mesh
+    path, mesh, weights = Path(path), reader.mesh, Kinematics(reader.mesh).weights
     part = path.with_name(path.name + ".part")
     sizes = np.concatenate([np.full(len(block), block.shape[1]) for _, _, block in mesh.blocks()])
     steps = len(reader.times)
@@ -89,7 +89,7 @@ def write_vtkhdf(reader: Reader, path: str | Path, point_fields: tuple[str, ...]
         for name in ("CellOffsets", "ConnectivityIdOffsets"):
             group[name] = np.zeros((steps, 1), dtype=int)
         for k in range(steps):
-            for name, (center, values) in _fields(reader, k, point_fields).items():
+            for name, (center, values) in _fields(reader, k, point_fields, weights).items():
                 kind = "PointData" if center == "Node" else "CellData"
                 if k == 0:
                     root.require_group(kind).create_dataset(
@@ -101,7 +101,9 @@ def write_vtkhdf(reader: Reader, path: str | Path, point_fields: tuple[str, ...]
     os.replace(part, path)
 
 
-def _fields(reader: Reader, k: int, point_fields: tuple[str, ...]) -> dict[str, tuple[str, np.ndarray]]:
+def _fields(
+    reader: Reader, k: int, point_fields: tuple[str, ...], weights: np.ndarray
+) -> dict[str, tuple[str, np.ndarray]]:
     """Return name -> (where it lies, values) of one increment."""
     found = {"displacement": ("Node", reader.displacement(k))}
     temperature = reader.temperature(k)
@@ -110,13 +112,16 @@ def _fields(reader: Reader, k: int, point_fields: tuple[str, ...]) -> dict[str, 
     for name in point_fields:
         values = reader.point_field(name, k)
         if values is not None:
-            found[name] = ("Cell", element_means(reader.mesh, values))
+            found[name] = ("Cell", element_means(reader.mesh, values, weights))
     return found
 
 
-def element_means(mesh: Mesh, values: np.ndarray) -> np.ndarray:
-    """Return the mean over each element, (num_elements, ...), of a field at quadrature points, (num_points, ...)."""
-    weights = Kinematics(mesh).weights
+def element_means(mesh: Mesh, values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Return the mean over each element, (num_elements, ...), of a field at quadrature points, (num_points, ...).
+
+    weights : of the quadrature points, for callers with many fields; default: found from the mesh.
+    """
+    weights = Kinematics(mesh).weights if weights is None else weights
     starts = mesh.element_points()[:-1]
     shaped = weights.reshape(-1, *[1] * (values.ndim - 1))
     total = np.add.reduceat(weights, starts).reshape(-1, *[1] * (values.ndim - 1))
