@@ -58,9 +58,9 @@ def compress(  # noqa: PLR0913  the flags of a command
     plain: Plain = False,
 ) -> None:  # fmt: skip
     """Train a reduced model on runs of the full one, or on result files."""
-    from headrace.rom.model_folder import ModelError, ModelFolder
+    from headrace.rom.model_folder import ModelError, ModelFolder, plain_settings
     from headrace.rom.offline import Tolerances
-    from headrace.rom.stages import compress_case, plain_settings
+    from headrace.rom.stages import compress_case
 
     from .catalogue import find_rom_case, load_rom_case
 
@@ -111,6 +111,10 @@ def run(
     ] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the run. Default: the next number.")] = None,
     viewer: Annotated[str, typer.Option(help="File for ParaView: vtkhdf or xdmf.")] = "vtkhdf",
+    enrich: Annotated[
+        bool, typer.Option("--enrich", help="Mend the model by full steps while the error indicator is beyond --limit.")
+    ] = False,
+    limit: Annotated[float, typer.Option(help="Of the error indicator, for --enrich.")] = 2e-3,
 ) -> None:
     """Answer one query with the reduced model, and write its full fields."""
     from headrace.rom.indicator import ErrorBound
@@ -118,10 +122,18 @@ def run(
 
     comm = world()
     case, asked = together(comm, lambda: _of_model(model, settings or []))
-    done = run_query(case, model, asked, name=name, loading=loading, viewer=viewer, comm=comm)
+    done = run_query(
+        case, model, asked, name=name, loading=loading, viewer=viewer, limit=limit if enrich else None, comm=comm
+    )
     say = Console(highlight=False, soft_wrap=True).print
     say(f"{done['name']}: {len(done['times']) - 1} increments in {done['seconds']:.3g} s on one core, "
         f"fields written in {done['fields_seconds']:.3g} s")  # fmt: skip
+    if (mended := done["enrichment"]) is not None:
+        steps = f"{len(mended['full_steps'])} full step{'s' * (len(mended['full_steps']) > 1)}"
+        say(f"error indicator {mended['before']:.2e} was beyond {mended['limit']:g}: {steps} of the full model, "
+            f"{mended['iterations']} iterations in all, enriched {model} in {mended['seconds']:.3g} s")  # fmt: skip
+        if mended["indicator"] > mended["limit"]:
+            say("it still is; train on a run of this kind: headrace rom compress --train ...")
     say(f"largest p {done['largest_p']['value']:.4g}, error indicator {max(done['indicator']):.2e}")
     if done["bound"] is not None:
         bound = ErrorBound(**done["bound"])
@@ -252,8 +264,7 @@ def _full_model(solver: str) -> str:
 
 def _of_model(model: Path, settings: list[str]) -> tuple[RomCase, dict[str, Any]]:
     """Return the case of a model's folder, and settings: those of all training runs, and on top those given."""
-    from headrace.rom.model_folder import ModelFolder, read_description
-    from headrace.rom.stages import settings_of
+    from headrace.rom.model_folder import ModelFolder, read_description, settings_of
     from headrace.solvers.case_file import CaseReference
 
     from .catalogue import load_rom_case

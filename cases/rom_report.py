@@ -83,7 +83,8 @@ class _Run:
     def settings(self) -> str:
         """What was asked, in words."""
         words = _settings_text(self.asked["settings"])
-        return words + (", loading of a table" if self.asked["loading"] else "")
+        words += ", loading of a table" if self.asked["loading"] else ""
+        return words + (f"; {_steps_text(self.asked['enrichment'])}" if self.asked["enrichment"] else "")
 
 
 def _settings_text(settings: Mapping[str, Any]) -> str:
@@ -91,6 +92,11 @@ def _settings_text(settings: Mapping[str, Any]) -> str:
         return ", ".join(f"{v:g}" for v in value) if isinstance(value, list) else str(value)
 
     return "; ".join(f"{name} = {one(value)}" for name, value in settings.items()) or "as in the case"
+
+
+def _steps_text(enrichment: Mapping[str, Any]) -> str:
+    count = len(enrichment["full_steps"])
+    return f"enriched by {count} full step{'s' * (count > 1)}, {enrichment['iterations']} iterations in all"
 
 
 def _subtitle(where: ModelFolder, described: Mapping[str, Any]) -> str:
@@ -238,6 +244,11 @@ def _training_table(described: Mapping[str, Any]) -> dict[str, Any]:
         [k + 1, _settings_text(t["settings"]), t["source"], t["increments"], _seconds(t["seconds"]), t["cores"],
          _seconds(t["replay_seconds"]) if t["replay_seconds"] else ""]
         for k, t in enumerate(described["training"])
+    ]  # fmt: skip
+    rows += [
+        [k + 1, _settings_text(e["settings"]), f"{_steps_text(e)}, for {e['run']}", "", _seconds(e["seconds"]),
+         e["cores"], ""]
+        for k, e in enumerate(described["enrichments"], start=len(rows))
     ]  # fmt: skip
     summary = (
         f"What the model was made of. Compression took {_seconds(described['compress_seconds'])} on "

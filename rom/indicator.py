@@ -90,12 +90,14 @@ class Correction:
     """A model after enrichment: the reduction, its answer to the query, and what the full model was asked.
 
     full_steps : times of the full steps. iterations : of Newton's method with all of the mesh, single ones included.
+    along : the laws at all points along the answer's displacements, the start included; empty where nothing was mended.
     """
 
     reduction: Reduction
     answer: Trajectory
     full_steps: tuple[float, ...]
     iterations: int
+    along: tuple[Increment, ...]
 
 
 def replayed(reduction: Reduction, solver: Solver, answer: Trajectory) -> tuple[list[Increment], list[float]]:
@@ -163,4 +165,6 @@ def corrected(
             reduction = compress(local, taught.joined(along), tolerances)
             answer = ReducedSolver(reduction.model).run([query], times)
             path, unbalanced = replayed(reduction, solver, answer)
-    return Correction(reduction=reduction, answer=answer, full_steps=tuple(steps), iterations=iterations)
+    return Correction(
+        reduction=reduction, answer=answer, full_steps=tuple(steps), iterations=iterations, along=tuple(path)
+    )

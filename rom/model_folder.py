@@ -39,8 +39,17 @@ class ModelFolder:
 
     @property
     def reduction(self) -> Path:
-        """The store of the reduced model."""
-        return self.path / "reduction"
+        """The store of the reduced model, as the last enrichment left it."""
+        count = len(read_description(self.model)["enrichments"]) if self.model.exists() else 0
+        return self.reduction_after(count)
+
+    def reduction_after(self, enrichments: int) -> Path:
+        """Return the store of the reduced model after so many enrichments; each leaves those before as they are."""
+        return self.path / (f"reduction-{enrichments:03d}" if enrichments else "reduction")
+
+    def enrichment(self, number: int) -> Path:
+        """Return the store of what an enrichment learned from; the first has number 1."""
+        return self.path / f"enrichment-{number:03d}"
 
     def training(self, number: int) -> Path:
         """Return the store of a training run."""
@@ -121,6 +130,16 @@ def read_description(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} has format {data['format']} {data['version']}; this Headrace reads {FORMAT} up to "
                          f"version {VERSION}. Update Headrace.")  # fmt: skip
     return data
+
+
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as JSON keeps them."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+
+
+def settings_of(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as the case takes them."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
 
 
 def origin() -> dict[str, str]:

@@ -24,12 +24,12 @@ from .full_run import mesh_of
 from .law import ConvergenceError
 from .loading import read_table
 from .loads import ONE
-from .model_folder import ModelError, ModelFolder, origin, read_description, write_description
+from .model_folder import ModelError, ModelFolder, origin, plain_settings, read_description, write_description
 from .model_store import load_reduction
 from .offline import Reduction
 from .online import Query, ReducedSolver
 from .problem import Problem
-from .stages import bound_of, made_folder, plain_settings, require_same
+from .stages import bound_of, made_folder, require_same
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -157,49 +157,63 @@ def sample_case(
     coefficients, indicators = [], []
     for start in range(0, count, AT_ONCE * ranks.size):
         here = range(start, min(start + AT_ONCE * ranks.size, count))
-        built = [asked(draw) for draw in here]
-        for problem, other in built:
-            require_same(first, problem)
-            if not np.array_equal(other, times):
-                raise ValueError("The draws have different times; leave the settings that change them alone.")
-        problems = [problem for problem, _ in built]
-        queries = _queries(reduction, problems)
-        mine = np.arange(ranks.rank, len(queries), ranks.size)
-        found, error = (np.zeros((0, len(times), reduction.duals["p"].modes.shape[1])), np.zeros(0)), None
-        try:
-            if mine.size:
-                found = _answers(reduction, [problems[k] for k in mine], [queries[k] for k in mine], times)
-        except ConvergenceError as caught:
-            error = ConvergenceError(f"Of draws {here[0]} to {here[-1]}: {caught}")
-        ranks.raise_together(error, ConvergenceError)
-        order = np.argsort(np.concatenate(ranks.gather(mine)))
-        coefficients.append(np.concatenate(ranks.gather(found[0]))[order])
-        indicators.append(np.concatenate(ranks.gather(found[1]))[order])
+        found = _answered(reduction, here, [asked(draw) for draw in here], times)
+        coefficients.append(found[0])
+        indicators.append(found[1])
         watch(here[-1] + 1)
     seconds = ranks.maximum(time.perf_counter() - begin)
     point, p = _at_critical_point(reduction, np.concatenate(coefficients))
     indicator = np.concatenate(indicators)
-    ends = p[:, -1]
     description = {
         "case": case.name, "name": name, "settings": plain_settings(settings), "varied": list(draws), "draws": count,
-        "point": point, "times": times.tolist(),
-        "mean": float(ends.mean()), "deviation": float(ends.std(ddof=1)),
-        "standard_error": float(ends.std(ddof=1) / np.sqrt(count)),
-        "quantiles": {f"{q:g}": float(np.quantile(ends, q)) for q in QUANTILES},
-        "over_time": {"mean": p.mean(axis=0).tolist(),
-                      **{f"{q:g}": np.quantile(p, q, axis=0).tolist() for q in QUANTILES}},
+        "point": point, "times": times.tolist(), **_statistics(p),
         "largest_indicator": float(indicator.max()), "bound": bound_of(where),
         "seconds": seconds, "cores": ranks.size, "notes": dict(notes or {}), "origin": origin(),
     }  # fmt: skip
     ranks.raise_together(made_folder(place), OSError)
     if ranks.rank == 0:
         text = io.StringIO()
-        columns = np.column_stack([*draws.values(), ends, indicator])
+        columns = np.column_stack([*draws.values(), p[:, -1], indicator])
         np.savetxt(text, columns, delimiter=",", header=",".join([*draws, "p", "indicator"]), comments="", fmt="%.10g")
         write_text(place / "table.csv", text.getvalue())
         write_description(place / "sample.json", description)
     ranks.sum(1.0)
     return description
+
+
+def _answered(
+    reduction: Reduction, draws: range, built: list[tuple[Problem, np.ndarray]], times: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return gappy coefficients of p and largest misfits of a batch of draws, dealt to the ranks. Collective."""
+    ranks = reduction.local.subdomain.comm
+    for problem, other in built:
+        require_same(reduction.local.problem, problem)
+        if not np.array_equal(other, times):
+            raise ValueError("The draws have different times; leave the settings that change them alone.")
+    problems = [problem for problem, _ in built]
+    queries = _queries(reduction, problems)
+    mine = np.arange(ranks.rank, len(queries), ranks.size)
+    found, error = (np.zeros((0, len(times), reduction.duals["p"].modes.shape[1])), np.zeros(0)), None
+    try:
+        if mine.size:
+            found = _answers(reduction, [problems[k] for k in mine], [queries[k] for k in mine], times)
+    except ConvergenceError as caught:
+        error = ConvergenceError(f"Of draws {draws[0]} to {draws[-1]}: {caught}")
+    ranks.raise_together(error, ConvergenceError)
+    order = np.argsort(np.concatenate(ranks.gather(mine)))
+    return tuple(np.concatenate(ranks.gather(part))[order] for part in found)
+
+
+def _statistics(p: np.ndarray) -> dict[str, Any]:
+    """Return the statistics of p at one point, (draws, T), at the end and over time."""
+    ends = p[:, -1]
+    return {
+        "mean": float(ends.mean()), "deviation": float(ends.std(ddof=1)),
+        "standard_error": float(ends.std(ddof=1) / np.sqrt(len(ends))),
+        "quantiles": {f"{q:g}": float(np.quantile(ends, q)) for q in QUANTILES},
+        "over_time": {"mean": p.mean(axis=0).tolist(),
+                      **{f"{q:g}": np.quantile(p, q, axis=0).tolist() for q in QUANTILES}},
+    }  # fmt: skip
 
 
 def _queries(reduction: Reduction, problems: list[Problem]) -> list[Query]:

@@ -17,10 +17,19 @@ import numpy as np
 from .calculix_deck import counterpart
 from .case import RomCase
 from .communicator import Communicator, communicator
+from .enrichment import enriched, keep
 from .full_run import CALCULIX, EMBEDDED, FullRun, mesh_of, run_decks
 from .indicator import ErrorBound
 from .loading import load_names, with_loading
-from .model_folder import ModelError, ModelFolder, origin, read_description, write_description
+from .model_folder import (
+    ModelError,
+    ModelFolder,
+    origin,
+    plain_settings,
+    read_description,
+    settings_of,
+    write_description,
+)
 from .model_store import load_reduction, save_reduction
 from .offline import STRESSES, Reduction, Snapshots, Tolerances, compress
 from .online import Query, ReducedSolver, Trajectory
@@ -110,7 +119,7 @@ def compress_case(  # noqa: PLR0913  everything but the first two has a default
     save_reduction(reduction, where.reduction)
     description = {
         "case": case.name, "counterpart": replaced, "training": records, "tolerances": asdict(wish),
-        **_sizes(reduction),
+        **_sizes(reduction), "enrichments": [],
         "cubature_error": reduction.error, "compress_seconds": seconds, "cores": ranks.size,
         "notes": dict(notes or {}), "origin": origin(),
     }  # fmt: skip
@@ -128,6 +137,7 @@ def run_query(
     name: str | None = None,
     loading: str | Path | None = None,
     viewer: str = "vtkhdf",
+    limit: float | None = None,
     comm: MPI.Comm | Communicator | None = None,
 ) -> dict[str, Any]:
     """Answer one query with the model of a folder, write its fields, and return the run's description. Collective.
@@ -135,10 +145,11 @@ def run_query(
     settings, loading : what is asked: settings of the case, and a table (see `loading`) that replaces amplitudes.
     name : of the run; default: the next number.
     viewer : "vtkhdf" or "xdmf": the file for ParaView beside the store of fields.
+    limit : of the error indicator, beyond which full steps enrich the model, for this and all later runs; None: never.
 
     Raises
     ------
-    ModelError : no model, a name that is taken, a viewer that is not known.
+    ModelError : no model, a name that is taken, a viewer that is not known, a limit that is not positive.
     StoreError : a damaged model, or a problem of another mesh; ConvergenceError : no reduced equilibrium.
     """
     ranks, where = communicator(comm), ModelFolder(Path(folder))
@@ -150,6 +161,8 @@ def run_query(
         raise ModelError(f"{folder} has a run {name!r} already; give another --name.")
     if viewer not in ("vtkhdf", "xdmf"):
         raise ModelError(f"Viewer files {viewer!r} are not known: vtkhdf or xdmf.")
+    if limit is not None and not limit > 0:
+        raise ModelError(f"The limit of the indicator {limit:g} must be above 0.")
     problem, times = _asked(case, where, settings, loading)
     begin = time.perf_counter()
     reduction = load_reduction(where.reduction, problem, ranks)
@@ -158,10 +171,18 @@ def run_query(
     # A model is the same on every rank, and so is the answer: nothing is sent.
     solver = ReducedSolver(model)
     answer = solver.run([Query.of(problem)], times)
-    solved = time.perf_counter()
+    solved, record = time.perf_counter(), None
+    if limit is not None and answer.misfits["p"].max() > limit:
+        mesh = mesh_of(str(where.reduction)) if case.takes_mesh else None
+        found, record = enriched(case, where, replace(reduction, model=model), times, limit=limit, mesh=mesh)
+        record = {"run": name, "settings": plain_settings(settings), "before": float(answer.misfits["p"].max()),
+                  **record}  # fmt: skip
+        keep(where, found, record, _sizes(found.reduction))
+        reduction, answer = found.reduction, found.answer
     ranks.raise_together(made_folder(place), OSError)
     if loading is not None and ranks.rank == 0:
         (place / LOADING).write_bytes(Path(loading).read_bytes())
+    written = time.perf_counter()
     critical = _write_fields(reduction, answer, place / "fields", {"kind": "run", "name": name})
     if ranks.rank == 0:
         with Store(place / "fields") as fields:
@@ -171,8 +192,8 @@ def run_query(
         "case": case.name, "name": name, "settings": plain_settings(settings),
         "loading": loading is not None, "times": times.tolist(),
         "indicator": answer.misfits["p"][0].tolist(), "largest_p": critical, "iterations": solver.iterations,
-        "load_seconds": loaded - begin, "seconds": solved - loaded, "fields_seconds": time.perf_counter() - solved,
-        "cores": 1, "bound": bound_of(where), "origin": origin(),
+        "load_seconds": loaded - begin, "seconds": solved - loaded, "fields_seconds": time.perf_counter() - written,
+        "cores": 1, "enrichment": record, "bound": bound_of(where), "origin": origin(),
     }  # fmt: skip
     if ranks.rank == 0:
         write_description(place / "run.json", described)
@@ -244,7 +265,8 @@ def evaluate_run(
 def costs(model: Mapping[str, Any], run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, float | None]:
     """Return what a run saved: wall-time and core-time speed-ups, offline core-seconds, queries until they are paid.
 
-    Each is None where the full model's time is not known, or where the reduced one is not faster.
+    What enrichment took counts with the run that asked for it. Each is None where the full model's time is not known,
+    or where the reduced one is not faster.
     """
     trainings = [(t["seconds"], t["cores"], t["replay_seconds"]) for t in model["training"]]
     known = all(seconds is not None for seconds, _, _ in trainings)
@@ -254,9 +276,11 @@ def costs(model: Mapping[str, Any], run: Mapping[str, Any], evaluation: Mapping[
     full, reduced = evaluation["seconds"], run["seconds"]
     if full is None:
         return {"wall": None, "core": None, "offline_core_seconds": offline, "break_even": None}
-    saved = full * evaluation["cores"] - reduced * run["cores"]
+    mended = run["enrichment"] or {"seconds": 0.0, "cores": 1}
+    spent = reduced * run["cores"] + mended["seconds"] * mended["cores"]
+    saved = full * evaluation["cores"] - spent
     return {
-        "wall": full / reduced, "core": full * evaluation["cores"] / (reduced * run["cores"]),
+        "wall": full / (reduced + mended["seconds"]), "core": full * evaluation["cores"] / spent,
         "offline_core_seconds": offline, "break_even": offline / saved if known and saved > 0 else None,
     }  # fmt: skip
 
@@ -360,13 +384,3 @@ def _square(mass: MassProduct, field: np.ndarray) -> float:
 
 def _ratio(squares: np.ndarray, size: float) -> list[float]:
     return (np.sqrt(squares) / size if size > 0 else np.zeros(len(squares))).tolist()
-
-
-def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as JSON keeps them."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
-
-
-def settings_of(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as the case takes them."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}

@@ -175,6 +175,31 @@ def test_two_ranks_make_the_same_model_and_answers(model, tmp_path):
     assert done.returncode == 2 and done.stderr.count("has no setting") == 1
 
 
+def test_a_query_unlike_training_enriches_the_model(model, tmp_path, monkeypatch):
+    """Beyond the limit a few full steps mend the answer, and the model keeps what it learned and what it knew."""
+    mended, far = tmp_path / "model", ["--set", "pull=150", "--set", "shear=-60"]
+    shutil.copytree(model, mended, ignore=shutil.ignore_patterns("runs"))
+    for name, more in (("before", []), ("after", ["--enrich"])):
+        code, text = rom("run", mended, *far, "--name", name, *more)
+        assert code == 0 and ("enriched" in text) == bool(more), text
+    (learned,) = read_description(mended / "model.json")["enrichments"]
+    assert 1 <= len(learned["full_steps"]) <= 3 and learned["indicator"] <= 2e-3 < learned["before"], learned
+    # On two ranks it goes on from what one rank left, and still knows training and the first enrichment.
+    other = ["--set", "pull=-180", "--set", "shear=60"]
+    done = run_mpi(2, ["-m", "headrace.cases", "rom", "run", str(mended), *other, "--enrich", "--name", "two"])
+    assert done.returncode == 0 and "enriched" in done.stdout, done.stdout + done.stderr
+    for name, asked in (("trained", ["--set", "pull=180"]), ("again", far)):
+        code, text = rom("run", mended, *asked, "--name", name, "--enrich")
+        assert code == 0 and "enriched" not in text, text
+    code, text = rom("evaluate", mended)
+    assert code == 0, text
+    errors = {name: max(evaluation(mended, name)["error_p"]) for name in ModelFolder(mended).runs()}
+    assert errors.pop("before") > 0.1 and len(errors) == 4 and max(errors.values()) < 0.02, errors
+    monkeypatch.setattr(rom_pictures, "can_draw_off_screen", lambda: False)
+    assert rom("report", mended)[0] == 0 and "enriched by" in (mended / "report.html").read_text()
+    assert rom("run", mended, "--enrich", "--limit", "0")[0] == 2
+
+
 def test_a_body_that_stays_elastic_has_a_model_and_a_report(tmp_path, monkeypatch):
     monkeypatch.setattr(rom_pictures, "can_draw_off_screen", lambda: False)
     case, out = tmp_path / "elastic.py", tmp_path / "model"
