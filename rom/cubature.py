@@ -50,7 +50,7 @@ def cubature(
     """Return points that integrate all integrands to a tolerance relative to their integrals. Collective.
 
     integrands (local points, functions), exact weights and global numbers of the local points. Points of the mode
-    "exact" do not depend on the partition; per iteration: two maxima and one sum of (functions + 2) numbers. Mode
+    "exact" do not depend on the partition; per iteration: two maxima and one sum of (functions + 1) numbers. Mode
     "two-level" sends the candidates' columns once. Mode "local" meets the tolerance on each rank, not on the whole.
 
     Raises

@@ -27,7 +27,7 @@ def qdeim_points(
     """Return the global numbers, increasing, of `count` points (fewer if there are not so many) for modes. Collective.
 
     modes (local points, n) and the global numbers of the local points. The first n are those of pivoted QR, the others
-    the rows of largest leverage in what is already chosen. Per point: two maxima and one sum of n numbers.
+    the rows of largest leverage in what is already chosen. Per point: two maxima and one sum of 2 n numbers.
     """
     ranks = communicator(comm)
     n = modes.shape[1]
