@@ -114,9 +114,9 @@ def compressed(
 
 
 def _scale(integrands: np.ndarray, weights: np.ndarray, total: np.ndarray, ranks: Communicator) -> float:
-    """Return the norm of the integrals, or where all of them vanish, that of the integrands."""
-    fallback = float(ranks.sum(weights @ integrands**2).sum())
-    return float(np.linalg.norm(total[:-1])) or float(np.sqrt(total[-1] * fallback)) or 1.0
+    """Return the norm of the integrals, or where all of them vanish, that of the integrands. Collective."""
+    size = float(np.linalg.norm(total[:-1]))
+    return size or float(np.sqrt(total[-1] * ranks.sum(weights @ integrands**2).sum())) or 1.0
 
 
 class _ActiveSet:
