@@ -54,12 +54,20 @@ CANDIDATES: dict[int, dict[str, Candidate]] = {
         "dilated": Candidate(make=lambda: ConvNet(width=32, blocks=2, dilations=FAR, stepping=LINEAR)),
         "Fourier": Candidate(make=lambda: FNO(modes=12, width=17, stepping=LINEAR)),
         "dilated, no linear step": Candidate(make=lambda: ConvNet(width=32, blocks=2, dilations=FAR, stepping=DELTA)),
+        "dilated, no linear step, faster": Candidate(
+            make=lambda: ConvNet(width=32, blocks=2, dilations=FAR, stepping=DELTA), rate=3 * RATE
+        ),
+        "dilated, kernel 5, no linear step": Candidate(
+            make=lambda: ConvNet(width=25, blocks=2, dilations=FAR, kernel=5, stepping=DELTA)
+        ),
+        "residual, no linear step": Candidate(make=lambda: ConvNet(width=25, blocks=8, stepping=DELTA)),
     },
     2: {
         "residual": Candidate(make=lambda: ConvNet(width=14, blocks=8, stepping=LINEAR)),
         "residual, kernel 5": Candidate(make=lambda: ConvNet(width=10, blocks=5, kernel=5, stepping=LINEAR)),
         "dilated": Candidate(make=lambda: ConvNet(width=17, blocks=2, dilations=FAR, stepping=LINEAR)),
         "dilated, no linear step": Candidate(make=lambda: ConvNet(width=18, blocks=2, dilations=FAR, stepping=DELTA)),
+        "residual, no linear step": Candidate(make=lambda: ConvNet(width=15, blocks=8, stepping=DELTA)),
     },
 }
 """Ours, by the dimensions of space: with the numbers of the linear step about as many weights as APEBench's."""

@@ -254,11 +254,12 @@ def _contract(
 
     m, n = matrix[0].shape
     channels, block = source.shape[-1], min(64, padded(m))
-    exact = precision(source.dtype) == "tf32x3"
-    columns = min(padded(channels), 32 if exact else 64)
+    # Where little is summed for much that is written, and where a product is three, smaller tiles on more warps.
+    small = precision(source.dtype) == "tf32x3" or (source.dtype == torch.float32 and n <= 32)
+    columns = min(padded(channels), 32 if small else 64)
     contract_columns[(batch * waves, -(-m // block), -(-channels // columns))](
         *matrix, source, out, channels, waves, n, m, *source_strides, *out_strides, min(64, padded(n)), block, columns,
-        precision(source.dtype), num_warps=4 if exact else 2,
+        precision(source.dtype), num_warps=4 if small else 2,
     )  # fmt: skip
 
 
