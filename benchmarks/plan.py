@@ -63,7 +63,7 @@ STUDIES = {
     ),
 }  # fmt: skip
 QUICK = Subject(
-    case="heat2d", shape=(32, 32), model="mlp", settings={"simulations": 20, "held_out": 2, "ranks": 2, "views": 4}
+    case="heat2d", shape=(32, 32), model="mlp", settings={"simulations": 8, "held_out": 1, "ranks": 2, "views": 2}
 )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,7 +14,9 @@ import numpy as np
 from rich.console import Console
 
 from headrace.online_training.forecast import Costs, Forecast, forecast
+from headrace.online_training.launcher import Job
 from headrace.online_training.layout import StreamLayout
+from headrace.online_training.local_launcher import LocalLauncher, kind_to_neighbours
 from headrace.online_training.study import require_capacity
 
 from . import plan_trial
@@ -53,8 +54,9 @@ def forecast_study(
 ) -> tuple[Forecast, Costs, dict[str, str]]:  # fmt: skip
     """Return the forecast of a study, the costs that it follows from, and where these are from.
 
-    simulation_seconds, batch_seconds : costs on the machine where the study will run; None measures them on one core
-        of this one. A simulation is then taken to be faster in proportion to its ranks.
+    simulation_seconds, batch_seconds : costs on the machine where the study will run; None measures them on this one: a
+        batch on one core, a simulation on its ranks. Where this node has fewer cores than ranks, the simulation is run
+        on one, and taken to be faster in proportion to its ranks.
 
     Raises
     ------
@@ -71,39 +73,51 @@ def forecast_study(
     else:
         measured, model_bytes = batch_seconds, _size_of(surrogate, case)
     require_capacity(settings, case, surrogate.window)
-    seconds, rank_bytes = time_simulation(reference)
+    cores = len(os.sched_getaffinity(0))
+    ranks = settings.ranks if settings.ranks <= cores else 1
+    busy = settings.max_running * settings.ranks + settings.max_workers
+    seconds, rank_bytes = time_simulation(reference, ranks, busy)
     costs = Costs(
-        simulation=seconds / settings.ranks if simulation_seconds is None else simulation_seconds, batch=measured,
-        rank_bytes=rank_bytes, model_bytes=model_bytes,
+        simulation=seconds * ranks / settings.ranks if simulation_seconds is None else simulation_seconds,
+        batch=measured, rank_bytes=rank_bytes, model_bytes=model_bytes, cores=cores,
     )  # fmt: skip
     layout = StreamLayout.of(case, surrogate.window)
+    on_ranks = f"measured on {ranks} ranks" if ranks > 1 else "measured on one core, ranks taken to help fully"
     sources = {
-        "simulation": "given" if simulation_seconds is not None else "measured on one core, ranks taken to help fully",
+        "simulation": "given" if simulation_seconds is not None else on_ranks,
         "batch": "given" if batch_seconds is not None else "measured on one core, workers taken to help fully",
     }
     return forecast(layout, settings, costs), costs, sources
 
 
-def time_simulation(reference: CaseReference) -> tuple[float, float]:
-    """Return the seconds of one simulation on one core, and the resident memory of its process, in bytes.
+def time_simulation(reference: CaseReference, ranks: int, busy: int) -> tuple[float, float]:
+    """Return the seconds of one simulation on a number of ranks here, and the resident memory of one, in bytes.
 
-    Runs the first seconds of a simulation with parameters drawn at random in a process of its own.
+    Runs the first seconds of a simulation with parameters drawn at random, under mpirun, as a study would.
+
+    busy : processes of the study that want a core of this node.
 
     Raises
     ------
-    RuntimeError : it failed; holds its last words.
+    RuntimeError : it failed, or was not done in ten minutes; holds its last words.
     """
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "case.json"
+        path, log = Path(folder) / "case.json", Path(folder) / "log"
         path.write_text(json.dumps(reference.to_dict()))
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, "-m", plan_trial.__name__, str(path)], capture_output=True, text=True, timeout=_PATIENCE,
-            check=False, env=environment,
-        )  # fmt: skip
-    if done.returncode:
-        raise RuntimeError(f"The trial of the case's solver failed: {(done.stderr or done.stdout).strip()[-1500:]}")
-    result = json.loads(done.stdout.splitlines()[-1])
+        launcher, codes = LocalLauncher(), {}
+        command = [sys.executable, "-m", plan_trial.__name__, str(path)]
+        launcher.start(Job(name="trial", command=command, ranks=ranks, environment=kind_to_neighbours(busy), log=log))
+        try:
+            deadline = time.monotonic() + _PATIENCE
+            while not codes and time.monotonic() < deadline:
+                time.sleep(0.05)
+                codes = launcher.poll()
+        finally:
+            launcher.stop_all()
+        said = log.read_text(errors="replace")
+    if codes.get("trial") != 0:
+        raise RuntimeError(f"The trial of the case's solver failed: {said.strip()[-1500:]}")
+    result = json.loads(next(line for line in reversed(said.splitlines()) if line.startswith("{")))
     return result["seconds"], result["bytes"]
 
 

@@ -17,8 +17,9 @@ _CHECKPOINTS = 2  # that stay
 _ADAM = 4  # weights, gradients and two moments
 _DRAWS = 4  # batches in a worker's hands: two asked for, one in use, one as tensors
 _RING_BYTES, _ALL_RINGS_BYTES = 16 * 2**20, 2**30  # as IntakeSettings has them
-_INTERPRETER_BYTES = {"trainer": 700e6, "intake": 150e6, "ray": 600e6}
-"""Resident memory of a process beside what it holds; Ray: of its six processes on a node."""
+_INTERPRETER_BYTES = {"trainer": 450e6, "intake": 100e6, "ray": 1150e6, "driver": 570e6, "validator": 240e6}
+"""Memory of a process beside what it holds, pages shared with others by their shares, as benchmarks/plan.py saw it on
+CPUs; Ray: its processes on one node, and Ray Train's own actors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +28,14 @@ class Costs:
 
     simulation : seconds of one simulation on its ranks. batch : seconds of one batch on all workers.
     rank_bytes : resident memory of one solver rank. model_bytes : size of the weights.
+    cores : of the node that solvers and trainer share where jobs are local; 0: more than they need.
     """
 
     simulation: float
     batch: float
     rank_bytes: float
     model_bytes: float
+    cores: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +102,15 @@ def forecast(layout: StreamLayout, settings: StudySettings, costs: Costs) -> For
         "intake": streamed / INTAKE_BYTES_PER_SECOND,
         "trainer": training,
     }
-    longest_other = max(seconds["intake"], training)
+    if costs.cores and settings.scheduler == "local":
+        used = every * costs.simulation * settings.ranks + training * settings.workers
+        seconds["cores of this node"] = used / costs.cores
+    longest_other = max(size for part, size in seconds.items() if part != "solvers")
     return Forecast(
         memory={
             "reservoir (shared memory)": float(slots), "rings (shared memory)": float(rings),
             "intake": _INTERPRETER_BYTES["intake"], "trainer": workers, "Ray": _INTERPRETER_BYTES["ray"],
+            "driver": _INTERPRETER_BYTES["driver"], "validator": _INTERPRETER_BYTES["validator"],
             "solvers": ranks * costs.rank_bytes,
         },
         storage={

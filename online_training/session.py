@@ -22,12 +22,11 @@ from .early_stopping import StopRule
 from .greetings import Greetings
 from .intake_actor import IntakeActor
 from .interface import AUTO, address_of, is_local
-from .local_launcher import cores_for, thread_variables
+from .local_launcher import cores_for, kind_to_neighbours, thread_variables
 from .metrics_log import MetricsLog, last_record
 from .placement import choose_place
 from .run_directory import RunDirectory, StudyError, StudyRecord
 from .session_plan import LEASE_SECONDS, NAMESPACE, intake_name
-from .settings import StudySettings
 from .solver_job import RANKS
 from .supervisor import SupervisorProcess
 from .trainer import TrainerDied, run_trainer
@@ -147,7 +146,7 @@ class Session:
             **threads,
             "HEADRACE_LEASE": f"{LEASE_SECONDS:g}",
             RANKS: str(self._settings.ranks),
-            **_kind_to_neighbours(self._settings),
+            **kind_to_neighbours(self._settings.max_running * self._settings.ranks + self._settings.max_workers),
         }
         case, ranks = self._record.case.load(), self._settings.ranks
         foreign = isinstance(case.solver, StreamingProgram)
@@ -281,15 +280,3 @@ class Session:
         path = self._directory.path
         trainer, validation = last_record(path / "metrics.jsonl"), last_record(path / "validation.jsonl")
         return {"intake": status, "trainer": trainer, "validation": validation, "elapsed": elapsed}
-
-
-def _kind_to_neighbours(settings: StudySettings) -> dict[str, str]:
-    """Return what lets ranks of MPICH and Intel MPI sleep while they wait, where busy processes outnumber cores.
-
-    Two ranks and a trainer on two cores: a waiting rank that polls keeps the other from running for whole time slices.
-    Seen there with MPICH: 6.4 s a simulation of 100 implicit steps without this, 1.6 s with it.
-    """
-    busy = settings.max_running * settings.ranks + settings.max_workers
-    crowded = busy > len(os.sched_getaffinity(0))
-    sleep = {"MPIR_CVAR_ENABLE_HEAVY_YIELD": "1", "I_MPI_THREAD_YIELD": "3"}
-    return {name: value for name, value in sleep.items() if name not in os.environ} if crowded else {}

@@ -41,7 +41,15 @@ def test_memory_and_storage_are_counted_by_part() -> None:
     assert small.memory["reservoir (shared memory)"] == 1e6
     assert small.memory["rings (shared memory)"] == 20 * 16 * 2**20
     more = forecast(LAYOUT, SETTINGS.model_copy(update={"workers": 2}), COSTS)
-    assert more.memory["trainer"] - needs.memory["trainer"] == pytest.approx(700e6 + 4e6)
+    assert more.memory["trainer"] - needs.memory["trainer"] == pytest.approx(450e6 + 4e6)
+
+
+def test_solvers_and_trainer_share_the_cores_of_one_node() -> None:
+    """100 simulations of 2 s on 4 ranks and 45 s of training are 845 core seconds, of which 8 cores do 8 a second."""
+    local, shared = SETTINGS.model_copy(update={"scheduler": "local"}), replace(COSTS, cores=8)
+    needs = forecast(LAYOUT, local, shared)
+    assert needs.limit == "cores of this node" and needs.total_seconds == 845.0 / 8
+    assert "cores of this node" not in forecast(LAYOUT, SETTINGS, shared).seconds
 
 
 def test_workers_on_other_nodes_draw_over_the_network() -> None:
