@@ -435,8 +435,8 @@ CHANNELS = {
         Channel("P5", (300, 100), 20, (0.5, 1.0), (2.5, 2.5), 400.0, 5000, 160.0, {**FLOW, "shedding": 0.05},
                 frame=0.2, steps=8, batch=8, pool=256),
         Channel("P7", (128, 64, 64), 16, (1.0, 1.0, 1.0), (2.0, 2.0, 2.0), 100.0, 1000, 6.0,
-                {**FLOW, "steps per second": 20.0}, end=20.0, inflows=(0.9, 1.1), width=8, multipliers=(1, 2, 2),
-                batch=2, pool=16),
+                {**FLOW, "steps per second": 20.0}, steps=3, end=20.0, inflows=(0.9, 1.1), width=8,
+                multipliers=(1, 2, 2), batch=2, pool=16),
         # For CPUs: P5 on a ninth of the cells.
         Channel("P5, 96 x 32", (96, 32), 6, (0.5, 1.0), (2.5, 2.67), 100.0, 300, 20.0, {}, end=20.0, width=8,
                 multipliers=(1, 2, 2), batch=32, pool=32),

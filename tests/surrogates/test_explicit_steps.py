@@ -27,9 +27,12 @@ def staggered():
     return channel, mac_steps
 
 
-def test_steps_past_a_block_are_those_of_the_solver_with_its_pressure(staggered):
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_steps_past_a_block_are_those_of_the_solver_with_its_pressure(staggered, ndim):
     channel, mac_steps = staggered
     scene = channel.CHANNELS["P5, 96 x 32"]
+    if ndim == 3:
+        scene = replace(channel.CHANNELS["P7"], shape=(24, 12, 12), cells=3)
     start = scene.velocity(scene.start_windows("", 1, 1, "cpu", 3, torch.ones(1)).double())[:, 0].numpy()
     sink = MemorySink()
     case = replace(scene.case(duration=0.3, start=start), scheme=RK4, steps_per_snapshot=2)
