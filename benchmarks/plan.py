@@ -55,7 +55,7 @@ class Subject:
 
 STUDIES = {
     "trainer": Subject(
-        case="heat2d", shape=(64, 64), model="fno", settings={"simulations": 60, "held_out": 6, "ranks": 2, "views": 8},
+        case="heat2d", shape=(64, 64), model="fno", settings={"simulations": 20, "held_out": 2, "ranks": 2, "views": 4},
     ),
     "solvers": Subject(
         case="heat2d", shape=(128, 128), model="mlp",
