@@ -206,6 +206,7 @@ class Session:
                 if time.monotonic() - reported >= _REPORT_SECONDS:
                     reported = time.monotonic()
                     status = self._ask(intake.status)
+                    self._await_hellos(status.pop("ranks"), supervisor)  # too long for a line of the log
                     if status.get("error"):
                         raise StudyError(f"The intake failed: {status['error']}")
                     if status.get("fatal"):
@@ -226,7 +227,6 @@ class Session:
                     if status["done"] > done:
                         done = status["done"]
                         supervisor.note_progress()
-                    self._await_hellos(status["ranks"], supervisor)
                     if not stopping:
                         self._follow_need(concurrency, status, intake, supervisor)
                     if self._plan is not None and not stopping:
