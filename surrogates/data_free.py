@@ -28,7 +28,8 @@ class StatePool:
     """Windows (size, s_t, fields, *grid) that networks are trained from, and that they replace by their own.
 
     fresh : count -> so many new windows, at a start or from a running solver.
-    lifetime : windows a simulation lasts before it starts again; starts are spread, so that all ages occur.
+    lifetime : windows a simulation lasts before it starts again; starts are spread, so that all ages occur. It may be
+        set to another number while training, for simulations that start after that.
     largest : a value beyond which, or without being finite, a simulation counts as diverged and starts again.
     """
 
@@ -37,7 +38,7 @@ class StatePool:
     ) -> None:
         if size < 1 or lifetime < 1:
             raise ValueError(f"A pool of {size} states with a lifetime of {lifetime} needs at least 1 of each.")
-        self._fresh, self._lifetime, self._largest = fresh, lifetime, largest
+        self._fresh, self.lifetime, self._largest = fresh, lifetime, largest
         self.states = fresh(size)
         self._generator = torch.Generator().manual_seed(seed)
         self._left = torch.randint(1, lifetime + 1, (size,), generator=self._generator)
@@ -60,14 +61,14 @@ class StatePool:
             self.restarted += int(over.sum())
             windows = windows.clone()
             windows[over.to(windows.device)] = self._fresh(int(over.sum())).to(windows)
-            self._left[places[over]] = self._lifetime
+            self._left[places[over]] = self.lifetime
         self.states[places.to(self.states.device)] = windows.to(self.states)
 
     def feed(self, windows: torch.Tensor) -> None:
         """Let windows from outside, e.g. streamed by solvers, take random places."""
         places = torch.randperm(len(self.states), generator=self._generator)[: len(windows)]
         self.states[places.to(self.states.device)] = windows[: len(places)].to(self.states)
-        self._left[places] = self._lifetime
+        self._left[places] = self.lifetime
 
 
 def physics_loss(equation: Correction, last: torch.Tensor, window: torch.Tensor, dt: float) -> torch.Tensor:

@@ -32,7 +32,7 @@ from .planes import Measured
 NONE = Parameters({})
 WILD = 50.0
 """What no velocity or pressure comes to, in units of the inflow."""
-AGES = 4
+AGES = 16
 """States of one simulation in a pool of all ages."""
 OUT, LEVEL = Neumann(0.0), Dirichlet(0.0)
 
@@ -148,12 +148,12 @@ class Channel:
     ) -> torch.Tensor:
         """Return states of rest but for the base flow and some vortices behind the block; inflow: given ones.
 
-        For a pool in a plane that is graded by explicit steps, states of these steps of all ages.
+        For a pool in a plane that is graded by explicit steps, many more states of these steps, of all ages.
         """
         if inflow is None:
             reference(self.name)
-        if loss == "steps" and self.ndim == 2 and count >= 2 * AGES and inflow is None:
-            young = self.start_windows("", frames, count // AGES, device, seed)
+        if loss == "steps" and self.ndim == 2 and count > 1 and inflow is None:
+            young = self.start_windows("", frames, count // 2, device, seed)
             return ChannelSteps(self, device).of_all_ages(young)
         rng = np.random.default_rng(seed)
         states = np.zeros((count, self.fields, *self.shape))
@@ -433,7 +433,7 @@ CHANNELS = {
     for one in (
         # 300 x 100 cells, a block of 10 x 20 at (50, 50); Re 400 is their μ = 0.1, ρ = 4 at an inflow of 0.5 cells.
         Channel("P5", (300, 100), 20, (0.5, 1.0), (2.5, 2.5), 400.0, 5000, 160.0, {**FLOW, "shedding": 0.05},
-                frame=0.2, steps=8, batch=8, pool=256),
+                frame=0.2, steps=8, batch=8, pool=128),
         Channel("P7", (128, 64, 64), 16, (1.0, 1.0, 1.0), (2.0, 2.0, 2.0), 100.0, 1000, 6.0,
                 {**FLOW, "steps per second": 20.0}, steps=3, end=20.0, inflows=(0.9, 1.1), width=8,
                 multipliers=(1, 2, 2), batch=2, pool=16),

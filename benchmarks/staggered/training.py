@@ -71,6 +71,8 @@ class Row:
         return "-".join([problem, str(self.factor), self.kind, self.loss, f"x{self.exchange}", owned])
 
 
+SHORT = 4
+"""Windows that flows past a block last in a pool at first."""
 # Below ν = 1e-3 the implicit midpoint rule of the differences has no step as long as a frame.
 S = "spectral"
 ROWS = [
@@ -237,7 +239,9 @@ class Run:
             return bank[torch.randint(len(bank), (count,), generator=generator).to(bank.device)]
 
         lifetime = math.ceil(1.2 * problem.end / problem.frame / row.frames)
-        pool = StatePool(fresh, len(bank), lifetime=lifetime, largest=50.0, seed=self.steps)
+        grows = isinstance(problem, Channel) and row.loss == "steps"
+        pool = StatePool(fresh, min(len(bank), problem.pool), lifetime=SHORT if grows else lifetime, largest=50.0,
+                         seed=self.steps)  # fmt: skip
         rate = torch.tensor(1e-6, device=self.device) if cuda else 1e-6
         optimiser = torch.optim.Adam(self.network.parameters(), lr=rate, capturable=cuda)
         training = train_without_data(
@@ -253,6 +257,9 @@ class Run:
                 optimiser.param_groups[0]["lr"].fill_(value)
             else:
                 optimiser.param_groups[0]["lr"] = value
+            if grows:
+                # States of a poor network are no flow: it leaves those of the solver step by step.
+                pool.lifetime = round(SHORT + (lifetime - SHORT) * (self.spent / limit) ** 2)
             loss = next(training)
             self.steps, here, now = self.steps + 1, here + 1, time.perf_counter()
             self.spent = before + now - first
