@@ -7,6 +7,7 @@
 
 Settings stand in benchmarks/rivals/*_pinn.py, problems in benchmarks/rivals/pinn.py. A rival without an environment is
 left out. HEADRACE_RIVALS names one interpreter for all rivals, where the packages are in its path.
+Python 3.12 ends with a fault at the bound of a type variable in jinns' optimizers/_utils_ngd.py; without it jinns runs.
 """
 
 from __future__ import annotations
