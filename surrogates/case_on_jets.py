@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from headrace.solvers.case import Case
 from headrace.solvers.parameters import Parameters
 
 from .jet import Jet, constant, pairs, stacked
-from .jet_operators import JetOperators
+from .jet_operators import FlowTold, JetOperators
 
 
 def flow_of(case: Case) -> tuple[Any, bool]:
@@ -25,7 +26,10 @@ def flow_of(case: Case) -> tuple[Any, bool]:
 
     def recorded(u: Jet, d: JetOperators, p: Any, t: Any) -> Any:
         d.advected.clear()
-        case.rhs(u, d, p, t)
+        d.only_flow = True
+        with suppress(FlowTold):
+            case.rhs(u, d, p, t)
+        d.only_flow = False
         return d.advected[0][0]
 
     u, x, p, t, others = _random_state(case)

@@ -22,6 +22,10 @@ from .jet import Jet, constant, stacked
 NON_LOCAL = {"mean": "scattered points do not know the mean over the grid"}
 
 
+class FlowTold(Exception):
+    """Ends a right-hand side that is only asked for its flow."""
+
+
 class JetOperators(VectorCalculus):
     """Differential operators on jets.
 
@@ -30,6 +34,7 @@ class JetOperators(VectorCalculus):
     auxiliary : number -> what the so-manyth `inverse_laplacian` gives; None where there is nothing.
     advected : what `advect` was called with, in order: (v, u).
     further : ∇²ψ - f of every `inverse_laplacian`, in order, each (points,).
+    only_flow : the first `advect` raises FlowTold.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class JetOperators(VectorCalculus):
         self._auxiliary = auxiliary
         self.advected: list[tuple[list[Any], Any]] = []
         self.further: list[torch.Tensor] = []
+        self.only_flow = False
 
     def derivative(self, u: Jet, axis: int, order: int = 1) -> Jet:
         """Return ∂^order u / ∂x_axis^order, order 1 or 2."""
@@ -61,6 +67,8 @@ class JetOperators(VectorCalculus):
         """Return (v - w)·∇u, w the velocity of the frame."""
         parts = self._vector(v, "advect")
         self.advected.append((parts, u))
+        if self.only_flow:
+            raise FlowTold
         if self._without_advection:
             return u * 0
         slopes = self.grad(u)
