@@ -24,6 +24,7 @@ TYPES = {"C3D4": "tet4", "C3D10": "tet10", "C3D8": "hex8", "C3D20": "hex20", "C3
 LARGEST_P = 1.0  # where the written hardening curves end
 MOST_KNOTS = 200  # CalculiX keeps no more points of a hardening curve, and overwrites others of them beyond
 MOST_EXPONENT = 5.0  # of counterparts: CalculiX seeks the overstress f in 15 Newton steps on f**n, each at most f / n
+CREEP_ERROR = 1e-6  # relative, of the coefficients A between the temperatures that are written
 SMALLEST_RATE = 1e-20  # CalculiX raises smaller coefficients A of its Norton law to this, without a word
 
 
@@ -283,7 +284,9 @@ def _law_cards(name: str, law: ConstitutiveLaw, start: np.ndarray, *, large_stra
                         "of NortonChaboche.")  # fmt: skip
     stiffness = [elastic.young, elastic.poisson]
     # CalculiX interpolates creep data at the temperatures of the elastic ones, so those must be as fine.
-    temperatures = _temperatures([*stiffness, *(_flow_coefficients(law) if flows else [])], fine=flows)
+    temperatures = _temperatures([*stiffness, *(_flow_coefficients(law) if flows else [])])
+    if flows and coefficient_range(law.viscosity)[0] > 0:
+        temperatures = _refined(temperatures, law)
     lines = ["*ELASTIC", *_table(stiffness, temperatures)]
     if elastic.expansion != 0.0:
         zero = elastic.reference_temperature
@@ -365,12 +368,24 @@ def _counterpart(name: str, law: NortonChaboche) -> NortonChaboche:
     return replace(law, kinematic=(), curve=tuple(zip(p, stress, strict=True)))
 
 
-def _temperatures(coefficients: Sequence[Coefficient], *, fine: bool = False) -> np.ndarray:
-    """Return the knots of all tables; fine: with 80 points between, as CalculiX interpolates K⁻ⁿ and not K."""
-    knots = np.unique([t for c in coefficients if isinstance(c, Table) for t in c.temperatures] or [20.0])
-    if fine and len(knots) > 1:
-        knots = np.unique(np.concatenate([np.linspace(a, b, 82) for a, b in pairwise(knots)]))
-    return knots
+def _temperatures(coefficients: Sequence[Coefficient]) -> np.ndarray:
+    """Return the knots of all tables."""
+    return np.unique([t for c in coefficients if isinstance(c, Table) for t in c.temperatures] or [20.0])
+
+
+def _refined(knots: np.ndarray, law: NortonChaboche) -> np.ndarray:
+    """Return knots between which A = K⁻ⁿ, which CalculiX interpolates instead of K, is right to `CREEP_ERROR`."""
+
+    def logarithm(T: np.ndarray) -> np.ndarray:
+        return -coefficient_at(law.exponent, T) * np.log(np.maximum(coefficient_at(law.viscosity, T), 1e-300))
+
+    while True:
+        middle = (knots[:-1] + knots[1:]) / 2
+        left, right = (logarithm(T) - logarithm(middle) for T in (knots[:-1], knots[1:]))
+        off = np.abs((np.exp(left) + np.exp(right)) / 2 - 1) > CREEP_ERROR
+        if not off.any():
+            return knots
+        knots = np.sort(np.concatenate([knots, middle[off]]))
 
 
 def _table(coefficients: Sequence[Coefficient], temperatures: np.ndarray) -> list[str]:
