@@ -50,7 +50,7 @@ def write_report(model: str | Path) -> Path:
         title=f"Reduced model of {described['case']}",
         subtitle=_subtitle(where, described),
         numbers=_numbers(described, runs),
-        notes=_notes(runs),
+        notes=_notes(runs, len(described.get("enrichments", []))),
         model=figures,
         data=[_training_table(described), _run_table(runs)],
         runs=[_section(run, mesh, folder) for run in sorted(runs, key=lambda r: -r.worst)[:MAX_PICTURED] if run.found]
@@ -84,7 +84,7 @@ class _Run:
         """What was asked, in words."""
         words = _settings_text(self.asked["settings"])
         words += ", loading of a table" if self.asked["loading"] else ""
-        return words + (f"; {_steps_text(self.asked['enrichment'])}" if self.asked["enrichment"] else "")
+        return words + (f"; {_steps_text(mended)}" if (mended := self.asked.get("enrichment")) else "")
 
 
 def _settings_text(settings: Mapping[str, Any]) -> str:
@@ -127,13 +127,15 @@ def _numbers(described: Mapping[str, Any], runs: list[_Run]) -> list[dict[str, s
     return [{"value": value, "name": name} for value, name in numbers]
 
 
-def _notes(runs: list[_Run]) -> list[str]:
+def _notes(runs: list[_Run], enrichments: int) -> list[str]:
     if not runs:
         return ["Nothing was asked of the model yet: `headrace rom run` does."]
-    open_runs = [run.name for run in runs if not run.found]
-    if not open_runs:
-        return []
-    return [f"Not compared with the full model: {', '.join(open_runs)}. `headrace rom evaluate` does."]
+    earlier = [run.name for run in runs if run.asked.get("enrichments", 0) < enrichments]
+    missing = [run.name for run in runs if not run.found]
+    notes = [f"Answered before the model was last enriched: {', '.join(earlier)}."] if earlier else []
+    if missing:
+        notes.append(f"Not compared with the full model: {', '.join(missing)}. `headrace rom evaluate` does.")
+    return notes
 
 
 def _model_figures(where: ModelFolder, folder: Path) -> tuple[Mesh, list[Picture]]:
@@ -251,7 +253,7 @@ def _training_table(described: Mapping[str, Any]) -> dict[str, Any]:
     rows += [
         [k + 1, _settings_text(e["settings"]), f"{_steps_text(e)}, for {e['run']}", "", _seconds(e["seconds"]),
          e["cores"], ""]
-        for k, e in enumerate(described["enrichments"], start=len(rows))
+        for k, e in enumerate(described.get("enrichments", []), start=len(rows))
     ]  # fmt: skip
     summary = (
         f"What the model was made of. Compression took {_seconds(described['compress_seconds'])} on "

@@ -17,77 +17,70 @@ import numpy as np
 
 from .calculix_deck import counterpart
 from .case import RomCase
+from .full_run import mesh_of
 from .indicator import Correction, corrected
-from .mesh import Mesh
 from .model_folder import ModelFolder, read_description, settings_of, write_description
 from .model_store import save_reduction
 from .offline import Reduction, Snapshots, Tolerances
+from .online import Trajectory
 from .replay import Replay
 from .solver import Solver
 from .store import Store, StoreWriter
 
-LIMIT = 2e-3
-"""Of the indicator: on the cube's hot spots p was then off by 0.2 to 1.8 % (docs/rom.md)."""
 
+def enrich(
+    case: RomCase, where: ModelFolder, reduction: Reduction, answer: Trajectory, request: Mapping[str, Any]
+) -> tuple[Correction, dict[str, Any]]:
+    """Enrich a folder's model until its answer to a query is within a limit of the indicator, and keep it. Collective.
 
-def enriched(
-    case: RomCase, where: ModelFolder, reduction: Reduction, times: np.ndarray, *, limit: float = LIMIT,
-    mesh: Mesh | None = None,
-) -> tuple[Correction, dict[str, Any]]:  # fmt: skip
-    """Answer the problem of a reduction and enrich the model until its indicator is within the limit. Collective.
+    The full steps are of the embedded solver, also where CalculiX trained the model. The new model lies beside those
+    before it, with the answer that it learned from.
 
-    The full steps are of the embedded solver, also where CalculiX trained the model. Nothing is written.
+    reduction : of the query's problem, projected loads included. answer : of it so far.
+    request : the `limit` of the indicator, the `settings` of the query, the `run` that asks.
 
-    mesh : of a case that takes one. Returns the enriched model with its answer, and what it took.
+    Returns the enriched model with its answer, and the request with what it took, as the folder's description has it.
 
     Raises
     ------
     StoreError : a training run that is missing or damaged; ConvergenceError : no equilibrium, of either model.
     """
-    described, ranks = read_description(where.model), reduction.local.subdomain.comm
+    described, sub = read_description(where.model), reduction.local.subdomain
     begin = time.perf_counter()
-    reduction = replace(reduction, snapshots=_known(case, where, reduction, mesh))
-    sub = reduction.local.subdomain
-    parts = sub.gather(np.full(len(sub.elements), ranks.rank), at="elements")
-    solver = Solver(reduction.local.problem, ranks, parts=parts)
+    reduction = replace(reduction, snapshots=_known(case, where, reduction))
+    parts = sub.gather(np.full(len(sub.elements), sub.comm.rank), at="elements")
+    solver = Solver(reduction.local.problem, sub.comm, parts=parts)
     wish = Tolerances(**described["tolerances"])
-    found = corrected(reduction, solver, times, limit=limit, tolerances=wish)
-    return found, {
-        "limit": limit, "full_steps": list(found.full_steps), "iterations": found.iterations,
-        "indicator": float(found.answer.misfits["p"].max()),
-        "seconds": ranks.maximum(time.perf_counter() - begin), "cores": ranks.size,
+    found = corrected(reduction, solver, answer.times, limit=request["limit"], tolerances=wish)
+    record = {
+        **request, "full_steps": list(found.full_steps), "iterations": found.iterations,
+        "before": float(answer.misfits["p"].max()), "indicator": float(found.answer.misfits["p"].max()),
+        "seconds": sub.comm.maximum(time.perf_counter() - begin), "cores": sub.comm.size,
     }  # fmt: skip
-
-
-def keep(where: ModelFolder, found: Correction, record: Mapping[str, Any], sizes: Mapping[str, Any]) -> None:
-    """Write an enriched model and what it learned from beside the ones before, and make it the folder's. Collective.
-
-    record : of the enrichment, with the `settings` of its query. sizes : of the new model, for the description.
-    """
-    described, local = read_description(where.model), found.reduction.local
-    number = len(described["enrichments"]) + 1
+    number = len(described.get("enrichments", [])) + 1
+    local = found.reduction.local
     with StoreWriter(where.enrichment(number), local.subdomain, {"kind": "enrichment", **record}) as store:
         for increment in found.along:
             heat = local.nodal_temperature(increment.time)
             store.append(increment.time, increment.displacement, temperature=heat, stress=increment.stress)
     save_reduction(found.reduction, where.reduction_after(number))
-    if local.subdomain.comm.rank == 0:
-        error = {"cubature_error": found.reduction.error}
-        enrichments = [*described["enrichments"], dict(record)]
-        write_description(where.model, {**described, **sizes, **error, "enrichments": enrichments})
-    local.subdomain.comm.sum(1.0)
+    if sub.comm.rank == 0:
+        news = {"cubature_error": found.reduction.error, "enrichments": [*described.get("enrichments", []), record]}
+        write_description(where.model, {**described, **found.reduction.sizes, **news})
+    sub.comm.sum(1.0)
+    return found, record
 
 
-def _known(case: RomCase, where: ModelFolder, reduction: Reduction, mesh: Mesh | None) -> Snapshots:
+def _known(case: RomCase, where: ModelFolder, reduction: Reduction) -> Snapshots:
     """Return what the model has learned from so far. Collective."""
     described = read_description(where.model)
+    mesh = mesh_of(str(where.reduction)) if case.takes_mesh else None
     learned: list[tuple[Mapping[str, Any], Path]] = [
         *((record, where.training(k)) for k, record in enumerate(described["training"])),
-        *((record, where.enrichment(k)) for k, record in enumerate(described["enrichments"], start=1)),
+        *((record, where.enrichment(k)) for k, record in enumerate(described.get("enrichments", []), start=1)),
     ]
-    known = replace(
-        reduction.snapshots, displacement=reduction.displacement.modes * reduction.displacement.singular_values
-    )
+    basis = reduction.displacement
+    known = replace(reduction.snapshots, displacement=basis.modes * basis.singular_values)
     for record, path in learned:
         problem, _ = case.build(settings_of(record["settings"]), mesh)
         problem = counterpart(problem) if described["counterpart"] else problem

@@ -40,7 +40,7 @@ class ModelFolder:
     @property
     def reduction(self) -> Path:
         """The store of the reduced model, as the last enrichment left it."""
-        count = len(read_description(self.model)["enrichments"]) if self.model.exists() else 0
+        count = len(read_description(self.model).get("enrichments", [])) if self.model.exists() else 0
         return self.reduction_after(count)
 
     def reduction_after(self, enrichments: int) -> Path:

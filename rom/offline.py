@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -115,6 +116,17 @@ class Reduction:
     model: ReducedModel
     snapshots: Snapshots
     error: float
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Numbers of unknowns, points and modes of both models, for descriptions."""
+        model, sub = self.model, self.local.subdomain
+        return {
+            "dofs": 3 * sub.num_nodes, "elements": sub.num_elements, "points": sub.num_points,
+            "modes": model.num_modes, "reduced_points": len(model.points),
+            "cubature_points": int(np.count_nonzero(model.weights)),
+            "dual_modes": {name: gappy.rows.shape[1] for name, gappy in model.gappy.items()},
+        }  # fmt: skip
 
     def displacement_field(self, coefficients: np.ndarray, lifting: np.ndarray) -> np.ndarray:
         """Return displacements of the local nodes, (..., local nodes, 3), from coefficients of a trajectory."""

@@ -17,7 +17,7 @@ import numpy as np
 from .calculix_deck import counterpart
 from .case import RomCase
 from .communicator import Communicator, communicator
-from .enrichment import enriched, keep
+from .enrichment import enrich
 from .full_run import CALCULIX, EMBEDDED, FullRun, mesh_of, run_decks
 from .indicator import ErrorBound
 from .loading import load_names, with_loading
@@ -119,7 +119,7 @@ def compress_case(  # noqa: PLR0913  everything but the first two has a default
     save_reduction(reduction, where.reduction)
     description = {
         "case": case.name, "counterpart": replaced, "training": records, "tolerances": asdict(wish),
-        **_sizes(reduction), "enrichments": [],
+        **reduction.sizes, "enrichments": [],
         "cubature_error": reduction.error, "compress_seconds": seconds, "cores": ranks.size,
         "notes": dict(notes or {}), "origin": origin(),
     }  # fmt: skip
@@ -173,11 +173,8 @@ def run_query(
     answer = solver.run([Query.of(problem)], times)
     solved, record = time.perf_counter(), None
     if limit is not None and answer.misfits["p"].max() > limit:
-        mesh = mesh_of(str(where.reduction)) if case.takes_mesh else None
-        found, record = enriched(case, where, replace(reduction, model=model), times, limit=limit, mesh=mesh)
-        record = {"run": name, "settings": plain_settings(settings), "before": float(answer.misfits["p"].max()),
-                  **record}  # fmt: skip
-        keep(where, found, record, _sizes(found.reduction))
+        request = {"run": name, "settings": plain_settings(settings), "limit": limit}
+        found, record = enrich(case, where, replace(reduction, model=model), answer, request)
         reduction, answer = found.reduction, found.answer
     ranks.raise_together(made_folder(place), OSError)
     if loading is not None and ranks.rank == 0:
@@ -193,7 +190,8 @@ def run_query(
         "loading": loading is not None, "times": times.tolist(),
         "indicator": answer.misfits["p"][0].tolist(), "largest_p": critical, "iterations": solver.iterations,
         "load_seconds": loaded - begin, "seconds": solved - loaded, "fields_seconds": time.perf_counter() - written,
-        "cores": 1, "enrichment": record, "bound": bound_of(where), "origin": origin(),
+        "cores": 1, "enrichment": record, "enrichments": len(read_description(where.model).get("enrichments", [])),
+        "bound": bound_of(where), "origin": origin(),
     }  # fmt: skip
     if ranks.rank == 0:
         write_description(place / "run.json", described)
@@ -276,7 +274,7 @@ def costs(model: Mapping[str, Any], run: Mapping[str, Any], evaluation: Mapping[
     full, reduced = evaluation["seconds"], run["seconds"]
     if full is None:
         return {"wall": None, "core": None, "offline_core_seconds": offline, "break_even": None}
-    mended = run["enrichment"] or {"seconds": 0.0, "cores": 1}
+    mended = run.get("enrichment") or {"seconds": 0.0, "cores": 1}
     spent = reduced * run["cores"] + mended["seconds"] * mended["cores"]
     saved = full * evaluation["cores"] - spent
     return {
@@ -349,15 +347,6 @@ def made_folder(folder: Path) -> Exception | None:
     except OSError as error:
         return error
     return None
-
-
-def _sizes(reduction: Reduction) -> dict[str, Any]:
-    model, sub = reduction.model, reduction.local.subdomain
-    return {
-        "dofs": 3 * sub.num_nodes, "elements": sub.num_elements, "points": sub.num_points, "modes": model.num_modes,
-        "reduced_points": len(model.points), "cubature_points": int(np.count_nonzero(model.weights)),
-        "dual_modes": {name: gappy.rows.shape[1] for name, gappy in model.gappy.items()},
-    }  # fmt: skip
 
 
 def bound_of(where: ModelFolder) -> dict[str, float] | None:
