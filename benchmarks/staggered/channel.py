@@ -28,6 +28,7 @@ from .channel_solver import distances, frequency, means, reference
 from .figures import Point, timed
 from .mac_steps import StaggeredSteps, potential_of
 from .planes import Measured
+from .potential_root import PotentialRoot
 
 NONE = Parameters({})
 WILD = 50.0
@@ -74,7 +75,7 @@ class Channel:
 
     @property
     def fields(self) -> int:
-        """Components of the potential, pressure, inflow."""
+        """Components of the potential (in a plane its root), pressure, inflow."""
         return 3 if self.ndim == 2 else 5
 
     def network_options(self) -> dict[str, Any]:
@@ -139,6 +140,17 @@ class Channel:
             self.case(), viscosity=1 / self.reynolds, p=NONE, solid=self.solid, base=self.base
         )  # fmt: skip
 
+    @cached_property
+    def root(self) -> PotentialRoot:
+        """What states in a plane hold in place of the potential."""
+        return PotentialRoot(self.potential.residual.grid)
+
+    def opened(self, states: torch.Tensor) -> torch.Tensor:
+        """Return potential and pressure (*lead, fields, *grid) of states without or with their inflow."""
+        if self.ndim == 3:
+            return states[..., : self.fields - 1, :, :, :]
+        return torch.stack((self.root.potential(states[..., 0, :, :]), states[..., 1, :, :]), -3)
+
     def equation(self, loss: str, device: str) -> ChannelEquation | ChannelSteps:
         """Return what grades steps of states with their inflow."""
         return ChannelSteps(self, device, compiled=True) if loss == "steps" else ChannelEquation(self)
@@ -168,6 +180,8 @@ class Channel:
                     for axis, wave in enumerate(waves):
                         waves[axis] = wave.reshape([-1 if a == axis else 1 for a in range(self.ndim)])
                     potential += strength * math.prod(waves[1:], start=waves[0])
+            if self.ndim == 2:
+                state[0] = self.root.root(torch.tensor(state[0]))
         low, high = self.inflows
         speed = rng.uniform(low, high, count) if inflow is None else inflow.cpu().numpy()
         fluid = ~np.broadcast_to(self.potential.residual.grid.solid, self.shape)
@@ -276,7 +290,7 @@ class Channel:
         return self._parts(window)[0]
 
     def _parts(self, window: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        state = self.potential.state(window[:, -1, :-1])
+        state = self.potential.state(self.opened(window[:, -1]))
         return state[:-1], state[-1]
 
     @torch.no_grad()
@@ -347,16 +361,15 @@ class ChannelEquation:
 
     def correction(self, old: Any, new: Any, t: float, dt: float) -> Any:
         """Return the change of velocity that is missing, (*lead, ndim, *grid)."""
-        ndim = self._channel.ndim
-        speed = old[(..., -1, *[slice(0, 1)] * ndim)]
+        channel = self._channel
+        speed = old[(..., -1, *[slice(0, 1)] * channel.ndim)]
         return self._potential.correction(
-            old[(..., slice(-1), *[slice(None)] * ndim)], new[(..., slice(-1), *[slice(None)] * ndim)], t, dt * speed,
-            1 / (self._channel.reynolds * speed),
-        )  # fmt: skip
+            channel.opened(old), channel.opened(new), t, dt * speed, 1 / (channel.reynolds * speed)
+        )
 
     def size(self, fields: Any) -> Any:
         """Return the velocities."""
-        return self._potential.size(fields[(..., slice(-1), *[slice(None)] * self._channel.ndim)])
+        return self._potential.size(self._channel.opened(fields))
 
 
 class ChannelSteps:
@@ -368,9 +381,8 @@ class ChannelSteps:
 
     def _split(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return velocities and pressure (ndim + 1, *lead, *grid), and inflows with the axes of (*lead, *grid)."""
-        ndim = self._channel.ndim
-        rest = [slice(None)] * ndim
-        return self._potential.state(states[(..., slice(-1), *rest)]), states[(..., -1, *[slice(0, 1)] * ndim)]
+        channel = self._channel
+        return self._potential.state(channel.opened(states)), states[(..., -1, *[slice(0, 1)] * channel.ndim)]
 
     def _stepped(self, velocity: torch.Tensor, inflow: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return velocity a frame later, and viscosity."""
@@ -406,7 +418,8 @@ class ChannelSteps:
             now = [k for k in range(len(young)) if (number - k * quarter // len(young)) % quarter == 0]
             if now:
                 windows = young[now].clone()
-                windows[:, :, 0] = potential_of(velocity[0][now] - base, channel.potential.spacing[1])
+                potential = potential_of(velocity[0][now] - base, channel.potential.spacing[1])
+                windows[:, :, 0] = channel.root.root(potential)
                 windows[:, :, 1] = self._solver.slope(velocity[:, now], viscosity[now])[1]
                 kept.append(windows)
             velocity, viscosity = self._stepped(velocity, inflow)
