@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_UNUSED = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -82,6 +83,7 @@ def run_trainer(
         ),
     )  # fmt: skip
     _quieten()
+    _leave_out_unused(trainer)
     try:
         trainer.fit()
     except TrainingFailedError as error:
@@ -184,6 +186,16 @@ def _worker_environment(settings: TrainerSettings) -> dict[str, str]:
     """Ray would set OMP_NUM_THREADS from its own idea of CPUs; the study decides, since solvers share the node."""
     threads = str(settings.threads)
     return {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+
+
+def _leave_out_unused(trainer: Any) -> None:
+    """Keep Ray Train from starting actors that deal out data sets of Ray's, and that remove what Ray removes itself.
+
+    Each loads Ray Train in a process of its own, 3 s of a core. A Ray that makes its callbacks elsewhere starts them.
+    """
+    plain = getattr(trainer, "_create_default_callbacks", None)
+    if plain is not None:
+        trainer._create_default_callbacks = lambda: [one for one in plain() if type(one).__name__ not in _UNUSED]
 
 
 def _quieten() -> None:

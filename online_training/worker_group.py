@@ -6,30 +6,40 @@ import os
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import ray
-import torch.distributed as dist
-from ray.train.backend import Backend
-from ray.train.torch import TorchConfig
+from ray.train.backend import Backend, BackendConfig
 
 _SHUTDOWN_SECONDS = 30.0
 _PREFIX = "workers-"
 
 
 @dataclass
-class FileRendezvous(TorchConfig):
-    """Ray Train's setting of torch.distributed, without the store that would listen on every interface without a token.
+class FileRendezvous(BackendConfig):
+    """In the place of Ray Train's TorchConfig, whose store would listen on every interface without a token.
 
+    Ray's controller reads it in a process of its own, which therefore need not import torch (3 s of a core).
+
+    backend : of torch.distributed.
     folder : of the run, that all nodes see and nobody else reads; a file in it takes the store's place.
     """
 
-    folder: str = ""
+    backend: str
+    folder: str
 
     @property
     def backend_cls(self) -> type[Backend]:
         """What Ray Train calls when workers start and end."""
         return _FileBackend
+
+    @property
+    def train_func_context(self) -> Any:
+        """What the training loop runs in: Ray's choice of the current GPU."""
+        from ray.train.torch import TorchConfig
+
+        return TorchConfig().train_func_context
 
 
 class _FileBackend(Backend):
@@ -58,6 +68,8 @@ class _FileBackend(Backend):
 
 
 def _join(backend: str, path: str, rank: int, count: int) -> None:
+    import torch.distributed as dist
+
     name = interface_with(ray.util.get_node_ip_address())
     if name:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
@@ -66,6 +78,8 @@ def _join(backend: str, path: str, rank: int, count: int) -> None:
 
 
 def _leave() -> None:
+    import torch.distributed as dist
+
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -286,7 +286,7 @@ def ray_here(tmp_path_factory):
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
+        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
         yield
         ray.shutdown()
 
@@ -302,11 +302,11 @@ def test_ray_train_restarts_killed_workers_and_does_not_repeat_what_would_fail_a
     expected, found = load_surrogate(alone).state_dict(), load_surrogate(run).state_dict()
     assert all(torch.allclose(expected[name], found[name], rtol=1e-5, atol=1e-5) for name in expected)
 
-    # As many workers as there is room for: half a CPU each, and Ray was told of two.
+    # As many workers as there is room for: half a CPU each, and Ray was told of one.
     elastic = make_run(tmp_path / "elastic")
     summary = run_trainer(settings_for(elastic, 30), (1, 8), 0, connect=connect_fake)
     assert (summary["batch"], summary["windows"]) == (30, 29 * 16 + 9)
-    assert len(list((elastic / "ledger").glob("trainer-1-1-*.log"))) == 4
+    assert len(list((elastic / "ledger").glob("trainer-1-1-*.log"))) == 2
     found = load_surrogate(elastic).state_dict()
     assert all(torch.allclose(expected[name], found[name], rtol=1e-5, atol=1e-5) for name in expected)
 
