@@ -310,11 +310,11 @@ def summarise(report: Report, results: Path, args: argparse.Namespace) -> None:
                 by_what.setdefault(line["what"], []).append(line)
         cores = cores_of(model)
         for what, lines in by_what.items():
-            setup = setup_of(lines, cores)
+            setup, device = setup_of(lines, cores), device_of(lines)
             values = [line["nrmse"] for line in lines if line["nrmse"] is not None]
             report.add(
                 f"online_vs_offline/{model}/{what}", float(np.median(values)) if values else None, "nRMSE",
-                seeds=len(values), cores=cores, setup=setup, all=values, cells=lines, device=lines[0].get("on", "cpu"),
+                seeds=len(values), cores=cores, setup=setup, all=values, cells=lines, device=device,
             )  # fmt: skip
         best = {what: np.median([one["nrmse"] for one in lines]) for what, lines in by_what.items()
                 if all(one["nrmse"] is not None for one in lines)}  # fmt: skip
@@ -327,7 +327,7 @@ def summarise(report: Report, results: Path, args: argparse.Namespace) -> None:
             setup = f"{setup_of(lines, cores)}; learning rates {RATES} on a seed of their own"
             report.add(
                 f"online_vs_offline/{model}/tuning, {what}", min(values, default=None), "nRMSE", cores=cores,
-                setup=setup, all=values, cells=lines, device=lines[0].get("on", "cpu"),
+                setup=setup, all=values, cells=lines, device=device_of(lines),
             )  # fmt: skip
         if "online" in best and rivals:
             winner = min(rivals, key=rivals.get)
@@ -335,6 +335,7 @@ def summarise(report: Report, results: Path, args: argparse.Namespace) -> None:
             report.add(
                 f"online_vs_offline/{model}/gain over the best offline size", 1 - best["online"] / rivals[winner],
                 "of its nRMSE", baseline=winner, seeds=len(online), cores=cores, setup=setup_of(online, cores),
+                device=device_of(online),
             )  # fmt: skip
         for rival in ("uniform", "sobol"):
             if not {rival, "breed"} <= set(by_what):
@@ -353,6 +354,11 @@ def setup_of(lines: list[dict[str, Any]], cores: int) -> str:
     total = {line["total"] for line in lines if "total" in line}
     clock = f"T = {' and '.join(f'{one:g}' for one in sorted(total))} s" if total else "a fixed number of windows"
     return f"{clock}, {cores} cores a cell, {len(os.sched_getaffinity(0))} cores in all"
+
+
+def device_of(lines: list[dict[str, Any]]) -> str:
+    """Return what the trainings of some cells ran on; those that had no data say nothing."""
+    return next((line["on"] for line in lines if "on" in line), "cpu")
 
 
 def draw(report: Report, folder: Path) -> None:
