@@ -346,7 +346,7 @@ def test_messages_of_an_old_attempt_are_fenced(study) -> None:
     assert request(new).attempt == 2
     old.send_block(*block(np.full((7, 5), 9.0)))
     new.send_block(*block(np.full((7, 5), 9.0), attempt=1))
-    rejected = wait_until(lambda: (r := intake.status()["rejected"]).get("attempt") and r)
+    rejected = wait_until(lambda: {"attempt", "session"} <= set(r := intake.status()["rejected"]) and r)
     assert set(rejected) == {"session", "attempt"} and rejected["attempt"] == 1  # a lease of the old one may come too
     assert intake.status()["steps_accepted"] == 0
     assert next_of(old, Kind.ACK) is None and "unknown session" in old.lost
