@@ -69,6 +69,7 @@ class Intake:
         self._record_bytes = batch_dtype(layout.window, len(layout.parameters)).itemsize
         self._asking_statistics: set[int] = set()
         self._messages = 0
+        self._wanted = False
         self._error: str | None = None
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -221,7 +222,11 @@ class Intake:
             self._error = f"{type(error).__name__}: {error}"
 
     def _receive_burst(self) -> None:
+        """Take up to some messages that are there; a worker that wants a batch does not wait for many blocks."""
+        self._wanted = False
         for _ in range(_BURST):
+            if self._wanted:
+                return
             frames = self._socket.receive()
             if frames is None:
                 return
@@ -552,6 +557,7 @@ class Intake:
         if type(batch) is not int or header.block != peer.hello.rank or peer.hello.generation != self._draws.generation:
             raise WireError("draw")
         self._draws.ask(header.value, header.block, header.num_blocks, batch, self._record_bytes)
+        self._wanted = True
 
     def _on_release(self, peer: Peer, header: Header, payload: Any) -> None:
         if header.payload_length % 8:
