@@ -63,7 +63,7 @@ STUDIES = {
     ),
 }  # fmt: skip
 QUICK = Subject(
-    case="heat2d", shape=(32, 32), model="mlp", settings={"simulations": 8, "held_out": 1, "ranks": 2, "views": 2}
+    case="heat2d", shape=(32, 32), model="mlp", settings={"simulations": 4, "held_out": 1, "ranks": 2, "views": 2}
 )
 
 
