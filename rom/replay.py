@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 SUSPECT = 0.05  # relative residual beyond which results are refused: models that fit leave 1e-2 and less
-COMPLETION = 1e-3  # relative residual of the linear system that completes digits: three more than were there
+COMPLETION = 1e-4  # relative residual of the linear system that completes digits: four more than were there
 CHECKED = ("stress", "strain", "p")
 
 
