@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import json
 import logging
 import os
@@ -68,7 +69,8 @@ def run_trainer(
     on_gpu = settings.device.startswith("cuda")
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"settings": asdict(settings), "connect": connect},
+        # By name: Ray's controller reads this in a process of its own, which has no need of torch and what is ours.
+        train_loop_config={"settings": asdict(settings), "connect": (connect.__module__, connect.__name__)},
         torch_config=FileRendezvous(
             backend="nccl" if on_gpu else "gloo", folder=str(Path(settings.run_dir, "secrets").absolute())
         ),
@@ -125,6 +127,8 @@ def _work(config: dict[str, Any]) -> None:
     )
     if settings.device == "cuda":
         settings = replace(settings, device=str(ray.train.torch.get_device()))
+    module, name = config["connect"]
+    connect = getattr(importlib.import_module(module), name)
     workers = Workers(settings.rank, settings.num_ranks)
     generation = workers.from_first(
         claim_generation(settings.run_dir, settings.session) if settings.rank == 0 else 0
@@ -132,7 +136,7 @@ def _work(config: dict[str, Any]) -> None:
     outcome = Path(settings.run_dir, "generations", f"{generation}.json")
     try:
         settings = replace(settings, generation=generation)
-        summary = train(settings, config["connect"](settings))
+        summary = train(settings, connect(settings))
         if settings.rank == 0:
             _leave(outcome, summary)
     except Exception as error:
