@@ -57,7 +57,7 @@ def main() -> None:
     options = parser.parse_args()
     quick = options.quick
     if quick:
-        options.seeds, options.steps = options.seeds[:1], 4
+        options.seeds, options.steps = options.seeds[:1], 2
     count, held = (20, 2) if quick else (400, 100)
     where = torch.cuda.get_device_name() if options.device == "cuda" else processor()
     report = Report("precision", device=options.device, quick=quick, resume=options.resume)
