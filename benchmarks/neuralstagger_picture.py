@@ -1,4 +1,4 @@
-"""The picture of docs/neuralstagger.md, from the lines of neuralstagger.py: error against time on one GPU.
+"""The picture of docs/neuralstagger.md, from the lines of neuralstagger.py: error against time on one GPU, roll-outs.
 
     python benchmarks/neuralstagger_picture.py [--quick]
 
@@ -55,8 +55,18 @@ def training_free(lines: dict[str, dict[str, Any]], problem: str) -> list[tuple[
     return [(match[1], line["value"]) for name, line in lines.items() if (match := re.match(pattern, name))]
 
 
+def transients(lines: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
+    """Return name -> errors to our solver at t = 1, 2, ... in the cavity."""
+    found = {}
+    for name, line in lines.items():
+        match = re.search(r"errors at whole times: ([^;]*)", line["setup"])
+        if match and name.startswith("P4") and "largest error" in name:
+            found[name.split(", steps loss")[0]] = [float(e) for e in match[1].split(",")]
+    return found
+
+
 def draw(path: Path) -> None:
-    """Draw a panel for every problem that has a network with a time."""
+    """Draw a panel for every problem that has a network with a time, and one for the roll-outs in the cavity."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -64,9 +74,14 @@ def draw(path: Path) -> None:
 
     lines = read()
     problems = [problem for problem in PROBLEMS if networks(lines, problem)]
-    figure, panels = pyplot.subplots(1, len(problems), figsize=(4.2 * len(problems), 3.8), layout="constrained",
-                                     squeeze=False)  # fmt: skip
-    for axes, problem in zip(panels[0], problems, strict=True):
+    number = len(problems) + 1
+    figure, panels = pyplot.subplots(1, number, figsize=(4.8 * number, 3.8), layout="constrained", squeeze=False)
+    for name, errors in transients(lines).items():
+        panels[0, -1].plot(range(1, len(errors) + 1), errors, "-", label=name)
+    panels[0, -1].axhline(0.03, color="grey", lw=0.8, ls=":")
+    panels[0, -1].set(yscale="log", xlabel="t", ylabel="error to our solver", title="Cavity, 128 x 128")
+    panels[0, -1].legend(fontsize=6)
+    for axes, problem in zip(panels[0], problems, strict=False):
         for who, style in (("spectral", "o-"), ("torch-cfd", "s-"), ("explicit", "o-")):
             if points := classical(lines, problem, who):
                 axes.plot(*zip(*points, strict=True), style, ms=4, lw=1, label=who)
@@ -85,7 +100,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="list what there is to draw")
     if parser.parse_args().quick:
-        print(json.dumps({problem: sorted(networks(read(), problem)) for problem in PROBLEMS}))
+        told = {problem: sorted(networks(read(), problem)) for problem in PROBLEMS}
+        print(json.dumps(told | {"roll-outs": sorted(transients(read()))}))
     else:
         draw(HERE.parent / "docs" / "pictures" / "neuralstagger.png")
 
