@@ -110,7 +110,7 @@ def setups() -> list[Setup]:
     rows.append(Setup(name="2-D solid rotation, one turn", frame="traced", seconds=30, widths=(12, 12), count=800,
                       values=once, note="contains the solution", **turn))  # fmt: skip
     rows.append(Setup(name="2-D solid rotation, one turn, frame learned", frame="lagrangian", seconds=120,
-                      values=once, widths=(8, 8), paths=(24,), count=800, longest=0.1, **turn))  # fmt: skip
+                      values=once, widths=(8, 8), paths=(32,), count=800, longest=0.1, **turn))  # fmt: skip
     rows.append(Setup(name="2-D rotation and diffusion nu=0.005, one turn", frame="traced", seconds=60,
                       widths=(20, 20), values=once | {"nu": 0.005}, count=2500, resample_every=30, **turn))  # fmt: skip
     rows.append(Setup(name="Burgers sin + 1 nu=0.1 to T=2 by new labels", case=t.burgers, goal=1e-4, duration=2.0,
