@@ -162,12 +162,13 @@ def trained(
     network = prepared(table, seen, seed, quick=quick)
     torch.manual_seed(seed)
     options, windows = losses(table, network, seen)
-    training = Run(network, options, windows, table.plan, seed=seed)
+    plan = replace(table.plan, batch=min(table.plan.batch, windows))
+    training = Run(network, options, windows, plan, seed=seed)
     for check in range(1, CHECKS + 1):
         training.train_until(seconds * check / CHECKS, seconds)
         found["errors"].append(error(table, network.history, held_out, network))
         found["seconds"].append(training.seconds)
-    found["steps"], found["epochs"] = training.step, training.step * table.plan.batch / len(seen.states)
+    found["steps"], found["epochs"] = training.step, training.step * plan.batch / len(seen.states)
     found["weights"] = sum(parameter.numel() for parameter in network.parameters())
     return found
 
