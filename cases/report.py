@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import inspect
 import json
 import os
@@ -17,7 +16,7 @@ import numpy as np
 import psutil
 
 from headrace.online_training.run_directory import write_text
-from headrace.rom.model_folder import processor
+from headrace.rom.model_folder import installed_version, processor
 from headrace.surrogates import LPINN
 
 from . import pictures
@@ -78,7 +77,7 @@ def render(data: RunData, evaluation: Evaluation | None, folder: Path) -> str:
         sections=_sections(data, evaluation, folder),
         simulations=_simulations(data, evaluation),
         tables=_tables(data),
-        version=importlib.metadata.version("headrace"),
+        version=installed_version("headrace"),
         date=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
     )
 

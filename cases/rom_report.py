@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 
 from headrace.rom.atomic import write_text
 from headrace.rom.mesh import Mesh
-from headrace.rom.model_folder import ModelFolder, read_description
+from headrace.rom.model_folder import ModelFolder, installed_version, read_description
 from headrace.rom.stages import costs
 from headrace.rom.store import Store
 
@@ -56,7 +55,7 @@ def write_report(model: str | Path) -> Path:
         runs=[_section(run, mesh, folder) for run in sorted(runs, key=lambda r: -r.worst)[:MAX_PICTURED] if run.found]
         + [_sample_section(where, sample, folder) for sample in samples],
         tables=_tables(described),
-        version=importlib.metadata.version("headrace"),
+        version=installed_version("headrace"),
         date=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
     )
     path = where.path / "report.html"

@@ -12,7 +12,7 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +142,17 @@ def settings_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
 
 
+def installed_version(package: str) -> str:
+    """Return the version of a package, or "not installed": a package that lies on the path alone has none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def origin() -> dict[str, str]:
     """Return versions and processor, for descriptions: a time means nothing without them."""
-    packages = {name: version(name) for name in ("headrace", "numpy", "scipy", "mpi4py", "h5py")}
+    packages = {name: installed_version(name) for name in ("headrace", "numpy", "scipy", "mpi4py", "h5py")}
     return {**packages, "python": platform.python_version(), "processor": processor()}
 
 

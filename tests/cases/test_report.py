@@ -18,6 +18,7 @@ from headrace.cases.command_line import build_app
 from headrace.cases.evaluation import evaluate_held_out
 from headrace.cases.report import write_report
 from headrace.cases.run_data import RunData
+from headrace.rom.model_folder import installed_version
 from headrace.solvers import MemorySink, Parameters
 from headrace.solvers.simulate import simulate
 from headrace.surrogates import FNO
@@ -133,6 +134,11 @@ def test_a_run_that_has_only_begun_has_a_report_too(tmp_path):
     assert status.exit_code == 0 and "not started yet" in status.output
     evaluate = command("evaluate", str(run))
     assert evaluate.exit_code == 2 and "--resume" in evaluate.stderr
+
+
+def test_a_package_that_lies_on_the_path_alone_has_no_version():
+    assert installed_version("numpy") == np.__version__
+    assert installed_version("no-such-package") == "not installed"
 
 
 def test_status_tells_what_the_logs_say(run):
