@@ -75,8 +75,7 @@ def forecast_study(
     require_capacity(settings, case, surrogate.window)
     cores = len(os.sched_getaffinity(0))
     ranks = settings.ranks if settings.ranks <= cores else 1
-    busy = settings.max_running * settings.ranks + settings.max_workers
-    seconds, rank_bytes = time_simulation(reference, ranks, busy)
+    seconds, rank_bytes = time_simulation(reference, ranks, settings.busy_processes)
     costs = Costs(
         simulation=seconds * ranks / settings.ranks if simulation_seconds is None else simulation_seconds,
         batch=measured, rank_bytes=rank_bytes, model_bytes=model_bytes, cores=cores,

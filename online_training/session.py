@@ -146,7 +146,7 @@ class Session:
             **threads,
             "HEADRACE_LEASE": f"{LEASE_SECONDS:g}",
             RANKS: str(self._settings.ranks),
-            **kind_to_neighbours(self._settings.max_running * self._settings.ranks + self._settings.max_workers),
+            **kind_to_neighbours(self._settings.busy_processes),
         }
         case, ranks = self._record.case.load(), self._settings.ranks
         foreign = isinstance(case.solver, StreamingProgram)

@@ -261,6 +261,11 @@ class StudySettings(BaseModel):
         return max(self.jobs, self.most_jobs)
 
     @property
+    def busy_processes(self) -> int:
+        """How many processes want a core at the same time at most: ranks of solvers, and trainer workers."""
+        return self.max_running * self.ranks + self.max_workers
+
+    @property
     def buffer_bytes(self) -> int:
         """Size of the reservoir in bytes."""
         return parse_bytes(self.buffer)

@@ -47,7 +47,7 @@ def enrich(
     """
     described, sub = read_description(where.model), reduction.local.subdomain
     begin = time.perf_counter()
-    reduction = replace(reduction, snapshots=_known(case, where, reduction))
+    reduction = replace(reduction, snapshots=_known(case, where, described, reduction))
     parts = sub.gather(np.full(len(sub.elements), sub.comm.rank), at="elements")
     solver = Solver(reduction.local.problem, sub.comm, parts=parts)
     wish = Tolerances(**described["tolerances"])
@@ -71,9 +71,8 @@ def enrich(
     return found, record
 
 
-def _known(case: RomCase, where: ModelFolder, reduction: Reduction) -> Snapshots:
-    """Return what the model has learned from so far. Collective."""
-    described = read_description(where.model)
+def _known(case: RomCase, where: ModelFolder, described: Mapping[str, Any], reduction: Reduction) -> Snapshots:
+    """Return what a folder's model has learned from so far. Collective."""
     mesh = mesh_of(str(where.reduction)) if case.takes_mesh else None
     learned: list[tuple[Mapping[str, Any], Path]] = [
         *((record, where.training(k)) for k, record in enumerate(described["training"])),
