@@ -246,6 +246,8 @@ class Intake:
         if peer is None:
             # It was authenticated: a rank of before a restart of the intake, or one that was forgotten.
             self._socket.post(identity, Kind.REFUSED, rejoin("unknown session"))
+            if header.kind == Kind.LEASE and self._peers.began(header.session):
+                return  # a sign of life has a connection of its own, on which it comes later than its rank's farewell
             raise WireError("session")
         peer.check(header, identity)
         handler = self._handlers.get(header.kind)

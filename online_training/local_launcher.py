@@ -27,7 +27,7 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """What tells a process how many threads to compute with."""
 
 _TAG = "HEADRACE_JOB_TAG"  # marks every process of a job, so that each can be found again
-_KILL_SECONDS = 5.0
+_KILL_SECONDS = 60.0  # a killed process needs a share of the processor to end
 
 
 def thread_variables(count: int, environment: Mapping[str, str]) -> dict[str, str]:
@@ -226,7 +226,7 @@ def _flags_of(mpirun: Path) -> list[str]:
     """Return the flags with which this mpirun lets ranks share cores."""
     try:
         answer = subprocess.run(
-            [str(mpirun), "--version"], capture_output=True, text=True, timeout=30, check=True,
+            [str(mpirun), "--version"], capture_output=True, text=True, timeout=120, check=True,
             env=_environment_for(mpirun), stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:

@@ -129,7 +129,7 @@ class Peers:
     """The sessions of one intake; session numbers tell intakes of the same study apart."""
 
     def __init__(self, session: int) -> None:
-        self._next = (session << 32) + 1
+        self._first = self._next = (session << 32) + 1
         self._by_session: dict[int, Peer] = {}
         self._nonces: OrderedDict[str, None] = OrderedDict()
         self.jobs: dict[str, Job] = {}
@@ -144,6 +144,10 @@ class Peers:
     def find(self, session: int) -> Peer | None:
         """Return the peer of a session, if it is one of this intake."""
         return self._by_session.get(session)
+
+    def began(self, session: int) -> bool:
+        """Return whether a session is or was one of this intake."""
+        return self._first <= session < self._next
 
     def remember(self, nonce: str) -> None:
         """Refuse a HELLO that was seen before: it was recorded and is replayed."""

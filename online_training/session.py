@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 _TICK_SECONDS = 0.25
 _REPORT_SECONDS = 1.0
 _TRAINER_SECONDS = 120.0
+_ANSWER_SECONDS = 180.0  # the first answer of an actor comes after its process was started
 
 
 class SessionLost(Exception):
@@ -121,14 +122,14 @@ class Session:
 
     def _end_intake(self, actor: Any) -> None:
         try:
-            ray.get(actor.close.remote(), timeout=30)
+            ray.get(actor.close.remote(), timeout=_ANSWER_SECONDS)
         except ray.exceptions.RayError as error:
             logger.info("The intake could not be closed in order: %s", error)
         ray.kill(actor)
 
     def _ask(self, method: Any, *arguments: Any) -> Any:
         try:
-            return ray.get(method.remote(*arguments), timeout=60)
+            return ray.get(method.remote(*arguments), timeout=_ANSWER_SECONDS)
         except ray.exceptions.RayTaskError as error:
             raise StudyError(str(error.cause)) from error.cause
         except ray.exceptions.RayActorError as error:

@@ -158,7 +158,7 @@ def _intake_lives(settings: TrainerSettings) -> bool:
 
     try:
         intake = ray.get_actor(intake_name(settings.study, settings.session), namespace=NAMESPACE)
-        ray.get(intake.status.remote(), timeout=10)
+        ray.get(intake.status.remote(), timeout=60)
     except (ValueError, ray.exceptions.RayError):
         return False
     return True

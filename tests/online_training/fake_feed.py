@@ -3,7 +3,6 @@
 import gc
 import os
 import signal
-from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -91,11 +90,12 @@ def settings_for(run, num_batches, **changes):
     return TrainerSettings(**{**defaults, **changes})
 
 
-def train_as_worker(rank, port, runs):
-    """Be one of two workers that train in one (folder, num_batches, start, poison, settings) after the other."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
+def train_as_worker(rank, meeting, runs):
+    """Be one of two workers that train in one (folder, num_batches, start, poison, settings) after the other.
+
+    meeting : a file by which they find each other.
+    """
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     for folder, num_batches, start, poison, changes in runs:
         settings = settings_for(folder, num_batches, rank=rank, num_ranks=2, generation=2, **changes)
         try:

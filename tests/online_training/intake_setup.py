@@ -21,6 +21,7 @@ from headrace.online_training.ledger import RecordWriter
 STUDY = 0x0123456789ABCDEF
 TOKEN = bytes(range(32))
 MPI_PROGRAM = str(Path(__file__).with_name("mpi_stream.py"))
+PATIENCE = 120.0  # seconds after which what has not come will not come, also where many processes share two cores
 
 
 class PlainMemory:
@@ -161,7 +162,7 @@ def plan(intake: Intake, count: int, **changes: Any) -> None:
     intake.all_planned()
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     """Wait for a condition and return its value."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -250,7 +251,7 @@ class TrainerDouble:
     def ask(self, index: int, batch: int = 4) -> None:
         self.link.send(Kind.DRAW, {"batch": batch}, value=index, block=self.rank, num_blocks=self.ranks)
 
-    def take(self, timeout: float = 5.0) -> np.ndarray | str | None:
+    def take(self, timeout: float = PATIENCE) -> np.ndarray | str | None:
         """The next BATCH's records; None at the stream's end; "nothing" after the timeout."""
         message = self.link.receive(timeout)
         if message is None:

@@ -141,7 +141,7 @@ def _private_with(shared: Sequence[Path], place: str, stage: Path) -> str:
 
 def _run(*command: str, check: bool = True) -> subprocess.CompletedProcess:
     done = subprocess.run(
-        command, env={**os.environ, "PATH": PATHS}, capture_output=True, text=True, timeout=30, check=False
+        command, env={**os.environ, "PATH": PATHS}, capture_output=True, text=True, timeout=120, check=False
     )
     if check and done.returncode:
         raise AssertionError(f"{' '.join(command)}: {done.stderr}")
@@ -157,7 +157,7 @@ def _first_child(pid: int) -> int | None:
     return None
 
 
-def _until(condition, seconds: float = 20.0) -> None:
+def _until(condition, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -101,7 +101,7 @@ SlurmdParameters=config_overrides
 MpiDefault=none
 ReturnToService=2
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
-SlurmdTimeout=10
+SlurmdTimeout=120
 KillWait=3
 {nodes}
 PartitionName=main Nodes={",".join(NODES)} Default=YES MaxTime=60 State=UP
@@ -158,7 +158,7 @@ PartitionName=main Nodes={",".join(NODES)} Default=YES MaxTime=60 State=UP
         """Return when the nodes have these states, in any order."""
         self._wait(lambda: set(self.run("sinfo", "-h", "-N", "-o", "%T").split()) == set(states), "both nodes")
 
-    def _wait(self, condition, what: str, seconds: float = 40.0) -> None:
+    def _wait(self, condition, what: str, seconds: float = 180.0) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
@@ -170,7 +170,7 @@ PartitionName=main Nodes={",".join(NODES)} Default=YES MaxTime=60 State=UP
         """Run a client command and return what it prints."""
         done = subprocess.run(
             command, env={**os.environ, **self.environment, "PATH": PATHS}, capture_output=True, text=True, check=False,
-            timeout=60,
+            timeout=180,
         )  # fmt: skip
         return done.stdout
 
@@ -179,6 +179,8 @@ PartitionName=main Nodes={",".join(NODES)} Default=YES MaxTime=60 State=UP
         assert self._nodes is not None, "a node that shares this host's processes cannot be killed whole"
         self._nodes.kill(name)
         self._killed.append(name)
+        # The controller would find out by itself, after a silence that a slow machine must not be taken for.
+        self.run("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=killed")
 
     def kill_controller(self) -> None:
         """kill -9 the controller."""

@@ -1,9 +1,12 @@
 """A study as a user's script starts it; the test beside it sends the signals.
 
 python study_driver.py RUN_DIR MODEL new|resume SETTINGS_AS_JSON
+
+While the file that HEADRACE_TEST_HOLD names exists the trainer takes its time, so that a signal finds it at work.
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -44,8 +47,17 @@ case = Case(
 if __name__ == "__main__" or "torch" in sys.modules:
     from headrace.surrogates import FNO, MLP
 
-    class OwnMLP(MLP):
+    class _Unhurried:
+        def training_loss(self, batch):
+            if os.path.exists(os.environ.get("HEADRACE_TEST_HOLD", "")):
+                time.sleep(0.2)
+            return super().training_loss(batch)
+
+    class OwnMLP(_Unhurried, MLP):
         """A user's own class: workers and validator find it in the run's copy of this file."""
+
+    class OwnFNO(_Unhurried, FNO):
+        """Likewise."""
 
 
 SETTINGS = {"simulations": 30, "held_out": 3, "ranks": 2, "batch_size": 8, "views": 4.0, "checkpoint_every": 0.5}
@@ -54,7 +66,7 @@ if __name__ == "__main__":
     from headrace.online_training import Study
 
     run_dir, model, how, changes = sys.argv[1:]
-    surrogate = FNO(modes=4, width=8, layers=2) if model == "fno" else OwnMLP()
+    surrogate = OwnFNO(modes=4, width=8, layers=2) if model == "fno" else OwnMLP()
     study = Study(case, surrogate, run_dir=Path(run_dir), **{**SETTINGS, **json.loads(changes)})
     result = study.run(resume=how == "resume")
     print("status", result.status)

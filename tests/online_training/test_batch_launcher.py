@@ -204,9 +204,9 @@ def slurm(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch):
     launcher.stop_all()
 
 
-def ends(launcher: BatchLauncher, count: int, seconds: float = 60.0) -> dict[str, int]:
+def ends(launcher: BatchLauncher, count: int) -> dict[str, int]:
     codes: dict[str, int] = {}
-    wait_until(lambda: codes.update(launcher.poll()) or len(codes) >= count, seconds)
+    wait_until(lambda: codes.update(launcher.poll()) or len(codes) >= count)
     return codes
 
 
@@ -232,7 +232,7 @@ def test_jobs_of_an_array_are_watched_and_stopped_one_by_one(
     elements = cluster.run("squeue", "-h", "-r", "-o", "%i").split()
     assert len(elements) == 3 and len({one.partition("_")[0] for one in elements}) == 1
     slurm.stop("6-1")
-    wait_until(lambda: len(cluster.run("squeue", "-h", "-r", "-o", "%i").split()) == 2, 30)
+    wait_until(lambda: len(cluster.run("squeue", "-h", "-r", "-o", "%i").split()) == 2)
     cluster.run("scancel", *cluster.run("squeue", "-h", "-r", "-o", "%i").split())
     codes = ends(slurm, 3)
     assert set(codes) == {"6-0", "6-1", "6-2"} and all(codes.values())
@@ -244,7 +244,7 @@ def test_a_stopped_job_leaves_no_rank(slurm: BatchLauncher, tmp_path: Path) -> N
     ranks_in(tmp_path / "pids", 2)
     assert len(processes_with(tmp_path / "pids")) >= 2
     slurm.stop("2-1")
-    wait_until(lambda: not processes_with(tmp_path / "pids"), 20)
+    wait_until(lambda: not processes_with(tmp_path / "pids"))
     assert slurm.poll().get("2-1", LOST) != 0
 
 
@@ -285,10 +285,13 @@ def test_a_controller_that_dies_is_no_death_of_jobs(tmp_path: Path, monkeypatch:
     with SlurmCluster(shared=(tmp_path,)) as own:
         monkeypatch.setenv("SLURM_CONF", own.environment["SLURM_CONF"])
         launcher = BatchLauncher("slurm", poll_seconds=0.2)
-        launcher.start(make_job(tmp_path, "5-1", sys.executable, RANK, "4", "0", str(tmp_path / "pids")))
+        wait = f"echo $$ >> {tmp_path}/pids; until [ -e {tmp_path}/end ]; do sleep 0.1; done"
+        launcher.start(make_job(tmp_path, "5-1", "sh", "-c", wait))
         ranks_in(tmp_path / "pids", 2)
         own.kill_controller()
-        time.sleep(1.0)
-        assert launcher.poll() == {}
-        assert ends(launcher, 1, 30) == {"5-1": 0}
+        for _ in range(5):
+            time.sleep(0.2)
+            assert launcher.poll() == {}
+        (tmp_path / "end").touch()
+        assert ends(launcher, 1) == {"5-1": 0}
         own.restart_controller()

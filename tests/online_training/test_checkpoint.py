@@ -210,7 +210,7 @@ def test_readers_and_kill_9_never_see_a_torn_checkpoint(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     writer = subprocess.Popen([sys.executable, "-c", _WRITER, str(tmp_path)], env=environment)
     try:
-        seen, deadline = set(), time.monotonic() + 60
+        seen, deadline = set(), time.monotonic() + 240
         while len(seen) < 15 and time.monotonic() < deadline:
             checkpoint = latest_checkpoint(tmp_path)
             if checkpoint is not None:

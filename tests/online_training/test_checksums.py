@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import pytest
 import xxhash
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.online_training.assembly import Box, StepAssembly, overlap
@@ -13,7 +13,6 @@ from headrace.online_training.client import Digest, checksum_of
 
 
 @given(st.lists(st.binary(max_size=300), max_size=6))
-@settings(deadline=None)
 def test_a_digest_of_parts_is_that_of_the_whole(parts: list[bytes]) -> None:
     whole = b"".join(parts)
     for name, expected in (("crc32", zlib.crc32(whole)), ("xxh3", xxhash.xxh3_64_intdigest(whole) % 2**32)):

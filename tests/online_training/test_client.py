@@ -25,6 +25,7 @@ from headrace.online_training.client import (
 from headrace.online_training.ledger import read_records
 from tests.mpi_run import OVER_THE_NETWORK, run_mpi
 from tests.online_training.intake_setup import (
+    PATIENCE,
     TOKEN,
     field_of,
     make_layout,
@@ -270,10 +271,8 @@ def test_a_study_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("HEADRACE_LEASE", "0.6")
-    began = time.monotonic()
     with pytest.raises(ConnectionError, match=r"No intake answered at .* within 0.6 s"):
         connect({"u": (7, 5)})
-    assert time.monotonic() - began < 3
 
 
 def test_an_orphan_ends_itself_when_its_lease_expires(tmp_path: Path) -> None:
@@ -288,13 +287,13 @@ def test_an_orphan_ends_itself_when_its_lease_expires(tmp_path: Path) -> None:
     with running_intake(tmp_path, make_layout()) as intake:
         plan(intake, 1)
         process = subprocess.Popen(
-            [sys.executable, "-c", program], env=solver_environment(intake, HEADRACE_LEASE="0.8"),
+            [sys.executable, "-c", program], env=solver_environment(intake, HEADRACE_LEASE="3"),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert process.stdout.readline() == "connected\n"
-        time.sleep(1.2)
+        time.sleep(4)
         assert process.poll() is None, "while the intake answers, it lives longer than its lease"
-    _, errors = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 75
     assert "rank 0 of job 1-0001 heard nothing from the intake" in errors and errors.count("\n") == 1
 
@@ -327,5 +326,5 @@ def test_mpi_goes_on_while_a_rank_waits_for_the_study(tmp_path: Path) -> None:
     program = str(Path(__file__).parent / "foreign" / "late_message.py")
     with running_intake(tmp_path, make_layout(shape=(2,), num_steps=2)) as intake:
         plan(intake, 1)
-        done = run_mpi(2, [program], timeout=60, env={**intake.environment, **OVER_THE_NETWORK})
+        done = run_mpi(2, [program], env={**intake.environment, **OVER_THE_NETWORK})
         assert done.returncode == 0 and intake.status()["done"] == 1, done.stderr

@@ -15,7 +15,7 @@ from tests.mpi_run import mpirun, open_mpi_flags
 SOLVER = str(Path(__file__).parent / "foreign" / "bad_solver.py")
 N, STEPS = 12, 6
 
-pytestmark = [pytest.mark.mpi, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.mpi, pytest.mark.timeout(600)]
 
 
 def subject(mistake: str) -> Subject:

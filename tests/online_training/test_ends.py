@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import time
 
 import numpy as np
 import pytest
@@ -135,10 +134,9 @@ def test_callbacks_are_told_and_one_that_fails_is_left_out(case, data, tmp_path,
 
 
 def test_a_callback_ends_a_training_early_and_the_study_is_finished(case, data, tmp_path):
-    began = time.monotonic()
     result = Study(case, MLP(hidden=(8,)), run_dir=tmp_path / "run", offline=str(data), views=1e5,
                    callbacks="enough").run()  # fmt: skip
-    assert result.status == "finished" and result.validation and time.monotonic() - began < 60
+    assert result.status == "finished" and result.validation
     last = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
     assert last["stop"] == "enough: 2000 windows" and 2000 <= last["windows"] < last["total_windows"]
 

@@ -1,6 +1,7 @@
 """The feed: a trainer's batches hold what the solver sent, in the same order for all workers, to the end."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from headrace.online_training.feed import Feed
 from headrace.online_training.reservoir import Reservoir
 from headrace.online_training.slot_memory import SlotMemory
 from tests.online_training.intake_setup import (
+    PATIENCE,
     STUDY,
     TOKEN,
     field_of,
@@ -30,7 +32,7 @@ from tests.online_training.intake_setup import (
 @contextmanager
 def real_intake(tmp_path: Path, layout, *, slots: int = 64, watermark: int = 1, **changes):
     """An intake with the reservoir and the shared memory of a real study."""
-    name = f"test-{tmp_path.name}"
+    name = f"test-{os.getpid()}-{tmp_path.name}"
     memory = SlotMemory.create(name, layout, slots * layout.step_bytes)
     buffer = Reservoir(slots, layout.window, watermark, seed=5)
     with running_intake(tmp_path, layout, slots=slots, memory=memory, buffer=buffer, **changes) as intake:
@@ -60,7 +62,7 @@ def solver(monkeypatch: pytest.MonkeyPatch, intake):
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     yield thread
-    thread.join(10)
+    thread.join(PATIENCE)
     assert not thread.is_alive() and not errors, errors
 
 
@@ -150,7 +152,7 @@ def test_two_workers_get_slices_of_the_same_batches(tmp_path, monkeypatch) -> No
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(20)
+            thread.join(PATIENCE)
     assert len(seen[0]) == len(seen[1]) >= 5 * 5 * 2 // 6
     assert [len(table) for table in seen[0]] == [len(table) for table in seen[1]]
     rows = [row for tables in seen for table in tables for row in table]

@@ -124,7 +124,7 @@ class Stream:
     kind=st.sampled_from([FIFO, FIRO, Reservoir]), group=st.integers(1, 3), window=st.integers(1, 3),
     spare=st.integers(0, 25), seed=st.integers(0, 10**6), short=st.integers(0, 3), data=st.data(),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 def test_draws_repeat_whatever_arrives_first_and_wherever_a_run_is_cut(
     kind, group, window, spare, seed, short, data
 ) -> None:

@@ -27,6 +27,7 @@ from headrace.online_training.slot_memory import SlotMemory
 from tests.mpi_run import mpirun, run_mpi
 from tests.online_training.intake_setup import (
     MPI_PROGRAM,
+    PATIENCE,
     STUDY,
     TOKEN,
     TrainerDouble,
@@ -45,7 +46,7 @@ def run_job(intake, ranks: int, *, job: str = "1-0001", **settings: object) -> l
     layout = intake.settings.layout
     values = {"shape": layout.shape, "fields": layout.fields, "steps": layout.num_steps, **settings}
     environment = {**intake.environment, "HEADRACE_JOB": job}
-    done = run_mpi(ranks, [MPI_PROGRAM, json.dumps(values)], timeout=60, env=environment)
+    done = run_mpi(ranks, [MPI_PROGRAM, json.dumps(values)], env=environment)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
@@ -116,12 +117,12 @@ def test_blocks_of_unequal_size_and_two_fields_are_put_together(study, tmp_path:
 
 @pytest.mark.mpi
 def test_the_word_stop_is_the_same_on_all_ranks(study) -> None:
-    intake = study(make_layout(num_steps=60), slots=80)
+    intake = study(make_layout(num_steps=60), slots=20)  # nobody draws: it cannot end before it is stopped
     plan(intake, 5)
     job = start_job(intake, 4, cut=[2, 2], pause=0.02)
     wait_until(lambda: intake.status()["steps_accepted"] > 5)
     intake.request_stop()
-    out, errors = job.communicate(timeout=20)
+    out, errors = job.communicate(timeout=PATIENCE)
     assert job.returncode == 0, errors
     words = [json.loads(line)["words"] for line in out.splitlines()]
     assert len(words) == 4 and all(w == words[0] for w in words)
@@ -135,7 +136,7 @@ def test_a_killed_rank_costs_one_attempt(study, tmp_path: Path) -> None:
     intake = study(layout)
     plan(intake, 2)
     job = start_job(intake, 2, cut=[2, 1], crash=[1, 1, 3])
-    job.communicate(timeout=20)
+    job.communicate(timeout=PATIENCE)
     assert job.returncode != 0
     assert intake.job_ended("1-0001", job.returncode) == [1]
     reports = run_job(intake, 2, cut=[2, 1], job="1-0002")
@@ -167,7 +168,7 @@ def test_nan_puts_a_simulation_into_quarantine_and_the_job_goes_on(study, tmp_pa
 @pytest.mark.mpi
 def test_a_restarted_intake_is_joined_by_the_ranks_that_live(study, tmp_path: Path) -> None:
     layout = make_layout(num_steps=30)
-    first = study(layout, slots=80)
+    first = study(layout, slots=20)  # nobody draws: the simulation cannot end before its intake is gone
     plan(first, 1)
     job = start_job(first, 2, cut=[2, 1], pause=0.02)
     wait_until(lambda: first.status()["steps_accepted"] > 3)
@@ -176,7 +177,7 @@ def test_a_restarted_intake_is_joined_by_the_ranks_that_live(study, tmp_path: Pa
     second = study(layout, slots=80, session=2, port=port)
     second.plan([Assignment(simulation=0, parameters={"nu": 0.5}, attempt=2)])
     second.all_planned()
-    out, errors = job.communicate(timeout=20)
+    out, errors = job.communicate(timeout=PATIENCE)
     assert job.returncode == 0, errors
     reports = [json.loads(line) for line in out.splitlines()]
     for report in reports:
@@ -205,7 +206,7 @@ def test_a_full_reservoir_blocks_the_solver_and_loses_nothing(study) -> None:
 
     solver = threading.Thread(target=solve)
     solver.start()
-    wait_until(lambda: intake.status()["population"] == 5)
+    wait_until(lambda: intake.status()["population"] == len(sent) == 5)
     time.sleep(0.2)
     assert len(sent) == 5, "no credit beyond the reservoir's slots"
     trainer = TrainerDouble(intake)
@@ -221,7 +222,7 @@ def test_a_full_reservoir_blocks_the_solver_and_loses_nothing(study) -> None:
     solver.join()
     assert sorted(seen) == [(s, t) for s in range(2) for t in range(20)]
     status = intake.status()
-    assert status["blocked_seconds"] >= 0.2 and status["ended"] and status["starts_used"] == 40
+    assert status["blocked_seconds"] > 0 and status["ended"] and status["starts_used"] == 40
 
 
 @pytest.mark.mpi
@@ -231,11 +232,11 @@ def test_solvers_that_outrun_the_trainer_hear_slow_on_all_ranks_at_the_same_step
     intake = study(layout, slots=5)
     plan(intake, 1)
     job = start_job(intake, 2, cut=[2, 1])
-    wait_until(lambda: intake.status()["population"] == 5, 60.0)
+    wait_until(lambda: intake.status()["population"] == 5)
     trainer = TrainerDouble(intake)
     trainer.drain(batch=1)
     trainer.close()
-    out, _ = job.communicate(timeout=60)
+    out, _ = job.communicate(timeout=PATIENCE)
     first, second = (json.loads(line)["words"][0] for line in out.splitlines())
     assert first == second, "decided once for all ranks"
     assert first[:5] == [0] * 5 and first[5] == SLOW, "send(step=k) returns the word of step k-1"
@@ -251,7 +252,7 @@ def test_admission_waits_until_the_smallest_window_fits(study) -> None:
     second = request(links[1], timeout=0.3)
     assert second is None, "3 of 5 slots are the first one's"
     links[0].send(Kind.END, {"reason": "no"}, simulation=0, attempt=1, value=1)
-    header, _ = links[1].receive(2.0)
+    header, _ = links[1].receive(PATIENCE)
     assert (header.kind, header.simulation) == (Kind.ASSIGN, 1)
     for link in links:
         link.close()
@@ -262,14 +263,17 @@ def solver_link(intake, job: str, rank: int = 0, ranks: int = 1) -> Link:
     hello = {"role": "solver", "job": job, "rank": rank, "ranks": ranks, "generation": 0}
     link = Link(intake.addresses, TOKEN, STUDY, hello=hello, lease=30.0)
     link.join()
-    layout = intake.settings.layout
-    link.send(Kind.DECLARE, {"fields": [{"name": n, "shape": layout.shape, "dtype": "float32"} for n in layout.fields]})
-    header, _ = link.receive(2.0)
+    declare(link, intake.settings.layout)
+    header, _ = link.receive(PATIENCE)
     assert header.kind == Kind.DECLARED
     return link
 
 
-def request(link: Link, round_: int = 1, timeout: float = 2.0) -> Header | None:
+def declare(link: Link, layout) -> None:
+    link.send(Kind.DECLARE, {"fields": [{"name": n, "shape": layout.shape, "dtype": "float32"} for n in layout.fields]})
+
+
+def request(link: Link, round_: int = 1, timeout: float = PATIENCE) -> Header | None:
     link.send(Kind.REQUEST, value=round_)
     message = link.receive(timeout)
     return message[0] if message else None
@@ -286,7 +290,7 @@ def block(values: np.ndarray, offset: tuple[int, ...] = (0, 0), shape: tuple[int
     return header, payload
 
 
-def next_of(link: Link, kind: Kind, timeout: float = 2.0) -> Header | None:
+def next_of(link: Link, kind: Kind, timeout: float = PATIENCE) -> Header | None:
     while (message := link.receive(timeout)) is not None:
         if message[0].kind == kind:
             return message[0]
@@ -327,8 +331,10 @@ def test_words_to_a_quick_solver_are_said_ahead_and_a_stop_begins_behind_them(st
         values = np.full((7, 5), np.nan) if step == 1 else field_of(0, step, (7, 5))
         link.send_block(*block(values, step=step))
         wait_until(lambda: intake._table.runs[0].received > step)  # noqa: B023
-        while (ack := next_of(link, Kind.ACK, 0.05)) is not None:
-            said.append((ack.step, ack.value & 0xFF))
+        declare(link, intake.settings.layout)  # whatever was said before comes before the answer
+        while (message := link.receive(PATIENCE))[0].kind != Kind.DECLARED:
+            if message[0].kind == Kind.ACK:
+                said.append((message[0].step, message[0].value & 0xFF))
         if step == 0:
             assert said == [(ahead, CONTINUE) for ahead in first]
     stops = 3 if len(first) > 1 else 1
@@ -347,7 +353,7 @@ def test_messages_of_an_old_attempt_are_fenced(study) -> None:
     old.send_block(*block(np.full((7, 5), 9.0)))
     new.send_block(*block(np.full((7, 5), 9.0), attempt=1))
     rejected = wait_until(lambda: {"attempt", "session"} <= set(r := intake.status()["rejected"]) and r)
-    assert set(rejected) == {"session", "attempt"} and rejected["attempt"] == 1  # a lease of the old one may come too
+    assert rejected == {"session": 1, "attempt": 1}
     assert intake.status()["steps_accepted"] == 0
     assert next_of(old, Kind.ACK) is None and "unknown session" in old.lost
     old.close()
@@ -440,13 +446,26 @@ def test_a_damaged_block_costs_the_attempt(study) -> None:
     request(link)
     header, payload = block(np.zeros((7, 5)))
     link.send_block(header, payload[:-1] + b"\1")
-    next_of(link, Kind.ACK, 1.0)
+    next_of(link, Kind.ACK)
     assert "was damaged on its way" in link.lost
     status = intake.status()
-    # On a busy machine a sign of life may be on its way when the session ends: it is a stranger's then.
-    assert status["rejected"]["checksum"] == 1 and status["rejected"].keys() <= {"checksum", "session"}
+    assert status["rejected"] == {"checksum": 1}
     assert status["lost"] == 1 and status["queued"] == 1
     link.close()
+
+
+def test_a_sign_of_life_that_comes_after_the_farewell_is_no_stranger_s(study) -> None:
+    """It has a connection of its own, and is counted as wrong only where it names a session that never was."""
+    intake = study()
+    link = solver_link(intake, "1-0001")
+    session = link.session
+    link.close()
+    wait_until(lambda: intake.status()["peers"] == 0)
+    late = solver_link(intake, "1-0002")
+    for number in (session, 12345):
+        late._socket.send(Header(Kind.LEASE).stamped(STUDY, number, 1).sign(TOKEN))
+    assert wait_until(lambda: intake.status()["rejected"]) == {"session": 1}
+    late.close()
 
 
 def test_strict_mode_takes_signed_payloads_only(study) -> None:
@@ -599,7 +618,7 @@ def test_windows_never_reach_over_a_gap(study, tmp_path: Path) -> None:
     accepted = {r["t"] for r in records_of(tmp_path, "step")}
     assert max(accepted) > 12, "when there is room again, steps are sent again"
     assert sorted(seen) == [s for s in range(39) if {s, s + 1} <= accepted], "every whole window once, no other"
-    assert status["windows_accepted"] == len(seen) and status["blocked_seconds"] < 5
+    assert status["windows_accepted"] == len(seen)
 
 
 def test_a_step_that_was_not_to_be_left_out_is_named(study) -> None:
@@ -765,7 +784,7 @@ def test_statistics_are_those_of_all_that_came_before_the_watermark(study) -> No
     trainer.link.send(Kind.STATISTICS)
     assert trainer.link.receive(0.2) is None
     fill(intake)
-    header, payload = trainer.link.receive(2.0)
+    header, payload = trainer.link.receive(PATIENCE)
     assert header.kind == Kind.STATISTICS_ARE
     cells = np.stack([field_of(s, t, (7, 5)) for s in range(2) for t in range(6)])
     found = json.loads(payload)
@@ -877,7 +896,7 @@ def test_a_buffer_without_reuse_deals_each_window_once_and_ends(study, kind: str
     solver.start()
     trainer = TrainerDouble(intake)
     dealt = [(int(r["simulation"]), int(r["start"])) for records in trainer.drain(batch=batch) for r in records]
-    solver.join(20)
+    solver.join(PATIENCE)
     trainer.close()
     assert not solver.is_alive()
     assert sorted(dealt) == [(s, t) for s in range(4) for t in range(layout.num_starts)], "each once"

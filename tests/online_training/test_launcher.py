@@ -23,10 +23,12 @@ from headrace.online_training.local_launcher import (
 )
 from headrace.online_training.supervisor import Supervisor, SupervisorProcess, SupervisorSettings, tail_of
 
+from .intake_setup import PATIENCE
+
 RANK = str(Path(__file__).with_name("job_rank.py"))
 
 
-def wait_for(condition, what, seconds=60.0):
+def wait_for(condition, what, seconds=PATIENCE):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         value = condition()
@@ -53,8 +55,8 @@ def alive(pids):
     return found
 
 
-def gone(pids, seconds=30.0):
-    wait_for(lambda: not alive(pids), f"processes {pids} to end", seconds)
+def gone(pids):
+    wait_for(lambda: not alive(pids), f"processes {pids} to end")
 
 
 OPEN_MPI = Path("/usr/bin/mpirun.openmpi")
@@ -397,10 +399,10 @@ def process(tmp_path):
         supervisor.stop()
 
 
-def collect(supervisor, condition, seconds=60.0):
+def collect(supervisor, condition):
     """Events until one of them fulfils the condition."""
     events = []
-    wait_for(lambda: events.extend(supervisor.events()) or any(map(condition, events)), "an event", seconds)
+    wait_for(lambda: events.extend(supervisor.events()) or any(map(condition, events)), "an event")
     return events
 
 

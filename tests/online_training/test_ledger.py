@@ -36,14 +36,14 @@ def scratch(tmp_path_factory):
     return tmp_path_factory.mktemp("ledger") / "a.log"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(content=records)
 def test_what_was_written_is_read(scratch, content):
     write(scratch, content)
     assert list(read_records(scratch)) == content
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(content=records, data=st.data())
 def test_a_file_cut_anywhere_gives_a_prefix(scratch, content, data):
     whole = write(scratch, content)
@@ -52,7 +52,7 @@ def test_a_file_cut_anywhere_gives_a_prefix(scratch, content, data):
     assert list(read_records(scratch)) == content[: whole[:cut].count(b"\n")]
 
 
-@settings(max_examples=70, deadline=None)
+@settings(max_examples=70)
 @given(content=records, data=st.data())
 def test_a_flipped_bit_is_found(scratch, content, data):
     whole = bytearray(write(scratch, content))
@@ -279,7 +279,7 @@ def test_a_session_number_is_taken_once(tmp_path):
     assert Ledger(tmp_path).next_session() == number + 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_resumes_with_random_interruptions_use_every_window_once(tmp_path_factory, data):
     """Sessions that are cut anywhere end with every window of every simulation used exactly once."""

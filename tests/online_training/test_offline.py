@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 
 import h5py
 import numpy as np
@@ -174,7 +173,6 @@ def test_without_held_out_files_the_last_simulations_are_kept_out(folder, tmp_pa
 
 def test_a_time_limit_ends_the_stream(folder):
     feed = OfflineFeed(OfflineData(folder, layout_of(1), limit=2), batch_size=1, views=1e6, seconds=0.3)
-    began = time.monotonic()
-    while feed.next() is not None:
-        assert time.monotonic() - began < 20
+    while feed.next() is not None:  # of 200 million batches
+        pass
     feed.close()

@@ -45,7 +45,7 @@ print('code', code, nodes, 'nodes', cpus, 'CPUs free', *actors, file=open(run + 
 """
 
 
-def wait_for(path: Path, log: Path, seconds: float = 280.0) -> None:
+def wait_for(path: Path, log: Path, seconds: float = 500.0) -> None:
     deadline = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < deadline, log.read_text()[-3000:]

@@ -23,6 +23,7 @@ from headrace.online_training.client import (
 )  # fmt: skip
 from headrace.online_training.ring import SMALLEST, Ring, ring_bytes
 from tests.online_training.intake_setup import (
+    PATIENCE,
     STUDY,
     TOKEN,
     field_of,
@@ -38,7 +39,7 @@ from tests.online_training.intake_setup import (
     st.lists(st.tuples(st.integers(1, 900), st.integers(0, 3), st.booleans()), min_size=1, max_size=60),
     st.sampled_from(["<f4", "<f8"]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_what_was_not_read_is_never_overwritten(actions: list, dtype: str) -> None:
     """Blocks of any length, read late, in a ring of 4 KiB that is full most of the time; some are taken back."""
     ring = Ring(4096)
@@ -136,7 +137,7 @@ def solver(intake, job: str = "1-0001") -> Link:
 
 def declare(link: Link) -> None:
     link.send(Kind.DECLARE, {"fields": [{"name": "u", "shape": [7, 5], "dtype": "float32"}]})
-    assert link.receive(2.0)[0].kind == Kind.DECLARED
+    assert link.receive(PATIENCE)[0].kind == Kind.DECLARED
 
 
 def rings_mapped() -> int:
@@ -186,7 +187,7 @@ def test_a_hostile_header_harms_nobody_else(
         bad = solver(intake, "1-bad")
         declare(bad)
         bad.send(Kind.REQUEST, value=1)
-        assert bad.receive(2.0)[0].simulation == 0
+        assert bad.receive(PATIENCE)[0].simulation == 0
         bad.send_block(
             Header(Kind.BLOCK, simulation=0, attempt=1, dtype=1, num_blocks=1, global_shape=(7, 5), offset=(0, 0),
                    block_shape=(7, 5), payload_length=length, flags=flags, value=value), b"",
@@ -220,7 +221,7 @@ def test_a_ring_whose_content_changes_costs_its_own_attempt_only(tmp_path: Path)
         link = solver(intake)
         declare(link)
         link.send(Kind.REQUEST, value=1)
-        assert link.receive(2.0)[0].kind == Kind.ASSIGN
+        assert link.receive(PATIENCE)[0].kind == Kind.ASSIGN
         placed = link.transport.place([np.ones((7, 5))], np.dtype("<f4"))
         header = Header(
             Kind.BLOCK, simulation=0, attempt=1, dtype=1, num_blocks=1, global_shape=(7, 5), offset=(0, 0),

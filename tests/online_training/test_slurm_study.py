@@ -86,8 +86,7 @@ def test_three_jobs_at_once_and_a_node_that_dies(cluster: SlurmCluster, tmp_path
             env=environment_of(cluster), stdout=file, stderr=file,
         )  # fmt: skip
     try:
-        wait_for(lambda: len(queue(cluster, "%i")) == 3 and samples(run), log)
-        assert set(cluster.run("squeue", "-h", "-t", "running", "-o", "%N").split()) == {"n1", "n2"}
+        wait_for(lambda: samples(run) and sorted(queue(cluster)) in (["n1", "n1", "n2"], ["n1", "n2", "n2"]), log)
         if cluster.separate:
             cluster.kill_node("n2")
         wait_for(lambda: driver.poll() is not None, log)
@@ -135,10 +134,16 @@ def test_the_time_limit_requeues_a_study_and_scancel_stops_it_in_order(cluster: 
     wait_for(lambda: queue(cluster, "%T") == ["PENDING"], log)
     assert processes_with(run) == []
     requeue = time.time()
-    # Slurm holds a requeued job for two minutes; a node refuses it in the second in which it revoked its credential.
-    time.sleep(3)
-    cluster.run("scontrol", "update", f"JobId={number}", "StartTime=now", "TimeLimit=30")
-    wait_for(lambda: samples(run, since=requeue), log)
+    cluster.run("scontrol", "update", f"JobId={number}", "TimeLimit=30")
+
+    def begun() -> int:
+        # Slurm holds a requeued job for two minutes; a node refuses it in the second in which it withdrew its key.
+        if queue(cluster, "%T") == ["PENDING"]:
+            time.sleep(3)
+            cluster.run("scontrol", "update", f"JobId={number}", "StartTime=now")
+        return samples(run, since=requeue)
+
+    wait_for(begun, log)
     cluster.run("scancel", "--batch", "--signal=TERM", number)
     wait_for(lambda: not queue(cluster), log)
     wait_for(lambda: not processes_with(run), log)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import socket
 import threading
 
 import numpy as np
@@ -32,7 +31,7 @@ from .fake_feed import (
     solution,
     train_as_worker,
 )
-from .intake_setup import STUDY, running_intake
+from .intake_setup import PATIENCE, STUDY, running_intake
 
 
 def test_settings_that_cannot_work_are_refused():
@@ -162,12 +161,6 @@ def test_a_stream_that_ends_at_once_leaves_what_is_there(tmp_path):
     assert (run / "model" / "model.safetensors").read_bytes() == before
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def test_two_workers_do_what_one_does_on_the_same_global_batches(tmp_path):
     """Also from a checkpoint that one worker left, and with a last batch that cannot be halved."""
     alone, together, bad = (make_run(tmp_path / name) for name in ("alone", "together", "bad"))
@@ -176,7 +169,7 @@ def test_two_workers_do_what_one_does_on_the_same_global_batches(tmp_path):
         train(settings_for(run, 30), FakeFeed(30, stop=10))
     train(settings_for(alone, 30, generation=2, **always), FakeFeed(30, start=10))
     runs = [(str(together), 30, 10, None, always), (str(bad), 10, 0, 4, {})]
-    torch.multiprocessing.spawn(train_as_worker, args=(free_port(), runs), nprocs=2)
+    torch.multiprocessing.spawn(train_as_worker, args=(str(tmp_path / "meeting"), runs), nprocs=2)
 
     one, two = (
         {record["batch"]: record["loss"] for record in read_metrics(run / "metrics.jsonl")} for run in (alone, together)
@@ -260,7 +253,7 @@ def test_it_trains_from_a_live_stream_and_the_ledgers_agree(live):
     solver = threading.Thread(target=solve_all, args=(21,))
     solver.start()
     summary = train(live_settings(run, intake))
-    solver.join(10)
+    solver.join(PATIENCE)
     assert summary["windows"] >= 12 * 21 * 5 * 0.9
     intake.close()
 

@@ -30,6 +30,7 @@ from headrace.surrogates import MLP, Problem, load_surrogate
 from headrace.surrogates.metrics import max_error, nrmse, vrmse
 
 from .fake_feed import POINTS, PROBLEM, FakeFeed, make_run, settings_for, solution
+from .intake_setup import PATIENCE
 
 CASE = Case(
     name="wave", fields=("u",), grid=Grid(shape=(POINTS,), extent=(1.0,)), duration=1.0, num_snapshots=20,
@@ -127,7 +128,7 @@ def test_a_run_is_validated_once(trained, tmp_path, capsys):
     assert "No surrogate in" in capsys.readouterr().err
 
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=PATIENCE):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -166,8 +167,8 @@ def test_sigterm_ends_it_and_the_death_of_its_driver_too(tmp_path):
     wait_for((run / "validation.jsonl").exists)
     os.kill(two.pid, signal.SIGKILL)
     one.send_signal(signal.SIGTERM)
-    assert one.wait(30) in (0, -signal.SIGTERM)  # before its handler stands, the signal itself ends it
-    two.wait(30)
+    assert one.wait(PATIENCE) in (0, -signal.SIGTERM)  # before its handler stands, the signal itself ends it
+    two.wait(PATIENCE)
     wait_for(lambda: not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE)
     one.stdin.close()
     two.stdout.close()

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from headrace.online_training import client
 from headrace.online_training.client import Connection, Header, Kind, Link, WireError
 from tests.online_training import wire_vectors
-from tests.online_training.intake_setup import STUDY, TOKEN, field_of, make_layout, plan, running_intake, wait_until
+from tests.online_training.intake_setup import (
+    PATIENCE,
+    STUDY,
+    TOKEN,
+    field_of,
+    make_layout,
+    plan,
+    running_intake,
+    wait_until,
+)  # fmt: skip
 
 u16, u32, u64 = (st.integers(0, 2**bits - 1) for bits in (16, 32, 64))
 DOCUMENT = Path(__file__).parents[2] / "docs" / "wire.md"
@@ -35,7 +44,7 @@ def headers(draw: st.DrawFn) -> Header:
 
 
 @given(headers(), st.binary(max_size=64))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_header_is_read_as_it_was_written(header: Header, payload: bytes) -> None:
     header = header._replace(payload_length=len(payload))
     frame = header.sign(TOKEN, payload)
@@ -44,7 +53,7 @@ def test_a_header_is_read_as_it_was_written(header: Header, payload: bytes) -> N
 
 
 @given(headers(), st.binary(min_size=1, max_size=64), st.integers(0, 8 * 224 - 1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_flipped_bit_of_a_header_is_noticed(header: Header, payload: bytes, bit: int) -> None:
     header = header._replace(payload_length=len(payload))
     frame = bytearray(header.sign(TOKEN, payload))
@@ -54,7 +63,7 @@ def test_any_flipped_bit_of_a_header_is_noticed(header: Header, payload: bytes, 
 
 
 @given(headers(), st.binary(min_size=1, max_size=64), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_signed_payload_cannot_be_changed(header: Header, payload: bytes, data: st.DataObject) -> None:
     header = header._replace(payload_length=len(payload), flags=1)
     changed = bytearray(payload)
@@ -137,7 +146,7 @@ def test_a_wrong_token_is_never_answered(tmp_path: Path) -> None:
         wait_until(lambda: intake.status()["rejected"].get("hmac") == 1)
         assert not socket.poll(200)
         socket.send_multipart(hello_of(TOKEN))
-        assert socket.poll(2000), "the right token is answered on the same socket"
+        assert socket.poll(1000 * PATIENCE), "the right token is answered on the same socket"
         socket.close()
 
 
@@ -145,7 +154,7 @@ def test_a_replayed_hello_is_not_answered(tmp_path: Path) -> None:
     with running_intake(tmp_path, make_layout()) as intake:
         first, second = stranger(intake.addresses.split(",")[-1]), stranger(intake.addresses.split(",")[-1])
         first.send_multipart(hello_of(TOKEN))
-        assert first.poll(2000)
+        assert first.poll(1000 * PATIENCE)
         second.send_multipart(hello_of(TOKEN))
         wait_until(lambda: intake.status()["rejected"].get("replayed") == 1)
         assert not second.poll(100)
@@ -257,7 +266,7 @@ def test_a_frame_larger_than_allowed_never_reaches_the_loop(tmp_path: Path) -> N
         socket = stranger(intake.addresses.split(",")[-1])
         monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         socket.send_multipart([bytes(224), bytes(client.MAX_FRAME + 1)])
-        assert monitor.poll(3000), "the peer is cut off"
+        assert monitor.poll(1000 * PATIENCE), "the peer is cut off"
         assert intake.status()["messages"] == 0
         socket.disable_monitor()
         monitor.close()
