@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from .evaluation import evaluate_held_out
+from .evaluation import evaluate_held_out, single_sentence
 from .run_data import RunData
 
 
@@ -40,5 +40,6 @@ def evaluate_run(run_dir: Path) -> None:
     console.print(table)
     if baseline is not None:
         console.print(evaluation.baseline_sentence())
+    console.print(single_sentence(evaluation.errors))
     console.print(f"validation nRMSE {evaluation.errors['nrmse']:.6f}")
     console.print(f"validation VRMSE {evaluation.errors['vrmse']:.6f}")

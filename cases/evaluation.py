@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +84,11 @@ def evaluate_held_out(data: RunData) -> Evaluation | None:
         surrogate=surrogate, files=files, errors=errors, baseline=baseline.name,
         baseline_errors=evaluate(baseline, held_out()),
     )  # fmt: skip
+
+
+def single_sentence(errors: Mapping[str, Any]) -> str:
+    """Return the nRMSE of single simulations for people, from errors as the validator counts them."""
+    return f"nRMSE of single simulations: median {errors['median_nrmse']:.6f}, worst {errors['worst_nrmse']:.6f}"
 
 
 def parameters_text(values: np.ndarray, problem: Problem) -> str:

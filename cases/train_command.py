@@ -60,10 +60,12 @@ def train_case(
     if result.status != "finished":
         typer.echo(f"stopped in order; go on with the same command and --resume, run directory {folder}", err=True)
         return STOPPED
+    from .evaluation import single_sentence
     from .report import write_report
 
     report = write_report(folder)
     if result.validation:
+        typer.echo(single_sentence(result.validation))
         typer.echo(f"validation nRMSE {result.validation['nrmse']:.6f}")
         typer.echo(f"validation VRMSE {result.validation['vrmse']:.6f}")
     typer.echo(f"report {report}")

@@ -44,7 +44,8 @@ class StudyResult:
     """How a study ended.
 
     status : "finished", or "stopped" where it can be resumed.
-    validation : errors on the held-out simulations: nrmse, vrmse, max_error; empty where nothing was held out.
+    validation : errors on the held-out simulations: nrmse, vrmse, max_error over all, median_nrmse and worst_nrmse of
+        single ones; empty where nothing was held out.
     """
 
     run_dir: Path

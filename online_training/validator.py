@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
 _NICENESS = 10  # about a tenth of a core where solvers and trainer want all of them
 _LAST_WORDS_SECONDS = 60.0
+_FIGURES = ("nrmse", "vrmse", "max_error", "median_nrmse", "worst_nrmse")
+"""What is kept of each validation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,7 @@ def evaluate(surrogate: Surrogate, trajectories: Iterable[HeldOut]) -> dict[str,
     Returns
     -------
     {"nrmse", "vrmse", "max_error"} over everything (the largest error over all fields);
+    "median_nrmse", "worst_nrmse": of the single simulations;
     "simulations": a list of the same three per simulation, with its number;
     "steps": the same three, each a list over the predicted steps, with their "times".
 
@@ -104,21 +107,24 @@ def evaluate(surrogate: Surrogate, trajectories: Iterable[HeldOut]) -> dict[str,
         for number, rows in zip(numbers, table, strict=True)
     ]
     per_step = [_errors(table[:, step]) for step in range(table.shape[1])]
+    single = [one["nrmse"] for one in per_simulation]
     return {
         **_errors(table.reshape(-1, *table.shape[2:])),
+        "median_nrmse": float(np.median(single)),
+        "worst_nrmse": max(single),
         "simulations": per_simulation,
         "steps": {"times": times.tolist(), **{name: [step[name] for step in per_step] for name in per_step[0]}},
     }
 
 
 def validate_run(run_dir: str | Path) -> dict[str, float]:
-    """Return {"nrmse", "vrmse", "max_error"} of a run's model on its held-out simulations; empty without any."""
+    """Return the errors over all held-out simulations of a run's model, and of the worst one; empty without any."""
     surrogate = RunDirectory(run_dir).load_model(Path(run_dir) / "model")
     trajectories = _HeldOutFolder(Path(run_dir) / "held_out", surrogate.problem).read()
     if not trajectories:
         return {}
     errors = evaluate(surrogate, trajectories)
-    return {name: errors[name] for name in ("nrmse", "vrmse", "max_error")}
+    return {name: errors[name] for name in _FIGURES}
 
 
 class ValidatorProcess:
@@ -207,7 +213,7 @@ class _Validator:
         self._log.append(
             {
                 "batch": batch, "windows": checkpoint.state.windows, "generation": checkpoint.state.generation,
-                **{name: errors[name] for name in ("nrmse", "vrmse", "max_error")},
+                **{name: errors[name] for name in _FIGURES},
                 "simulations": len(trajectories), "seconds": time.monotonic() - started,
             }
         )  # fmt: skip

@@ -96,6 +96,8 @@ def test_errors_are_those_of_the_metrics(offset):
         assert row["nrmse"] == pytest.approx(float(nrmse(guess[None], one[None])), rel=1e-9)
         assert row["vrmse"] == pytest.approx(float(vrmse(guess[None], one[None])), rel=1e-9)
     assert [row["simulation"] for row in errors["simulations"]] == [7, 9, 12]
+    single = sorted(row["nrmse"] for row in errors["simulations"])
+    assert (errors["median_nrmse"], errors["worst_nrmse"]) == (single[1], single[2])
 
 
 def test_a_perfect_prediction_has_no_error_and_none_to_evaluate_is_refused(trained):
@@ -121,7 +123,7 @@ def test_parameters_are_put_in_the_order_of_the_problem(trained):
 
 def test_a_run_is_validated_once(trained, tmp_path, capsys):
     errors = validate_run(trained)
-    assert set(errors) == {"nrmse", "vrmse", "max_error"}
+    assert set(errors) == {"nrmse", "vrmse", "max_error", "median_nrmse", "worst_nrmse"}
     assert main([str(trained), "--once"]) == 0
     assert json.loads(capsys.readouterr().out) == errors
     assert main([str(tmp_path), "--once"]) == 2
