@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from .least_squares import Fit
-from .moving_frame import Points
+from .places import Points
 from .transport_network import TransportNetwork
 
 logger = logging.getLogger(__name__)
@@ -52,22 +52,26 @@ class Loss:
             raise ValueError(f"Causal ε {causal} must not be negative, and slices {slices} at least 1.")
         if penalty < 0:
             raise ValueError(f"The penalty {penalty} of the residual's gradient must not be negative.")
-        self.network, self._causal, self._slices = network, causal, slices
+        self.network, self.causal, self._slices = network, causal, slices
         self._penalty, self._balance = penalty, balance
         self.weights: torch.Tensor | None = None
+        self.least_weight = torch.ones(())
+        """Of a slice of time in the last loss: near 1 all times count, and ε may grow."""
 
     def __call__(self, points: Points) -> torch.Tensor:
         """Return the loss, one number with gradients."""
         squares = self._squares(points)
         squares = (squares if self.weights is None else squares * self.weights[:, None]).mean(0)
-        if not self._causal:
+        if not self.causal:
             return squares.mean()
         number = (self.network.moving.elapsed(points) * self._slices).long().clamp(0, self._slices - 1)
         zero = squares.new_zeros(self._slices)
         count = zero.index_add(0, number, torch.ones_like(squares)).clamp(min=1)
         levels = zero.index_add(0, number, squares) / count
         earlier = torch.cumsum(levels, 0) - levels
-        return (torch.exp(-self._causal * earlier).detach() * levels).mean()
+        weights = torch.exp(-self.causal * earlier).detach()
+        self.least_weight = weights.min()
+        return (weights * levels).mean()
 
     def rebalance(self, points: Points) -> None:
         """Take new weights of the equations: λ_i = mean_k ‖∇L_k‖ / ‖∇L_i‖, nine parts old and one part new."""
@@ -141,13 +145,14 @@ def adam(loss: Loss, sample: Sample, *, steps: int, learning_rate: float = 1e-3,
         current = loss(points)
         current.backward()
         optimizer.step()
-        if step % 50 == 0 or step == steps:
+        over = time.monotonic() - started > seconds
+        if step % 50 == 0 or step == steps or over:
             value = float(current.detach())
             if not math.isfinite(value):
                 raise FloatingPointError(f"The loss of step {step} of Adam is not finite; lower the learning rate.")
-            if time.monotonic() - started > seconds:
-                reason = "time is up"
-                break
+        if over:
+            reason = "time is up"
+            break
     return _finish("Adam", started, step, value, reason)
 
 
@@ -155,7 +160,7 @@ def lbfgs(
     loss: Loss, sample: Sample, *, steps: int, tolerance: float = 0.0, history: int = 50, resample_every: int = 0,
     seconds: float = math.inf,
 ) -> Fit:  # fmt: skip
-    """Minimise by L-BFGS with strong Wolfe line searches; a step to a loss that is not finite is taken back.
+    """Minimise by L-BFGS with strong Wolfe line searches; keeps the weights of the smallest loss on the last points.
 
     tolerance : relative decrease of the loss over 20 steps below which it stops; 0 goes on.
     resample_every : steps after which new points are drawn and the history is dropped; 0 keeps the first ones.
@@ -175,38 +180,46 @@ def lbfgs(
     optimizer = _new_lbfgs(weights, history)
 
     def closure() -> torch.Tensor:
+        nonlocal best, kept
+        if time.monotonic() - started > seconds:
+            raise _TimeIsUp
         optimizer.zero_grad()
         value = loss(points)
         value.backward()
+        if float(value.detach()) < best:
+            best, kept = float(value.detach()), [w.detach().clone() for w in weights]
         return value
 
     while done < steps:
-        optimizer.step(closure)
+        try:
+            optimizer.step(closure)
+        except _TimeIsUp:
+            reason = "time is up"
+            break
         done += 20
-        with torch.enable_grad():
-            value = float(loss(points).detach())
+        value = float(loss(points).detach())
         if not math.isfinite(value):
-            with torch.no_grad():
-                for weight, old in zip(weights, kept, strict=True):
-                    weight.copy_(old)
             reason = "the loss became not finite; the last good weights are kept"
             break
-        best, kept = value, [w.detach().clone() for w in weights]
         if tolerance and last - value <= tolerance * last:
             reason = f"the loss fell by less than {tolerance:g} of itself"
             break
         if value == last:
             reason = "no step lowers the loss"
             break
-        if time.monotonic() - started > seconds:
-            reason = "time is up"
-            break
         last = value
         if resample_every and done % resample_every < 20:
-            points, last = sample(done), math.inf
+            points, last, best = sample(done), math.inf, math.inf
             loss.rebalance(points)
             optimizer = _new_lbfgs(weights, history)
+    with torch.no_grad():
+        for weight, good in zip(weights, kept, strict=True):
+            weight.copy_(good)
     return _finish("L-BFGS", started, done, best, reason)
+
+
+class _TimeIsUp(Exception):
+    """Ends a step of an optimiser that looks at no clock."""
 
 
 def _new_lbfgs(weights: list[torch.Tensor], history: int) -> torch.optim.LBFGS:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -89,6 +90,24 @@ def test_tolerances_below_precision_are_refused_and_steps_to_nan_taken_back():
     fit = lbfgs(Broken(net), sample, steps=200)
     assert "not finite" in fit.reason
     assert all(torch.isfinite(w).all() for w in net.parameters())
+
+
+def test_an_end_of_time_within_a_line_search_leaves_the_best_weights(monkeypatch):
+    net, sample = network()
+    points, losses = sample(0), []
+
+    class Counted(Loss):
+        def __call__(self, points):
+            value = super().__call__(points)
+            losses.append(float(value.detach()))
+            return value
+
+    clock = SimpleNamespace(monotonic=lambda: float(len(losses)))  # a second passes with every loss
+    monkeypatch.setattr("headrace.surrogates.first_order.time", clock)
+    fit = lbfgs(Counted(net), lambda step: points, steps=200, seconds=14.5)
+    assert fit.reason == "time is up" and len(losses) == 15
+    assert residual(net, points) == pytest.approx(fit.residual, rel=1e-12) and fit.residual == min(losses) ** 0.5
+    assert min(losses) < losses[0]
 
 
 def test_causal_weights_let_early_times_go_first():
