@@ -33,7 +33,8 @@ from headrace.solvers import Case
 from headrace.surrogates import Problem
 from headrace.surrogates.collocation import Sampler
 from headrace.surrogates.least_squares import Fit, levenberg_marquardt
-from headrace.surrogates.moving_frame import MovingFrame, Points
+from headrace.surrogates.moving_frame import MovingFrame
+from headrace.surrogates.places import Points
 from headrace.surrogates.time_slabs import TimeSlabs, march
 from headrace.surrogates.transport_network import TransportNetwork
 

@@ -362,6 +362,8 @@ class _Training:
         """Leave a last report, a last checkpoint and the model. Collective."""
         if self._history:
             self._report()
+        if self._batch:
+            self._workers.on_first(self._surrogate.finish, "finish the model")
         if self._batch > self._saved_batch:
             self._save()
         if self._batch:

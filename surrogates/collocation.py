@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 
-from .moving_frame import Points
+from .places import Points
 from .transport_network import TransportNetwork
 
 

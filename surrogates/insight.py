@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from .first_order import Loss
-from .moving_frame import Points
+from .places import Points
 from .transport_network import TransportNetwork
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .least_squares import Equations, Fit, levenberg_marquardt, rows_of
-from .moving_frame import Points
+from .places import Points
 from .transport_network import Trace, TransportNetwork
 
 

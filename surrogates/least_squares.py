@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .moving_frame import Points
+from .places import Points
 from .recorded import Recorded
 from .transport_network import Trace, TransportNetwork
 
@@ -123,6 +123,10 @@ class Equations:
             return None
         return self.network.place(points).jacobian().clamp(min=_LEAST_SPACE).sqrt()
 
+    def prepared(self, points: Points) -> Points:
+        """Return the points with all that costs much and does not depend on the unknowns."""
+        return self.network.moving.prepared(points)
+
     def values(self, points: Points) -> torch.Tensor:
         """Return the residuals, one vector."""
         with torch.no_grad():
@@ -158,7 +162,7 @@ def levenberg_marquardt(
     if 0 < tolerance < precision:
         raise ValueError(f"Tolerance {tolerance:g} lies below the machine's precision {precision:.1e}.")
     damping, growth, reason, value = 1e-3, 2.0, f"{steps} steps", math.inf
-    points = sample(0)
+    points = equations.prepared(sample(0))
     linearised, values = equations.linearised, equations.values
     if equations.recordable and flat.is_cuda:
         linearised, values = _recorded(linearised, points), _recorded(values, points)
@@ -201,7 +205,7 @@ def levenberg_marquardt(
                 break
         logger.debug("step %d: residual %.3g, damping %.2g, tries %d", step, value, damping, tries)
         if failures or step % resample_every == 0:
-            points = sample(step)
+            points = equations.prepared(sample(step))
             weights = equations.weights(points)
         residual, rows = _weighed(linearised(points), weights)
     equations.put(flat)

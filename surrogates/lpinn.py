@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,14 +10,20 @@ import torch
 
 from headrace.solvers.case import Case
 
-from .moving_frame import FRAMES, MovingFrame, Points
+from .collocation import Sampler
+from .least_squares import MOST_WEIGHTS, levenberg_marquardt
+from .moving_frame import FRAMES, MovingFrame
 from .normaliser import Normaliser
+from .places import Points
 from .problem import Problem, WindowBatch
 from .request import parameter_rows, require_setup, time_points
 from .surrogate import Surrogate
 from .transport_network import TransportNetwork
 
+logger = logging.getLogger(__name__)
+
 _CHUNK = 65_536  # points that a prediction evaluates at once
+_REFINING_POINTS, _REFINING_ROWS = 2000, 64
 
 
 class LPINN(Surrogate):
@@ -39,6 +46,7 @@ class LPINN(Surrogate):
     points : collocation points of a window, and as many of its grid points.
     residual_weight, data_weight : of the two terms, both dimensionless.
     auxiliary : how often the right-hand side calls d.inverse_laplacian; each is an output with an equation of its own.
+    refine : steps of Levenberg-Marquardt on the equation alone, in float64, once the stream has ended; 0 for none.
     """
 
     history = 0
@@ -47,12 +55,12 @@ class LPINN(Surrogate):
     def __init__(  # noqa: PLR0913
         self, *, hidden: Sequence[int] = (32, 32, 32), harmonics: int = 2, frame: str = "auto", floor: float = 0.1,
         open_walls: bool = False, points: int = 64, residual_weight: float = 0.1, data_weight: float = 1.0,
-        auxiliary: int = 0,
+        auxiliary: int = 0, refine: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         self.hidden = tuple(int(width) for width in hidden)
         self.harmonics, self.frame, self.floor, self.open_walls = int(harmonics), frame, float(floor), bool(open_walls)
-        self.points, self.auxiliary = int(points), int(auxiliary)
+        self.points, self.auxiliary, self.refine = int(points), int(auxiliary), int(refine)
         self.residual_weight, self.data_weight = float(residual_weight), float(data_weight)
         if frame not in FRAMES:
             raise ValueError(f"LPINN frame {frame!r} is not one of {', '.join(FRAMES)}.")
@@ -62,6 +70,8 @@ class LPINN(Surrogate):
             raise ValueError(f"LPINN hidden {self.hidden} and harmonics {harmonics} must be positive.")
         if self.auxiliary < 0:
             raise ValueError(f"LPINN auxiliary {auxiliary} is a number of outputs, 0 or more.")
+        if self.refine < 0:
+            raise ValueError(f"LPINN refine {refine} is a number of steps, 0 or more.")
         if self.points < 1 or min(self.residual_weight, self.data_weight) < 0:
             raise ValueError(f"LPINN needs points >= 1, got {points}, and weights of its two terms >= 0.")
 
@@ -73,6 +83,12 @@ class LPINN(Surrogate):
             problem, widths=self.hidden, harmonics=self.harmonics, lagrangian=self.frame == "lagrangian", seed=seed,
             auxiliary=self.auxiliary,
         )  # fmt: skip
+        size = sum(weight.numel() for weight in self.network.parameters())
+        if self.refine and size > MOST_WEIGHTS:
+            raise ValueError(
+                f"LPINN refine={self.refine} solves dense systems of up to {MOST_WEIGHTS} weights; with hidden "
+                f"{self.hidden} there are {size}. Take narrower layers, or refine=0."
+            )
 
     def use_case(self, case: Case) -> None:
         """Take equation, initial state and boundary of a case.
@@ -91,7 +107,7 @@ class LPINN(Surrogate):
         return {
             "hidden": list(self.hidden), "harmonics": self.harmonics, "frame": self.frame, "floor": self.floor,
             "open_walls": self.open_walls, "points": self.points, "residual_weight": self.residual_weight,
-            "data_weight": self.data_weight, "auxiliary": self.auxiliary,
+            "data_weight": self.data_weight, "auxiliary": self.auxiliary, "refine": self.refine,
         }  # fmt: skip
 
     def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -141,6 +157,23 @@ class LPINN(Surrogate):
         if self.data_weight:
             total = total + self.data_weight * self._data_term(batch, like, std)
         return total
+
+    def finish(self) -> None:
+        """Refine the weights; where residuals are no numbers, those of the stream are kept."""
+        if not self.refine:
+            return
+        self._case()
+        kept = {name: weight.clone() for name, weight in self.network.state_dict().items()}
+        like = self.network.state.weights[0]
+        network = self.network.double()
+        sampler = Sampler(network, lambda generator: self.parameters_drawn(_REFINING_ROWS, like.detach().double()),
+                          _REFINING_POINTS)  # fmt: skip
+        try:
+            levenberg_marquardt(network, sampler, steps=self.refine)
+        except FloatingPointError as error:
+            logger.warning("Not refined: %s", error)
+            network.load_state_dict(kept)
+        self.network.to(next(iter(kept.values())).dtype)
 
     def _data_term(self, batch: WindowBatch, like: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
         places, count = self._grid_points(like), len(batch.states)

@@ -2,15 +2,15 @@
 
     x = X + b t + S(t) (v0(X) - b)              eulerian: x = X; galilean: S = 0; limited: S = (1 - e^(-rt)) / r
     x = ... + g(t) δ(X, t)                      lagrangian: δ, a network's, makes ∂x/∂t the flow's velocity v
-    ∂x/∂t = v(x, t)                             traced: by RK4, where v does not depend on the state
+    ∂x/∂t = v(x, t)                             traced: by RK4, where v does not depend on the state (`TracedPaths`)
     u = u0(X) + t/T B(X) υ(X, t)                υ is a network's; B vanishes on walls with given values
 
 v0 is v in the initial state, b its mean over space, and r keeps the Jacobian above a floor: where the flow compresses,
 labels gather, and never cross; the lagrangian frame starts from r = 0 where labels do not meet anyway. g is t²/T where
 v0 is known exactly, else t. In a later slab of time (`headrace.surrogates.time_slabs`) t counts from its beginning, T
-is its length, u0 is the state reached before, and v0 a smooth series close to the velocity then. With
-F = ∂x/∂X, derivatives in space are those in the label times F^-1, second ones with the curvature of x taken off. The
-residual, with w = ∂x/∂t, holds in any frame:
+is its length, u0 is the state reached before, and v0 a smooth series close to the velocity then, or the velocity itself
+where no state decides it. With F = ∂x/∂X, derivatives in space are those in the label times F^-1, second ones with the
+curvature of x taken off. The residual, with w = ∂x/∂t, holds in any frame:
 
     ∂u/∂t|X - w·∇u = rhs(u)
 
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,58 +36,14 @@ from .box_series import BoxSeries
 from .case_on_jets import as_fields, auxiliaries_of, coordinates, flow_of, known_beforehand
 from .jet import Jet, constant, pairs
 from .jet_operators import JetOperators
-from .traced_paths import carried, places
+from .places import Place, Points
+from .traced_paths import TracedPaths
 
 FRAMES = ("auto", "eulerian", "galilean", "limited", "lagrangian", "traced")
 _GRID = {1: 256, 2: 32, 3: 12}
 """Labels per axis on which the mean and the compression of v0 are found."""
 
 _AT_REST, _MEETING = 1e-13, 0.995
-_TRACED_STEP, _TRACED_MOST = 0.1, 400
-"""|∇v| times a step of a traced path, which moves one turn to 2e-6 of its radius; and steps at most."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Points:
-    """Labels and times, each with a row of parameters.
-
-    labels : (ndim, points). times : (points,). rows : (rows, parameters). row_of : (points,), whole numbers.
-    values : (points, parameters), the parameters in the equation where they differ from those of the frame, as where
-        they are sought; None takes those of the rows.
-    """
-
-    labels: torch.Tensor
-    times: torch.Tensor
-    rows: torch.Tensor
-    row_of: torch.Tensor
-    values: torch.Tensor | None = None
-
-    def at(self, labels: torch.Tensor) -> Points:
-        """Return the same times and parameters at other labels."""
-        return replace(self, labels=labels)
-
-    def of_rows(self) -> Points:
-        """Return the same points with the parameters of the rows."""
-        return replace(self, values=None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where labels are: x as one jet per axis, in the label; velocity ∂x/∂t (ndim, points)."""
-
-    x: tuple[Jet, ...]
-    velocity: torch.Tensor
-
-    def matrix(self) -> torch.Tensor:
-        """Return F = ∂x/∂X, (points, ndim, ndim), row = component of x."""
-        zero = torch.zeros_like(self.x[0].value)
-        return torch.stack(
-            [torch.stack([zero + (0.0 if g is None else g) for g in part.gradient]) for part in self.x]
-        ).movedim(2, 0)
-
-    def jacobian(self) -> torch.Tensor:
-        """Return J = det F, (points,)."""
-        return torch.linalg.det(self.matrix())
 
 
 def _following(jet: Jet, labels: torch.Tensor) -> Jet:
@@ -133,7 +89,10 @@ class MovingFrame:
                 f"Case {case.name}: the {frame} frame sets out with the velocity at the start, which here comes from "
                 "d.inverse_laplacian and is not known before training. Take frame='lagrangian' or 'eulerian'."
             )
-        if frame == "traced" and not known_beforehand(case, self.flow):
+        # Else nobody asks: at the start the state is known anyway.
+        asked = self.flow is not None and (frame == "traced" or start is not None)
+        self._beforehand = asked and known_beforehand(case, self.flow)
+        if frame == "traced" and not self._beforehand:
             raise ValueError(
                 f"Case {case.name}: the traced frame follows a velocity of d.x, p and t alone, without operators; here "
                 "it depends on the state, or on derivatives. Take frame='lagrangian' or 'limited'."
@@ -144,7 +103,8 @@ class MovingFrame:
         self.frame, self.floor, self.open_walls = frame, floor, open_walls
         self.begins, self.length = begins, case.duration if length is None else length
         self._start = start
-        self._exact = start is None and self._velocity_known
+        self._exact = self._velocity_known and (start is None or self._beforehand)
+        self._paths = TracedPaths(case, self.flow, self._cutoff) if frame == "traced" else None
         self._kept: dict[str, tuple[Any, ...]] = {}
         self._series = BoxSeries(case.grid, case.periodic)
         self.ndim = case.grid.ndim
@@ -168,7 +128,13 @@ class MovingFrame:
     @property
     def recordable(self) -> bool:
         """Whether residuals depend on no values on the host, so that a GPU may replay them as a CUDA graph."""
-        return self._start is None and self.frame != "traced"  # traced paths are kept, not traced again
+        return self._start is None
+
+    def prepared(self, points: Points) -> Points:
+        """Return the points with their places, where those cost much and do not depend on weights."""
+        if self.frame != "traced":
+            return points
+        return replace(points, place=self.place(points).numbers())
 
     def elapsed(self, points: Points) -> torch.Tensor:
         """Return the time since the slab began, as a share of its length, (points,)."""
@@ -189,7 +155,7 @@ class MovingFrame:
         points = points.of_rows()
         if not self._velocity_known:
             return [part * 0 for part in coordinates(points.labels)]
-        if self._start is None:
+        if self._exact:
             velocity = self._velocity_at_start(points)
         else:
             series = self.keep("velocity", (points.rows,), lambda: self._velocity_series(points.rows))
@@ -216,7 +182,8 @@ class MovingFrame:
         start = replace(points, times=torch.full_like(points.times, self.begins))
         x, (p, t) = coordinates(points.labels), self._scalars(start)
         zero = x[0] * 0
-        return [zero + part for part in self.flow(self.initial(points), JetOperators(x), p, t)]
+        state = as_fields([zero] * len(self.case.fields), x[0]) if self._beforehand else self.initial(points)
+        return [zero + part for part in self.flow(state, JetOperators(x), p, t)]
 
     @torch.no_grad()
     def _velocity_series(self, rows: torch.Tensor) -> list[torch.Tensor]:
@@ -294,73 +261,58 @@ class MovingFrame:
 
         displacement : δ, one jet per axis, and ∂δ/∂t (ndim, points); in the lagrangian frame only.
         """
-        x, t = list(coordinates(points.labels)), points.times - self.begins
+        x, t = coordinates(points.labels), points.times - self.begins
         if self.frame == "eulerian":
-            return Place(x=tuple(x), velocity=torch.zeros_like(points.labels))
+            return Place(x=x, velocity=torch.zeros_like(points.labels))
+        tensors = (points.labels, points.times, points.rows, points.row_of)
+        if points.place is not None:
+            return Place.of_numbers(points.place, self.ndim)
         if self.frame == "traced":
-            key = (points.labels, points.times, points.rows, points.row_of)
-            return self.keep("traced", key, lambda: self._traced(points))
-        mean, rate = (part[points.row_of] for part in self.bulk(points.rows))
-        if self.frame == "galilean":
-            moved = tuple(a + constant(mean[:, i] * t, self.ndim) for i, a in enumerate(x))
-            return Place(x=moved, velocity=mean.T)
-        T = self.length
-        if self.frame == "lagrangian":  # labels that do not meet within the duration go on as they set out
-            rate = torch.where(rate * (1 - self.floor) * T < _MEETING, torch.full_like(rate, _AT_REST), rate)
-        S, decay = -torch.expm1(-rate * t) / rate, torch.exp(-rate * t)
-        v0 = self.initial_velocity(points)
-        moved = [a + v.mapped(lambda part: part * S) + constant(mean[:, i] * (t - S), self.ndim)
-                 for i, (a, v) in enumerate(zip(x, v0, strict=True))]  # fmt: skip
-        velocity = torch.stack([mean[:, i] + decay * (v.value - mean[:, i]) for i, v in enumerate(v0)])
+            return self.keep("traced", tensors, lambda: self._traced(points))
+        if torch.is_grad_enabled() and any(part.requires_grad for part in tensors):
+            moved, velocity = self._as_it_sets_out(points)
+        else:  # asked for in every step, but a function of the points alone
+            moved, velocity = self.keep("base", tensors, lambda: self._as_it_sets_out(points))
         if displacement is None:
-            return Place(x=tuple(moved), velocity=velocity)
+            return Place(x=moved, velocity=velocity)
         delta, slope = displacement
+        T = self.length
         factor, its_slope = (t * t / T, 2 * t / T) if self._exact else (t, torch.ones_like(t))
-        cut = [self._cutoff(tuple(x), axis) for axis in range(self.ndim)]
+        cut = [self._cutoff(x, axis) for axis in range(self.ndim)]
         moved = [a + (b * c).mapped(lambda part: part * factor)
                  for a, b, c in zip(moved, delta, cut, strict=True)]  # fmt: skip
         walls = [c.value if isinstance(c, Jet) else c for c in cut]
         further = [f * (its_slope * b.value + factor * r) for f, b, r in zip(walls, delta, slope, strict=True)]
         return Place(x=tuple(moved), velocity=velocity + torch.stack(further))
 
-    # --- along a velocity that is known beforehand
-
-    def _traced(self, points: Points) -> Place:
-        begins = torch.full_like(points.times, self.begins)
-        x, velocity = carried(self._velocity_anywhere(points), points.labels, begins, points.times - begins,
-                              self._steps(points.rows))  # fmt: skip
-        return Place(x=x, velocity=velocity)
+    def _as_it_sets_out(self, points: Points) -> tuple[tuple[Jet, ...], torch.Tensor]:
+        """Return places, and ∂x/∂t (ndim, points), without a displacement."""
+        x, t = coordinates(points.labels), points.times - self.begins
+        mean, rate = (part[points.row_of] for part in self.bulk(points.rows))
+        if self.frame == "galilean":
+            return tuple(a + constant(mean[:, i] * t, self.ndim) for i, a in enumerate(x)), mean.T
+        if self.frame == "lagrangian":  # labels that do not meet within the duration go on as they set out
+            near = rate * (1 - self.floor) * self.length < _MEETING
+            rate = torch.where(near, torch.full_like(rate, _AT_REST), rate)
+        S, decay = -torch.expm1(-rate * t) / rate, torch.exp(-rate * t)
+        v0 = self.initial_velocity(points)
+        moved = tuple(a + v.mapped(lambda part: part * S) + constant(mean[:, i] * (t - S), self.ndim)
+                      for i, (a, v) in enumerate(zip(x, v0, strict=True)))  # fmt: skip
+        velocity = torch.stack([mean[:, i] + decay * (v.value - mean[:, i]) for i, v in enumerate(v0)])
+        return moved, velocity
 
     def first_labels(self, points: Points) -> torch.Tensor | None:
         """Return labels that are close to those at the places points.labels, or None where no path tells them."""
-        if self.frame != "traced":
+        if self._paths is None:
             return None
-        since = points.times - self.begins
-        return places(self._velocity_anywhere(points), points.labels, points.times, -since, self._steps(points.rows))
+        return self._paths.labels(points, self.begins, self._steps(points.rows))
 
-    def _velocity_anywhere(self, points: Points) -> Callable[[torch.Tensor, torch.Tensor], list[Jet]]:
-        """Return places, times -> v there, jets with time as a further direction."""
-        directions, rows = self.ndim + 1, points.rows[points.row_of]
-        p = Parameters({name: constant(column, directions)
-                        for name, column in zip(self.case.parameters, rows.unbind(1), strict=True)})  # fmt: skip
-
-        def velocity(x: torch.Tensor, times: torch.Tensor) -> list[Jet]:
-            *where, t = coordinates(torch.cat((x, times[None])))
-            zero, any_state = where[0] * 0, x.new_ones(len(self.case.fields), x.shape[1])
-            d = JetOperators(tuple(where), auxiliary=lambda number: zero)
-            flow = self.flow(constant(any_state, directions, True), d, p, t)
-            return [(zero + part) * self._cutoff(tuple(where), axis) for axis, part in enumerate(flow)]
-
-        return velocity
+    def _traced(self, points: Points) -> Place:
+        x, velocity = self._paths.places(points, self.begins, self._steps(points.rows))
+        return Place(x=x, velocity=velocity)
 
     def _steps(self, rows: torch.Tensor) -> int:
-        return self.keep("steps", (rows,), lambda: self._steps_for(self._even(rows)))
-
-    def _steps_for(self, points: Points) -> int:
-        slopes = [part._full(g) for part in self._velocity_anywhere(points)(points.labels, points.times)
-                  for g in part.gradient[:-1]]  # fmt: skip
-        most = float(torch.stack(slopes).square().sum(0).max().sqrt())
-        return min(max(4, math.ceil(self.length * most / _TRACED_STEP)), _TRACED_MOST)
+        return self.keep("steps", (rows,), lambda: self._paths.steps(self._even(rows), self.length))
 
     # --- in space
 

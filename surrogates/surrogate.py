@@ -76,6 +76,9 @@ class Surrogate(torch.nn.Module, ABC):
         times : (time,), snapshot times; consecutive ones for models that step.
         """
 
+    def finish(self) -> None:  # most models are ready then
+        """Do what is left to do when the stream has ended, on one worker, before the model is saved."""
+
     def forward(self, batch: WindowBatch) -> torch.Tensor:
         """Return `training_loss(batch)`: what DistributedDataParallel and torch.compile call."""
         return self.training_loss(batch)

@@ -16,7 +16,8 @@ import torch
 
 from headrace.solvers.case import Case
 
-from .moving_frame import MovingFrame, Points
+from .moving_frame import MovingFrame
+from .places import Points
 from .problem import Problem
 from .transport_network import TransportNetwork
 

@@ -11,17 +11,70 @@ from v by the error of the method. In a moving frame the equation then holds for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from .jet import Jet, pairs
+from headrace.solvers.case import Case
+from headrace.solvers.parameters import Parameters
+
+from .case_on_jets import coordinates
+from .jet import Jet, constant, pairs
+from .jet_operators import JetOperators
+from .places import Points
 
 Velocity = Callable[[torch.Tensor, torch.Tensor], list[Jet]]
 """Places (ndim, points) and times (points,) -> v, one jet in space and time, the last direction, per axis."""
 
 _STAGES = ((0.0, 1.0), (0.5, 2.0), (0.5, 2.0), (1.0, 1.0))
 """Where in a step v is asked for, and how much it counts."""
+
+_STEP, _MOST = 0.1, 400
+"""|∇v| times a step, which moves one turn to 2e-6 of its radius; and steps at most."""
+
+
+class TracedPaths:
+    """The paths of a case whose flow needs no state.
+
+    flow : of `headrace.surrogates.case_on_jets.flow_of`. cutoff : coordinates, axis -> what v counts, 0 at walls.
+    """
+
+    def __init__(
+        self, case: Case, flow: Callable[..., Any], cutoff: Callable[[tuple[Jet, ...], int], Jet | float]
+    ) -> None:
+        self._case, self._flow, self._cutoff = case, flow, cutoff
+
+    def steps(self, points: Points, length: float) -> int:
+        """Return how many steps a time takes, by the largest |∇v| at some points."""
+        slopes = [part._full(g) for part in self._velocity(points)(points.labels, points.times)
+                  for g in part.gradient[:-1]]  # fmt: skip
+        most = float(torch.stack(slopes).square().sum(0).max().sqrt())
+        return min(max(4, math.ceil(length * most / _STEP)), _MOST)
+
+    def places(self, points: Points, begins: float, steps: int) -> tuple[tuple[Jet, ...], torch.Tensor]:
+        """Return where labels are that set out at a time, one jet in the label per axis, and ∂x/∂t (ndim, points)."""
+        since = torch.full_like(points.times, begins)
+        return carried(self._velocity(points), points.labels, since, points.times - begins, steps)
+
+    def labels(self, points: Points, begins: float, steps: int) -> torch.Tensor:
+        """Return close to which labels the places points.labels are, (ndim, points)."""
+        return places(self._velocity(points), points.labels, points.times, begins - points.times, steps)
+
+    def _velocity(self, points: Points) -> Velocity:
+        ndim, rows = self._case.grid.ndim, points.rows[points.row_of]
+        p = Parameters({name: constant(column, ndim + 1)
+                        for name, column in zip(self._case.parameters, rows.unbind(1), strict=True)})  # fmt: skip
+
+        def velocity(x: torch.Tensor, times: torch.Tensor) -> list[Jet]:
+            *where, t = coordinates(torch.cat((x, times[None])))
+            zero, any_state = where[0] * 0, x.new_ones(len(self._case.fields), x.shape[1])
+            d = JetOperators(tuple(where), auxiliary=lambda number: zero)
+            flow = self._flow(constant(any_state, ndim + 1, True), d, p, t)
+            return [(zero + part) * self._cutoff(tuple(where), axis) for axis, part in enumerate(flow)]
+
+        return velocity
 
 
 @torch.no_grad()

@@ -10,7 +10,8 @@ import torch
 
 from .jet import Jet, pairs, stacked
 from .jet_network import JetNetwork, Pairs
-from .moving_frame import MovingFrame, Place, Points
+from .moving_frame import MovingFrame
+from .places import Place, Points
 from .problem import Problem
 
 Trace = list[tuple[torch.Tensor, ...]]

@@ -15,7 +15,8 @@ from headrace.surrogates import Problem
 from headrace.surrogates.collocation import Sampler
 from headrace.surrogates.inverse import Samples, identify
 from headrace.surrogates.least_squares import levenberg_marquardt
-from headrace.surrogates.moving_frame import MovingFrame, Points
+from headrace.surrogates.moving_frame import MovingFrame
+from headrace.surrogates.places import Points
 from headrace.surrogates.transport_network import TransportNetwork
 
 

@@ -11,7 +11,8 @@ from headrace.solvers.simulate import simulate
 from headrace.surrogates import LPINN, Problem
 from headrace.surrogates.collocation import Sampler
 from headrace.surrogates.least_squares import levenberg_marquardt, residuals_and_rows
-from headrace.surrogates.moving_frame import MovingFrame, Points
+from headrace.surrogates.moving_frame import MovingFrame
+from headrace.surrogates.places import Points
 from headrace.surrogates.transport_network import TransportNetwork
 
 torch.set_num_threads(1)

@@ -11,7 +11,8 @@ from headrace.surrogates import Problem
 from headrace.surrogates.collocation import Sampler
 from headrace.surrogates.first_order import Loss
 from headrace.surrogates.insight import crossing, landscape, modes_needed, snapshots, top_directions
-from headrace.surrogates.moving_frame import MovingFrame, Points
+from headrace.surrogates.moving_frame import MovingFrame
+from headrace.surrogates.places import Points
 from headrace.surrogates.transport_network import TransportNetwork
 
 torch.set_num_threads(1)

@@ -24,6 +24,9 @@ class Mean(Equations):
     def weights(self, points):
         return None
 
+    def prepared(self, points):
+        return points
+
     def values(self, points):
         return self.x - points
 

@@ -14,7 +14,8 @@ from headrace.surrogates import LPINN, Problem, WindowBatch, load_surrogate
 from headrace.surrogates.case_on_jets import flow_of
 from headrace.surrogates.jet import Jet, pairs
 from headrace.surrogates.least_squares import levenberg_marquardt, residuals_and_rows
-from headrace.surrogates.moving_frame import MovingFrame, Points
+from headrace.surrogates.moving_frame import MovingFrame
+from headrace.surrogates.places import Points
 from headrace.surrogates.transport_network import TransportNetwork
 from tests.cases.exact_solutions import cole_hopf
 
@@ -237,7 +238,11 @@ def test_a_solid_that_turns_once_along_traced_paths_is_held_by_an_untrained_netw
     p = transport.rotation.accept({"omega": 2 * math.pi, "nu": 0.0})
     truth = transport.exact("transport_rotation", tuple(points.labels.numpy()), points.times.numpy(), p)
     assert np.abs(net.values_at(points)[0].detach().numpy() - truth).max() < 1e-5
-    assert net.residual(points).abs().max() < 1e-4  # ∂x/∂t is that of the numerical path, not quite v
+    residual = net.residual(points)
+    assert residual.abs().max() < 1e-4  # ∂x/∂t is that of the numerical path, not quite v
+    prepared = net.moving.prepared(points)  # for a CUDA graph, which traces no paths
+    assert net.moving.recordable and torch.allclose(net.residual(prepared), residual, rtol=0, atol=1e-12)
+    assert prepared.at(points.labels).place is None
 
 
 def test_traced_paths_stay_between_walls_and_refuse_a_velocity_they_do_not_know():
@@ -295,7 +300,7 @@ def test_the_frame_is_found_checked_or_declared():
 def test_the_surrogate_learns_from_the_equation_and_survives_its_file(tmp_path):
     case = replace(LINE, parameters={"nu": Uniform(0.05, 0.3), "C": Uniform(0.0, 2.0)})
     torch.set_default_dtype(torch.float32)
-    model = LPINN(hidden=(16, 16), points=32)
+    model = LPINN(hidden=(16, 16), points=32, refine=16)
     model.setup(Problem.of(case), seed=1)
     with pytest.raises(RuntimeError, match="use_case"):
         model.predict(None, torch.tensor([[0.1, 1.0]]), torch.tensor([0.1]))
@@ -322,9 +327,14 @@ def test_the_surrogate_learns_from_the_equation_and_survives_its_file(tmp_path):
         optimizer.zero_grad()
         model(batch).mean().backward()
         optimizer.step()
-    assert error() < before / 4
+    by_gradients = error()
+    assert by_gradients < before / 4
+    model.finish()  # in float64, from the equation alone
+    assert error() < by_gradients / 4 and model.network.state.weights[0].dtype == torch.float32
     start = model.predict(None, torch.tensor([row]), torch.tensor([0.0]))[0, 0, 0].numpy()
     assert np.abs(start - wave((x,), case.accept({"C": 1.0}), None)).max() < 1e-5
+    with pytest.raises(ValueError, match=r"hidden \(99, 99\) there are \d+. Take narrower layers"):
+        LPINN(hidden=(99, 99), refine=1).setup(Problem.of(case))
     model.save(tmp_path / "model")
     again = load_surrogate(tmp_path / "model")
     again.use_case(case)

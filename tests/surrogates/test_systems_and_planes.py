@@ -10,7 +10,8 @@ from headrace.solvers import Case, Dirichlet, Grid, Uniform
 from headrace.surrogates import Problem
 from headrace.surrogates.collocation import Sampler
 from headrace.surrogates.least_squares import levenberg_marquardt
-from headrace.surrogates.moving_frame import MovingFrame, Points
+from headrace.surrogates.moving_frame import MovingFrame
+from headrace.surrogates.places import Points
 from headrace.surrogates.transport_network import TransportNetwork
 
 torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from headrace.surrogates import Problem
 from headrace.surrogates.box_series import BoxSeries
 from headrace.surrogates.collocation import Sampler
 from headrace.surrogates.least_squares import levenberg_marquardt
-from headrace.surrogates.moving_frame import Points
+from headrace.surrogates.places import Points
 from headrace.surrogates.time_slabs import march
 
 torch.set_num_threads(1)
@@ -126,6 +126,10 @@ def test_a_solid_turns_in_slabs():
     assert len(slabs.ends) == 2
     assert_continuous(slabs, case, row)
     assert error(slabs, case, row, (0.08, 0.2)) < 1e-2
+    _, points = at(slabs, case, row, 0.15)
+    along_x, along_y = slabs.networks[1].moving.initial_velocity(points)  # no state decides it: not a series of it
+    assert torch.equal(along_x.value, -2 * math.pi * points.labels[1])
+    assert torch.equal(along_y.value, 2 * math.pi * points.labels[0])
 
 
 def test_one_row_needs_no_parameters_in_the_network():
