@@ -116,7 +116,7 @@ def data(case, tmp_path_factory):
     from headrace.cases.generate_command import generate_data_set
 
     folder = tmp_path_factory.mktemp("ends") / "data"
-    assert generate_data_set(case, simulations=4, held_out=1, folder=folder, seed=0, sampler="sobol", jobs=2,
+    assert generate_data_set(case, simulations=4, held_out=1, folder=folder, seed=0, sampler="sobol", jobs=1,
                              plain=True) == 0  # fmt: skip
     return folder
 

@@ -27,7 +27,7 @@ STEPS = 101
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("offline") / "data"
     made = generate_data_set(
-        CASE, simulations=6, held_out=2, folder=folder, seed=3, sampler="sobol", jobs=2, plain=True
+        CASE, simulations=6, held_out=2, folder=folder, seed=3, sampler="sobol", jobs=1, plain=True
     )  # fmt: skip
     assert made == 0
     return folder
@@ -116,24 +116,29 @@ def study(folder, run_dir, **settings):
     )  # fmt: skip
 
 
-def test_an_offline_study_learns_validates_and_is_kept_when_run_again(folder, tmp_path):
-    said = []
-    result = study(folder, tmp_path / "run").run(progress=said.append)
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """The run directory of a study that nobody disturbed, its result, and what it said meanwhile."""
+    run, said = tmp_path_factory.mktemp("offline") / "whole", []
+    return run, study(folder, run).run(progress=said.append), said
+
+
+def test_an_offline_study_learns_validates_and_is_kept_when_run_again(folder, whole):
+    run, result, said = whole
     assert result.status == "finished" and said
     assert 0 < result.validation["nrmse"] < 0.15  # the mean state gives about 0.4
-    last = last_record(tmp_path / "run" / "metrics.jsonl")
+    last = last_record(run / "metrics.jsonl")
     assert last["windows"] == last["total_windows"] == 6 * STEPS * 8
-    assert sorted(p.name for p in (tmp_path / "run" / "held_out").iterdir()) == ["sim-000006.h5", "sim-000007.h5"]
+    assert sorted(p.name for p in (run / "held_out").iterdir()) == ["sim-000006.h5", "sim-000007.h5"]
     with pytest.raises(StudyError, match="no stream to audit"):
-        audit(tmp_path / "run")
-    again = study(folder, tmp_path / "run").run(resume=True)
+        audit(run)
+    again = study(folder, run).run(resume=True)
     assert again.validation == result.validation
     with pytest.raises(StudyError, match="was started with seed"):
-        study(folder, tmp_path / "run", seed=2).run(resume=True)
+        study(folder, run, seed=2).run(resume=True)
 
 
-def test_a_stopped_training_goes_on_to_the_bits_of_one_that_was_not(folder, tmp_path, monkeypatch):
-    whole = study(folder, tmp_path / "whole").run()
+def test_a_stopped_training_goes_on_to_the_bits_of_one_that_was_not(folder, whole, tmp_path, monkeypatch):
     batches, plain = [], OfflineFeed.next
 
     def stopping(feed):
@@ -154,9 +159,9 @@ def test_a_stopped_training_goes_on_to_the_bits_of_one_that_was_not(folder, tmp_
         assert study(folder, tmp_path / "cut").run().status == "stopped"
     assert last_record(tmp_path / "cut" / "metrics.jsonl")["batch"] == 40
     resumed = study(folder, tmp_path / "cut").run(resume=True)
-    assert resumed.validation == whole.validation
+    assert resumed.validation == whole[1].validation
     assert offline_study.Ledger(tmp_path / "cut" / "ledger").finished
-    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "cut")]
+    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (whole[0], tmp_path / "cut")]
     assert weights[0] == weights[1]
 
 

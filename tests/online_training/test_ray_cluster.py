@@ -20,8 +20,11 @@ STUDY = [
 ]  # fmt: skip
 HEAD = """
 python=$1 address=$2 run=$3
-$python -m ray.scripts.scripts start --head --node-ip-address=$address --port={port} --num-cpus=0 \
-    --include-dashboard=false --object-store-memory=100000000
+for attempt in 1 2 3; do  # it gives up after 30 s, which a busy node may take
+    $python -m ray.scripts.scripts start --head --node-ip-address=$address --port={port} --num-cpus=0 \
+        --include-dashboard=false --object-store-memory=100000000 && break
+    $python -m ray.scripts.scripts stop --force
+done
 touch $run.head
 $python -c "$4" "$@"
 touch $run.done
@@ -36,7 +39,7 @@ while sum(node['Alive'] for node in ray.nodes()) < 2:
     time.sleep(0.2)
 where = ['--run-dir', run, '--interface', 'eth0', '--ray-address', f'{{address}}:{port}']
 code = subprocess.run([python, '-m', 'headrace.cases', 'train', *study, *where]).returncode
-deadline = time.monotonic() + 60
+deadline = time.monotonic() + 240
 while ray.available_resources().get('CPU') != 2 and time.monotonic() < deadline:
     time.sleep(0.2)
 nodes, cpus = sum(node['Alive'] for node in ray.nodes()), ray.available_resources()['CPU']

@@ -1,5 +1,6 @@
 """The ring: what a rank puts into shared memory is what the intake reads, and nobody can harm the intake with it."""
 
+import gc
 import os
 import zlib
 from collections import deque
@@ -145,6 +146,7 @@ def rings_mapped() -> int:
 
 
 def test_rings_come_and_go_with_their_sessions(tmp_path: Path) -> None:
+    gc.collect()  # those of other tests
     before = rings_mapped()
     with running_intake(tmp_path, make_layout(), all_rings_bytes=2 * SMALLEST) as intake:
         links = [solver(intake, f"1-{i}") for i in range(3)]

@@ -123,7 +123,7 @@ def test_a_training_has_the_same_bits_cut_and_resumed_or_not(tmp_path, monkeypat
         with streaming(run, monkeypatch, session, done, WAVES, 16) as (intake, _, _):
             settings = settings_for(
                 run, SIMULATIONS * WAVES.num_steps * 3 // 16, address=intake.addresses, token_file=str(run / "token"),
-                study=STUDY, session=session, generation=session, checkpoint_every=0.02,
+                study=STUDY, session=session, generation=session, checkpoint_every=1e-9,
             )  # fmt: skip
             feed = connect(settings)
             plain, left = feed.next, iter(range(cut or 10**6))
