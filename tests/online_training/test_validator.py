@@ -130,8 +130,8 @@ def test_a_run_is_validated_once(trained, tmp_path, capsys):
     assert "No surrogate in" in capsys.readouterr().err
 
 
-def wait_for(condition, seconds=PATIENCE):
-    deadline = time.monotonic() + seconds
+def wait_for(condition):
+    deadline = time.monotonic() + 3 * PATIENCE  # of low priority: beside busy processes it has some per cent of a core
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
