@@ -69,15 +69,17 @@ class StepAssembly:
     cells : numbers of the cells, in C order, of those that have an owner.
     """
 
-    __slots__ = ("_digest", "_hashed", "boxes", "cells", "finished_ranks", "missing", "target", "time")
+    __slots__ = ("_checksum", "_digest", "_hashed", "boxes", "cells", "finished_ranks", "missing", "target", "time")
 
     def __init__(self, target: np.ndarray | None, num_cells: int, time: float) -> None:
         self.target, self.missing, self.time = target, num_cells, time
         self.boxes: set[Box] = set()
         self.cells: dict[Box, np.ndarray] = {}
         self.finished_ranks: set[int] = set()
-        # Checksum of the target's first so many cells, taken while they are in the cache.
-        self._digest, self._hashed = Digest("xxh3"), 0
+        # Checksum of the target's first so many cells, taken while they are in the cache; or of all at once.
+        self._digest: Digest | None = None
+        self._hashed = 0
+        self._checksum: int | None = None
 
     def place(
         self, box: Box, values: np.ndarray, checksum: str, cells: np.ndarray | None = None
@@ -91,6 +93,13 @@ class StepAssembly:
         """
         self.boxes.add(box)
         self.missing -= values.size
+        target = self.target
+        if target is not None and cells is None and values.size == target.size <= _CHUNK_CELLS:
+            whole = target.reshape(-1)
+            whole[...] = values
+            found = checksum_of(whole, checksum)
+            self._checksum = found if checksum == "xxh3" else checksum_of(whole, "xxh3")
+            return found, all_finite(whole)
         digest = Digest(checksum)
         if cells is not None:
             self.cells[box] = cells
@@ -108,8 +117,8 @@ class StepAssembly:
             follows = not self._hashed
         else:
             follows = _address(place) - _address(self.target) == self._hashed * values.itemsize
-        if follows and not self._hashed and checksum == "xxh3":
-            self._digest = digest  # the beginning of both is the same
+        if follows and not self._hashed:
+            self._digest = digest if checksum == "xxh3" else Digest("xxh3")  # the beginning of both is the same
         for first in range(0, values.size, _CHUNK_CELLS):
             chunk = place[first : first + _CHUNK_CELLS]
             chunk[...] = values[first : first + _CHUNK_CELLS]
@@ -122,6 +131,8 @@ class StepAssembly:
 
     def checksum(self) -> int:
         """Return the XXH3 checksum of the whole step."""
+        if self._checksum is not None:
+            return self._checksum
         if self._hashed == self.target.size:
             return self._digest.value
         return checksum_of(self.target, "xxh3")

@@ -11,7 +11,7 @@ import numpy as np
 
 from .assembly import Box, StepAssembly, overlap
 from .cell_list import CellList
-from .client import BY_INDEX, DTYPE_CODES, XXH3, Header, WireError, Word
+from .client import BY_INDEX, DTYPE_CODES, XXH3, Header, WireError
 from .intake_settings import IntakeSettings
 from .layout import StreamLayout
 from .ledger import RecordWriter
@@ -21,6 +21,7 @@ _COUNTS = (
     "steps_accepted", "steps_recovered", "steps_dropped", "steps_skipped", "steps_spooled", "bytes_received",
     "duplicates", "lost", "short",
 )  # fmt: skip
+_MOST_KNOWN = 4096
 
 
 class ChecksumError(WireError):
@@ -36,7 +37,7 @@ class BlockIntake(ABC):
     def __init__(self, layout: StreamLayout, ledger: RecordWriter, limits: IntakeSettings, *, in_order: bool) -> None:
         self._layout, self._ledger, self._limits, self._in_order = layout, ledger, limits, in_order
         self._dtype_code = DTYPE_CODES[layout.dtype]
-        self._itemsize = np.dtype(layout.dtype).itemsize
+        self._dtype = np.dtype(layout.dtype)
         self._num_cells = math.prod(layout.step_shape)
         self.counts: Counter[str] = Counter(dict.fromkeys(_COUNTS, 0))
 
@@ -56,10 +57,8 @@ class BlockIntake(ABC):
     def _stop_if_asked(self, run: SimulationRun) -> None:
         """A simulation failed: end the study where its policy says so."""
 
-    def take_block(
-        self, run: SimulationRun, header: Header, payload: Any, cells: CellList | None = None
-    ) -> list[tuple[int, Word]]:
-        """Store one sub-block of one or more fields; return (step, word) of the steps that it completed.
+    def take_block(self, run: SimulationRun, header: Header, payload: Any, cells: CellList | None = None) -> None:
+        """Store one sub-block of one or more fields in its place; `advance` accepts the steps that are complete.
 
         cells : those that the sending rank owns, where it has named them.
 
@@ -71,18 +70,28 @@ class BlockIntake(ABC):
             cells = None
         elif cells is None:
             raise WireError("cells")
-        count = self._check(run, header, self._layout.shape if cells is None else cells.shape)
+        if header.step >= run.granted:
+            raise WireError("credit")
+        if not math.isfinite(header.time):
+            raise WireError("time")
+        owner = None if cells is None else (header.block, cells.number)
+        # A rank sends the same boxes with every step.
+        place = header[6:8], header[12:16], owner
+        box = run.known.get(place)
+        if box is None:
+            count = self._check(header, self._layout.shape if cells is None else cells.shape)
+            box = Box(header.field, count, header.offset, header.block_shape, owner)
+            if len(run.known) < _MOST_KNOWN:
+                run.known[place] = box
         self.counts["bytes_received"] += header.payload_length
         assembly = run.assemblies.get(header.step)
-        owner = None if cells is None else (header.block, cells.number)
-        box = Box(header.field, count, header.offset, header.block_shape, owner)
-        if header.step < run.received or (assembly is not None and box in assembly.boxes):
+        if header.step < run.received or (assembly is not None and (assembly.missing <= 0 or box in assembly.boxes)):
             self.counts["duplicates"] += 1
-            return []
+            return
         if assembly is None:
             assembly = StepAssembly(self._target(run, header.step), self._num_cells, header.time)
             run.assemblies[header.step] = assembly
-        values = np.frombuffer(payload, dtype=self._layout.dtype)
+        values = np.frombuffer(payload, dtype=self._dtype)
         # Into its slot first, and checked there: what was damaged on its way ends the attempt, and its slots with it.
         named = None if cells is None else cells.part(header.offset[0], header.block_shape[0])
         checksum, finite = assembly.place(box, values, "xxh3" if header.flags & XXH3 else "crc32", named)
@@ -90,9 +99,9 @@ class BlockIntake(ABC):
             raise ChecksumError("checksum")
         # In a fixed order a step is looked at as a whole: which block comes first depends on time.
         if not finite and self._limits.nan_policy != "keep" and not self._in_order:
-            self._quarantine_infinite(run, header, values.reshape(count, -1))
+            self._quarantine_infinite(run, header, values.reshape(box.count, -1))
         if assembly.target is not None:
-            more = f',"n":{count}' if count > 1 else ""
+            more = f',"n":{box.count}' if box.count > 1 else ""
             if owner is not None:
                 more += f',"r":{header.block}'
             self._ledger.append_text(
@@ -101,7 +110,7 @@ class BlockIntake(ABC):
             )
         if header.value & 1:
             assembly.finished_ranks.add(header.block)
-        return self._progress(run, header, assembly)
+        self._settle_tiling(run, header, assembly)
 
     def _quarantine_infinite(self, run: SimulationRun, header: Header, values: np.ndarray) -> None:
         field = header.field + int(np.argmin(np.isfinite(values).all(axis=1)))
@@ -109,8 +118,8 @@ class BlockIntake(ABC):
         self.quarantine(run, header.step, f"NaN or infinity in {where}, step {header.step}, time {header.time:g}")
         self._stop_if_asked(run)
 
-    def skip_step(self, run: SimulationRun, header: Header) -> list[tuple[int, Word]]:
-        """A rank has left out a step; return (step, word) of the steps that are complete with it.
+    def skip_step(self, run: SimulationRun, header: Header) -> None:
+        """A rank has left out a step; `advance` goes on behind it once all ranks have.
 
         Raises
         ------
@@ -120,14 +129,14 @@ class BlockIntake(ABC):
             raise WireError("skip")
         if header.step < run.received:
             self.counts["duplicates"] += 1
-            return []
+            return
         assembly = run.assemblies.get(header.step)
         if assembly is None:
             assembly = run.assemblies[header.step] = StepAssembly(None, self._num_cells, header.time)
         assembly.finished_ranks.add(header.block)
-        return self._progress(run, header, assembly)
+        self._settle_tiling(run, header, assembly)
 
-    def _check(self, run: SimulationRun, header: Header, shape: tuple[int, ...]) -> int:
+    def _check(self, header: Header, shape: tuple[int, ...]) -> int:
         """Return how many fields a block carries; shape: that of the grid, or of the list in which its place is one."""
         if header.dtype != self._dtype_code:
             raise WireError("dtype")
@@ -135,16 +144,13 @@ class BlockIntake(ABC):
             raise WireError("shape")
         if any(n < 1 or o + n > full for o, n, full in zip(header.offset, header.block_shape, shape, strict=True)):
             raise WireError("block")
-        count, rest = divmod(header.payload_length, math.prod(header.block_shape) * self._itemsize)
+        count, rest = divmod(header.payload_length, math.prod(header.block_shape) * self._dtype.itemsize)
         if rest or not 1 <= count <= len(self._layout.fields) - header.field:
             raise WireError("length")
-        if header.step >= run.granted:
-            raise WireError("credit")
-        if not math.isfinite(header.time):
-            raise WireError("time")
         return count
 
-    def _progress(self, run: SimulationRun, header: Header, assembly: StepAssembly) -> list[tuple[int, Word]]:
+    def _settle_tiling(self, run: SimulationRun, header: Header, assembly: StepAssembly) -> None:
+        """See that a step's blocks do not overlap once all cells are there, and leave no gap once all ranks are."""
         if assembly.missing <= 0 and assembly.boxes != run.tiling:
             if overlap(assembly.boxes, self._layout.step_shape, assembly.cells):
                 self.quarantine(run, header.step, f"the blocks of step {header.step} overlap")
@@ -152,7 +158,6 @@ class BlockIntake(ABC):
         elif assembly.missing > 0 and len(assembly.finished_ranks) == header.num_blocks:
             self._settle_gap(run, header, assembly)
             assembly.missing = 0
-        return self._advance(run)
 
     def _settle_gap(self, run: SimulationRun, header: Header, assembly: StepAssembly) -> None:
         """All ranks are through with a step that is not complete: it was left out, or their blocks are wrong."""
@@ -160,13 +165,14 @@ class BlockIntake(ABC):
             left = f"{assembly.missing} of {self._num_cells} cells"
             self.quarantine(run, header.step, f"the blocks of all ranks leave {left} of step {header.step} uncovered")
 
-    def _advance(self, run: SimulationRun) -> list[tuple[int, Word]]:
-        """Accept the steps that are complete, in order."""
-        done = []
-        while (ready := run.assemblies.get(run.received)) is not None and ready.missing <= 0:
+    def advance(self, run: SimulationRun, before: int | None = None) -> None:
+        """Accept the steps that are complete, in order, and note them in `run.done`.
+
+        before : a step at which to stop.
+        """
+        while run.received != before and (ready := run.assemblies.get(run.received)) is not None and ready.missing <= 0:
             del run.assemblies[run.received]
             self._accept(run, run.received, ready)
-            done.append((run.received, run.word))
+            run.done.append((run.received, run.word))
             run.received += 1
             run.kept = max(run.kept, run.received)
-        return done

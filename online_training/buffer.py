@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class StreamEnded(Exception):
     """Nothing is left to draw and nothing more will come."""
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """One draw: `window` consecutive steps of a simulation that lie in the slots named.
 
     ticket : names this draw until it is released.
@@ -36,6 +35,9 @@ class Buffer(ABC):
     0..n-1 the valid starts are 0..n-window. A start lives until it is evicted or used up; a slot is freed when no
     living start, complete or still to come, needs its step. Drawn windows keep their slots until they are released.
     """
+
+    shards: int = 1
+    """Into how many parts the slots are divided."""
 
     @property
     @abstractmethod

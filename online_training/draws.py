@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -21,12 +22,6 @@ def batch_dtype(window: int, num_parameters: int) -> np.dtype:
             ("slots", "<u4", (window,)), ("times", "<f8", (window,)), ("parameters", "<f8", (num_parameters,)),
         ]
     )  # fmt: skip
-
-
-@dataclass
-class _Ticket:
-    copies: int
-    first: bool
 
 
 @dataclass
@@ -54,7 +49,9 @@ class Draws:
         self._next: int | None = None
         self._asked: dict[int, dict[int, int]] = {}
         self._batches: dict[int, _Batch] = {}
-        self._tickets: dict[int, _Ticket] = {}
+        # Whether a draw that is not released counts as its window's first; and how many more workers have it.
+        self._tickets: dict[int, bool] = {}
+        self._copies: Counter[int] = Counter()
 
     @property
     def unreleased(self) -> int:
@@ -68,7 +65,7 @@ class Draws:
             self.drawn -= len(self._tickets)
         self.generation, self._num_workers = generation, num_workers
         self._next, self.ended = None, False
-        for held in (self._asked, self._batches, self._tickets):
+        for held in (self._asked, self._batches, self._tickets, self._copies):
             held.clear()
 
     def ask(self, index: int, worker: int, num_workers: int, batch: int, record_bytes: int) -> None:
@@ -128,16 +125,17 @@ class Draws:
         if not windows:
             return False
         # Slices are cut in the order of shards: whatever their number, the workers share out the shards among them.
-        windows.sort(key=lambda window: self._buffer.shard_of(window.slots[0]))
+        if self._buffer.shards > 1:
+            windows.sort(key=lambda window: self._buffer.shard_of(window.slots[0]))
         records = self._tabulate(windows)
         self.drawn += len(windows)
-        self._tickets.update((window.ticket, _Ticket(1, window.first)) for window in windows)
-        slices = np.array_split(records, self._num_workers)
+        self._tickets.update([(window.ticket, window.first) for window in windows])
+        slices = np.array_split(records, self._num_workers) if self._num_workers > 1 else [records]
         if len(records) < self._num_workers:
             # Every worker needs something to compute on: at the very end a few windows are used twice.
             order = np.arange(self._num_workers) % len(records)
             for extra in order[len(records) :]:
-                self._tickets[windows[extra].ticket].copies += 1
+                self._copies[windows[extra].ticket] += 1
             dealt = records[order]
             dealt["first"][len(records) :] = 0
             slices = np.array_split(dealt, self._num_workers)
@@ -149,14 +147,13 @@ class Draws:
         """Windows were used; tickets that are unknown, e.g. released before, are ignored."""
         done = []
         for number in tickets.tolist():
-            ticket = self._tickets.get(number)
-            if ticket is None:
+            if number not in self._tickets:
                 continue
-            ticket.copies -= 1
-            if ticket.copies == 0:
-                done.append(number)
-                del self._tickets[number]
-                self.released += 1
-                self.starts_used += ticket.first
+            if self._copies and self._copies[number]:
+                self._copies[number] -= 1
+                continue
+            self.starts_used += self._tickets.pop(number)
+            done.append(number)
+        self.released += len(done)
         if done:
             self._buffer.release(done, used=True)

@@ -34,6 +34,7 @@ from .stream_statistics import SAVE_SECONDS
 logger = logging.getLogger(__name__)
 
 _BURST = 64
+_TOGETHER_BYTES = 64 * 1024
 _TICK_MILLISECONDS = 100
 _FLUSH_SECONDS = 0.2
 _KINDS = frozenset(Kind)
@@ -69,6 +70,9 @@ class Intake:
         self._record_bytes = batch_dtype(layout.window, len(layout.parameters)).itemsize
         self._asking_statistics: set[int] = set()
         self._messages = 0
+        # Runs whose latest blocks are in their place, while their steps are not accepted yet; and these blocks' bytes.
+        self._unsettled: dict[int, SimulationRun] = {}
+        self._unsettled_bytes = 0
         self._wanted = False
         self._error: str | None = None
         self._closing = threading.Event()
@@ -225,20 +229,21 @@ class Intake:
         """Take up to some messages that are there; a worker that wants a batch does not wait for many blocks."""
         self._wanted = False
         for _ in range(_BURST):
-            if self._wanted:
-                return
-            frames = self._socket.receive()
+            frames = None if self._wanted else self._socket.receive()
             if frames is None:
-                return
+                break
             self._messages += 1
             try:
                 self._take(*self._socket.verify(frames))
             except WireError as error:
                 self._rejected[str(error)] += 1
+        self._settle()
 
     def _take(self, identity: bytes, header: Header, payload: Any) -> None:
         if header.kind not in _KINDS:
             raise WireError("kind")
+        if header.kind != Kind.BLOCK:
+            self._settle()
         if header.kind == Kind.HELLO:
             self._on_hello(identity, payload)
             return
@@ -489,9 +494,10 @@ class Intake:
             raise WireError("rank")
         try:
             cells = peer.cells if peer.cells is not None and peer.cells.complete else None
-            done = self._table.take_block(run, header, payload, cells)
+            self._table.take_block(run, header, payload, cells)
         except ChecksumError:
             # The sender cannot send it again: its memory may have changed. The whole attempt is run again.
+            self._settle()
             reason = f"a block of step {header.step} from rank {header.block} was damaged on its way"
             self._drop_job(peer.hello.job, reason, notify=True)
             raise
@@ -499,18 +505,30 @@ class Intake:
             text = f"a block of field {header.field} at step {header.step} is wrong: {error}; see docs/wire.md"
             self._tell(peer, Kind.REFUSED, {"error": text})
             raise
-        self._acknowledge(run, done)
+        # Small blocks come by many; what is said of their steps, credits and words, is said of all together.
+        self._unsettled[run.number] = run
+        self._unsettled_bytes += header.payload_length
+        if self._unsettled_bytes >= _TOGETHER_BYTES:
+            self._settle()
 
-    def _acknowledge(self, run: SimulationRun, done: list[tuple[int, Word]]) -> None:
-        """Tell all ranks of a job that steps are complete, with their words, and what to do with the next one."""
-        if not done:
+    def _settle(self) -> None:
+        """Accept and acknowledge the steps that the latest blocks have completed."""
+        if self._unsettled:
+            runs, self._unsettled, self._unsettled_bytes = self._unsettled, {}, 0
+            for run in runs.values():
+                self._acknowledge(run)
+
+    def _acknowledge(self, run: SimulationRun) -> None:
+        """Tell all ranks of a job which steps are complete, with their words, and what to do with the next one."""
+        self._table.advance(run)
+        if not run.done:
             return
         if self._settings.durability != "memory":
             self._make_durable()
         # Credits travel with the acknowledgement; `_advance` grants later what there is no room for now.
         granted = run.granted
         flags = SKIP_NEXT if self._table.decide(run) else 0
-        words = self._table.words(run, done, time.monotonic())
+        words = self._table.words(run, time.monotonic())
         if not words and run.granted > granted:
             self._tell_job(run, Kind.CREDIT, value=run.granted)
         for step, word in words:
@@ -534,7 +552,8 @@ class Intake:
         _, run = self._running(peer, header)
         if (header.block, header.num_blocks) != (peer.hello.rank, peer.hello.ranks):
             raise WireError("rank")
-        self._acknowledge(run, self._table.skip_step(run, header))
+        self._table.skip_step(run, header)
+        self._acknowledge(run)
 
     def _on_end(self, peer: Peer, header: Header, payload: Any) -> None:
         job, run = self._running(peer, header)

@@ -47,6 +47,8 @@ class RecordWriter:
                 f"Ledger file {self.path} exists: it has, or had, another writer. Start a new session."
             ) from None
         self._pending = bytearray()
+        self._texts: list[str] = []
+        self._texts_length = 0
         self._lock = threading.Lock()
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -66,11 +68,11 @@ class RecordWriter:
         ------
         OSError : as in `flush`.
         """
-        text = record.encode("ascii")
         with self._lock:
             self._require_open()
-            self._pending += b"%08x %s\n" % (zlib.crc32(text), text)
-            if len(self._pending) >= _FLUSH_BYTES:
+            self._texts.append(record)
+            self._texts_length += len(record)
+            if self._texts_length >= _FLUSH_BYTES:
                 self._write()
 
     def flush(self) -> None:
@@ -115,6 +117,10 @@ class RecordWriter:
 
     def _write(self) -> None:
         descriptor = self._require_open()
+        records = [text.encode("ascii") for text in self._texts]
+        self._pending += b"".join([b"%08x %s\n" % (zlib.crc32(record), record) for record in records])
+        self._texts.clear()
+        self._texts_length = 0
         while self._pending:
             try:
                 written = os.write(descriptor, self._pending)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -42,11 +43,14 @@ class Assignment:
 class SimulationRun:
     """The state of one simulation; steps are accepted in order, so what was accepted is always a prefix.
 
+    parameters : values of the study's parameters, in the order of their names.
     granted : steps 0..granted-1 of this attempt may be sent.
     received : steps 0..received-1 of this attempt are complete.
+    done : (step, word) of those that are complete and not acknowledged yet.
     said : the words to steps 0..said-1 of this attempt have been said.
     pace : seconds from one complete step to the next, of late.
     tiling : the sub-blocks of the step accepted last.
+    known : boxes of blocks that were checked in this attempt, by what their headers say of them.
     skipped : steps that are not sent, because there was no room for them when the step before was complete.
     places : where in the spool granted steps go that have no slot.
     kept : steps 0..kept-1 were complete in this or an earlier attempt of this session.
@@ -58,12 +62,14 @@ class SimulationRun:
     def __init__(self, assignment: Assignment, layout: StreamLayout) -> None:
         self.assignment, self._layout = assignment, layout
         self.number, self.attempt = assignment.simulation, assignment.attempt
+        self.parameters = tuple(assignment.parameters[name] for name in layout.parameters)
         self.status = QUEUED
         self.reason: str | None = None
         self.failures = 0
         self.job: str | None = None
         self.granted = self.received = self.said = self.kept = 0
         self.pace, self._completed = _SLOW_PACE, -math.inf
+        self.done: list[tuple[int, Word]] = []
         self.skipped: set[int] = set()
         self.recovered: set[int] = set()
         self.dropping = self.slow = False
@@ -73,6 +79,7 @@ class SimulationRun:
         self.recovered: set[int] = set()
         self.assemblies: dict[int, StepAssembly] = {}
         self.tiling: frozenset[Box] = frozenset()
+        self.known: dict[tuple[Any, ...], Box] = {}
         self.ends: dict[int, int] = {}
         self.times: list[float] = []
         self.states: np.ndarray | None = None
@@ -108,6 +115,8 @@ class SimulationRun:
         self.status, self.job = RUNNING, job
         self.granted = self.received = self.said = 0
         self.pace, self._completed = _SLOW_PACE, -math.inf
+        self.done = []
+        self.known.clear()
         self.tiling = frozenset()  # another job may own other cells under the same numbers
         self.ends.clear()
         if self.assignment.held_out and self.states is None:

@@ -26,6 +26,7 @@ from .simulation_run import STOPPED as RUN_STOPPED
 from .spool import Spooled
 
 PIPELINE_DEPTH = 4
+_MOST_DEPTH = 32
 _WAITING_WRITES = 2
 _DRIFT_EVERY = 16
 _QUICK_SECONDS = 2e-3
@@ -62,6 +63,8 @@ class SimulationTable(BlockIntake):
         self.windows_accepted = 0
         self.blocked_seconds = self.solver_seconds = 0.0
         self.running_limit = limits.max_running
+        # Slots of steps on their way are no windows: quick solvers get an eighth of them at most.
+        self._most_depth = min(_MOST_DEPTH, len(slots) // (8 * limits.max_running))
         self.fatal = ""
         self._too_short = 0
         if self._in_order:
@@ -165,13 +168,19 @@ class SimulationTable(BlockIntake):
 
     def grant(self, run: SimulationRun) -> bool:
         """Grant further steps a little ahead of those received; say whether there are new ones."""
-        before = run.granted
-        if before - run.received > PIPELINE_DEPTH // 2:
+        before, depth = run.granted, self._depth(run)
+        if before - run.received > depth // 2:
             return False
-        limit = min(self._layout.num_steps, run.received + PIPELINE_DEPTH)
+        limit = min(self._layout.num_steps, run.received + depth)
         while run.granted < limit and self._extend(run):
             pass
         return run.granted > before
+
+    def _depth(self, run: SimulationRun) -> int:
+        """How many steps may be on their way: those of some milliseconds, where words to them are said ahead."""
+        if run.pace * PIPELINE_DEPTH > _QUICK_SECONDS or not self._is_quick(run):
+            return PIPELINE_DEPTH
+        return max(PIPELINE_DEPTH, min(self._most_depth, int(_QUICK_SECONDS / run.pace)))
 
     def decide(self, run: SimulationRun) -> bool:
         """Grant what can be granted once a step is complete; say whether the next step is to be left out.
@@ -187,20 +196,29 @@ class SimulationTable(BlockIntake):
         self._buffer.skip(run.number, step)
         return True
 
-    def words(self, run: SimulationRun, done: list[tuple[int, Word]], now: float) -> list[tuple[int, Word]]:
-        """Return (step, word) of what is to be said once steps are complete: each word is said once, to all ranks.
+    def words(self, run: SimulationRun, now: float) -> list[tuple[int, Word]]:
+        """Return (step, word) of what is to be said once steps are complete, to all ranks; an ACK speaks for the steps
+        before it, too, that had none: continue.
 
         A solver that takes less time for a step than a message there and back would wait for every word. So the words
         to its steps that are on their way are decided ahead, as far as the step behind them holds credit, too:
         continue. A word that is decided later begins behind them, some milliseconds late.
         """
+        done, run.done = run.done, []
         run.keep_pace(len(done), now)
         found = [(step, word) for step, word in done if step >= run.said]
         run.said = max(run.said, run.received)
-        if run.pace < _QUICK_SECONDS and self._may_say_ahead(run):
-            found += [(step, Word.CONTINUE) for step in range(run.said, run.granted - 1)]
-            run.said = max(run.said, run.granted - 1)
-        return found
+        if run.granted - 1 > run.said and self._is_quick(run):
+            run.said = run.granted - 1
+            found.append((run.said - 1, Word.CONTINUE))
+        return [one for one in found if one[1] != Word.CONTINUE or one is found[-1]]
+
+    def _is_quick(self, run: SimulationRun) -> bool:
+        """Whether words are said ahead: steps are short, and nothing is known or promised that must wait for one."""
+        limits = self._limits
+        plain = limits.durability == "memory" and limits.when_full != "skip" and not self._in_order
+        quick = plain and run.pace < _QUICK_SECONDS
+        return quick and run.status == RUNNING and not run.dropping and not run.slow and not self.stopping
 
     def _may_say_ahead(self, run: SimulationRun) -> bool:
         """Whether nothing is known or promised that must wait for the step itself."""
@@ -413,6 +431,7 @@ class SimulationTable(BlockIntake):
         """Keep the rest of a simulation out of the study; a job that runs it is told to stop."""
         if run.status == QUARANTINED:
             return
+        self.advance(run, before=step)
         run.drop_rest(Word.STOP)
         self._free_room(run)
         if self._limits.spool is not None:
@@ -477,14 +496,11 @@ class SimulationTable(BlockIntake):
 
     def tabulate(self, windows: list[Window]) -> np.ndarray:
         """Return BATCH's records of drawn windows."""
-        names = self._layout.parameters
-        records = np.zeros(len(windows), batch_dtype(self._layout.window, len(names)))
-        for column in ("ticket", "simulation", "attempt", "start", "first", "slots"):
-            records[column] = [getattr(window, column) for window in windows]
+        records = np.empty(len(windows), batch_dtype(self._layout.window, len(self._layout.parameters)))
+        for column, values in zip(Window._fields, zip(*windows, strict=True), strict=True):
+            records[column] = values
         records["times"] = self.slot_times[records["slots"]]
-        if names:
-            values = [self.runs[window.simulation].assignment.parameters for window in windows]
-            records["parameters"] = [[mapping[name] for name in names] for mapping in values]
+        records["parameters"] = [self.runs[window.simulation].parameters for window in windows]
         return records
 
     def status(self) -> dict[str, Any]:

@@ -13,16 +13,17 @@ from .random_set import RandomSet
 class Start:
     """A living start whose window is complete.
 
+    slots : of its steps; they are its own as long as it lives.
     seen : its first draw was used.
     first_is_out : a draw that counts as its first is not released yet.
     pins : draws that are not released yet.
     used_up : it was used for the last time; it dies with its last pin.
     """
 
-    __slots__ = ("attempt", "first_is_out", "index", "pins", "seen", "trajectory", "used_up")
+    __slots__ = ("attempt", "first_is_out", "index", "pins", "seen", "slots", "trajectory", "used_up")
 
-    def __init__(self, trajectory: _Trajectory, index: int) -> None:
-        self.trajectory, self.index, self.attempt = trajectory, index, trajectory.attempt
+    def __init__(self, trajectory: _Trajectory, index: int, slots: tuple[int, ...]) -> None:
+        self.trajectory, self.index, self.attempt, self.slots = trajectory, index, trajectory.attempt, slots
         self.seen = self.first_is_out = self.used_up = False
         self.pins = 0
 
@@ -91,6 +92,7 @@ class SlotBuffer(Buffer):
         self._free: list[list[int]] = [[] for _ in range(shards)]
         for slot in range(capacity - 1, -1, -1):
             self._free[slot * shards // capacity].append(slot)
+        self._shard = [slot * shards // capacity for slot in range(capacity)]
         self._owner: list[tuple[_Trajectory, int] | None] = [None] * capacity
         self._needed = [0] * capacity
         self._held = [0] * capacity
@@ -158,7 +160,7 @@ class SlotBuffer(Buffer):
 
     def shard_of(self, slot: int) -> int:
         """Return the shard that a slot belongs to."""
-        return slot * self.shards // self.capacity
+        return self._shard[slot]
 
     def reserve(self, simulation: int) -> int | None:
         """Return a slot for the simulation's next step, evicting seen starts if need be; None where it must wait."""
@@ -182,7 +184,7 @@ class SlotBuffer(Buffer):
         return trajectory.shard
 
     def _free_slot(self, slot: int) -> None:
-        self._free[self.shard_of(slot)].append(slot)
+        self._free[self._shard[slot]].append(slot)
 
     def adopt(self, slots: Iterable[int]) -> None:
         """Reserve these slots, which hold steps of an earlier session; to be called before anything else."""
@@ -231,11 +233,12 @@ class SlotBuffer(Buffer):
         for index in range(max(0, step - self._window + 1), step + 1):
             trajectory.dead.add(index)
             if trajectory.pending.pop(index, None) is not None:
-                self._unhold(trajectory, index)
+                self._unhold(self._slots_of(trajectory, index))
                 self._unneed(trajectory, index)
 
     def _complete(self, trajectory: _Trajectory, index: int) -> None:
-        start = trajectory.starts[index] = Start(trajectory, index)
+        slots = tuple([trajectory.slots[step] for step in range(index, index + self._window)])
+        start = trajectory.starts[index] = Start(trajectory, index, slots)
         self._population += 1
         self._unseen += 1
         self._offer(start, again=False)
@@ -247,7 +250,7 @@ class SlotBuffer(Buffer):
         if trajectory is None:
             return
         for index in trajectory.pending:
-            self._unhold(trajectory, index)
+            self._unhold(self._slots_of(trajectory, index))
             self._unneed(trajectory, index)
         trajectory.pending.clear()
         self._forget_if_empty(trajectory)
@@ -273,19 +276,22 @@ class SlotBuffer(Buffer):
 
     # -- counting who needs and who holds a slot -------------------------------------------------------------------
 
-    def _hold(self, trajectory: _Trajectory, index: int) -> None:
-        for step in range(index, index + self._window):
-            slot = trajectory.slots[step]
-            self._held[slot] += 1
-            self._reclaimable[self.shard_of(slot)].discard(slot)
+    def _slots_of(self, trajectory: _Trajectory, index: int) -> list[int]:
+        """Return the slots of those steps of a start that are here."""
+        steps = range(index, index + self._window)
+        return [slot for step in steps if (slot := trajectory.slots.get(step)) is not None]
 
-    def _unhold(self, trajectory: _Trajectory, index: int) -> None:
-        for step in range(index, index + self._window):
-            slot = trajectory.slots.get(step)
-            if slot is not None:
-                self._held[slot] -= 1
-                if self._held[slot] == 0:
-                    self._reclaimable[self.shard_of(slot)].add(slot)
+    def _hold(self, slots: Iterable[int]) -> None:
+        for slot in slots:
+            self._held[slot] += 1
+            if self._held[slot] == 1:
+                self._reclaimable[self._shard[slot]].discard(slot)
+
+    def _unhold(self, slots: Iterable[int]) -> None:
+        for slot in slots:
+            self._held[slot] -= 1
+            if self._held[slot] == 0:
+                self._reclaimable[self._shard[slot]].add(slot)
 
     def _unneed(self, trajectory: _Trajectory, index: int) -> None:
         for step in range(index, index + self._window):
@@ -295,7 +301,7 @@ class SlotBuffer(Buffer):
                 if self._needed[slot] == 0:
                     del trajectory.slots[step]
                     self._owner[slot] = None
-                    self._reclaimable[self.shard_of(slot)].discard(slot)
+                    self._reclaimable[self._shard[slot]].discard(slot)
                     self._free_slot(slot)
                     self._refused = False
 
@@ -344,18 +350,20 @@ class SlotBuffer(Buffer):
 
     def _deal(self, starts: list[Start], *, last: bool) -> list[Window]:
         """Pin starts and make their windows; last: they were taken and die once used."""
-        windows = []
+        windows, tickets, number = [], self._tickets, self._last_ticket
         for start in starts:
-            trajectory, index = start.trajectory, start.index
             first = not start.seen and not start.first_is_out
-            start.first_is_out |= first
-            if start.pins == 0 and start.seen:
-                self._hold(trajectory, index)
+            if first:
+                start.first_is_out = True
+            elif start.seen and start.pins == 0:
+                self._hold(start.slots)
             start.pins += 1
-            self._last_ticket += 1
-            self._tickets[self._last_ticket] = _Ticket(start, first=first, last=last)
-            slots = tuple(trajectory.slots[step] for step in range(index, index + self._window))
-            windows.append(Window(self._last_ticket, trajectory.simulation, start.attempt, index, slots, first))
+            number += 1
+            tickets[number] = _Ticket(start, first=first, last=last)
+            windows.append(
+                Window(number, start.trajectory.simulation, start.attempt, start.index, start.slots, first)
+            )  # fmt: skip
+        self._last_ticket = number
         return windows
 
     def release(self, tickets: Iterable[int], *, used: bool = True) -> None:
@@ -383,7 +391,7 @@ class SlotBuffer(Buffer):
             start.used_up = False
             self._offer(start, again=True)
         if start.seen:
-            self._unhold(start.trajectory, start.index)
+            self._unhold(start.slots)
             if start.used_up:
                 self._kill(start)
 

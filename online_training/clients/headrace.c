@@ -19,7 +19,7 @@
 
 enum { HEADER = 224, SIGNED = 192, MAX_BLOCK = 4 << 20, MAX_FRAME = MAX_BLOCK + (64 << 10), MAX_JSON = 64 << 10 };
 enum { PAYLOAD_SIGNED = 1, IN_RING = 2, SKIP_NEXT = 4, BY_INDEX = 8, EXIT_LEASE_EXPIRED = 75, MAX_ADDRESSES = 8 };
-enum { RING_HEAD = 64, RING_ALIGNMENT = 64 };
+enum { RING_HEAD = 64, RING_ALIGNMENT = 64, WORDS = 64 };
 static const double FIRST_PAUSE = 0.001, LONGEST_PAUSE = 0.02; /* seconds between two looks of while_waiting */
 enum {
     HELLO = 1, WELCOME, REFUSED, DECLARE, DECLARED, REQUEST, ASSIGN, FINISHED, CREDIT, BLOCK, ACK, END, ENDED, LEASE,
@@ -76,7 +76,8 @@ struct headrace {
     uint64_t simulation, seed, bytes;
     uint32_t attempt;
     int64_t num_steps, next, credit, skip_step;
-    struct { int64_t step; int word; } words[8];
+    int64_t said; /* the words to all steps up to this one are known; continue, where words has none */
+    struct { int64_t step; int word; } words[WORDS];
     char *parameters;
     double blocked, began;
     void (*while_waiting)(void *);
@@ -943,7 +944,8 @@ int headrace_next(headrace *h)
     h->bytes = 0;
     h->blocked = 0;
     h->began = now();
-    for (int i = 0; i < 8; i++) h->words[i].step = -1;
+    h->said = -1;
+    for (int i = 0; i < WORDS; i++) h->words[i].step = -1;
     if (!h->active) {
         int code;
         if (h->once) return 0;
@@ -1139,8 +1141,9 @@ static void take(headrace *h, const message *m)
     if (m->kind == CREDIT) {
         if ((int64_t)m->value > h->credit) h->credit = (int64_t)m->value;
     } else if (m->kind == ACK) {
-        h->words[m->step % 8].step = (int64_t)m->step;
-        h->words[m->step % 8].word = (int)(m->value & 255);
+        h->words[m->step % WORDS].step = (int64_t)m->step;
+        h->words[m->step % WORDS].word = (int)(m->value & 255);
+        if ((int64_t)m->step > h->said) h->said = (int64_t)m->step;
         if ((int64_t)(m->value >> 8) > h->credit) h->credit = (int64_t)(m->value >> 8);
         if (m->flags & SKIP_NEXT) h->skip_step = (int64_t)m->step + 1;
     } else if (m->kind == ENDED) {
@@ -1148,7 +1151,12 @@ static void take(headrace *h, const message *m)
     }
 }
 
-static int has_word(const headrace *h, int64_t step) { return step < 0 || h->words[step % 8].step == step; }
+static int has_word(const headrace *h, int64_t step) { return h->said >= step; }
+
+static int word_to(const headrace *h, int64_t step)
+{
+    return h->words[step % WORDS].step == step ? h->words[step % WORDS].word : HEADRACE_CONTINUE;
+}
 
 /* Wait for credit for a step (credit != 0) or for the word to the step before. */
 static int wait_for(headrace *h, int credit, int64_t step)
@@ -1164,9 +1172,9 @@ static int wait_for(headrace *h, int credit, int64_t step)
         code = receive(h, 1.0, &m);
         if (code < 0) break;
         if (code) take(h, &m);
-        if (step > 0 && has_word(h, step - 1) && h->words[(step - 1) % 8].word == HEADRACE_STOP) break;
+        if (step > 0 && has_word(h, step - 1) && word_to(h, step - 1) == HEADRACE_STOP) break;
     }
-    if (step > 0 && has_word(h, step - 1)) h->word = h->words[(step - 1) % 8].word;
+    if (step > 0 && has_word(h, step - 1)) h->word = word_to(h, step - 1);
     h->blocked += now() - began;
     return code < 0 ? code : 0;
 }
