@@ -21,6 +21,9 @@ from .slot_memory import SlotMemory
 
 logger = logging.getLogger(__name__)
 
+_LEAST_AHEAD, _MOST_AHEAD = 2, 8
+_AHEAD_BYTES = 16 * 2**20
+_RELEASE_SECONDS = 0.005
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
@@ -52,8 +55,11 @@ class Feed:
 
     While the trainer works on one batch, the next `prefetch` are asked for and, as soon as the intake has answered,
     gathered by a thread; the trainer itself never waits for a solver unless no batch is there. The worker holds no
-    more than prefetch + 1 batches. On the intake's node the reservoir is mapped; on another one each step of a batch is
-    fetched from the intake, once for each batch. Not thread-safe.
+    more than prefetch + 1 batches. Where it may hold more than two ahead, it asks for several at a time, and says of
+    several at a time that they were used, at most some milliseconds late: small batches are for quick models.
+
+    On the intake's node the reservoir is mapped; on another one each step of a batch is fetched from the intake, once
+    for each batch. Not thread-safe.
 
     An intake that is gone is not waited for: what it held went with it, and answers may have been lost on the way.
     The trainer starts again, as a new generation, from its checkpoint; its HELLO then waits as long as the lease.
@@ -64,6 +70,7 @@ class Feed:
     rank, num_ranks : which of the trainer's workers this is.
     generation : grows with each start of the trainer; the intake takes back what older ones left unused.
     batch_size : windows of one batch over all workers.
+    prefetch : None: 2 to 8, as many as have 16 MiB and a sixteenth of the reservoir.
     pinned : whether states lie in memory from which a GPU copies by itself, while everything else goes on.
 
     Raises
@@ -74,20 +81,21 @@ class Feed:
 
     def __init__(  # noqa: PLR0913
         self, address: str, token: bytes, study: int, *, rank: int = 0, num_ranks: int = 1, generation: int = 0,
-        batch_size: int, prefetch: int = 2, pinned: bool = False,
+        batch_size: int, prefetch: int | None = None, pinned: bool = False,
     ) -> None:  # fmt: skip
         if batch_size < num_ranks:
             raise ValueError(f"A batch of {batch_size} windows cannot be dealt to {num_ranks} workers; enlarge it.")
-        if prefetch < 0:
+        if prefetch is not None and prefetch < 0:
             raise ValueError(f"prefetch is a number of batches, 0 or more; got {prefetch}.")
         self._empty = _pinned_array if pinned else np.empty
-        self._rank, self._num_ranks, self._batch_size, self._prefetch = rank, num_ranks, batch_size, prefetch
+        self._rank, self._num_ranks, self._batch_size = rank, num_ranks, batch_size
         hello = {"role": "trainer", "job": "trainer", "rank": rank, "ranks": num_ranks, "generation": generation}
         self._link = _TrainerLink(address, token, study, hello=hello)
         try:
             welcome = self._link.join()
             self.layout = _layout_of(welcome)
             self._num_slots = welcome["num_slots"]
+            self._prefetch = self._most_ahead() if prefetch is None else prefetch
             self._memory = self._attach(welcome)
         except BaseException:
             self._link.close()
@@ -98,6 +106,8 @@ class Feed:
         self._gatherer = ThreadPoolExecutor(1, thread_name_prefix="headrace-gather")
         self._gathered: dict[int, Future[Draw]] = {}
         self._next = self._asked = 0
+        self._used: list[np.ndarray] = []  # tickets of used batches that the intake has not been told of
+        self._released = time.monotonic()
         self._end: int | None = None
         self._statistics: dict[str, Any] | None = None
         self._closed = False
@@ -130,6 +140,8 @@ class Feed:
         began = time.monotonic()
         self._ask()
         while self._next not in self._gathered and not self._ended:
+            # What is waited for may need the room, or the uses, of what was used.
+            self._send_released()
             self._receive(1.0)
         draw = None if self._ended else self._gathered.pop(self._next).result()
         self.starved_seconds += time.monotonic() - began
@@ -138,8 +150,16 @@ class Feed:
 
     def release(self, draw: Draw) -> None:
         """Say that a draw was used, so that its windows may be replaced."""
-        self._link.send(Kind.RELEASE, np.ascontiguousarray(draw.table["ticket"]).tobytes())
-        self._take_what_is_here()
+        self._used.append(draw.table["ticket"])
+        late = time.monotonic() - self._released > _RELEASE_SECONDS
+        if late or self._prefetch <= _LEAST_AHEAD or len(self._used) >= self._prefetch // 2:
+            self._send_released()
+
+    def _send_released(self) -> None:
+        if self._used:
+            self._link.send(Kind.RELEASE, np.concatenate(self._used).tobytes())
+            self._used.clear()
+            self._released = time.monotonic()
 
     def steer(self, simulation: int, word: Word, reason: str) -> None:
         """Let the intake say a word to a running simulation, with the acknowledgement of its next step."""
@@ -151,6 +171,7 @@ class Feed:
             return
         self._closed = True
         self._gatherer.shutdown(cancel_futures=True)
+        self._send_released()
         self._link.close()
         if self._memory is not None:
             self._memory.close()
@@ -175,14 +196,21 @@ class Feed:
     def _ended(self) -> bool:
         return self._end is not None and self._next >= self._end
 
+    def _most_ahead(self) -> int:
+        mine = -(-self._batch_size // self._num_ranks) * self.layout.window * self.layout.step_bytes
+        room = min(_AHEAD_BYTES, self._num_slots * self.layout.step_bytes // 16)
+        return max(_LEAST_AHEAD, min(_MOST_AHEAD, room // mine))
+
     def _ask(self) -> None:
-        """See that the batch wanted now and `prefetch` more are on their way."""
-        while self._end is None and self._asked <= self._next + self._prefetch:
+        """See that the batch wanted now and `prefetch` more are on their way, or half as many where these are many."""
+        ahead = self._asked - self._next
+        if self._end is None and ahead <= max(min(_LEAST_AHEAD, self._prefetch), self._prefetch // 2):
+            count = self._prefetch + 1 - ahead
             self._link.send(
-                Kind.DRAW, {"batch": self._batch_size},
+                Kind.DRAW, {"batch": self._batch_size, "count": count},
                 value=self._asked, block=self._rank, num_blocks=self._num_ranks,
             )  # fmt: skip
-            self._asked += 1
+            self._asked += count
         self._take_what_is_here()
 
     def _take_what_is_here(self) -> None:

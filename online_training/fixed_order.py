@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 
 from .buffer import Buffer, StreamEnded, Window
 from .slot_buffer import SlotBuffer
@@ -170,7 +169,7 @@ class FixedOrder(Buffer):
         if self._batch is None or any(self._place[slot] == _HOLLOW for one in self._batch for slot in one.slots):
             return None
         batch, self._batch = self._batch, None
-        return [replace(one, slots=tuple(self._place[slot] for slot in one.slots)) for one in batch]
+        return [one._replace(slots=tuple(self._place[slot] for slot in one.slots)) for one in batch]
 
     # -- the order -------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import numpy as np
 from .block_intake import ChecksumError
 from .cell_list import CellList
 from .client import CHECKSUMS, IN_RING, PAYLOAD_SIGNED, SKIP_NEXT, Header, Kind, WireError, Word
-from .draws import Draws, batch_dtype
+from .draws import MAX_PENDING, Draws, batch_dtype
 from .held_out_writer import HeldOutResult, HeldOutWriter
 from .intake_settings import IntakeSettings
 from .intake_socket import Content, IntakeSocket
@@ -574,10 +574,14 @@ class Intake:
     # -- trainers ------------------------------------------------------------------------------------------------
 
     def _on_draw(self, peer: Peer, header: Header, payload: Any) -> None:
-        batch = read_json(bytes(payload)).get("batch")
-        if type(batch) is not int or header.block != peer.hello.rank or peer.hello.generation != self._draws.generation:
+        wanted = read_json(bytes(payload))
+        batch, count = wanted.get("batch"), wanted.get("count", 1)
+        if type(batch) is not int or type(count) is not int or not 1 <= count <= MAX_PENDING:
             raise WireError("draw")
-        self._draws.ask(header.value, header.block, header.num_blocks, batch, self._record_bytes)
+        if header.block != peer.hello.rank or peer.hello.generation != self._draws.generation:
+            raise WireError("draw")
+        for index in range(header.value, header.value + count):
+            self._draws.ask(index, header.block, header.num_blocks, batch, self._record_bytes)
         self._wanted = True
 
     def _on_release(self, peer: Peer, header: Header, payload: Any) -> None:
