@@ -18,13 +18,7 @@ class BoxSolver(SpectralSolver):
     """Velocities (*batch, 3, n, n, n) on [0, 2π]³: rotational form, 2/3 rule, RK4 with integrating factor."""
 
     def __init__(self, n: int, viscosity: float, dt: float, dtype: torch.dtype, device: str) -> None:
-        like = {"dtype": dtype, "device": device}
-        full, half = torch.fft.fftfreq(n, 1 / n, **like), torch.fft.rfftfreq(n, 1 / n, **like)
-        self.k = torch.stack(torch.meshgrid(full, full, half, indexing="ij"))
-        squared = self.k.square().sum(0)
-        self.over = torch.where(squared > 0, 1 / squared.clamp(min=1e-9), 0.0)
-        self.keep = (self.k.abs() < n / 3).all(0).to(dtype)
-        self.half, self.dt, self.ndim, self.shape = torch.exp(-viscosity * squared * dt / 2), dt, 3, (n, n, n)
+        super().__init__(n, 3, viscosity, dt, side=2 * math.pi, dtype=dtype, device=device)
 
     def projected(self, f: torch.Tensor) -> torch.Tensor:
         """Return spectra without divergence."""

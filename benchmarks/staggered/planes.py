@@ -148,16 +148,10 @@ class Spectral(SpectralSolver):
     """
 
     def __init__(self, forcing: torch.Tensor, viscosity: float, dt: float) -> None:
-        n, self.dt, self.ndim = forcing.shape[-1], dt, 2
-        like = {"dtype": forcing.dtype, "device": forcing.device}
-        kx = 2 * math.pi * torch.fft.fftfreq(n, 1 / n, **like)[:, None]
-        ky = 2 * math.pi * torch.fft.rfftfreq(n, 1 / n, **like)[None]
-        squared = kx**2 + ky**2
-        self.keep = (kx.abs() < 2 * math.pi * n / 3) & (ky < 2 * math.pi * n / 3)
-        over = torch.where(squared > 0, 1 / squared.clamp(min=1e-9), 0.0)
+        super().__init__(forcing.shape[-1], 2, viscosity, dt, side=1.0, dtype=forcing.dtype, device=forcing.device)
+        (kx, ky), over = self.k, self.over
         # One batched transform each way: u, v, and the two slopes of ω.
-        self.factors = torch.stack([1j * ky * over, -1j * kx * over, 1j * kx.expand_as(over), 1j * ky.expand_as(over)])
-        self.half = torch.exp(-viscosity * squared * dt / 2)
+        self.factors = 1j * torch.stack([ky * over, -kx * over, kx, ky])
         self.forcing = torch.fft.rfft2(forcing)
 
     def slope(self, w: torch.Tensor) -> torch.Tensor:

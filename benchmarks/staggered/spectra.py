@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -10,14 +11,25 @@ import torch
 
 
 class SpectralSolver:
-    """∂w/∂t = slope(w) - ν k² w on periodic grids of even size, for spectra of the last `ndim` axes.
+    """∂w/∂t = slope(w) - ν k² w on periodic grids of n points a side, n even, for spectra of the last axes.
 
-    half : exp(-ν k² dt / 2).
+    side : length of the box along every axis, of which there are `ndim`.
+    k : wave numbers (ndim, *spectrum). over : 1 / k², 0 for the mean. keep : 1 below two thirds of the highest wave
+    number on every axis, else 0. half : exp(-ν k² dt / 2).
     """
 
-    ndim: int
-    half: torch.Tensor
-    dt: float
+    def __init__(
+        self, n: int, ndim: int, viscosity: float, dt: float, *, side: float, dtype: torch.dtype,
+        device: str | torch.device,
+    ) -> None:  # fmt: skip
+        like = {"dtype": dtype, "device": device}
+        full, half = torch.fft.fftfreq(n, 1 / n, **like), torch.fft.rfftfreq(n, 1 / n, **like)
+        waves = torch.stack(torch.meshgrid(*[full] * (ndim - 1), half, indexing="ij"))
+        self.ndim, self.shape, self.dt, self.k = ndim, (n,) * ndim, dt, 2 * math.pi / side * waves
+        squared = self.k.square().sum(0)
+        self.over = torch.where(squared > 0, 1 / squared.clamp(min=1e-9), 0.0)
+        self.keep = (waves.abs() < n / 3).all(0).to(dtype)
+        self.half = torch.exp(-viscosity * squared * dt / 2)
 
     @abstractmethod
     def slope(self, w: torch.Tensor) -> torch.Tensor:
@@ -38,7 +50,7 @@ class SpectralSolver:
         spectrum = torch.fft.rfftn(u, dim=axes)
         for _ in range(steps):
             spectrum = self.step(spectrum)
-        return torch.fft.irfftn(spectrum, u.shape[-self.ndim :], dim=axes)
+        return torch.fft.irfftn(spectrum, self.shape, dim=axes)
 
 
 class OwnSteps:
