@@ -19,9 +19,8 @@ from headrace.cases.cavity import case as cavity
 from headrace.solvers import MemorySink, Parameters
 from headrace.solvers.mac_circulation import CirculationResidual
 from headrace.solvers.simulate import simulate
-from headrace.surrogates.recorded import Recorded
 
-from .figures import Point
+from .figures import Point, repeated
 from .mac_steps import StaggeredSteps, potential_of
 from .planes import Measured
 from .potential_root import PotentialRoot
@@ -170,13 +169,10 @@ class Cavity:
 
         tenth = math.ceil(steps / 10)
         u = torch.zeros(2, 1, *self.shape, device=device)
-        step = Recorded(unit, u) if device == "cuda" else unit
-        states = [u[:, 0].cpu().numpy()]
         start = time.perf_counter()
-        for _ in range(round(self.end)):
-            (u,) = step(u)
-            states.append(u[:, 0].cpu().numpy())
-        return np.array(states), time.perf_counter() - start
+        states = [u, *(later for (later,) in repeated(unit, u, round(self.end), device))]
+        velocities = torch.stack(states)[:, :, 0].cpu().numpy()
+        return velocities, time.perf_counter() - start
 
     def _extremes(self, who: str, velocity: np.ndarray, goal: float | None) -> Iterator[Measured]:
         for name, distance, found, published in from_ghia(velocity, self.reynolds):

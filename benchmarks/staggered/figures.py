@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,17 @@ def timed(run: Callable[[], Any], device: str, repeats: int, *, graph: bool = Tr
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return statistics.median(times[-repeats:])
+
+
+def repeated(
+    step: Callable[[torch.Tensor], tuple[torch.Tensor, ...]], state: torch.Tensor, count: int, device: str
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Yield what a step gives of its own first result, again and again; on a GPU it is recorded as a CUDA graph."""
+    call = Recorded(step, state) if device == "cuda" else step
+    for _ in range(count):
+        results = tuple(result.clone() for result in call(state))
+        yield results
+        state = results[0]
 
 
 def weights(network: torch.nn.Module) -> int:
