@@ -73,6 +73,8 @@ class Row:
 
 SHORT = 4
 """Windows that flows past a block last in a pool at first."""
+RISING = 500
+"""Steps in which the learning rate rises, at most."""
 # Below ν = 1e-3 the implicit midpoint rule of the differences has no step as long as a frame.
 S = "spectral"
 ROWS = [
@@ -252,7 +254,9 @@ class Run:
         first, before, here = time.perf_counter(), self.spent, 0
         saved, told, loss = first, self.spent / limit, math.nan
         while self.spent < limit and time.perf_counter() < budget.until:
-            value = budget.rate * min(1.0, (here + 1) / 500) * 0.5 * (1 + math.cos(math.pi * self.spent / limit))
+            # It rises for as long as Adam needs, but in a short training for no more than a twentieth of it.
+            rising = max((here + 1) / RISING, 20 * (self.spent - before) / limit)
+            value = budget.rate * min(1.0, rising) * 0.5 * (1 + math.cos(math.pi * self.spent / limit))
             if cuda:
                 optimiser.param_groups[0]["lr"].fill_(value)
             else:
