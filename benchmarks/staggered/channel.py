@@ -1,8 +1,10 @@
-"""Flow past a block in a channel, in a plane and in space, for networks that give potential and pressure.
+"""Flow past a block in a channel, in a plane and in space, for networks that give velocity and pressure.
 
 Lengths are in heights of the block, velocities in those of the middle of the inflow, so a faster inflow is a larger
 Reynolds number and a longer step: it is a field of the state, zero in the block, that networks see and do not change.
-Scene and pool of states follow Wandel, Weinmann and Klein (2021).
+Scene and pool of states follow Wandel, Weinmann and Klein (2021). Networks carry the velocity less the base flow, and
+what is read of it is its projection: without divergence, and at rest on the block. With a potential in its place, or
+its root, networks would have to learn an operator that reaches through the whole channel.
 """
 
 from __future__ import annotations
@@ -22,19 +24,14 @@ from headrace.solvers.mac import solve_mac
 from headrace.solvers.mac_grid import MacGrid
 from headrace.solvers.mac_operators import divergence
 from headrace.solvers.mac_potential import PotentialResidual, flow_around
-from headrace.surrogates.recorded import Recorded
 
+from .channel_grading import ChannelSteps
 from .channel_solver import distances, frequency, means, reference
-from .figures import Point, timed
-from .mac_steps import StaggeredSteps, potential_of
+from .figures import Point, repeated, timed
+from .mac_steps import StaggeredSteps
 from .planes import Measured
-from .potential_root import PotentialRoot
 
 NONE = Parameters({})
-WILD = 50.0
-"""What no velocity or pressure comes to, in units of the inflow."""
-AGES = 16
-"""States of one simulation in a pool of all ages."""
 OUT, LEVEL = Neumann(0.0), Dirichlet(0.0)
 
 
@@ -75,8 +72,8 @@ class Channel:
 
     @property
     def fields(self) -> int:
-        """Components of the potential (in a plane its root), pressure, inflow."""
-        return 3 if self.ndim == 2 else 5
+        """Velocities less the base flow, pressure, inflow."""
+        return self.ndim + 2
 
     def network_options(self) -> dict[str, Any]:
         """Return how networks see the channel."""
@@ -140,38 +137,33 @@ class Channel:
             self.case(), viscosity=1 / self.reynolds, p=NONE, solid=self.solid, base=self.base
         )  # fmt: skip
 
-    @cached_property
-    def root(self) -> PotentialRoot:
-        """What states in a plane hold in place of the potential."""
-        return PotentialRoot(self.potential.residual.grid)
+    @cache  # noqa: B019, channels are constants of this module
+    def solver(self, device: str, dtype: torch.dtype = torch.float32, *, compiled: bool = False) -> StaggeredSteps:
+        """Return explicit steps of flows past the block."""
+        return StaggeredSteps(self.potential.residual, p=NONE, device=device, dtype=dtype, compiled=compiled)
 
-    def opened(self, states: torch.Tensor) -> torch.Tensor:
-        """Return potential and pressure (*lead, fields, *grid) of states without or with their inflow."""
-        if self.ndim == 3:
-            return states[..., : self.fields - 1, :, :, :]
-        return torch.stack((self.root.potential(states[..., 0, :, :]), states[..., 1, :, :]), -3)
-
-    def equation(self, loss: str, device: str) -> ChannelEquation | ChannelSteps:
-        """Return what grades steps of states with their inflow."""
-        return ChannelSteps(self, device, compiled=True) if loss == "steps" else ChannelEquation(self)
+    def equation(self, loss: str, device: str) -> ChannelSteps:
+        """Return what grades steps of states with their inflow: explicit steps, whatever the loss is called."""
+        return ChannelSteps(self, device, compiled=True)
 
     def start_windows(
         self, loss: str, frames: int, count: int, device: str, seed: int, inflow: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return states of rest but for the base flow and some vortices behind the block; inflow: given ones.
 
-        For a pool in a plane that is graded by explicit steps, many more states of these steps, of all ages.
+        For a pool that is graded by explicit steps, many more states of these steps, of all ages.
         """
         if inflow is None:
             reference(self.name)
-        if loss == "steps" and self.ndim == 2 and count > 1 and inflow is None:
+        if loss == "steps" and count > 1 and inflow is None:
             young = self.start_windows("", frames, count // 2, device, seed)
             return ChannelSteps(self, device).of_all_ages(young)
         rng = np.random.default_rng(seed)
         states = np.zeros((count, self.fields, *self.shape))
         x = [(np.arange(n) + 1.0) / self.cells for n in self.shape]
         for state in states:
-            for potential in state[: self.fields - 2]:
+            potentials = np.zeros((1 if self.ndim == 2 else 3, *self.shape))
+            for potential in potentials:
                 for _ in range(3):
                     place = [rng.uniform(self.centre[0], self.centre[0] + 4.0),
                              *(rng.uniform(0.3, 0.7) * line[-1] for line in x[1:])]  # fmt: skip
@@ -180,8 +172,7 @@ class Channel:
                     for axis, wave in enumerate(waves):
                         waves[axis] = wave.reshape([-1 if a == axis else 1 for a in range(self.ndim)])
                     potential += strength * math.prod(waves[1:], start=waves[0])
-            if self.ndim == 2:
-                state[0] = self.root.root(torch.tensor(state[0]))
+            state[: self.ndim] = self.potential.velocity(potentials) - self.base
         low, high = self.inflows
         speed = rng.uniform(low, high, count) if inflow is None else inflow.cpu().numpy()
         fluid = ~np.broadcast_to(self.potential.residual.grid.solid, self.shape)
@@ -239,37 +230,33 @@ class Channel:
         """Yield how far the flow of a long roll-out is from our solver's, its divergence, defect and speed."""
         one = torch.ones(1)
         window = self.start_windows(loss, frames, 1, device, 1_000_000, one)
-        equation = ChannelSteps(self, device) if loss == "steps" else ChannelEquation(self)
+        equation = ChannelSteps(self, device)
         found, lines, defects, number = [], [], [], self.rolled if count > 1 else 3
 
         def judged(old: torch.Tensor) -> tuple[torch.Tensor, ...]:
             new = network(old)
-            flow, pressure = self._parts(new)
-            numbers = torch.stack([s.reshape(()) for s in self.signals(flow, pressure)])
+            flow = self.velocity(new)
+            numbers = torch.stack([s.reshape(()) for s in self.signals(flow, new[:, -1, -2])])
             return new, numbers, self.line(flow[0]).flatten()
 
         def graded(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
             defect = equation.correction(old[:, -1:], new, 0.0, self.frame)
             return (defect.square().mean() / equation.size(new).square().mean()).sqrt()
 
-        step = Recorded(judged, window) if device == "cuda" else judged
-        for k in range(number):
-            old = window
-            window, numbers, line = (result.clone() for result in step(old))
+        for k, (new, numbers, line) in enumerate(repeated(judged, window, number, device)):
             found.append(numbers)
             lines.append(line)
             if k % 25 == 0:
-                defects.append(graded(old, window))
+                defects.append(graded(window, new))
+            window = new
         finite = bool(torch.isfinite(torch.stack(found)).all()) and float(window.abs().max()) < 50
-        flow, _ = self._parts(window.double())
-        padded = self.potential.residual.padded(flow.cpu(), NONE, 0.0)
+        padded = self.potential.residual.padded(self.velocity(window.double()).cpu(), NONE, 0.0)
         leak = float(divergence(padded, self.potential.spacing).abs().max())
         words = f"{number} steps of {self.frame:g}, Re {self.reynolds:g}"
         yield "finite and bounded to the end", float(finite), None, None, words
-        yield "largest divergence at the end, of the potential in float64", leak, self.goals.get("divergence"), None, ""
+        yield "largest divergence at the end, read in float64", leak, self.goals.get("divergence"), None, ""
         defect = float(torch.stack(defects).mean())
-        what = "error" if loss == "steps" else "defect"
-        yield f"{what} of a step over the state, root mean square", defect, None, None, words
+        yield "error of a step over the state, root mean square", defect, None, None, words
         series = torch.stack(found).double().cpu().numpy()
         solved = reference(self.name).result() if count > 1 else None
         if solved is not None:
@@ -287,11 +274,22 @@ class Channel:
 
     def velocity(self, window: torch.Tensor) -> torch.Tensor:
         """Return the velocities at the faces in units of the inflow, (ndim, batch, *grid), of windows."""
-        return self._parts(window)[0]
+        return self.read(window[:, -1])[: self.ndim]
 
-    def _parts(self, window: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        state = self.potential.state(self.opened(window[:, -1]))
-        return state[:-1], state[-1]
+    def read(self, states: torch.Tensor) -> torch.Tensor:
+        """Return velocities without divergence and pressure, (ndim + 1, *lead, *grid), of (*lead, fields, *grid)."""
+        fields = torch.movedim(states, -1 - self.ndim, 0)
+        flow = self.solver(states.device.type, states.dtype).projected(fields[: self.ndim])[0]
+        return torch.cat((flow + self.base_like(states), fields[self.ndim : -1]))
+
+    @cache  # noqa: B019
+    def _base_of(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        return torch.as_tensor(self.base, dtype=dtype, device=device)
+
+    def base_like(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the base flow (ndim, 1, ..., *grid) for states (*lead, fields, *grid)."""
+        base = self._base_of(states.dtype, states.device)
+        return base.reshape(self.ndim, *[1] * (states.ndim - self.ndim - 1), *self.shape)
 
     @torch.no_grad()
     def rivals(self, device: str) -> Iterator[Point]:
@@ -310,7 +308,7 @@ class Channel:
     def solved_on(self, device: str) -> tuple[dict[str, np.ndarray], float]:
         """Return the signals of explicit steps in float32 from the held-out start, and the time of it."""
         window = self.start_windows("", 1, 1, device, 1_000_000, torch.ones(1))
-        solver = StaggeredSteps(self.potential.residual, p=NONE, device=device, compiled=True)
+        solver = self.solver(device, compiled=True)
         viscosity = 1 / self.reynolds
 
         def frame(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -318,11 +316,9 @@ class Channel:
             numbers = self.signals(u, solver.slope(u, viscosity)[1])
             return u, torch.stack([s.reshape(()) for s in numbers]), self.line(u[0]).flatten()
 
-        u = self.velocity(window)
-        step = Recorded(frame, u) if device == "cuda" else frame
-        rows, lines, start = [], [], time.perf_counter()
-        for _ in range(round(self.solved / self.frame)):
-            u, numbers, line = (result.clone() for result in step(u))
+        start = time.perf_counter()
+        rows, lines = [], []
+        for _, numbers, line in repeated(frame, self.velocity(window), round(self.solved / self.frame), device):
             rows.append(numbers)
             lines.append(line)
         series = torch.stack(rows).double().cpu().numpy()
@@ -353,80 +349,6 @@ class Channel:
             )
 
 
-class ChannelEquation:
-    """The defect of the staggered scheme for states (*lead, fields, *grid) of potential, pressure and inflow."""
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel, self._potential = channel, channel.potential
-
-    def correction(self, old: Any, new: Any, t: float, dt: float) -> Any:
-        """Return the change of velocity that is missing, (*lead, ndim, *grid)."""
-        channel = self._channel
-        speed = old[(..., -1, *[slice(0, 1)] * channel.ndim)]
-        return self._potential.correction(
-            channel.opened(old), channel.opened(new), t, dt * speed, 1 / (channel.reynolds * speed)
-        )
-
-    def size(self, fields: Any) -> Any:
-        """Return the velocities."""
-        return self._potential.size(self._channel.opened(fields))
-
-
-class ChannelSteps:
-    """Explicit steps of a frame as an equation for velocity and pressure of such states; old ones carry no gradient."""
-
-    def __init__(self, channel: Channel, device: str, *, compiled: bool = False) -> None:
-        self._channel, self._potential = channel, channel.potential
-        self._solver = StaggeredSteps(channel.potential.residual, p=NONE, device=device, compiled=compiled)
-
-    def _split(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return velocities and pressure (ndim + 1, *lead, *grid), and inflows with the axes of (*lead, *grid)."""
-        channel = self._channel
-        return self._potential.state(channel.opened(states)), states[(..., -1, *[slice(0, 1)] * channel.ndim)]
-
-    def _stepped(self, velocity: torch.Tensor, inflow: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return velocity a frame later, and viscosity."""
-        channel, viscosity = self._channel, 1 / (self._channel.reynolds * inflow)
-        dt = channel.frame / channel.steps * inflow
-        return self._solver.advanced(velocity, dt, viscosity, channel.steps), viscosity
-
-    def correction(self, old: Any, new: Any, t: float, dt: float) -> Any:
-        """Return the error of new velocities and pressures, (*lead, ndim + 1, *grid)."""
-        with torch.no_grad():
-            state, inflow = self._split(old)
-            velocity, viscosity = self._stepped(state[:-1], inflow)
-            wanted = torch.cat((velocity, self._solver.slope(velocity, viscosity)[1][None]))
-        found = self._split(new)[0]
-        # Steps that are too long for what a network has made of a flow say nothing: the pool starts such a flow again.
-        error = torch.where(wanted.abs() < WILD, found - wanted, 0.0 * found.detach())
-        return torch.movedim(error, 0, -1 - self._channel.ndim)
-
-    def size(self, fields: Any) -> Any:
-        """Return velocities and pressure."""
-        return torch.movedim(self._split(fields)[0], 0, -1 - self._channel.ndim)
-
-    @torch.no_grad()
-    def of_all_ages(self, young: torch.Tensor) -> torch.Tensor:
-        """Return windows (AGES * count, 1, fields, nx, ny) of simulations with starts (count, 1, fields, nx, ny)."""
-        channel, kept = self._channel, []
-        state, inflow = self._split(young)
-        velocity, viscosity = state[:-1], 1 / (channel.reynolds * inflow)
-        base = torch.as_tensor(channel.base[0]).to(young)
-        quarter = round(channel.end / channel.frame) // AGES
-        for number in range(AGES * quarter):
-            # Every simulation is kept once a quarter, each at ages of its own.
-            now = [k for k in range(len(young)) if (number - k * quarter // len(young)) % quarter == 0]
-            if now:
-                windows = young[now].clone()
-                potential = potential_of(velocity[0][now] - base, channel.potential.spacing[1])
-                windows[:, :, 0] = channel.root.root(potential)
-                windows[:, :, 1] = self._solver.slope(velocity[:, now], viscosity[now])[1]
-                kept.append(windows)
-            velocity, viscosity = self._stepped(velocity, inflow)
-        windows = torch.cat(kept)
-        return windows[(windows.flatten(1).abs() < WILD).all(1)]
-
-
 class KeepsInflow(torch.nn.Module):
     """A network of windows whose last field is given and stays."""
 
@@ -450,8 +372,8 @@ CHANNELS = {
         Channel("P7", (128, 64, 64), 16, (1.0, 1.0, 1.0), (2.0, 2.0, 2.0), 100.0, 1000, 6.0,
                 {**FLOW, "steps per second": 20.0}, steps=3, end=20.0, inflows=(0.9, 1.1), width=8,
                 multipliers=(1, 2, 2), batch=2, pool=16),
-        # For CPUs: P5 on a ninth of the cells.
-        Channel("P5, 96 x 32", (96, 32), 6, (0.5, 1.0), (2.5, 2.67), 100.0, 300, 20.0, {}, end=20.0, width=8,
-                multipliers=(1, 2, 2), batch=32, pool=32),
+        # For CPUs: P5 on a twenty-fifth of the cells.
+        Channel("P5, 60 x 20", (60, 20), 4, (0.5, 1.0), (2.5, 2.5), 400.0, 1000, 160.0, {**FLOW, "shedding": 0.05},
+                frame=0.2, steps=2, end=40.0, width=8, multipliers=(1, 2, 2), batch=64, pool=32),
     )
 }  # fmt: skip

@@ -118,9 +118,17 @@ class StaggeredSteps:
     def slope(self, u: torch.Tensor, viscosity: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Return ∂u/∂t without divergence, and the pressure (*lead, *grid), 0 in obstacles."""
         grid = self._residual.grid
-        free = grid.constant(grid.free, u)
-        pushed = momentum(grid, self._residual.padded(u, self._p, 0.0), viscosity=viscosity, force=None, t=0.0) * free
-        leak = 0
+        return self.projected(
+            momentum(grid, self._residual.padded(u, self._p, 0.0), viscosity=viscosity, force=None, t=0.0)
+        )
+
+    def projected(self, change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a change of velocity (ndim, *lead, *grid) without divergence, at rest on walls, inflows and obstacles,
+        and the potential (*lead, *grid) of what was taken away, 0 in obstacles.
+        """
+        grid = self._residual.grid
+        free = grid.constant(grid.free, change)
+        pushed, leak = change * free, 0
         for axis, h in enumerate(grid.spacing):
             lane, flow = axis - grid.ndim, pushed[axis]
             n = flow.shape[lane]

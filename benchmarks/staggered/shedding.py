@@ -57,7 +57,7 @@ class Flow:
 
     def across(self, window: torch.Tensor) -> torch.Tensor:
         """Return the flow across behind the block, (batch,), in units of inflow 1."""
-        state = self.channel.potential.state(self.channel.opened(window[:, -1]))
+        state = self.channel.read(window[:, -1])
         speed = window[(slice(None), -1, -1, *[0] * self.channel.ndim)]
         return self.channel.signals(state[:-1], state[-1])[2] * speed
 

@@ -234,7 +234,8 @@ class Run:
         problem, limit = self.problem, 60 * budget.minutes
         torch.backends.cudnn.benchmark = True
         equation = problem.equation(row.loss, self.device)
-        bank = problem.start_windows(row.loss, row.frames, problem.pool if cuda else 64, self.device, 7 + self.steps)
+        count = problem.pool if cuda else min(64, problem.pool)
+        bank = problem.start_windows(row.loss, row.frames, count, self.device, 7 + self.steps)
         generator = torch.Generator().manual_seed(3 + self.steps)
 
         def fresh(count: int) -> torch.Tensor:

@@ -1,0 +1,69 @@
+"""What networks of a channel are graded by, explicit steps of a frame from their own states, and pools of states."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from .channel import Channel
+
+WILD = 50.0
+"""What no velocity or pressure comes to, in units of the inflow."""
+AGES = 16
+"""States of one simulation in a pool of all ages."""
+
+
+class ChannelSteps:
+    """Explicit steps of a frame as an equation for velocity and pressure of states (*lead, fields, *grid).
+
+    Old states carry no gradient. New ones are graded as the network gives them, which makes them nearly free of
+    divergence; the steps start from the projection of the old ones.
+    """
+
+    def __init__(self, channel: Channel, device: str, *, compiled: bool = False) -> None:
+        self._channel, self._solver = channel, channel.solver(device, compiled=compiled)
+
+    def _inflow(self, states: torch.Tensor) -> torch.Tensor:
+        """Return inflows with the axes of (*lead, *grid)."""
+        return states[(..., -1, *[slice(0, 1)] * self._channel.ndim)]
+
+    def _stepped(self, velocity: torch.Tensor, inflow: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return velocity and pressure a frame later."""
+        channel, viscosity = self._channel, 1 / (self._channel.reynolds * inflow)
+        dt = channel.frame / channel.steps * inflow
+        velocity = self._solver.advanced(velocity, dt, viscosity, channel.steps)
+        return velocity, self._solver.slope(velocity, viscosity)[1]
+
+    def correction(self, old: Any, new: Any, t: float, dt: float) -> Any:
+        """Return the error of new velocities and pressures, (*lead, ndim + 1, *grid)."""
+        channel = self._channel
+        with torch.no_grad():
+            velocity, pressure = self._stepped(channel.read(old)[:-1], self._inflow(old))
+            wanted = torch.cat((velocity - channel.base_like(old), pressure[None]))
+        found = torch.movedim(new[(..., slice(0, -1), *[slice(None)] * channel.ndim)], -1 - channel.ndim, 0)
+        # Steps that are too long for what a network has made of a flow say nothing: the pool starts such a flow again.
+        error = torch.where(wanted.abs() < WILD, found - wanted, 0.0 * found.detach())
+        return torch.movedim(error, 0, -1 - channel.ndim)
+
+    def size(self, fields: Any) -> Any:
+        """Return velocities and pressure."""
+        return torch.movedim(self._channel.read(fields), 0, -1 - self._channel.ndim)
+
+    @torch.no_grad()
+    def of_all_ages(self, young: torch.Tensor) -> torch.Tensor:
+        """Return windows (AGES * count, 1, fields, *grid) of simulations with starts (count, 1, fields, *grid)."""
+        channel, kept = self._channel, []
+        inflow, velocity = self._inflow(young), channel.read(young)[:-1]
+        quarter = round(channel.end / channel.frame) // AGES
+        for number in range(1, AGES * quarter + 1):
+            velocity, pressure = self._stepped(velocity, inflow)
+            # Every simulation is kept once a quarter, each at ages of its own.
+            now = [k for k in range(len(young)) if (number - k * quarter // len(young)) % quarter == 0]
+            if now:
+                flow = torch.cat((velocity - channel.base_like(young), pressure[None]))[:, now]
+                flow = torch.movedim(flow, 0, -1 - channel.ndim)
+                kept.append(torch.cat((flow, young[now, :, -1:]), dim=2))
+        windows = torch.cat(kept)
+        return windows[(windows.flatten(1).abs() < WILD).all(1)]
