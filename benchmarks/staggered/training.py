@@ -243,8 +243,12 @@ class Run:
 
         lifetime = math.ceil(1.2 * problem.end / problem.frame / row.frames)
         grows = isinstance(problem, Channel) and row.loss == "steps"
-        pool = StatePool(fresh, min(len(bank), problem.pool), lifetime=SHORT if grows else lifetime, largest=50.0,
-                         seed=self.steps)  # fmt: skip
+        jerked = isinstance(problem, Cavity) and row.loss == "steps"
+        pool = StatePool((lambda count: bank[[0] * count]) if jerked else fresh,
+                         min(len(bank), problem.pool), lifetime=SHORT if grows else lifetime, largest=50.0,
+                         seed=self.steps, octaves=jerked)  # fmt: skip
+        if jerked:  # from rest, which is the first of the bank, but at first of all ages
+            pool.feed(bank)
         rate = torch.tensor(1e-6, device=self.device) if cuda else 1e-6
         optimiser = torch.optim.Adam(self.network.parameters(), lr=rate, capturable=cuda)
         training = train_without_data(

@@ -379,6 +379,13 @@ def test_the_pool_writes_back_restarts_and_counts_divergence():
     assert int((pool.states[:, 0, 0, 0] == 7).sum()) == 2
 
 
+def test_lifetimes_in_octaves_are_as_often_one_window_as_any_other_octave():
+    pool = StatePool(lambda count: torch.zeros(count, 1), 6000, lifetime=64, largest=10.0, octaves=True)
+    pool.feed(torch.zeros(6000, 1))
+    pool.write_back(*pool.draw(6000))
+    assert abs(pool.restarted - 1000) < 4 * math.sqrt(6000 * 5 / 36)
+
+
 def test_saving_memory_changes_no_loss():
     losses = []
     for saving in (False, True):
