@@ -71,8 +71,8 @@ class Row:
         return "-".join([problem, str(self.factor), self.kind, self.loss, f"x{self.exchange}", owned])
 
 
-SHORT = 4
-"""Windows that flows past a block last in a pool at first."""
+AWAY = 0.2
+"""How far, as a share of the state, the errors of its steps may lead a flow past a block before it starts again."""
 RISING = 500
 """Steps in which the learning rate rises, at most."""
 # Below ν = 1e-3 the implicit midpoint rule of the differences has no step as long as a frame.
@@ -245,7 +245,7 @@ class Run:
         grows = isinstance(problem, Channel) and row.loss == "steps"
         jerked = isinstance(problem, Cavity) and row.loss == "steps"
         pool = StatePool((lambda count: bank[[0] * count]) if jerked else fresh,
-                         min(len(bank), problem.pool), lifetime=SHORT if grows else lifetime, largest=50.0,
+                         min(len(bank), problem.pool), lifetime=1 if grows else lifetime, largest=50.0,
                          seed=self.steps, octaves=jerked)  # fmt: skip
         if jerked:  # from rest, which is the first of the bank, but at first of all ages
             pool.feed(bank)
@@ -257,7 +257,7 @@ class Run:
         next(training)  # compiles and records
         yield
         first, before, here = time.perf_counter(), self.spent, 0
-        saved, told, loss = first, self.spent / limit, math.nan
+        saved, told, loss, error = first, self.spent / limit, math.nan, 1.0
         while self.spent < limit and time.perf_counter() < budget.until:
             # It rises for as long as Adam needs, but in a short training for no more than a twentieth of it.
             rising = max((here + 1) / RISING, 20 * (self.spent - before) / limit)
@@ -267,9 +267,10 @@ class Run:
             else:
                 optimiser.param_groups[0]["lr"] = value
             if grows:
-                # States of a poor network are no flow: it leaves those of the solver step by step.
-                pool.lifetime = round(SHORT + (lifetime - SHORT) * (self.spent / limit) ** 2)
+                # States of a poor network are no flow: it leaves those of the solver as far as it has learned to step.
+                pool.lifetime = min(lifetime, max(1, round(AWAY / error)))
             loss = next(training)
+            error = 0.95 * error + 0.05 * math.sqrt(loss) if math.isfinite(loss) else 1.0
             self.steps, here, now = self.steps + 1, here + 1, time.perf_counter()
             self.spent = before + now - first
             if now - saved > 60:
@@ -277,7 +278,7 @@ class Run:
                 saved = now
             if self.spent / limit >= told:
                 print(f"# {row.name}, seed {budget.seed}: {self.steps} steps, {self.spent:.0f} s, loss {loss:.3g}, "
-                      f"{pool.diverged} diverged", flush=True)  # fmt: skip
+                      f"lifetime {pool.lifetime}, {pool.diverged} diverged", flush=True)  # fmt: skip
                 told += 0.1
             yield
         self.diverged += pool.diverged
