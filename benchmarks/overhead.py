@@ -1,9 +1,12 @@
 """What a solver loses by streaming: the same simulations with a study, whose reservoir has room, and without one.
 
-    python benchmarks/overhead.py [--quick] [--device cpu] [--resume]
+    python benchmarks/overhead.py [--quick] [--only simulations|sends] [--device cpu] [--resume]
 
-Built-in cases on 1 and 2 ranks under mpirun, through shared memory, with and without a study in turn; the figure
-compares the fastest simulations of each. One JSON line per figure, also in benchmarks/results/overhead-cpu.json.
+Parts: `simulations`, built-in cases on 1 and 2 ranks under mpirun, through shared memory, with and without a study in
+turn; the figure compares the fastest simulations of each. `sends`, the processor time of a rank's thread in one call of
+`send` (it does not count what the rank waits), a field of float64 that becomes float32, after the rank has walked
+through so many bytes of memory, as a solver does between two snapshots: what lay in the caches is gone then, the
+interpreter's part of them too. One JSON line per figure, also in benchmarks/results/overhead-cpu.json.
 """
 
 from __future__ import annotations
@@ -47,7 +50,26 @@ def run_simulations(shape: Shape, case: list[Any], count: int) -> None:
         print(json.dumps(seconds), flush=True)
 
 
-ROLES["simulations"] = run_simulations
+def run_sends(shape: Shape, walks: list[int]) -> None:
+    """Be a solver that walks through some MiB between two snapshots; print for each walk the median us of a send."""
+    from headrace.online_training.client import Connection
+
+    values, medians = np.random.default_rng(0).random((1, shape.rows, shape.columns)), []
+    memory = np.zeros(max(walks) * 2**17)
+    with Connection({"f0": (shape.rows, shape.columns)}) as connection:
+        for walk, stream in zip(walks, connection.simulations(), strict=False):
+            seconds = []
+            with stream:
+                for step in range(shape.steps):
+                    memory[: walk * 2**17] += 1.0
+                    began = time.thread_time()
+                    stream.send(step=step, time=float(step), values=values)
+                    seconds.append(time.thread_time() - began)
+            medians.append(1e6 * float(np.median(seconds)))
+    print(json.dumps(medians), flush=True)
+
+
+ROLES["simulations"], ROLES["sends"] = run_simulations, run_sends
 
 
 def measure_overhead(
@@ -74,16 +96,33 @@ def measure_overhead(
     )  # fmt: skip
 
 
+def measure_sends(points: int, quick: bool) -> Iterator[dict[str, Any]]:
+    """Yield what a send takes of a rank's processor time."""
+    walks = [0, 16] if quick else [0, 1, 4, 16]
+    shape = Shape(part="sends", fields=1, rows=points, columns=points, steps=100 if quick else 400, ranks=1,
+                  transport="shm")  # fmt: skip
+    with study_of(shape, len(walks) - 1) as (environment, _):
+        medians = json.loads(run_ranks(shape, "sends", walks, **environment))
+    for walk, value in zip(walks, medians, strict=True):
+        yield line_of(
+            f"sends {points}x{points}, {walk} MiB walked through", value, "us", None,
+            setup=f"processor time of one call, median of {shape.steps}, a message of {shape.step_bytes} bytes",
+        )  # fmt: skip
+
+
 def main() -> None:
     """Measure what is asked for and print one JSON line per figure."""
-    parser = flags(__doc__, ())
+    parser = flags(__doc__, ("simulations", "sends"))
     parser.add_argument("--role", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role:
         play(options.role)
         return
     report = Report("overhead", quick=options.quick, resume=options.resume)
-    for name, points in OVERHEAD[:1] if options.quick else OVERHEAD:
+    for points in () if options.only == "simulations" else (16, 256) if options.quick else (16, 64, 256, 512):
+        report.measure(f"sends {points}x{points},", measure_sends(points, options.quick))
+    cases = () if options.only == "sends" else OVERHEAD[:1] if options.quick else OVERHEAD
+    for name, points in cases:
         for ranks in (1, 2):
             label = f"overhead {name} {points[0]}x{points[1]}, {ranks} rank{'s' * (ranks > 1)}"
             report.measure(label, measure_overhead(label, name, points, ranks, options.quick))
