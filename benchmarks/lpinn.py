@@ -111,7 +111,8 @@ def setups() -> list[Setup]:
     rows.append(Setup(name="2-D solid rotation, one turn", frame="traced", seconds=30, widths=(12, 12), count=800,
                       values=once, note="contains the solution", **turn))  # fmt: skip
     rows.append(Setup(name="2-D solid rotation, one turn, frame learned", frame="lagrangian", seconds=120,
-                      values=once, widths=(8, 8), paths=(32,), count=800, longest=0.1, **turn))  # fmt: skip
+                      values=once, widths=(8, 8), paths=(32,), count=800, longest=0.1, resample_every=25,
+                      **turn))  # fmt: skip
     rows.append(Setup(name="2-D rotation and diffusion nu=0.005, one turn", frame="traced", seconds=60,
                       widths=(20, 20), values=once | {"nu": 0.005}, count=2500, resample_every=30, **turn))  # fmt: skip
     rows.append(Setup(name="Burgers sin + 1 nu=0.1 to T=2 by new labels", case=t.burgers, goal=1e-4, duration=2.0,
@@ -237,7 +238,7 @@ def in_slabs(setup: Setup, case: Case, judge: Judge, seed: int, device: str, sec
     def train(network: TransportNetwork) -> None:
         share = seconds * network.moving.length / case.duration
         fits.append(levenberg_marquardt(network, Sampler(network, rows, setup.count, seed=seed), steps=100_000,
-                                        seconds=share))  # fmt: skip
+                                        seconds=share, resample_every=setup.resample_every))  # fmt: skip
 
     began = time.perf_counter()
     slabs = march(case, rows, train, frame=setup.frame, longest=setup.longest, open_walls=not any(case.periodic),
@@ -295,7 +296,8 @@ def further_lines(part: str, options: argparse.Namespace) -> Iterator[dict[str, 
 def course(problem: str, seed: int, device: str, seconds: float) -> list[tuple[float, float]]:
     """Return the errors over seconds of our own training on a problem of the rivals."""
     burgers = "viscous Burgers nu=0.01/pi, " + ("300 s" if device == "cuda" else "2 cores")
-    name = {"burgers": burgers, "transport": "variable speed rate=-1"}[problem]
+    variable = "variable speed rate=-1"
+    name = {"burgers": burgers, "transport": variable, "transport traced": f"{variable}, traced"}[problem]
     row = next(row for row in setups() if row.name == name)
     return measure(row, seed, device, seconds)["curve"]
 

@@ -28,10 +28,12 @@ from headrace.solvers import Parameters
 
 HERE = Path(__file__).resolve().parents[1]
 VERSIONS = {"deepxde": "DeepXDE 1.15.0", "pina": "PINA 0.3.2", "jinns": "jinns 1.9.3"}
+STRETCHED = (transport.stretching, {"nu": 0.05, "rate": -1.0})
 PROBLEMS = {
     "burgers": (transport.standing_shock, {"nu": 0.01 / math.pi, "C": 0.0}),
-    "transport": (transport.stretching, {"nu": 0.05, "rate": -1.0}),
+    "transport": STRETCHED, "transport traced": STRETCHED,
 }  # fmt: skip
+"""Rivals know a problem by its first word; the others say how ours is set up."""
 
 Curve = list[tuple[float, float]]
 Line = tuple[str, float, str, dict[str, Any]]
@@ -52,8 +54,8 @@ def write_exact(problem: str, path: Path) -> None:
 
 def run_rival(name: str, problem: str, *, seconds: float, seed: int, device: str, threads: int, file: Path) -> Any:
     """Return what a rival reports: its curve and setup."""
-    command = [str(interpreter(name)), str(HERE / "rivals" / f"{name}_pinn.py"), problem, f"{seconds:g}", str(seed),
-               device, str(file)]  # fmt: skip
+    command = [str(interpreter(name)), str(HERE / "rivals" / f"{name}_pinn.py"), problem.split()[0], f"{seconds:g}",
+               str(seed), device, str(file)]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"curve"')]
@@ -116,8 +118,9 @@ def draw(lines: list[dict[str, Any]], file: Path) -> None:
     """Draw the errors over seconds that lines hold, one panel per problem."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axis, problem in zip(figure.subplots(1, len(PROBLEMS)), PROBLEMS, strict=True):
+    there = [problem for problem in PROBLEMS if any(one["name"] == f"rivals: {problem}, ours" for one in lines)]
+    figure = Figure(figsize=(4.5 * len(there), 3.6), layout="constrained")
+    for axis, problem in zip(figure.subplots(1, len(there), squeeze=False)[0], there, strict=True):
         for colour, name in enumerate(("ours", *VERSIONS.values())):
             line = next((one for one in lines if one["name"] == f"rivals: {problem}, {name}"), {"curve": []})
             for number, curve in enumerate(line["curve"]):
