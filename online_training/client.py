@@ -991,7 +991,9 @@ class Stream:
                 break
             ready = self._place(step, time, waiting)
             if not ready:
+                began = clock.monotonic()
                 message = link.receive(0.001)
+                self.blocked_seconds += clock.monotonic() - began
                 if message is not None:
                     self._take(message[0])
         return trackers

@@ -11,7 +11,7 @@ from typing import Any
 from .client import RING_HEAD, WireError
 
 _SEALS = ("F_ADD_SEALS", "F_SEAL_SHRINK", "F_SEAL_GROW", "F_SEAL_SEAL")
-SMALLEST = 2**18
+SMALLEST = 2**20
 _STEPS = 4
 
 

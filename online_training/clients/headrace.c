@@ -1247,8 +1247,11 @@ static int send_part(headrace *h, int f, int axis, const int64_t *corner, int64_
     sprintf(record + n, "}");
     while ((placed = place_in_ring(h, data, m.length, &position)) == 0) {
         message answer;
+        double began = now();
         if (h->broken) return 0;
-        if ((code = receive(h, 0.001, &answer)) < 0) return code;
+        code = receive(h, 0.001, &answer);
+        h->blocked += now() - began;
+        if (code < 0) return code;
         if (code) take(h, &answer);
     }
     if (placed > 0) {
