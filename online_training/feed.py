@@ -144,6 +144,8 @@ class Feed:
             self._send_released()
             self._receive(1.0)
         draw = None if self._ended else self._gathered.pop(self._next).result()
+        if draw is None:
+            self._send_released()
         self.starved_seconds += time.monotonic() - began
         self._next += draw is not None
         return draw
