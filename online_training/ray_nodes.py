@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ OBJECT_STORE_BYTES = 128 * 2**20
 """Samples never pass through Ray; this is about its smallest useful store."""
 
 _JOIN_SECONDS = 120.0
+_NOT_DEALT_OUT = (20_000, 32_768)  # nor used by Ray unasked
 _NEEDED = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED")
 
 
@@ -89,7 +91,7 @@ def ray_on_other_nodes(head: str, interface: str, log: Path, joined: Callable[[]
 
 def node_command(head: str, address: str, cpus: int, folder: str) -> list[str]:
     """Return the command that runs one node of Ray in the foreground, all its ports free ones of this host."""
-    agent, environment_agent, metrics = _free_ports(3)
+    agent, environment_agent, metrics = free_ports(3)
     return [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={head}",
         f"--node-ip-address={address}", f"--num-cpus={cpus}", f"--temp-dir={folder}",
@@ -99,12 +101,19 @@ def node_command(head: str, address: str, cpus: int, folder: str) -> list[str]:
     ]  # fmt: skip
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody uses, below those that the kernel deals out.
+
+    One of these would be free now, and somebody's before a program that takes seconds to start listens there.
+    """
+    ports: list[int] = []
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("", 0))
-        return [each.getsockname()[1] for each in sockets]
+        while len(ports) < count:
+            each = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                each.bind(("", random.randrange(*_NOT_DEALT_OUT)))
+                ports.append(each.getsockname()[1])
+    return ports
 
 
 def allocated_cpus() -> int:

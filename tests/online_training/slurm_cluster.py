@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from headrace.online_training.ray_nodes import free_ports
 from tests.online_training.separate_nodes import PATHS, SeparateNodes, why_not
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "munged")
@@ -32,17 +33,6 @@ def processes_with(path: Path) -> list[int]:
     """Return the processes of this host, those on nodes included, that have a path in their arguments."""
     every = psutil.process_iter(["cmdline"])
     return [one.pid for one in every if any(str(path) in word for word in one.info["cmdline"] or ())]
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 class SlurmCluster:
@@ -67,7 +57,7 @@ class SlurmCluster:
             self._nodes = SeparateNodes(self.folder, NODES, shared)
         (self.folder / "key").write_bytes(os.urandom(128))
         (self.folder / "key").chmod(0o400)
-        control, *ports = _free_ports(3)
+        control, *ports = free_ports(3)
         host = socket.gethostname()
         addresses = self._nodes.addresses if self._nodes else dict.fromkeys(NODES, "127.0.0.1")
         hosts = dict(zip(NODES, NODES, strict=True)) if self._nodes else dict.fromkeys(NODES, host)

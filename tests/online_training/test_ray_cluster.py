@@ -2,12 +2,14 @@
 
 import json
 import os
+import socket
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from headrace.online_training.ray_nodes import free_ports
 from headrace.online_training.ray_session import address_of_cluster, ray_session
 from headrace.online_training.run_directory import RunDirectory, StudyError, write_secret
 from headrace.online_training.settings import StudySettings
@@ -79,6 +81,14 @@ def test_a_study_trains_on_the_node_that_has_cpus_and_leaves_the_cluster_as_it_w
     streamed_to = json.loads((run / "logs" / "supervisor-1.json").read_text())["environment"]["HEADRACE_ADDRESS"]
     assert f"tcp://{nodes.addresses['worker']}:" in streamed_to
     assert Path(f"{run}.after").read_text() == "code 0 2 nodes 2.0 CPUs free AutoscalingCoordinator\n", log.read_text()
+
+
+def test_ports_to_listen_on_later_are_none_that_connections_are_given() -> None:
+    first_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = free_ports(50)
+    assert len(set(ports)) == 50 and 1024 <= min(ports) and max(ports) < first_given
+    for port in ports:
+        socket.create_server(("127.0.0.1", port)).close()
 
 
 def test_which_cluster_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ SPOOLING = {"buffer": "64KiB", "when_full": "spool", "spool": "4MB"}
 
 
 class Driver:
-    """A study in a process of its own; its trainer takes its time until `release`, if held."""
+    """A study in a process of its own; if held, its trainer takes its time until `release`."""
 
     def __init__(
         self, run_dir: Path, model: str, how: str, *, log_folder: Path | None = None, held: bool = False,
