@@ -81,7 +81,10 @@ def expected_states(table: np.ndarray, layout) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("prefetch", "block", "strict"),
-    [(0, 0, False), (2, 0, False), (2, 4 * 2**20, True), (2, 600, False), (0, 100, False)],
+    [
+        (0, 0, False), (2, 0, False), (2, 4 * 2**20, True), (2, 600, False), (0, 100, False), (8, 0, False),
+        (8, 600, False),
+    ],
 )
 def test_batches_hold_what_the_solver_sent_and_use_every_window(
     tmp_path, monkeypatch, prefetch: int, block: int, strict: bool

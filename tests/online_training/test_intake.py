@@ -116,17 +116,20 @@ def test_blocks_of_unequal_size_and_two_fields_are_put_together(study, tmp_path:
 
 
 @pytest.mark.mpi
-def test_the_word_stop_is_the_same_on_all_ranks(study) -> None:
-    intake = study(make_layout(num_steps=60), slots=20)  # nobody draws: it cannot end before it is stopped
+@pytest.mark.parametrize(("slots", "pause"), [(20, 0.02), (400, 0.0)], ids=["slow", "quick"])
+def test_the_word_stop_is_the_same_on_all_ranks(study, slots: int, pause: float) -> None:
+    """Also where many steps are on their way and acknowledged together."""
+    # Nobody draws: it cannot end before it is stopped.
+    intake = study(make_layout(num_steps=3 * slots), slots=slots)
     plan(intake, 5)
-    job = start_job(intake, 4, cut=[2, 2], pause=0.02)
-    wait_until(lambda: intake.status()["steps_accepted"] > 5)
+    job = start_job(intake, 4, cut=[2, 2], pause=pause)
+    wait_until(lambda: intake.status()["steps_accepted"] > slots // 4)
     intake.request_stop()
     out, errors = job.communicate(timeout=PATIENCE)
     assert job.returncode == 0, errors
     words = [json.loads(line)["words"] for line in out.splitlines()]
     assert len(words) == 4 and all(w == words[0] for w in words)
-    assert len(words[0]) == 1 and words[0][0][-1] == STOP and len(words[0][0]) < 60
+    assert len(words[0]) == 1 and words[0][0][-1] == STOP and len(words[0][0]) < 3 * slots
     assert wait_until(lambda: intake.status()["ended"])
 
 
