@@ -77,7 +77,7 @@ class Channel:
 
     def network_options(self) -> dict[str, Any]:
         """Return how networks see the channel."""
-        return {"position": (False,) * self.ndim, "gain": 0.1}
+        return {"position": (False,) * self.ndim, "scale": 0.2, "gain": 2.0}
 
     def profile(self, x: tuple[Any, ...], p: Any, t: Any) -> Any:
         """The velocity of the inflow: a parabola across every other axis, 1 in the middle."""
