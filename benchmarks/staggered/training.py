@@ -73,6 +73,8 @@ class Row:
 
 AWAY = 0.2
 """How far, as a share of the state, the errors of its steps may lead a flow past a block before it starts again."""
+LARGEST = 5.0
+"""A velocity or pressure, in units of the inflow, with which such a flow starts again."""
 RISING = 500
 """Steps in which the learning rate rises, at most."""
 # Below ν = 1e-3 the implicit midpoint rule of the differences has no step as long as a frame.
@@ -245,8 +247,8 @@ class Run:
         grows = isinstance(problem, Channel) and row.loss == "steps"
         jerked = isinstance(problem, Cavity) and row.loss == "steps"
         pool = StatePool((lambda count: bank[[0] * count]) if jerked else fresh,
-                         min(len(bank), problem.pool), lifetime=1 if grows else lifetime, largest=50.0,
-                         seed=self.steps, octaves=jerked)  # fmt: skip
+                         min(len(bank), problem.pool), lifetime=1 if grows else lifetime,
+                         largest=LARGEST if grows else 50.0, seed=self.steps, octaves=jerked or grows)  # fmt: skip
         if jerked:  # from rest, which is the first of the bank, but at first of all ages
             pool.feed(bank)
         rate = torch.tensor(1e-6, device=self.device) if cuda else 1e-6
@@ -268,7 +270,9 @@ class Run:
                 optimiser.param_groups[0]["lr"] = value
             if grows:
                 # States of a poor network are no flow: it leaves those of the solver as far as it has learned to step.
-                pool.lifetime = min(lifetime, max(1, round(AWAY / error)))
+                # In the second half it has to learn what becomes of its own errors in the end.
+                late = 2 * self.spent / limit - 1
+                pool.lifetime = min(lifetime, max(1, round(AWAY / error), round(late * lifetime)))
             loss = next(training)
             error = 0.95 * error + 0.05 * math.sqrt(loss) if math.isfinite(loss) else 1.0
             self.steps, here, now = self.steps + 1, here + 1, time.perf_counter()
