@@ -534,7 +534,7 @@ class Intake:
         for step, word in words:
             last = step == run.received - 1
             # Said once, with the acknowledgement, and so to all ranks alike: whoever goes on at this pace will wait.
-            if last and word == Word.CONTINUE and (run.slow or self._table.short_of_room(run)):
+            if last and word == Word.CONTINUE and self._table.short_of_room(run):
                 word = Word.SLOW
             self._tell_job(run, Kind.ACK, step=step, value=run.granted << 8 | int(word), flags=flags if last else 0)
 

@@ -206,7 +206,8 @@ class SimulationTable(BlockIntake):
         """
         done, run.done = run.done, []
         run.keep_pace(len(done), now)
-        found = [(step, word) for step, word in done if step >= run.said]
+        plain = Word.SLOW if run.slow else Word.CONTINUE
+        found = [(step, word if word != Word.CONTINUE else plain) for step, word in done if step >= run.said]
         run.said = max(run.said, run.received)
         if run.granted - 1 > run.said and self._is_quick(run):
             run.said = run.granted - 1
