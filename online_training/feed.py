@@ -25,6 +25,7 @@ _LEAST_AHEAD, _MOST_AHEAD = 2, 8
 _AHEAD_BYTES = 16 * 2**20
 _RELEASE_SECONDS = 0.005
 
+
 @dataclass(frozen=True, kw_only=True)
 class Draw:
     """This worker's slice of one batch, in memory of its own.

@@ -162,11 +162,11 @@ def plan(intake: Intake, count: int, **changes: Any) -> None:
     intake.all_planned()
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
-    """Wait for a condition and return its value."""
+def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE, what: str = "the condition") -> Any:
+    """Wait for a condition and return its value; `what` says in the error what was waited for."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < deadline, "the condition did not come true in time"
+        assert time.monotonic() < deadline, f"Waited {seconds:g} s for {what}."
         time.sleep(0.01)
     return value
 

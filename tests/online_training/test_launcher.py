@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -23,19 +22,13 @@ from headrace.online_training.local_launcher import (
 )
 from headrace.online_training.supervisor import Supervisor, SupervisorProcess, SupervisorSettings, tail_of
 
-from .intake_setup import PATIENCE
+from .intake_setup import PATIENCE, wait_until
 
 RANK = str(Path(__file__).with_name("job_rank.py"))
 
 
 def wait_for(condition, what, seconds=PATIENCE):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"Waited {seconds:g} s for {what}.")
+    return wait_until(condition, seconds, what)
 
 
 def ranks_in(path, count):

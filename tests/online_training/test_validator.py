@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import psutil
@@ -30,7 +29,7 @@ from headrace.surrogates import MLP, Problem, load_surrogate
 from headrace.surrogates.metrics import max_error, nrmse, vrmse
 
 from .fake_feed import POINTS, PROBLEM, FakeFeed, make_run, settings_for, solution
-from .intake_setup import PATIENCE
+from .intake_setup import PATIENCE, wait_until
 
 CASE = Case(
     name="wave", fields=("u",), grid=Grid(shape=(POINTS,), extent=(1.0,)), duration=1.0, num_snapshots=20,
@@ -131,10 +130,8 @@ def test_a_run_is_validated_once(trained, tmp_path, capsys):
 
 
 def wait_for(condition):
-    deadline = time.monotonic() + 3 * PATIENCE  # of low priority: beside busy processes it has some per cent of a core
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
+    # Of low priority: beside busy processes it has some per cent of a core.
+    wait_until(condition, 3 * PATIENCE)
 
 
 def test_the_process_follows_the_checkpoints_and_finishes_with_the_last(tmp_path):
