@@ -33,13 +33,13 @@ def evaluate_run(run_dir: Path) -> None:
     if baseline is not None:
         table.add_column(f"nRMSE of {evaluation.baseline}", justify="right")
     for index, one in enumerate(evaluation.errors["simulations"]):
-        beside = [f"{baseline['simulations'][index]['nrmse']:.4f}"] if baseline is not None else []
-        numbers = (f"{one['nrmse']:.4f}", f"{one['vrmse']:.4f}", f"{one['max_error']:.4g}")
+        beside = [f"{baseline['simulations'][index]['nrmse']:#.4g}"] if baseline is not None else []
+        numbers = (f"{one['nrmse']:#.4g}", f"{one['vrmse']:#.4g}", f"{one['max_error']:#.4g}")
         table.add_row(str(one["simulation"]), *numbers, *beside)
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     if baseline is not None:
         console.print(evaluation.baseline_sentence())
     console.print(single_sentence(evaluation.errors))
-    console.print(f"validation nRMSE {evaluation.errors['nrmse']:.6f}")
-    console.print(f"validation VRMSE {evaluation.errors['vrmse']:.6f}")
+    console.print(f"validation nRMSE {evaluation.errors['nrmse']:#.4g}")
+    console.print(f"validation VRMSE {evaluation.errors['vrmse']:#.4g}")

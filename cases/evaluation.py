@@ -56,7 +56,7 @@ class Evaluation:
             return ""
         errors = self.baseline_errors
         return (
-            f"For comparison, {self.baseline}: nRMSE {100 * errors['nrmse']:.2f} %, VRMSE {errors['vrmse']:.4f} "
+            f"For comparison, {self.baseline}: nRMSE {100 * errors['nrmse']:.3g} %, VRMSE {errors['vrmse']:#.4g} "
             "on the same simulations."
         )
 
@@ -88,7 +88,7 @@ def evaluate_held_out(data: RunData) -> Evaluation | None:
 
 def single_sentence(errors: Mapping[str, Any]) -> str:
     """Return the nRMSE of single simulations for people, from errors as the validator counts them."""
-    return f"nRMSE of single simulations: median {errors['median_nrmse']:.6f}, worst {errors['worst_nrmse']:.6f}"
+    return f"nRMSE of single simulations: median {errors['median_nrmse']:#.4g}, worst {errors['worst_nrmse']:#.4g}"
 
 
 def parameters_text(values: np.ndarray, problem: Problem) -> str:

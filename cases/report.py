@@ -90,8 +90,8 @@ def _numbers(data: RunData, evaluation: Evaluation | None) -> list[dict[str, str
     numbers: list[tuple[str, str]] = []
     if evaluation is not None:
         errors = evaluation.errors
-        numbers += [(f"{100 * errors['nrmse']:.2f} %", f"nRMSE on {len(evaluation.files)} held-out simulations")]
-        numbers += [(f"{errors['vrmse']:.4f}", "VRMSE (1 predicts the mean)")]
+        numbers += [(f"{100 * errors['nrmse']:.3g} %", f"nRMSE on {len(evaluation.files)} held-out simulations")]
+        numbers += [(f"{errors['vrmse']:#.4g}", "VRMSE (1 predicts the mean)")]
         numbers += [(f"{errors['max_error']:.3g}", f"largest error of {', '.join(data.case.fields)}")]
     if data.simulations_completed:
         numbers.append((f"{data.simulations_completed}", f"simulations, {data.steps_accepted:,} steps streamed"))
@@ -147,7 +147,7 @@ def _comparisons(data: RunData, evaluation: Evaluation, folder: Path) -> list[di
             )
             (folder / f"held_out-{number:06d}-{field}.png").write_bytes(png)
             images.append(Picture.of(png, f"Simulation {number}, field {field}: solver, surrogate, difference"))
-        heading = f"{word}: simulation {number}, nRMSE {100 * errors['nrmse']:.2f} %"
+        heading = f"{word}: simulation {number}, nRMSE {100 * errors['nrmse']:.3g} %"
         caption = f"Parameters: {parameters_text(one.parameters, evaluation.surrogate.problem)}. "
         caption += f"Largest difference anywhere: {errors['max_error']:.3g}. Early times are shown more densely."
         items.append({"heading": heading, "pictures": images, "caption": caption})
@@ -222,7 +222,7 @@ def _simulations(data: RunData, evaluation: Evaluation | None) -> dict[str, Any]
     rows = [
         [
             one.number, "held out" if one.held_out else "training", one.status, one.attempts,
-            f"{100 * errors[one.number]:.2f} %" if one.number in errors else "",
+            f"{100 * errors[one.number]:.3g} %" if one.number in errors else "",
             *(f"{one.parameters[name]:.4g}" for name in names),
         ]
         for one in ordered[:MAX_ROWS]

@@ -44,7 +44,7 @@ def show_status(run_dir: Path) -> None:
         ),
         ("training", f"{windows} windows used"),
         ("loss", _number(figures.loss, "{:.4g}")),
-        ("validation nRMSE", _number(figures.validation_nrmse, "{:.4f}")),
+        ("validation nRMSE", _number(figures.validation_nrmse, "{:#.4g}")),
         ("samples/s", _number(figures.samples_per_second, "{:,.0f}")),
         ("solvers blocked", _number(figures.blocked, "{:.0%}")),
         ("trainer starved", _number(figures.starved, "{:.0%}")),

@@ -90,7 +90,7 @@ def _shown(figures: Figures) -> list[tuple[str, str]]:
     candidates = (
         ("loss", figures.loss, "{:.3g}"),
         ("samples/s", figures.samples_per_second, "{:,.0f}"),
-        ("validation nRMSE", figures.validation_nrmse, "{:.4f}"),
+        ("validation nRMSE", figures.validation_nrmse, "{:#.4g}"),
         ("solver blocked", figures.blocked, "{:.0%}"),
         ("trainer starved", figures.starved, "{:.0%}"),
         ("buffer", figures.buffer_filled, "{:.0%}"),

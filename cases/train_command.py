@@ -66,8 +66,8 @@ def train_case(
     report = write_report(folder)
     if result.validation:
         typer.echo(single_sentence(result.validation))
-        typer.echo(f"validation nRMSE {result.validation['nrmse']:.6f}")
-        typer.echo(f"validation VRMSE {result.validation['vrmse']:.6f}")
+        typer.echo(f"validation nRMSE {result.validation['nrmse']:#.4g}")
+        typer.echo(f"validation VRMSE {result.validation['vrmse']:#.4g}")
     typer.echo(f"report {report}")
     return 0
 

@@ -98,9 +98,9 @@ def test_the_headline_is_the_error_on_the_held_out_simulations(report, run):
     truth, predicted = np.stack([one.states for one, _ in pairs]), np.stack([prediction for _, prediction in pairs])
     expected = float(nrmse(predicted, truth))
     assert evaluation.errors["nrmse"] == pytest.approx(expected, rel=1e-6)
-    assert f"{100 * expected:.2f} %" in report.text
+    assert f"{100 * expected:.3g} %" in report.text
     lines = command("evaluate", str(run)).output.splitlines()
-    assert lines[-2] == f"validation nRMSE {expected:.6f}"
+    assert lines[-2] == f"validation nRMSE {expected:#.4g}"
     assert lines[-1].startswith("validation VRMSE ")
 
 

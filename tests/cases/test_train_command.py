@@ -65,9 +65,9 @@ def test_the_last_lines_are_the_errors_and_the_report(study, tmp_path):
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[-4:] == [
-        "nRMSE of single simulations: median 0.012000, worst 0.015000",
-        "validation nRMSE 0.012346",
-        "validation VRMSE 0.070000",
+        "nRMSE of single simulations: median 0.01200, worst 0.01500",
+        "validation nRMSE 0.01235",
+        "validation VRMSE 0.07000",
         f"report {tmp_path / 'run' / 'report.html'}",
     ]
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
