@@ -1,4 +1,4 @@
-"""The training loop of one worker: draws windows from the stream, steps the optimiser, keeps the records."""
+"""The training loop of one worker: draws windows from the stream, steps the optimiser, tells the records."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from headrace.surrogates import Surrogate, WindowBatch
 from headrace.surrogates.files import save_surrogate
 
 from .agreement import Workers
-from .breed import LossLog
 from .callbacks import Callbacks, EventKind, TrainingEvent
 from .checkpoint import (
     Checkpoint,
@@ -33,11 +32,10 @@ from .checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from .ledger import RecordWriter
-from .metrics_log import MetricsLog
 from .run_directory import RunDirectory
 from .schedule import WARM_UP, Schedule
 from .training_step import TrainingStep
+from .worker_records import WorkerRecords
 
 if TYPE_CHECKING:
     from .feed import Draw, Feed
@@ -119,7 +117,9 @@ def train(settings: TrainerSettings, feed: Feed | None = None) -> dict[str, Any]
     torch.set_num_threads(settings.threads)
     feed = feed if feed is not None else connect(settings)
     try:
-        with _Records(settings) as records:
+        with WorkerRecords(
+            settings.run_dir, (settings.session, settings.generation, settings.rank), losses=settings.report_losses
+        ) as records:
             return _Training(settings, feed, records).run()
     finally:
         feed.close()
@@ -137,54 +137,6 @@ def connect(settings: TrainerSettings) -> Feed:
     )  # fmt: skip
 
 
-class _Records:
-    """The files that a worker appends to: its ledger of first uses and, on worker 0, the metrics."""
-
-    def __init__(self, settings: TrainerSettings) -> None:
-        run_dir = Path(settings.run_dir)
-        name = f"trainer-{settings.session}-{settings.generation}-{settings.rank}.log"
-        self._ledger = RecordWriter(run_dir / "ledger" / name)
-        self._metrics = MetricsLog(run_dir, "metrics") if settings.rank == 0 else None
-        name = f"{settings.session}-{settings.generation}-{settings.rank}"
-        self._losses = LossLog(run_dir, name) if settings.report_losses else None
-
-    def first_uses(self, draw: Draw, batch: int) -> None:
-        """Record the windows that were never used before, with the checksum of each step as it was trained on."""
-        table = draw.table
-        rows = np.flatnonzero(table["first"])
-        for row in rows:
-            checksums = draw.checksums[row].tolist()
-            self._ledger.append(
-                {
-                    "e": "used", "s": int(table["simulation"][row]), "t": int(table["start"][row]),
-                    "k": len(checksums), "h": checksums, "n": batch,
-                }
-            )  # fmt: skip
-        if len(rows):
-            # Before the release: once the intake may forget a window, the record must outlive this process.
-            self._ledger.flush()
-
-    def metrics(self, record: dict[str, Any]) -> None:
-        """Append to metrics.jsonl, on worker 0."""
-        if self._metrics is not None:
-            self._metrics.append(record)
-
-    def losses(self, history: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Leave the losses of batches, (simulations, losses) each, where a sampler wants them."""
-        if self._losses is not None:
-            self._losses.append(history)
-
-    def __enter__(self) -> _Records:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._ledger.close()
-        if self._metrics is not None:
-            self._metrics.close()
-        if self._losses is not None:
-            self._losses.close()
-
-
 class WindowLoss(torch.nn.Module):
     """The loss as a forward pass, which is what DistributedDataParallel watches."""
 
@@ -200,7 +152,7 @@ class WindowLoss(torch.nn.Module):
 class _Training:
     """Model, optimiser and position of one worker; `run` is the loop."""
 
-    def __init__(self, settings: TrainerSettings, feed: Feed, records: _Records) -> None:
+    def __init__(self, settings: TrainerSettings, feed: Feed, records: WorkerRecords) -> None:
         self._settings, self._feed, self._records = settings, feed, records
         self._run_dir = Path(settings.run_dir)
         self._device = torch.device(settings.device)
