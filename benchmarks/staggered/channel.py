@@ -65,6 +65,10 @@ class Channel:
     in_time: bool = False
     judged: str = "largest distance of energy, drag and mean profile"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Channel:
+        """Return the channel itself: copies of a network share it, with the solvers that it keeps."""
+        return self
+
     @property
     def ndim(self) -> int:
         """Axes."""
@@ -179,6 +183,12 @@ class Channel:
         states[:, -1] = speed.reshape(-1, *[1] * self.ndim) * fluid
         return torch.tensor(states[:, None], dtype=torch.float32, device=device)
 
+    def pressure(self, flow: torch.Tensor, inflow: torch.Tensor) -> torch.Tensor:
+        """Return the pressure of velocities less the base flow, (ndim, *lead, *grid), with inflows (*lead, *grid)."""
+        speed = inflow[(..., *[slice(0, 1)] * self.ndim)]
+        solver = self.solver(flow.device.type, flow.dtype)
+        return solver.slope(flow + self.base_like(flow), 1 / (self.reynolds * speed))[1]
+
     @cached_property
     def weights(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What pressure and u are multiplied by for the drag of the block, and v for its mean behind the block.
@@ -228,8 +238,8 @@ class Channel:
     @torch.no_grad()
     def errors(self, network: torch.nn.Module, loss: str, frames: int, count: int, device: str) -> Iterator[Measured]:
         """Yield how far the flow of a long roll-out is from our solver's, its divergence, defect and speed."""
-        one = torch.ones(1)
-        window = self.start_windows(loss, frames, 1, device, 1_000_000, one)
+        window = self.start_windows(loss, frames, 1, device, 1_000_000, torch.ones(1))
+        window[:, :, -2] = self.pressure(torch.movedim(window[:, :, : self.ndim], 2, 0), window[:, :, -1])
         equation = ChannelSteps(self, device)
         found, lines, defects, number = [], [], [], self.rolled if count > 1 else 3
 
@@ -287,7 +297,7 @@ class Channel:
         return torch.as_tensor(self.base, dtype=dtype, device=device)
 
     def base_like(self, states: torch.Tensor) -> torch.Tensor:
-        """Return the base flow (ndim, 1, ..., *grid) for states (*lead, fields, *grid)."""
+        """Return the base flow (ndim, 1, ..., *grid) for states (*lead, fields, *grid), or flows with ndim first."""
         base = self._base_of(states.dtype, states.device)
         return base.reshape(self.ndim, *[1] * (states.ndim - self.ndim - 1), *self.shape)
 
@@ -347,19 +357,6 @@ class Channel:
             yield "shedding over our solver's, less 1", abs(mine / own - 1), self.goals["shedding"], own, (
                 f"St {mine:.4f}; {words}"
             )
-
-
-class KeepsInflow(torch.nn.Module):
-    """A network of windows whose last field is given and stays."""
-
-    def __init__(self, network: torch.nn.Module) -> None:
-        super().__init__()
-        self.network, self.stagger = network, network.stagger
-
-    def forward(self, window: torch.Tensor) -> torch.Tensor:
-        """Return the next window."""
-        new = self.network(window)
-        return torch.cat((new[:, :, :-1], window[:, :, -1:]), dim=2)
 
 
 FLOW = {"flow": 0.1, "divergence": 1e-6}

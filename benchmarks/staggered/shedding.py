@@ -133,7 +133,7 @@ def measure_shedding(
     until : `time.perf_counter` at which the search ends where it has not come near.
     """
     warm, seen, steps, starts, horizons = (5, 30, 1, 2, (1,)) if quick else (WARM, SEEN, 100, 5, (1, 10, 50))
-    network = network.requires_grad_(False)
+    network = network.eval().requires_grad_(False)
     low, high = channel.inflows
     inflow = torch.linspace(low + 0.1 * (high - low), high - 0.1 * (high - low), starts, device=device)
     window = channel.start_windows("", 1, starts, device, 1_000_001, inflow)

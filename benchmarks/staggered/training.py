@@ -27,7 +27,8 @@ from headrace.surrogates.unshuffled_network import UnshuffledNetwork
 
 from .box import P6, Box
 from .cavity import CAVITIES, Cavity
-from .channel import CHANNELS, Channel, KeepsInflow
+from .channel import CHANNELS, Channel
+from .channel_network import KeepsInflow, Projected
 from .figures import timed, weights
 from .planes import HELD_OUT, PLANES, Plane
 
@@ -37,8 +38,9 @@ PROBLEMS: dict[str, Problem] = {**PLANES, **CAVITIES, P6.name: P6, **CHANNELS}
 
 @dataclass(frozen=True)
 class Row:
-    """A network to train: "network" as published, "corrected" (networks correct a spectral step of every part), or
-    "unshuffled" (one network that sees all parts as channels).
+    """A network to train: "network" as published, "corrected" (networks correct a spectral step of every part),
+    "unshuffled" (one network that sees all parts as channels), or "projected" (past a block, what the parts give
+    together is projected before they see it).
     """
 
     problem: str
@@ -77,6 +79,8 @@ LARGEST = 5.0
 """A velocity or pressure, in units of the inflow, with which such a flow starts again."""
 RISING = 500
 """Steps in which the learning rate rises, at most."""
+INCREMENT = 0.3
+"""What a flow past a block changes by in a frame, in units of what networks see of it."""
 # Below ν = 1e-3 the implicit midpoint rule of the differences has no step as long as a frame.
 S = "spectral"
 ROWS = [
@@ -95,6 +99,7 @@ ROWS = [
     *(Row(name, factor, loss=S, shared=True) for name in ("P2", "P3") for factor in (2, 4)), Row("P1", 4, shared=True),
     Row("P1", 2, shared=True, exchange=3), Row("P2", 2, loss=S, shared=True, exchange=3), Row("P2", 2, "unshuffled", S),
     Row("P4 Re 100", 2, loss="steps"),
+    *(Row(name, factor, "projected", "steps", shared=factor > 1) for name in CHANNELS for factor in (1, 2)),
 ]  # fmt: skip
 
 
@@ -155,11 +160,13 @@ def network_of(
     width = problem.width * (2 if row.kind == "unshuffled" else 1)
     torch.manual_seed(seed)
     if isinstance(problem, Channel):
+        projected = row.kind == "projected"
         make = unet(problem.width, 1, problem.multipliers, (False,) * problem.ndim, problem.fields)
-        return KeepsInflow(
-            StaggeredNetwork(make, stagger, fields=problem.fields, reading=problem.reading, shared=row.shared,
-                             streams=streams, **options)
+        network = StaggeredNetwork(
+            make, stagger, fields=problem.fields, reading=problem.reading, shared=row.shared, streams=streams,
+            **{**options, **({"gain": INCREMENT} if projected else {})},
         ).to(device)  # fmt: skip
+        return Projected(network, problem) if projected else KeepsInflow(network)
     make = fourier(width, problem.points // s, problem.modes, problem.padding, problem.ndim,
                    problem.fields)  # fmt: skip
     if row.kind == "unshuffled":

@@ -22,10 +22,10 @@ def staggered():
     """Return modules of the benchmark, whose folder is no package."""
     sys.path.insert(0, str(FOLDER))
     try:
-        from staggered import channel, mac_steps
+        from staggered import channel, mac_steps, training
     finally:
         sys.path.remove(str(FOLDER))
-    return channel, mac_steps
+    return channel, mac_steps, training
 
 
 def slow_block(channel):
@@ -36,7 +36,7 @@ def slow_block(channel):
 
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_steps_past_a_block_are_those_of_the_solver_with_its_pressure(staggered, ndim):
-    channel, mac_steps = staggered
+    channel, mac_steps, _ = staggered
     scene = slow_block(channel)
     if ndim == 3:
         scene = replace(channel.CHANNELS["P7"], shape=(24, 12, 12), cells=3)
@@ -53,7 +53,7 @@ def test_steps_past_a_block_are_those_of_the_solver_with_its_pressure(staggered,
 
 
 def test_whatever_a_network_gives_is_read_without_divergence_and_at_rest_on_the_block(staggered):
-    channel, _ = staggered
+    channel, *_ = staggered
     scene = channel.CHANNELS["P5, 60 x 20"]
     window = scene.start_windows("", 1, 1, "cpu", 3, torch.ones(1)).double()
     window[:, :, :2] += torch.randn(1, 1, 2, *scene.shape, generator=torch.Generator().manual_seed(0))
@@ -63,8 +63,29 @@ def test_whatever_a_network_gives_is_read_without_divergence_and_at_rest_on_the_
     assert not (flow[:, 0].numpy() * (1 - residual.grid.free)).any()
 
 
+def test_what_goes_into_a_projected_network_again_is_a_flow_with_its_pressure(staggered):
+    channel, _, training = staggered
+    scene = channel.CHANNELS["P5, 60 x 20"]
+    row = training.Row(scene.name, 2, "projected", "steps", shared=True)
+    network = training.network_of(row, scene, 0, "cpu").double()
+    generator = torch.Generator().manual_seed(0)
+    for values in network.parameters():
+        values.data += 0.05 * torch.randn(values.shape, generator=generator)
+    window = scene.start_windows("", 1, 1, "cpu", 3, torch.ones(1)).double().requires_grad_(True)
+    new, residual, inflow = network.eval()(window), scene.potential.residual, window[:, :, -1]
+    flow = torch.movedim(new[:, :, :2], 2, 0) + scene.base_like(new)
+    padded = residual.padded(flow[:, 0].detach(), Parameters({}), 0.0)
+    assert divergence(padded, scene.potential.spacing).abs().max() < 1e-10
+    pressure = scene.solver("cpu", torch.float64).slope(flow, 1 / (scene.reynolds * inflow[..., :1, :1]))[1]
+    torch.testing.assert_close(new[:, :, 2], pressure)
+    assert torch.equal(new[:, :, 3], inflow)
+    for changed in (new, network.train()(window)):  # in training no gradient goes through the pressure
+        (slope,) = torch.autograd.grad(changed[:, :, 2].square().sum(), window)
+        assert bool(slope.any()) is (changed is new)
+
+
 def test_the_stabilised_method_is_of_second_order_where_the_classical_one_is_not_stable(staggered):
-    channel, mac_steps = staggered
+    channel, mac_steps, _ = staggered
     scene = slow_block(channel)
     residual, viscosity = MacResidual(scene.case(start=scene.base), solid=scene.solid), 0.2
     start = torch.tensor(scene.base)[:, None]
