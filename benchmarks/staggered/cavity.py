@@ -160,7 +160,7 @@ class Cavity:
     def solved_on(self, device: str) -> tuple[np.ndarray, float]:
         """Return velocities at whole times (times, 2, n, n), and the time of it, by Runge-Kutta steps in float32."""
         residual, viscosity = self.circulation().potential.residual, 1 / self.reynolds
-        solver = StaggeredSteps(residual, p=self.parameters, device=device, compiled=True)
+        solver = StaggeredSteps(residual, p=self.parameters, device=device).compiled()
         # Stable where diffusion takes half of the method's real extent and the lid three quarters of its imaginary one.
         steps = math.ceil(max(8 * viscosity * self.points**2 / 2.6, self.points / 2.1))
 
@@ -192,9 +192,9 @@ class CavitySteps:
         self._count, stages = one.steps
         residual = self._circulation.potential.residual
         self._root = PotentialRoot(residual.grid)
-        self._solver = StaggeredSteps(
-            residual, p=one.parameters, device=device, stages=stages, compiled=compiled
-        )  # fmt: skip
+        self._solver = StaggeredSteps(residual, p=one.parameters, device=device, stages=stages)
+        if compiled:
+            self._solver = self._solver.compiled()
 
     def _stepped(self, velocity: torch.Tensor) -> torch.Tensor:
         one = self._one

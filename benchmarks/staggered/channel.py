@@ -142,9 +142,9 @@ class Channel:
         )  # fmt: skip
 
     @cache  # noqa: B019, channels are constants of this module
-    def solver(self, device: str, dtype: torch.dtype = torch.float32, *, compiled: bool = False) -> StaggeredSteps:
-        """Return explicit steps of flows past the block."""
-        return StaggeredSteps(self.potential.residual, p=NONE, device=device, dtype=dtype, compiled=compiled)
+    def solver(self, device: str, dtype: torch.dtype) -> StaggeredSteps:
+        """Return explicit steps of flows past the block; its matrices take a while for a large one."""
+        return StaggeredSteps(self.potential.residual, p=NONE, device=device, dtype=dtype)
 
     def equation(self, loss: str, device: str) -> ChannelSteps:
         """Return what grades steps of states with their inflow: explicit steps, whatever the loss is called."""
@@ -318,7 +318,7 @@ class Channel:
     def solved_on(self, device: str) -> tuple[dict[str, np.ndarray], float]:
         """Return the signals of explicit steps in float32 from the held-out start, and the time of it."""
         window = self.start_windows("", 1, 1, device, 1_000_000, torch.ones(1))
-        solver = self.solver(device, compiled=True)
+        solver = self.solver(device, torch.float32).compiled()
         viscosity = 1 / self.reynolds
 
         def frame(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

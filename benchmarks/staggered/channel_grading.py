@@ -23,7 +23,9 @@ class ChannelSteps:
     """
 
     def __init__(self, channel: Channel, device: str, *, compiled: bool = False) -> None:
-        self._channel, self._solver = channel, channel.solver(device, compiled=compiled)
+        self._channel, self._solver = channel, channel.solver(device, torch.float32)
+        if compiled:
+            self._solver = self._solver.compiled()
 
     def _inflow(self, states: torch.Tensor) -> torch.Tensor:
         """Return inflows with the axes of (*lead, *grid)."""

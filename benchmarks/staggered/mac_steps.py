@@ -6,6 +6,7 @@ products with matrices of eigenvectors) and, where there are obstacles, a capaci
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -94,7 +95,6 @@ class StaggeredSteps:
 
     stages : None for the classical method of Runge and Kutta, or so many stages of the stabilised method of Sommeijer,
         Shampine and Verwer (1998), RKC, of second order, where diffusion is what limits the step.
-    compiled : whether slopes are compiled on a GPU, which takes some ten seconds for every shape of fields.
 
     Raises
     ------
@@ -103,9 +103,9 @@ class StaggeredSteps:
 
     def __init__(
         self, residual: MacResidual, *, p: Any, device: str, dtype: torch.dtype = torch.float32,
-        stages: int | None = None, compiled: bool = False,
+        stages: int | None = None,
     ) -> None:  # fmt: skip
-        self._residual, self._p, self._stages, self._compile = residual, p, stages, compiled and device == "cuda"
+        self._residual, self._p, self._stages, self._compile = residual, p, stages, False
         self._compiled: dict[tuple[Any, ...], Callable[..., torch.Tensor]] = {}
         grid = residual.grid
         if any(low is Edge.PERIODIC for low, _ in grid.edges):
@@ -114,6 +114,12 @@ class StaggeredSteps:
         self.fluid = torch.ones(grid.shape, dtype=dtype, device=device)
         if grid.solid is not None:
             self.fluid = torch.tensor(~grid.solid, dtype=dtype, device=device)
+
+    def compiled(self) -> StaggeredSteps:
+        """Return the same steps with slopes compiled on a GPU, some ten seconds for every shape of fields."""
+        other = copy.copy(self)
+        other._compile, other._compiled = self.fluid.is_cuda, {}
+        return other
 
     def slope(self, u: torch.Tensor, viscosity: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Return ∂u/∂t without divergence, and the pressure (*lead, *grid), 0 in obstacles."""
