@@ -24,6 +24,9 @@ from .pictures import COLOURS, STATE_MAP, png, style
 PER_AXIS = {1: 256, 2: 40, 3: 14}
 """Labels of the snapshots."""
 
+WATCHED = 10_000
+"""Labels and times at which the Jacobian is looked at."""
+
 WIDTHS, STEPS, SECONDS, POINTS = (12, 12), 150, 15.0, 400
 """Networks whose landscapes are compared, and their training by Levenberg-Marquardt."""
 
@@ -39,15 +42,19 @@ def frame_pictures(surrogate: LPINN, row: np.ndarray) -> Drawn:
     network, case = surrogate.network, surrogate.network.moving.case
     rows = torch.as_tensor(row, dtype=torch.float64)[None]
     drawn: Drawn = []
+    J, t, label = network.min_jacobian(Sampler(network, rows, WATCHED, adaptive=0.0)(0))
+    smallest = f"the smallest Jacobian of the labels is {J:.2g}, at t = {t:.3g}, label ({_listed(label)})."
+    crossed = ""
     try:
         place, moving, resting = snapshots(network, rows.to(network.state.weights[0]), labels=PER_AXIS[case.grid.ndim])
-    except ArithmeticError:  # labels have crossed: only the landscapes mean something
-        pass
+    except ArithmeticError:  # only the landscapes mean something
+        crossed = f"Labels have crossed, so that paths and snapshots say nothing: {smallest} "
     else:
         frame = network.moving.frame
         drawn += [
             ("characteristics", characteristics(place, case.duration),
-             f"Paths of the labels, frame {frame}; where they draw together, the network has its points."),
+             f"Paths of the labels, frame {frame}; where they draw together, the network has its points; "
+             f"{smallest}"),
             ("singular-values", decay({"at rest": resting, f"in the frame ({frame})": moving}),
              f"Singular values of the snapshots of {case.fields[0]}: {_modes(resting)} at rest, "
              f"{_modes(moving)} in the frame."),
@@ -59,11 +66,15 @@ def frame_pictures(surrogate: LPINN, row: np.ndarray) -> Drawn:
     trained = ", ".join(f"{frame} {loss:.2g}" for frame, loss in losses.items())
     drawn.append(
         ("landscape", landscapes(surfaces),
-         "Loss along the two directions of largest curvature, on one scale: networks of "
+         f"{crossed}Loss along the two directions of largest curvature, on one scale: networks of "
          f"{' x '.join(map(str, WIDTHS))}, {STEPS} steps of Levenberg-Marquardt each, for these parameters alone. At "
          f"the middle: {trained}.")
     )  # fmt: skip
     return drawn
+
+
+def _listed(label: list[float]) -> str:
+    return ", ".join(f"{part:.3g}" for part in label)
 
 
 def _modes(values: np.ndarray) -> str:

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _CHUNK = 65_536  # points that a prediction evaluates at once
 _REFINING_POINTS, _REFINING_ROWS = 2000, 64
+_WATCHED_POINTS = 256  # of each row of parameters, at which labels are looked at
 
 
 class LPINN(Surrogate):
@@ -159,10 +160,25 @@ class LPINN(Surrogate):
         return total
 
     def finish(self) -> None:
-        """Refine the weights; where residuals are no numbers, those of the stream are kept."""
-        if not self.refine:
-            return
+        """Refine the weights, and say where labels have crossed; weights with residuals that are no numbers go."""
         self._case()
+        if self.refine:
+            self._refine()
+        if self.frame == "lagrangian":  # in the other frames no weight moves a label
+            self._look_at_labels()
+
+    @torch.no_grad()
+    def _look_at_labels(self) -> None:
+        rows = self.parameters_drawn(_REFINING_ROWS, self.network.state.weights[0])
+        J, t, label = self.network.min_jacobian(self.collocation_points(rows, _WATCHED_POINTS))
+        logger.info("The smallest Jacobian of the labels is %.2g, at t = %.3g, label %s.", J, t, label)
+        if J <= 0:
+            logger.warning(
+                "Labels have crossed: their Jacobian falls to %.2g at t = %.3g, label %s. There is no state there; "
+                "take frame=limited, or a shorter duration.", J, t, label,
+            )  # fmt: skip
+
+    def _refine(self) -> None:
         kept = {name: weight.clone() for name, weight in self.network.state_dict().items()}
         like = self.network.state.weights[0]
         network = self.network.double()

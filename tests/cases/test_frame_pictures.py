@@ -37,6 +37,7 @@ def test_a_bell_that_travels_has_one_mode_in_its_frame_and_many_at_rest():
     assert all(png.startswith(b"\x89PNG") for _, png, _ in drawn)
     captions = {name: caption for name, _, caption in drawn}
     assert "1 and 1 modes leave less than 1e-2 and 1e-4 in the frame" in captions["singular-values"]
+    assert "smallest Jacobian of the labels is 1, at t = " in captions["characteristics"]
     assert "eulerian" in captions["landscape"] and "galilean" in captions["landscape"]
 
 
@@ -45,6 +46,7 @@ def test_labels_that_have_crossed_leave_the_landscapes():
     model.network.labels_at = crossed
     drawn = frame_pictures.frame_pictures(model, np.array([0.0]))
     assert [name for name, _, _ in drawn] == ["landscape"]
+    assert drawn[0][2].startswith("Labels have crossed") and "at t = " in drawn[0][2]
 
 
 def crossed(points):

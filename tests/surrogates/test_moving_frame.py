@@ -270,6 +270,18 @@ def test_crossing_is_named_with_time_and_label():
     assert limited.min_jacobian(late)[0] > 0.1
 
 
+def test_a_study_s_end_says_that_labels_have_crossed(caplog):
+    model = LPINN(hidden=(4,), frame="lagrangian")
+    model.setup(Problem.of(LINE))
+    model.use_case(LINE)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model.network.displacement.weights[-1].fill_(50.0)  # far from any flow
+    model.finish()
+    words = next(record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert "Labels have crossed: their Jacobian falls to -" in words and "label [" in words
+
+
 def flux_form(u, d, p, t):
     """The same as `burgers`, written as ∂(u²/2)/∂x."""
     return p.nu * d.laplacian(u) - d.derivative(u * u / 2, 0)
