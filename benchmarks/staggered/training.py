@@ -166,6 +166,8 @@ def network_of(
             make, stagger, fields=problem.fields, reading=problem.reading, shared=row.shared, streams=streams,
             **{**options, **({"gain": INCREMENT} if projected else {})},
         ).to(device)  # fmt: skip
+        if problem.ndim == 2 and (row.shared or s == 1):  # the layout in which convolutions are fast on a GPU
+            network = network.to(memory_format=torch.channels_last)
         return Projected(network, problem) if projected else KeepsInflow(network)
     make = fourier(width, problem.points // s, problem.modes, problem.padding, problem.ndim,
                    problem.fields)  # fmt: skip
