@@ -110,10 +110,14 @@ def measure_baselines(
             tried[rate, widths] = error(solution, dtype, device)
         rate, widths = min(tried, key=tried.get)
         best = dict(rate=rate, widths=widths, seconds=seconds, device=device)
-        errors = [error(solve(method, seed=seed, **best), dtype, device) for seed in range(seeds)]
+        errors, busy = [], []
+        for seed in range(seeds):
+            began = time.process_time()
+            errors.append(error(solve(method, seed=seed, **best), dtype, device))
+            busy.append(round(time.process_time() - began, 1))
         yield f"baseline PINN c=30 nu=0.01 {method}", statistics.median(errors), {
             "worst": max(errors), "seeds": seeds, "precision": str(dtype).removeprefix("torch."),
-            "seconds": [seconds] * seeds,
+            "seconds": [seconds] * seeds, "processor_seconds": busy,
             "setup": f"{'x'.join(map(str, widths))} tanh, 1000 points, Adam {rate:g} and L-BFGS, best of a grid of "
                      f"{len(tried)}: " + ", ".join(f"{e:.2g}" for e in tried.values()),
         }  # fmt: skip
