@@ -59,10 +59,11 @@ OPEN = Case(
 )  # fmt: skip
 
 
-def solved_by(case, frame, *, widths=(12, 12), harmonics=1, floor=0.1, seed=0, perturbed=0.0):
+def solved_by(case, frame, *, widths=(12, 12), harmonics=1, floor=0.1, seed=0, perturbed=0.0, open_walls=None):
     lagrangian = frame == "lagrangian"
     net = TransportNetwork(Problem.of(case), widths=widths, harmonics=harmonics, lagrangian=lagrangian, seed=seed)
-    net.use(MovingFrame(case, frame=frame, floor=floor, open_walls=not any(case.periodic)))
+    open_walls = not any(case.periodic) if open_walls is None else open_walls
+    net.use(MovingFrame(case, frame=frame, floor=floor, open_walls=open_walls))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in net.parameters():
@@ -255,6 +256,16 @@ def test_traced_paths_stay_between_walls_and_refuse_a_velocity_they_do_not_know(
     for refused in (LINE, by_operators):
         with pytest.raises(ValueError, match=r"d\.x, p and t alone"):
             MovingFrame(refused, frame="traced")
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_labels_on_walls_stay_there(frame):
+    net = solved_by(OPEN, frame, perturbed=0.3, open_walls=False)
+    points = points_of(OPEN, [0.05, -1.0], 40)
+    ends = torch.where(points.labels < 0, -4.0, 4.0)
+    place = net.place(points.at(ends))
+    assert torch.equal(place.x[0].value, ends[0]) and not place.velocity.any()
+    assert net.place(points).velocity.any() or frame in ("eulerian", "galilean")
 
 
 def test_crossing_is_named_with_time_and_label():
