@@ -5,6 +5,7 @@ import torch
 
 from headrace.surrogates import MessagePassing, Stepping, load_surrogate
 from headrace.surrogates.graph import Graph, offsets_within
+from headrace.surrogates.message_passing import convolved
 from tests.surrogates.problems import wave_problem, wave_windows
 
 PLAIN = Stepping(inputs=("parameters", "time"), conditioning="film")
@@ -120,6 +121,14 @@ def test_the_published_network(bundle):
         assert MessagePassing().architecture() == surrogate.architecture()
     batch = wave_windows(problem, surrogate.window, batch=2)
     assert surrogate.training_loss(batch).shape == (2,)
+
+
+@pytest.mark.parametrize(("inputs", "kernel", "stride", "n"), [(1, 16, 3, 128), (8, 14, 1, 38), (2, 2, 4, 9)])
+def test_the_product_is_the_convolution(inputs, kernel, stride, n):
+    convolution = torch.nn.Conv1d(inputs, 3, kernel, stride=stride).double()
+    x = noise(2, 5, inputs, n).double()
+    expected = convolution(x.flatten(0, 1)).unflatten(0, (2, 5))
+    assert torch.allclose(convolved(convolution, x), expected, rtol=0, atol=1e-13)
 
 
 def test_the_decoder_puts_fields_and_times_in_their_places():
