@@ -13,7 +13,8 @@ error of the time step against half of it), a rate that falls as a cosine within
 of 500 epochs (20 for message passing), TF32 products on CUDA, and for E1 to E3 batches of 32 instead of 16. `ns-1e-3`
 trains on the change of the state and on roll-outs of ten frames that begin anywhere, where the published run goes
 through all 40 from the first ten; `ns-1e-3-whole` does as published.
-One line per seed with the error after quarters of the training, and one with the mean of all seeds.
+One line per seed with the error after quarters of the training, and one with the mean of all seeds. A training that
+--until put aside lies beside the results, and the same command with --resume goes on with it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -155,19 +157,33 @@ def prepared(table: Table, seen: data.Trajectories, seed: int, *, quick: bool) -
 
 
 def trained(
-    table: Table, seen: data.Trajectories, held_out: data.Trajectories, seed: int, seconds: float, *, quick: bool
-) -> dict[str, Any]:
-    """Train one network for so many seconds; return its errors at the checks, and how long all took."""
+    table: Table, seen: data.Trajectories, held_out: data.Trajectories, seed: int, seconds: float, *, quick: bool,
+    kept: Path, until: float,
+) -> dict[str, Any] | None:  # fmt: skip
+    """Train one network for so many seconds; return its errors at the checks, and how long all took.
+
+    kept : a file that holds the training where `until` came before its end; then None is returned. It goes on from
+        there.
+    """
     found: dict[str, Any] = {"errors": [], "seconds": []}
     network = prepared(table, seen, seed, quick=quick)
     torch.manual_seed(seed)
     options, windows = losses(table, network, seen)
     plan = replace(table.plan, batch=min(table.plan.batch, windows))
     training = Run(network, options, windows, plan, seed=seed)
-    for check in range(1, CHECKS + 1):
-        training.train_until(seconds * check / CHECKS, seconds)
+    if kept.exists():
+        state = torch.load(kept, weights_only=True)
+        found = state["found"]
+        training.go_on(state["run"])
+    for check in range(1 + len(found["errors"]), CHECKS + 1):
+        end = seconds * check / CHECKS
+        training.train_until(min(end, training.seconds + until - (time.perf_counter() - BEGAN)), seconds)
+        if training.seconds < end:
+            torch.save({"found": found, "run": training.state()}, kept)
+            return None
         found["errors"].append(error(table, network.history, held_out, network))
         found["seconds"].append(training.seconds)
+    kept.unlink(missing_ok=True)
     found["steps"], found["epochs"] = training.step, training.step * plan.batch / len(seen.states)
     found["weights"] = sum(parameter.numel() for parameter in network.parameters())
     return found
@@ -278,7 +294,10 @@ def measure(name: str, options: Any, report: Report) -> Iterator[None]:
         report.add(f"{name} generation", time.perf_counter() - began, "s", setup="all trajectories", **common)
     for seed in missing:
         yield
-        found = trained(table, seen, held_out, seed, 60 * options.minutes, quick=quick)
+        kept = report.path.with_name(f"{report.path.stem}-{name}-{seed}.pt")
+        found = trained(table, seen, held_out, seed, 60 * options.minutes, quick=quick, kept=kept, until=options.until)
+        if found is None:
+            return
         curve = [list(pair) for pair in zip(found["seconds"], found["errors"], strict=True)]
         after = ", ".join(f"{value:.4g} after {seconds:.0f} s" for seconds, value in curve)
         report.add(
@@ -302,7 +321,7 @@ def main() -> None:
     parser = flags(__doc__, TABLES, devices=("cpu", "cuda"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=2.0, help="of training, for each seed")
-    parser.add_argument("--until", type=float, default=math.inf, help="begin nothing new after so many seconds")
+    parser.add_argument("--until", type=float, default=math.inf, help="put the training aside after so many seconds")
     options = parser.parse_args()
     if options.quick:
         options.seeds, options.minutes = options.seeds[:1], 0.01

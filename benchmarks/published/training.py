@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -90,6 +91,28 @@ class Run:
         self._rate.fill_(self.plan.rate_at(done))
         self.step += 1
         return int(torch.randint(len(self.steps), (), generator=self._draw)) if len(self.steps) > 1 else 0
+
+    def state(self) -> dict[str, Any]:
+        """Return what `go_on` needs, on the host."""
+        tensors = [tensor.detach().cpu() for tensor in self._tensors()]
+        order = self._order.cpu()
+        return {"tensors": tensors, "draw": self._draw.get_state(), "order": order, "step": self.step,
+                "seconds": self.seconds}  # fmt: skip
+
+    def go_on(self, state: Mapping[str, Any]) -> None:
+        """Go on where another run of the same network was when it gave its state."""
+        if self.device.type == "cpu":
+            self.steps[0]()  # with a rate of zero: it makes the moments
+        for mine, tensor in zip(self._tensors(), state["tensors"], strict=True):
+            mine.copy_(tensor)  # in place: recorded steps know where it lies
+        self._draw.set_state(state["draw"])
+        self._order = state["order"].to(self.device)
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def _tensors(self) -> list[torch.Tensor]:
+        """Return the weights, and of each the number of steps and the moments."""
+        weights = [weight.detach() for group in self._optimizer.param_groups for weight in group["params"]]
+        return weights + [moment for made in self._optimizer.state.values() for moment in made.values()]
 
     def train(self, steps: int) -> None:
         """Make all steps of a training of so many."""

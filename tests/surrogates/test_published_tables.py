@@ -43,3 +43,30 @@ def test_rates_rise_and_fall_to_zero(tables):
     plan = tables.TABLES["e1"].plan
     rates = [plan.rate_at(done) for done in (0.0, 0.01, 0.02, 0.51, 1.0)]
     assert rates == pytest.approx([0.0, 5e-4, 1e-3, 5e-4, 0.0], abs=1e-8)
+
+
+def test_a_training_that_was_put_aside_goes_on_as_if_it_had_not_been(tables, tmp_path):
+    points = torch.linspace(-1, 1, 12)
+
+    def fresh():
+        torch.manual_seed(0)
+        network = torch.nn.Linear(1, 1)
+        loss = lambda index: (network(points[index, None])[:, 0] - points[index] ** 2).square()  # noqa: E731
+        return network, tables.Run(network, [loss], len(points), tables.Plan(batch=5, warm=0.2), seed=0)
+
+    def steps(run, some):
+        for step in some:
+            run.steps[run.draw(step / 20)]()
+
+    expected, run = fresh()
+    steps(run, range(14))
+    before = fresh()[1]
+    steps(before, range(7))
+    before.seconds = 3.5
+    torch.save(before.state(), tmp_path / "aside.pt")
+    found, after = fresh()
+    after.go_on(torch.load(tmp_path / "aside.pt", weights_only=True))
+    assert (after.step, after.seconds) == (7, 3.5)
+    steps(after, range(7, 14))
+    assert torch.equal(found.weight, expected.weight)
+    assert torch.equal(found.bias, expected.bias)
