@@ -304,8 +304,13 @@ def measure_training_on_cpu(
     yield f"training on CPU {shape}: time", times["ours eager"], "ms", None
 
 
-BANDWIDTH = 3.35e12
-"""Of an H100 with HBM3, bytes per second, by its data sheet."""
+BANDWIDTHS = {"H100": 3.35e12, "H200": 4.8e12}
+"""Bytes per second of the memory, by the data sheets of the cards with HBM3 (H100 SXM) and HBM3e."""
+
+
+def bandwidth() -> float:
+    """Return that of this GPU; nan of one that is not known."""
+    return next((value for name, value in BANDWIDTHS.items() if name in torch.cuda.get_device_name()), math.nan)
 
 
 def measure_fused(shape: Shape, device: torch.device, seconds: float) -> Iterator[tuple[str, float, str, Any]]:
@@ -333,9 +338,9 @@ def measure_fused(shape: Shape, device: torch.device, seconds: float) -> Iterato
         two_pass = 3 * states + 16 * shape.batch * shape.width * kept + weights
         label = f"fused {shape} {precision}"
         yield f"{label}: layer forward", value, "ms", None
-        yield f"{label}: achieved", compulsory / value / 1e6, "GB/s", BANDWIDTH / 1e9
-        yield f"{label}: share of the compulsory bound", compulsory / BANDWIDTH * 1e3 / value, "1", 1.0
-        yield f"{label}: share of the two-pass bound", two_pass / BANDWIDTH * 1e3 / value, "1", 1.0
+        yield f"{label}: achieved", compulsory / value / 1e6, "GB/s", bandwidth() / 1e9
+        yield f"{label}: share of the compulsory bound", compulsory / bandwidth() * 1e3 / value, "1", 1.0
+        yield f"{label}: share of the two-pass bound", two_pass / bandwidth() * 1e3 / value, "1", 1.0
     yield f"fused {shape}: time", value, "ms", None
 
 
@@ -362,7 +367,8 @@ def record(figure: tuple[str, float, str, Any], options: argparse.Namespace) -> 
     device = torch.cuda.get_device_name() if options.device == "cuda" else processor()
     return {
         "name": name, "value": None if math.isnan(value) else value, "unit": unit, "goal": goal, "met": met,
-        "baseline": baseline, "seeds": [0], "cores": options.threads, "device": device,
+        "baseline": None if isinstance(baseline, float) and math.isnan(baseline) else baseline,
+        "seeds": [0], "cores": options.threads, "device": device,
         "precision": next((word for word in PRECISIONS if f" {word}:" in name), "fp32"),
         "setup": f"torch {torch.__version__}, "
         + ("median of device events" if trained else "eager, best of alternating runs, baseline: FFT form in PyTorch"),
