@@ -28,7 +28,7 @@ from headrace.solvers.mac_potential import PotentialResidual, flow_around
 from .channel_grading import ChannelSteps
 from .channel_solver import distances, frequency, means, reference
 from .figures import Point, repeated, timed
-from .mac_steps import StaggeredSteps
+from .mac_steps import StaggeredSteps, TensorPressure
 from .planes import Measured
 
 NONE = Parameters({})
@@ -143,8 +143,12 @@ class Channel:
 
     @cache  # noqa: B019, channels are constants of this module
     def solver(self, device: str, dtype: torch.dtype) -> StaggeredSteps:
-        """Return explicit steps of flows past the block; its matrices take a while for a large one."""
-        return StaggeredSteps(self.potential.residual, p=NONE, device=device, dtype=dtype)
+        """Return explicit steps of flows past the block."""
+        return StaggeredSteps(self.potential.residual, p=NONE, device=device, dtype=dtype, pressure=self._exact(device))
+
+    @cache  # noqa: B019
+    def _exact(self, device: str) -> TensorPressure:
+        return TensorPressure(self.potential.residual.grid, device)
 
     def equation(self, loss: str, device: str) -> ChannelSteps:
         """Return what grades steps of states with their inflow: explicit steps, whatever the loss is called."""

@@ -37,9 +37,9 @@ def _second_difference(n: int, h: float, ends: Ends) -> np.ndarray:
 
 
 class TensorPressure:
-    """Solves ∇·(free ∇φ) = f for tensors (*lead, *grid), f zero inside obstacles."""
+    """Solves ∇·(free ∇φ) = f for tensors (*lead, *grid) in float64, f zero inside obstacles."""
 
-    def __init__(self, grid: MacGrid, device: str, dtype: torch.dtype) -> None:
+    def __init__(self, grid: MacGrid, device: str) -> None:
         shape, exact = grid.shape, {"dtype": torch.float64, "device": device}
         lines = [np.linalg.eigh(_second_difference(*line)) for line in zip(shape, grid.spacing, grid.ends, strict=True)]
         total = sum(np.ix_(*(values for values, _ in lines)))
@@ -50,9 +50,14 @@ class TensorPressure:
         self._lower, self._upper = (torch.tensor(faces[:, k], device=device) for k in (0, 1))
         self._scale = torch.tensor([1 / grid.spacing[axis] for axis in faces[:, 2]], **exact)
         self._capacity = self._inverse_capacity(len(faces), shape) if len(faces) else None
-        self._inverse, self._scale = self._inverse.to(dtype), self._scale.to(dtype)
-        self._vectors = [vectors.to(dtype) for vectors in self._vectors]
-        self._capacity = None if self._capacity is None else self._capacity.to(dtype)
+
+    def to(self, dtype: torch.dtype) -> TensorPressure:
+        """Return the same for tensors of another kind."""
+        other = copy.copy(self)
+        other._inverse, other._scale = self._inverse.to(dtype), self._scale.to(dtype)
+        other._vectors = [vectors.to(dtype) for vectors in self._vectors]
+        other._capacity = None if self._capacity is None else self._capacity.to(dtype)
+        return other
 
     def _inverse_capacity(self, number: int, shape: tuple[int, ...]) -> torch.Tensor:
         whole = torch.eye(number, dtype=torch.float64, device=self._inverse.device)
@@ -95,6 +100,7 @@ class StaggeredSteps:
 
     stages : None for the classical method of Runge and Kutta, or so many stages of the stabilised method of Sommeijer,
         Shampine and Verwer (1998), RKC, of second order, where diffusion is what limits the step.
+    pressure : the solver of the grid's pressure, where it is there already; it takes a while to make for a large block.
 
     Raises
     ------
@@ -103,14 +109,14 @@ class StaggeredSteps:
 
     def __init__(
         self, residual: MacResidual, *, p: Any, device: str, dtype: torch.dtype = torch.float32,
-        stages: int | None = None,
+        stages: int | None = None, pressure: TensorPressure | None = None,
     ) -> None:  # fmt: skip
         self._residual, self._p, self._stages, self._compile = residual, p, stages, False
         self._compiled: dict[tuple[Any, ...], Callable[..., torch.Tensor]] = {}
         grid = residual.grid
         if any(low is Edge.PERIODIC for low, _ in grid.edges):
             raise ValueError(f"StaggeredSteps has no periodic axes, and the grid has {grid.edges}.")
-        self._pressure = TensorPressure(grid, device, dtype)
+        self._pressure = (pressure or TensorPressure(grid, device)).to(dtype)
         self.fluid = torch.ones(grid.shape, dtype=dtype, device=device)
         if grid.solid is not None:
             self.fluid = torch.tensor(~grid.solid, dtype=dtype, device=device)
