@@ -131,13 +131,13 @@ def _read_study(sides: _Sides, record: dict, epoch: tuple[int, ...]) -> None:
 
 def _read_solver(sides: _Sides, record: dict, epoch: tuple[int, ...]) -> None:
     if record["e"] == "block":
-        sides.sent[_block_key(record)] = record["c"]
+        sides.sent.update(dict.fromkeys(_block_keys(record), record["c"]))
 
 
 def _read_intake(sides: _Sides, record: dict, epoch: tuple[int, ...]) -> None:
     event = record["e"]
     if event == "block":
-        sides.received[_block_key(record)] = record["c"]
+        sides.received.update(dict.fromkeys(_block_keys(record), record["c"]))
     elif event == "step":
         sides.accepted[record["s"], record["t"]].append((epoch[0], record["a"], record["h"]))
     elif event == "left_out":
@@ -162,8 +162,10 @@ def _read_trainer(sides: _Sides, record: dict, epoch: tuple[int, ...]) -> None:
 _READERS = {"study": _read_study, "solver": _read_solver, "intake": _read_intake, "trainer": _read_trainer}
 
 
-def _block_key(record: dict) -> tuple:
-    return record["s"], record["a"], record["f"], record["t"], tuple(record["o"]), record.get("r")
+def _block_keys(record: dict) -> list[tuple]:
+    """Return the key of each step of a block: several steps that came in one message have one checksum."""
+    first, place = record["t"], (tuple(record["o"]), record.get("r"))
+    return [(record["s"], record["a"], record["f"], step, *place) for step in range(first, first + record.get("m", 1))]
 
 
 def _compare_bytes(sides: _Sides) -> list[str]:

@@ -13,7 +13,19 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from .cell_list import CellList
-from .client import BY_INDEX, DTYPE_CODES, DTYPES, HEADER_SIZE, MAX_FRAME, MAX_NDIM, BlockFile, Header, Kind, WireError
+from .client import (
+    BY_INDEX,
+    DTYPE_CODES,
+    DTYPES,
+    HEADER_SIZE,
+    MAX_FRAME,
+    MAX_NDIM,
+    OLDEST_VERSION,
+    BlockFile,
+    Header,
+    Kind,
+    WireError,
+)
 
 _MOST_FIELDS = 4096
 _MOST_CELLS = 2**34
@@ -187,7 +199,7 @@ def _messages(file: BinaryIO, path: Path) -> Iterator[tuple[Header, int]]:
             break
         try:
             payload: Any = file.read(length) if signed else _Length(length)
-            header = Header.verify(frame, BlockFile.TOKEN, 0, payload)
+            header = Header.verify(frame, BlockFile.TOKEN, 0, payload, oldest=OLDEST_VERSION)
         except WireError as error:
             raise BlockFileError(f"{path} is damaged at byte {position}: {error}. Run again.") from None
         position += HEADER_SIZE

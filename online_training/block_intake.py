@@ -11,7 +11,17 @@ import numpy as np
 
 from .assembly import Box, StepAssembly, overlap
 from .cell_list import CellList
-from .client import BY_INDEX, DTYPE_CODES, XXH3, Header, WireError
+from .client import (
+    BY_INDEX,
+    DTYPE_CODES,
+    MOST_GATHERED,
+    MOST_TOGETHER,
+    STEPS_SHIFT,
+    XXH3,
+    Header,
+    WireError,
+    checksum_of,
+)
 from .intake_settings import IntakeSettings
 from .layout import StreamLayout
 from .ledger import RecordWriter
@@ -22,6 +32,10 @@ _COUNTS = (
     "duplicates", "lost", "short",
 )  # fmt: skip
 _MOST_KNOWN = 4096
+
+
+def _checksum_name(header: Header) -> str:
+    return "xxh3" if header.flags & XXH3 else "crc32"
 
 
 class ChecksumError(WireError):
@@ -74,43 +88,113 @@ class BlockIntake(ABC):
             raise WireError("credit")
         if not math.isfinite(header.time):
             raise WireError("time")
-        owner = None if cells is None else (header.block, cells.number)
-        # A rank sends the same boxes with every step.
-        place = header[6:8], header[12:16], owner
-        box = run.known.get(place)
-        if box is None:
-            count = self._check(header, self._layout.shape if cells is None else cells.shape)
-            box = Box(header.field, count, header.offset, header.block_shape, owner)
-            if len(run.known) < _MOST_KNOWN:
-                run.known[place] = box
+        box = self._box(run, header, header.payload_length, cells)
         self.counts["bytes_received"] += header.payload_length
-        assembly = run.assemblies.get(header.step)
-        if header.step < run.received or (assembly is not None and (assembly.missing <= 0 or box in assembly.boxes)):
-            self.counts["duplicates"] += 1
-            return
+        assembly = self._assembly(run, header, box)
         if assembly is None:
-            assembly = StepAssembly(self._target(run, header.step), self._num_cells, header.time)
-            run.assemblies[header.step] = assembly
+            return
         values = np.frombuffer(payload, dtype=self._dtype)
         # Into its slot first, and checked there: what was damaged on its way ends the attempt, and its slots with it.
         named = None if cells is None else cells.part(header.offset[0], header.block_shape[0])
-        checksum, finite = assembly.place(box, values, "xxh3" if header.flags & XXH3 else "crc32", named)
+        checksum, finite = assembly.place(box, values, _checksum_name(header), named)
         if checksum != header.checksum:
             raise ChecksumError("checksum")
+        if self._settle_block(run, header, box, assembly, values, finite=finite):
+            self._note_block(run, header, box)
+
+    def take_steps(
+        self, run: SimulationRun, header: Header, payload: Any, cells: CellList | None = None
+    ) -> None:  # fmt: skip
+        """Store the same sub-block of several steps in a row, which came in one message.
+
+        Raises
+        ------
+        WireError, ChecksumError : as `take_block`; "steps" where there are too many, or their cells have numbers.
+        """
+        number = header.flags >> STEPS_SHIFT
+        if not 2 <= number <= MOST_TOGETHER or header.payload_length > MOST_GATHERED or header.flags & BY_INDEX:
+            raise WireError("steps")
+        if header.step + number > run.granted:
+            raise WireError("credit")
+        length, rest = divmod(header.payload_length, number)
+        if rest:
+            raise WireError("length")
+        box = self._box(run, header, length - 8, None)
+        content = bytes(payload)  # of their own: the ring belongs to the sender, too
+        name = _checksum_name(header)
+        if checksum_of(content, name) != header.checksum:
+            raise ChecksumError("checksum")
+        end = number * (length - 8)
+        values = np.frombuffer(content, self._dtype, end // self._dtype.itemsize).reshape(number, -1)
+        times = np.frombuffer(content, "<f8", number, end).tolist()
+        if not all(map(math.isfinite, times)):
+            raise WireError("time")
+        self.counts["bytes_received"] += end
+        self.advance(run)
+        if values.shape[1] == self._num_cells and self._store_steps(run, header.step, times, values):
+            self._note_block(run, header, box, number)
+            return
+        kept = False
+        for step, time, part in zip(range(header.step, header.step + number), times, values, strict=True):
+            one = header._replace(step=step, time=time)
+            assembly = self._assembly(run, one, box)
+            if assembly is not None:
+                _, finite = assembly.place(box, part, name)
+                kept |= self._settle_block(run, one, box, assembly, part, finite=finite)
+        if kept:
+            self._note_block(run, header, box, number)
+
+    @abstractmethod
+    def _store_steps(self, run: SimulationRun, first: int, times: list[float], values: np.ndarray) -> bool:
+        """Accept whole steps in a row at once, (steps, values of a step); False where each must be looked at."""
+
+    def _box(self, run: SimulationRun, header: Header, length: int, cells: CellList | None) -> Box:
+        """Return where a block of so many bytes belongs; a rank sends the same boxes with every step."""
+        owner = None if cells is None else (header.block, cells.number)
+        place = header[6:8], header[12:15], length, owner
+        box = run.known.get(place)
+        if box is None:
+            count = self._check(header, length, self._layout.shape if cells is None else cells.shape)
+            box = Box(header.field, count, header.offset, header.block_shape, owner)
+            if len(run.known) < _MOST_KNOWN:
+                run.known[place] = box
+        return box
+
+    def _assembly(self, run: SimulationRun, header: Header, box: Box) -> StepAssembly | None:
+        """Return the step that a block is part of; None where it is there already."""
+        assembly = run.assemblies.get(header.step)
+        if header.step < run.received or (assembly is not None and (assembly.missing <= 0 or box in assembly.boxes)):
+            self.counts["duplicates"] += 1
+            return None
+        if assembly is None:
+            assembly = StepAssembly(self._target(run, header.step), self._num_cells, header.time)
+            run.assemblies[header.step] = assembly
+        return assembly
+
+    def _settle_block(
+        self, run: SimulationRun, header: Header, box: Box, assembly: StepAssembly, values: np.ndarray, *, finite: bool
+    ) -> bool:  # fmt: skip
+        """See what follows from a block that is in its place; say whether it is kept."""
         # In a fixed order a step is looked at as a whole: which block comes first depends on time.
         if not finite and self._limits.nan_policy != "keep" and not self._in_order:
             self._quarantine_infinite(run, header, values.reshape(box.count, -1))
-        if assembly.target is not None:
-            more = f',"n":{box.count}' if box.count > 1 else ""
-            if owner is not None:
-                more += f',"r":{header.block}'
-            self._ledger.append_text(
-                f'{{"e":"block","s":{run.number},"a":{run.attempt},"f":{header.field},"t":{header.step},'
-                f'"o":{list(header.offset)},"c":{header.checksum}{more}}}'
-            )
+        kept = assembly.target is not None
         if header.value & 1:
             assembly.finished_ranks.add(header.block)
         self._settle_tiling(run, header, assembly)
+        return kept
+
+    def _note_block(self, run: SimulationRun, header: Header, box: Box, steps: int = 1) -> None:
+        """Write into the ledger what came, as the sender wrote it into its log."""
+        more = f',"n":{box.count}' if box.count > 1 else ""
+        if steps > 1:
+            more += f',"m":{steps}'
+        if box.owner is not None:
+            more += f',"r":{header.block}'
+        self._ledger.append_text(
+            f'{{"e":"block","s":{run.number},"a":{run.attempt},"f":{header.field},"t":{header.step},'
+            f'"o":{list(header.offset)},"c":{header.checksum}{more}}}'
+        )
 
     def _quarantine_infinite(self, run: SimulationRun, header: Header, values: np.ndarray) -> None:
         field = header.field + int(np.argmin(np.isfinite(values).all(axis=1)))
@@ -136,15 +220,15 @@ class BlockIntake(ABC):
         assembly.finished_ranks.add(header.block)
         self._settle_tiling(run, header, assembly)
 
-    def _check(self, header: Header, shape: tuple[int, ...]) -> int:
-        """Return how many fields a block carries; shape: that of the grid, or of the list in which its place is one."""
+    def _check(self, header: Header, length: int, shape: tuple[int, ...]) -> int:
+        """Return how many fields a block of so many bytes carries; shape: of the grid, or of the list of its cells."""
         if header.dtype != self._dtype_code:
             raise WireError("dtype")
         if header.field >= len(self._layout.fields) or header.global_shape != shape:
             raise WireError("shape")
         if any(n < 1 or o + n > full for o, n, full in zip(header.offset, header.block_shape, shape, strict=True)):
             raise WireError("block")
-        count, rest = divmod(header.payload_length, math.prod(header.block_shape) * self._dtype.itemsize)
+        count, rest = divmod(length, math.prod(header.block_shape) * self._dtype.itemsize)
         if rest or not 1 <= count <= len(self._layout.fields) - header.field:
             raise WireError("length")
         return count

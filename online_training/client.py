@@ -65,12 +65,19 @@ DTYPE_CODES = {dtype.name: code for code, dtype in DTYPES.items()}
 _LAYOUT = struct.Struct("<4sHHQQQQIHBBQdII32s32s32sQIIQ")
 _AXES = struct.Struct(f"<{MAX_NDIM}Q")
 _MAGIC = b"HDRC"
-_VERSION = 1
+VERSION = 2
+OLDEST_VERSION = 1
+"""Its headers lie alike: it can be told that it is too old, and files of its blocks can be read."""
+STEPS_SHIFT = 16
+"""In STEPS, where in the flags the number of steps stands."""
+MOST_TOGETHER, MOST_GATHERED = 64, 256 * 1024
+"""Steps in one message, and bytes of its payload."""
 _HELLO_PATIENCE = 2.0
 _ZERO_COPY_FROM = 64 * 1024
 _TOGETHER = 64 * 1024
 CHUNK = 256 * 1024
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.02
+_QUICK_STEP = 0.5e-3
 _RING_ALIGNMENT = 64
 # Plain numbers: or-ing members of an enumeration takes longer than signing a header.
 _AT_ONCE, _AT_ONCE_AND_MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK) | int(zmq.SNDMORE)
@@ -97,6 +104,7 @@ class Kind(IntEnum):
     BYE = 16
     SKIP = 17
     CELLS = 18
+    STEPS = 19
     DRAW = 20
     BATCH = 21
     RELEASE = 22
@@ -156,12 +164,12 @@ class Header(NamedTuple):
     flags: int = 0
     value: int = 0
 
-    def sign(self, token: bytes, payload: Any = b"") -> bytes:
+    def sign(self, token: bytes, payload: Any = b"", version: int = VERSION) -> bytes:
         """Return the 224 bytes of the header; the HMAC covers the payload where flag bit 0 is set."""
         (kind, study, session, sequence, simulation, attempt, field, dtype, step, time, block, num_blocks, shape,
          offset, block_shape, length, checksum, flags, value) = self  # fmt: skip
         packed = _LAYOUT.pack(
-            _MAGIC, _VERSION, kind, study, session, sequence, simulation, attempt, field, dtype, len(shape), step, time,
+            _MAGIC, version, kind, study, session, sequence, simulation, attempt, field, dtype, len(shape), step, time,
             block, num_blocks, _packed_axes(shape), _packed_axes(offset), _packed_axes(block_shape),
             length, checksum, flags, value,
         )  # fmt: skip
@@ -172,8 +180,12 @@ class Header(NamedTuple):
         return tuple.__new__(Header, (self[0], study, session, sequence, *self[4:]))
 
     @classmethod
-    def verify(cls, frame: bytes, token: bytes, study: int, payload: Any = b"") -> Header:
+    def verify(
+        cls, frame: bytes, token: bytes, study: int, payload: Any = b"", oldest: int = VERSION
+    ) -> Header:  # fmt: skip
         """Read a header that the token's owner wrote for this study; anything else is a WireError.
+
+        oldest : version that is still read.
 
         Raises
         ------
@@ -185,7 +197,7 @@ class Header(NamedTuple):
          num_blocks, shape, offset, block_shape, length, crc, flags, value) = _LAYOUT.unpack_from(frame)  # fmt: skip
         if magic != _MAGIC:
             raise WireError("magic")
-        if version != _VERSION:
+        if not oldest <= version <= VERSION:
             raise WireError("version")
         expected = _authenticate(token, frame[:-32], payload if flags & PAYLOAD_SIGNED else b"")
         if not hmac.compare_digest(expected, frame[-32:]):
@@ -799,7 +811,9 @@ class Stream:
         self._word = CONTINUE
         self._next = 0
         self._ended = False
-        self._began = clock.monotonic()
+        self._began = self._latest = clock.monotonic()
+        self._held: _HeldSteps | None = None
+        self._together = 0  # how many steps leave together
         self._file: BlockFile | None = None
         if connection.link is None and os.environ.get("HEADRACE_OUTPUT"):
             folder = Path(os.environ["HEADRACE_OUTPUT"])
@@ -829,7 +843,8 @@ class Stream:
 
         Waits, in a socket poll, while the study has no room for the step; or leaves the step out, on all ranks alike,
         where the study says when_full = "skip". All ranks get the same word.
-        After STOP nothing more is sent.
+        After STOP nothing more is sent. Small steps that follow one another within half a millisecond leave together,
+        as long as nothing need be waited for: at the latest with the next call that finds more time gone, and in `end`.
 
         Parameters
         ----------
@@ -852,11 +867,17 @@ class Stream:
                 + (f", and the last one of this study is {self.num_steps - 1}." if self.num_steps else ".")
             )
         waiting = deque(self._connection.blocks(values, where))
+        now = clock.monotonic()
+        quick, self._latest = now - self._latest < _QUICK_STEP, now
         self._next += 1
         if self._file is not None:
             self._keep(step, time, waiting, where)
         if self._stopped_or_lost:
             return self._word
+        if self._hold(step, time, waiting, quick=quick):
+            self._hear(step)
+            return self._word
+        self._release()
         if isinstance(where, np.ndarray):
             for header, payload in self._connection.new_cells(where, self._connection.link.session):
                 self._connection.link.send_block(header, payload)
@@ -887,6 +908,73 @@ class Stream:
         for header, payload in messages:
             self._file.write(header, payload)
         self._file.flush()
+
+    def _hold(self, step: int, time: float, waiting: deque[_Block], *, quick: bool) -> bool:
+        """Take a step into the next message; say whether it was taken.
+
+        The message leaves at once, unless steps are quick and nobody waits for this one. Nobody does while its word is
+        known and this rank holds credit for the step behind it: all ranks have been told the same, so that none of
+        them waits for this one, and this one will not wait before it has sent what it keeps.
+        """
+        if len(waiting) != 1 or self._words.get(step - 1) == STOP:
+            return False
+        block = waiting[0]
+        if self._held is not None and not self._held.takes(block):
+            self._release()
+        if self._held is None:
+            if not quick or not _HeldSteps.can_take(block, self._connection.dtype.itemsize):
+                return False
+            self._wait(step, credit=True)
+            if self._stopped_or_lost:
+                return True
+        keep = quick and self._said >= step and self._credit > step + 1
+        if self._held is None:
+            if not keep:
+                return False
+            # Half of what may be on its way: while the intake works on it the other half is computed.
+            self._together = max((self._credit - step) // 2, self._together - 1)
+            most = min(MOST_TOGETHER, self._credit - step, self._together)
+            if most < 2:
+                return False
+            self._held = _HeldSteps(block, step, most, self._connection.dtype)
+        self._held.add(block, time)
+        if self._held.full or not keep:
+            self._release()
+        return True
+
+    def _release(self) -> None:
+        """Send the steps that were kept, and hear what the study has said meanwhile."""
+        held, self._held = self._held, None
+        if held is None:
+            return
+        link = self._connection.link
+        while link.lost is None and (message := link.receive(0.0)) is not None:
+            self._take(message[0])
+        content = held.content
+        while link.lost is None and (placed := link.transport.place([content], content.dtype)) is None:
+            began = clock.monotonic()
+            message = link.receive(0.001)
+            self.blocked_seconds += clock.monotonic() - began
+            if message is not None:
+                self._take(message[0])
+        if link.lost is not None:
+            self.lost = link.lost
+            return
+        signed = PAYLOAD_SIGNED if link.welcome.get("strict") else 0
+        header = self._header(held.first, held.times[0], held.block, placed, last=True, flags=signed)
+        if len(held.times) > 1:
+            header = header._replace(kind=Kind.STEPS, flags=header.flags | len(held.times) << STEPS_SHIFT)
+        self._connection.log([_describe(header, placed)])
+        link.send_block(header, placed.frame)
+        link.transport.sent(placed)
+        self.bytes_sent += held.length
+        self._latest = clock.monotonic()
+
+    def _hear(self, step: int) -> None:
+        """Note the word to the step before, if it is known."""
+        if 0 <= step - 1 <= self._said:
+            self._word = self._words.get(step - 1, CONTINUE)
+            self._words.pop(step - 2, None)
 
     def _leaves_out(self, step: int, time: float) -> bool:
         """Wait for what the study says to the step before; say whether this one is not to be sent. Collective.
@@ -929,10 +1017,9 @@ class Stream:
                     self._take(message[0])
                 if self._words.get(step - 1) == STOP:
                     break
-            self.blocked_seconds += clock.monotonic() - began
-        if 0 <= step - 1 <= self._said:
-            self._word = self._words.get(step - 1, CONTINUE)
-            self._words.pop(step - 2, None)
+            self._latest = clock.monotonic()
+            self.blocked_seconds += self._latest - began
+        self._hear(step)
 
     def _take(self, header: Header) -> None:
         if (header.simulation, header.attempt) != (self.simulation, self.attempt):
@@ -1021,6 +1108,7 @@ class Stream:
             self._file.finish()
         if self._ended or not self.active:
             return
+        self._release()
         link, last = self._connection.link, self._next - 1
         if failure is None and last >= 0 and not self._stopped_or_lost:
             self._wait(last + 1, credit=False)
@@ -1059,6 +1147,70 @@ class _Block(NamedTuple):
     by_index: bool = False
 
 
+class _HeldSteps:
+    """Consecutive steps of one block that leave in one message: their values one behind the other, then their times.
+
+    block : of the first of them; the others have the same place.
+    first : number of the first step.
+    most : how many are taken.
+    """
+
+    def __init__(self, block: _Block, first: int, most: int, dtype: np.dtype) -> None:
+        fields = _fields_of(block)
+        self.block, self.first, self.times = block, first, []
+        self._step_bytes = dtype.itemsize * fields * math.prod(block.shape)
+        self._most = min(most, MOST_GATHERED // (self._step_bytes + 8))
+        self._bytes = np.empty(self._most * (self._step_bytes + 8), np.uint8)
+        values = self._bytes[: self._most * self._step_bytes].view(dtype)
+        self._values = values.reshape(self._most, fields, *block.shape)
+
+    @staticmethod
+    def can_take(block: _Block, itemsize: int) -> bool:
+        """Whether some such blocks fit into a message. Blocks by number may come with a new list of cells."""
+        size = itemsize * _fields_of(block) * math.prod(block.shape)
+        return not block.by_index and 0 < 4 * (size + 8) <= MOST_GATHERED
+
+    def takes(self, block: _Block) -> bool:
+        """Whether a block has the place of the first one."""
+        mine = self.block
+        return (block.field, block.offset, block.shape, block.by_index) == (mine.field, mine.offset, mine.shape, False)
+
+    def add(self, block: _Block, time: float) -> None:
+        """Copy a block."""
+        place = self._values[len(self.times)]
+        if len(block.parts) == 1:
+            place[...] = block.parts[0]
+        else:
+            for field, part in enumerate(block.parts):
+                place[field] = part
+        self.times.append(time)
+
+    @property
+    def full(self) -> bool:
+        """Whether no further step is taken."""
+        return len(self.times) == self._most
+
+    @property
+    def length(self) -> int:
+        """Bytes of the values."""
+        return len(self.times) * self._step_bytes
+
+    @property
+    def content(self) -> np.ndarray:
+        """The payload, (bytes,); a step alone travels without its time, which stands in the header."""
+        if len(self.times) == 1:
+            return self._bytes[: self.length]
+        end = self.length + 8 * len(self.times)
+        self._bytes[self.length : end] = np.array(self.times, "<f8").view(np.uint8)
+        return self._bytes[:end]
+
+
+def _fields_of(block: _Block) -> int:
+    """Return how many fields a block carries: several as one array with an axis more, or as several."""
+    parts = block.parts
+    return len(parts) if len(parts) > 1 else len(parts[0]) if parts[0].ndim > len(block.shape) else 1
+
+
 class _Cut(NamedTuple):
     """What of a rank's arrays travels together: fields first..last-1, or a piece of a single one, and its place."""
 
@@ -1072,8 +1224,10 @@ class _Cut(NamedTuple):
 
 def _describe(header: Header, placed: Placed) -> str:
     """Return the log's record of a block, as JSON."""
-    count = placed.length // (math.prod(header.block_shape) * DTYPES[header.dtype].itemsize)
-    several = f', "n": {count}' if count > 1 else ""
+    steps = header.flags >> STEPS_SHIFT
+    length = placed.length // steps - 8 if steps else placed.length
+    count = length // (math.prod(header.block_shape) * DTYPES[header.dtype].itemsize)
+    several = (f', "n": {count}' if count > 1 else "") + (f', "m": {steps}' if steps else "")
     owner = f', "r": {header.block}' if header.flags & BY_INDEX else ""
     return (
         f'{{"e": "block", "s": {header.simulation}, "a": {header.attempt}, "f": {header.field}, "t": {header.step},'

@@ -39,7 +39,7 @@ _TICK_MILLISECONDS = 100
 _FLUSH_SECONDS = 0.2
 _KINDS = frozenset(Kind)
 _ROLES = {
-    **dict.fromkeys((Kind.DECLARE, Kind.CELLS, Kind.REQUEST, Kind.BLOCK, Kind.SKIP, Kind.END), "solver"),
+    **dict.fromkeys((Kind.DECLARE, Kind.CELLS, Kind.REQUEST, Kind.BLOCK, Kind.STEPS, Kind.SKIP, Kind.END), "solver"),
     **dict.fromkeys((Kind.DRAW, Kind.RELEASE, Kind.STATISTICS, Kind.STEER, Kind.FETCH), "trainer"),
 }
 
@@ -81,6 +81,7 @@ class Intake:
         self._socket: IntakeSocket | None = None
         self._handlers: dict[int, Callable[[Peer, Header, Any], None]] = {
             Kind.DECLARE: self._on_declare, Kind.REQUEST: self._on_request, Kind.BLOCK: self._on_block,
+            Kind.STEPS: self._on_block,
             Kind.END: self._on_end, Kind.LEASE: self._on_lease, Kind.BYE: self._on_bye, Kind.DRAW: self._on_draw,
             Kind.SKIP: self._on_skip, Kind.RELEASE: self._on_release, Kind.STATISTICS: self._on_statistics,
             Kind.CELLS: self._on_cells, Kind.STEER: self._on_steer, Kind.FETCH: self._on_fetch,
@@ -242,7 +243,7 @@ class Intake:
     def _take(self, identity: bytes, header: Header, payload: Any) -> None:
         if header.kind not in _KINDS:
             raise WireError("kind")
-        if header.kind != Kind.BLOCK:
+        if header.kind != Kind.BLOCK and header.kind != Kind.STEPS:
             self._settle()
         if header.kind == Kind.HELLO:
             self._on_hello(identity, payload)
@@ -494,7 +495,8 @@ class Intake:
             raise WireError("rank")
         try:
             cells = peer.cells if peer.cells is not None and peer.cells.complete else None
-            self._table.take_block(run, header, payload, cells)
+            take = self._table.take_block if header.kind == Kind.BLOCK else self._table.take_steps
+            take(run, header, payload, cells)
         except ChecksumError:
             # The sender cannot send it again: its memory may have changed. The whole attempt is run again.
             self._settle()

@@ -22,7 +22,9 @@ from .client import (
     IN_PROCESS,
     IN_RING,
     MAX_FRAME,
+    OLDEST_VERSION,
     PAYLOAD_SIGNED,
+    VERSION,
     XXH3,
     Header,
     Kind,
@@ -36,6 +38,7 @@ Content = Mapping[str, Any] | bytes | None
 
 _MAX_UNIX_PATH = 100
 _QUEUED_MESSAGES = 64
+_CONTENT = frozenset((int(Kind.BLOCK), int(Kind.STEPS)))
 _MORE, _AT_ONCE = int(zmq.SNDMORE), int(zmq.NOBLOCK)  # numbers: members of an enumeration are slow
 _numbers = itertools.count()
 
@@ -143,12 +146,36 @@ class IntakeSocket:
         if len(frames) not in (2, 3):
             raise WireError("frames")
         payload = frames[2].buffer if len(frames) == 3 else b""
-        header = Header.verify(frames[1].bytes, self._token, self._study, payload)
-        if header.payload_length and header.kind != Kind.BLOCK and not header.flags & PAYLOAD_SIGNED:
-            raise WireError("unsigned")
-        if header.flags & IN_RING and header.kind != Kind.BLOCK:
-            raise WireError("ring")
+        try:
+            header = Header.verify(frames[1].bytes, self._token, self._study, payload)
+        except WireError as error:
+            if str(error) == "version":
+                self._refuse_older(frames[0], frames[1].bytes, payload)
+            raise
+        if header.kind not in _CONTENT:
+            if header.payload_length and not header.flags & PAYLOAD_SIGNED:
+                raise WireError("unsigned")
+            if header.flags & IN_RING:
+                raise WireError("ring")
         return frames[0], header, payload
+
+    def _refuse_older(self, identity: bytes, frame: bytes, payload: Any) -> None:
+        """Answer the HELLO of an older client in its own version, so that it does not wait for what never comes."""
+        try:
+            header = Header.verify(frame, self._token, self._study, payload, oldest=OLDEST_VERSION)
+        except WireError:
+            return
+        if header.kind == Kind.HELLO:
+            version = int.from_bytes(frame[4:6], "little")
+            text = (
+                f"this client speaks version {version} of the wire and the study version {VERSION}: copy client.py, or "
+                "build clients/headrace.c, from the Headrace that runs the study"
+            )
+            body = json.dumps({"error": text}).encode()
+            answer = Header(
+                Kind.REFUSED, self._study, payload_length=len(body), checksum=zlib.crc32(body), flags=PAYLOAD_SIGNED
+            )  # fmt: skip
+            self._router.send_multipart([identity, answer.sign(self._token, body, version), body])
 
     def post(self, identity: bytes, kind: Kind, payload: Content = None, **fields: Any) -> None:
         """Sign and send one message."""

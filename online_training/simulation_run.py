@@ -110,11 +110,11 @@ class SimulationRun:
         start = step - self._layout.window + 1
         return start >= 0 and start not in self.assignment.used and self.skipped.isdisjoint(range(start, step))
 
-    def begin(self, job: str) -> None:
-        """Start an attempt in a job."""
+    def begin(self, job: str, pace: float | None = None) -> None:
+        """Start an attempt in a job; pace : of the job's simulation before."""
         self.status, self.job = RUNNING, job
         self.granted = self.received = self.said = 0
-        self.pace, self._completed = _SLOW_PACE, -math.inf
+        self.pace, self._completed = _SLOW_PACE if pace is None else pace, -math.inf
         self.done = []
         self.known.clear()
         self.tiling = frozenset()  # another job may own other cells under the same numbers
@@ -124,7 +124,8 @@ class SimulationRun:
 
     def keep_pace(self, steps: int, now: float) -> None:
         """Some steps were completed at a time."""
-        self.pace += (min(_SLOW_PACE, (now - self._completed) / steps) - self.pace) / 4
+        # One long pause of a busy processor is no slow solver: what lasts is believed after some steps.
+        self.pace += (min(_SLOW_PACE, 4 * self.pace, (now - self._completed) / steps) - self.pace) / 4
         self._completed = now
 
     def abandon(self) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from .assembly import StepAssembly, all_finite
 from .block_intake import BlockIntake
 from .buffer import Buffer, Window
-from .client import FAILED, Word
+from .client import FAILED, Word, checksum_of
 from .draws import batch_dtype
 from .fixed_order import FixedOrder
 from .held_out_writer import HeldOutResult, HeldOutWriter
@@ -29,7 +29,7 @@ PIPELINE_DEPTH = 4
 _MOST_DEPTH = 32
 _WAITING_WRITES = 2
 _DRIFT_EVERY = 16
-_QUICK_SECONDS = 2e-3
+_QUICK_SECONDS, _AHEAD_SECONDS = 2e-3, 8e-3
 
 
 class SimulationTable(BlockIntake):
@@ -65,6 +65,7 @@ class SimulationTable(BlockIntake):
         self.running_limit = limits.max_running
         # Slots of steps on their way are no windows: quick solvers get an eighth of them at most.
         self._most_depth = min(_MOST_DEPTH, len(slots) // (8 * limits.max_running))
+        self._paces: dict[str, float] = {}  # of the simulation that a job ended last: its next one will be alike
         self.fatal = ""
         self._too_short = 0
         if self._in_order:
@@ -154,7 +155,7 @@ class SimulationTable(BlockIntake):
         run = self._queue[0]
         if run.assignment.held_out and self._writer.waiting >= _WAITING_WRITES:
             return None
-        run.begin(job)
+        run.begin(job, self._paces.get(job))
         needed = 0 if run.assignment.held_out else max(1, self._layout.window - run.kept)
         while run.granted < self._layout.num_steps and len(run.slots) + len(run.places) < needed:
             if not self._extend(run):
@@ -180,7 +181,7 @@ class SimulationTable(BlockIntake):
         """How many steps may be on their way: those of some milliseconds, where words to them are said ahead."""
         if run.pace * PIPELINE_DEPTH > _QUICK_SECONDS or not self._is_quick(run):
             return PIPELINE_DEPTH
-        return max(PIPELINE_DEPTH, min(self._most_depth, int(_QUICK_SECONDS / run.pace)))
+        return max(PIPELINE_DEPTH, min(self._most_depth, int(_AHEAD_SECONDS / run.pace)))
 
     def decide(self, run: SimulationRun) -> bool:
         """Grant what can be granted once a step is complete; say whether the next step is to be left out.
@@ -220,12 +221,6 @@ class SimulationTable(BlockIntake):
         plain = limits.durability == "memory" and limits.when_full != "skip" and not self._in_order
         quick = plain and run.pace < _QUICK_SECONDS
         return quick and run.status == RUNNING and not run.dropping and not run.slow and not self.stopping
-
-    def _may_say_ahead(self, run: SimulationRun) -> bool:
-        """Whether nothing is known or promised that must wait for the step itself."""
-        limits = self._limits
-        plain = limits.durability == "memory" and limits.when_full != "skip" and not self._in_order
-        return plain and run.status == RUNNING and not run.dropping and not run.slow and not self.stopping
 
     def short_of_room(self, run: SimulationRun) -> bool:
         """Whether the next step has neither credit nor, for now, room: the simulation will wait for the trainer."""
@@ -309,9 +304,41 @@ class SimulationTable(BlockIntake):
     ) -> None:  # fmt: skip
         """A step of a training simulation is complete in its slot, for the first time in this session."""
         self.counts["steps_accepted"] += 1
+        self._note_step(run, attempt, step, slot, time, checksum)
+        self._take_in(run, attempt, step, slot, time)
+
+    def _note_step(
+        self, run: SimulationRun, attempt: int, step: int, slot: int, time: float, checksum: int
+    ) -> None:  # fmt: skip
         where = "" if self._limits.durability == "memory" else f',"l":{slot},"x":{time!r}'
         self._ledger.append_text(f'{{"e":"step","s":{run.number},"a":{attempt},"t":{step},"h":{checksum}{where}}}')
-        self._take_in(run, attempt, step, slot, time)
+
+    def _store_steps(self, run: SimulationRun, first: int, times: list[float], values: np.ndarray) -> bool:
+        """Put whole steps of a training simulation into their slots and accept them, if nothing is special of them."""
+        steps = range(first, first + len(times))
+        plain = run.received == first and not run.dropping and not self._in_order and not run.assignment.held_out
+        if not plain or run.assemblies or not run.slots.keys() >= set(steps) or not all_finite(values.ravel()):
+            return False
+        slots = [run.slots.pop(step) for step in steps]
+        self._slots[slots] = values.reshape(-1, *self._layout.step_shape)
+        self.slot_times[slots] = times
+        before = self.counts["steps_accepted"]
+        self.counts["steps_accepted"] += len(steps)
+        if not self.frozen:
+            self.statistics.add(values.reshape(len(steps), len(self._layout.fields), -1).swapaxes(0, 1))
+        elif before // _DRIFT_EVERY < self.counts["steps_accepted"] // _DRIFT_EVERY:
+            self._recent.add(self._slots[slots[-1]])
+        population = self._buffer.population
+        for step, slot, time, part in zip(steps, slots, times, values, strict=True):
+            self._note_step(run, run.attempt, step, slot, time, checksum_of(part, "xxh3"))
+            if self._limits.statistics is not None:
+                self._limits.statistics.take(run.number, step, run.assignment.parameters, self._slots[slot])
+            self._buffer.put(run.number, run.attempt, step, slot)
+        self.windows_accepted += self._buffer.population - population
+        run.done += [(step, run.word) for step in steps]
+        run.received += len(steps)
+        run.kept = max(run.kept, run.received)
+        return True
 
     def _take_in(self, run: SimulationRun, attempt: int, step: int, slot: int, time: float) -> None:
         """A step of a training simulation is complete in its slot."""
@@ -387,6 +414,7 @@ class SimulationTable(BlockIntake):
         worst = FAILED if FAILED in run.ends.values() else max(run.ends.values())
         self._ledger.append({"e": "ended", "s": run.number, "a": run.attempt, "status": worst, "steps": run.received})
         self._active.pop(run.number, None)
+        self._paces[run.job] = run.pace
         run.job = None
         if run.status == RUNNING:
             self._complete(run)

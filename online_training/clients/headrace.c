@@ -17,7 +17,7 @@
 #include <unistd.h>
 #include <zmq.h>
 
-enum { HEADER = 224, SIGNED = 192, MAX_BLOCK = 4 << 20, MAX_FRAME = MAX_BLOCK + (64 << 10), MAX_JSON = 64 << 10 };
+enum { VERSION = 2, HEADER = 224, SIGNED = 192, MAX_BLOCK = 4 << 20, MAX_FRAME = MAX_BLOCK + (64 << 10), MAX_JSON = 64 << 10 };
 enum { PAYLOAD_SIGNED = 1, IN_RING = 2, SKIP_NEXT = 4, BY_INDEX = 8, EXIT_LEASE_EXPIRED = 75, MAX_ADDRESSES = 8 };
 enum { RING_HEAD = 64, RING_ALIGNMENT = 64, WORDS = 64 };
 static const double FIRST_PAUSE = 0.001, LONGEST_PAUSE = 0.02; /* seconds between two looks of while_waiting */
@@ -176,7 +176,7 @@ static void pack(const headrace *h, const message *m, unsigned char *at)
     memset(at, 0, HEADER);
     memcpy(&time, &m->time, 8);
     memcpy(at, "HDRC", 4);
-    store(at + 4, 1, 2);
+    store(at + 4, VERSION, 2);
     store(at + 6, m->kind, 2);
     store(at + 8, h->study, 8);
     store(at + 16, m->session, 8);
@@ -205,7 +205,7 @@ static void pack(const headrace *h, const message *m, unsigned char *at)
 static int unpack(const headrace *h, const unsigned char *at, size_t size, const void *payload, size_t length, message *m)
 {
     unsigned char code[32];
-    if (size != HEADER || memcmp(at, "HDRC", 4) || load(at + 4, 2) != 1) return 0;
+    if (size != HEADER || memcmp(at, "HDRC", 4) || load(at + 4, 2) != VERSION) return 0;
     authenticate(at, h->token, payload, length, code);
     if (sodium_memcmp(code, at + SIGNED, 32) || load(at + 8, 8) != h->study) return 0;
     memset(m, 0, sizeof *m);

@@ -77,7 +77,7 @@ def test_the_reasons_come_in_the_order_of_the_document() -> None:
     cases = {
         "size": good[:-1],
         "magic": b"XXXX" + good[4:],
-        "version": good[:4] + b"\2\0" + good[6:],
+        "version": good[:4] + b"\3\0" + good[6:],
         "hmac": good[:-1] + bytes([good[-1] ^ 1]),
         "study": Header(Kind.REQUEST, STUDY + 1).sign(TOKEN),
         "length": Header(Kind.REQUEST, STUDY, payload_length=1).sign(TOKEN),
@@ -107,7 +107,7 @@ def test_vectors_are_packed_as_the_document_says() -> None:
     """The document's table alone, without our packing, finds every field of every vector in its place."""
     for vector in json.loads(wire_vectors.PATH.read_text()):
         frame, end = bytes.fromhex(vector["header"]), 0
-        expected = {"magic": b"HDRC", "version": 1, "hmac": bytes.fromhex(vector["hmac"]), **vector["fields"]}
+        expected = {"magic": b"HDRC", "version": client.VERSION, "hmac": bytes.fromhex(vector["hmac"]), **vector["fields"]}
         for offset, kind, name in documented_fields():
             found = struct.unpack_from("<" + TYPES[kind], frame, offset)
             if kind == "4 × u64":
@@ -131,12 +131,12 @@ def stranger(address: str) -> zmq.Socket:
     return socket
 
 
-def hello_of(token: bytes, **changes: object) -> list[bytes]:
+def hello_of(token: bytes, version: int = client.VERSION, **changes: object) -> list[bytes]:
     content = {"role": "solver", "job": "x", "rank": 0, "ranks": 1, "pid": 1, "host": "h", "nonce": "n",
                "generation": 0, **changes}  # fmt: skip
     body = json.dumps(content).encode()
     header = Header(Kind.HELLO, STUDY, flags=1, sequence=1, payload_length=len(body), checksum=zlib.crc32(body))
-    return [header.sign(token, body), body]
+    return [header.sign(token, body, version), body]
 
 
 def test_a_wrong_token_is_never_answered(tmp_path: Path) -> None:
@@ -147,6 +147,24 @@ def test_a_wrong_token_is_never_answered(tmp_path: Path) -> None:
         assert not socket.poll(200)
         socket.send_multipart(hello_of(TOKEN))
         assert socket.poll(1000 * PATIENCE), "the right token is answered on the same socket"
+        socket.close()
+
+
+def test_an_older_client_is_told_so_in_its_own_version(tmp_path: Path) -> None:
+    """It would wait for words that an ACK of today no longer has for each step."""
+    with running_intake(tmp_path, make_layout()) as intake:
+        socket = stranger(intake.addresses.split(",")[-1])
+        for token in (b"\1" * 32, TOKEN):  # whose token is another one learns nothing
+            socket.send_multipart(hello_of(token, version=1))
+        assert socket.poll(1000 * PATIENCE)
+        frame, body = socket.recv_multipart()
+        with pytest.raises(WireError, match="version"):
+            Header.verify(frame, TOKEN, STUDY, body)
+        header = Header.verify(frame, TOKEN, STUDY, body, oldest=1)
+        assert frame[4:6] == b"\1\0" and header.kind == Kind.REFUSED and zlib.crc32(body) == header.checksum
+        refusal = json.loads(body)
+        assert "rejoin" not in refusal and "version 1 of the wire and the study version 2" in refusal["error"]
+        assert not socket.poll(100) and intake.status()["rejected"] == {"version": 2}
         socket.close()
 
 

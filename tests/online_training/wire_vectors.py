@@ -5,6 +5,7 @@ in another language can check its own packing with them.
 """
 
 import json
+import struct
 from pathlib import Path
 
 from headrace.online_training.client import XXH3, Header, Kind, checksum_of
@@ -53,6 +54,12 @@ def make_vectors() -> list[dict]:
             Header(Kind.BLOCK, STUDY, 2**32 + 1, 8, simulation=17, attempt=1, field=0, dtype=2, step=1, time=0.5,
                    block=1, num_blocks=2, global_shape=(5,), offset=(0,), block_shape=(3,), flags=8),
             cells[:24],
+        ),
+        "two steps of one field, in one message": (
+            Header(Kind.STEPS, STUDY, 2**32 + 1, 9, simulation=17, attempt=1, field=0, dtype=1, step=9, time=1.0,
+                   block=0, num_blocks=1, global_shape=(4,), offset=(0,), block_shape=(4,), flags=2 << 16 | XXH3,
+                   value=1),
+            cells[:32] + struct.pack("<2d", 1.0, 1.25),
         ),
         "release": (Header(Kind.RELEASE, STUDY, 2**32 + 9, 12, flags=1), (77).to_bytes(8, "little")),
         "acknowledgement with the largest numbers": (
