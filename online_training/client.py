@@ -70,7 +70,7 @@ OLDEST_VERSION = 1
 """Its headers lie alike: it can be told that it is too old, and files of its blocks can be read."""
 STEPS_SHIFT = 16
 """In STEPS, where in the flags the number of steps stands."""
-MOST_TOGETHER, MOST_GATHERED = 64, 256 * 1024
+MOST_TOGETHER, MOST_GATHERED = 64, 256 * 1024 + 64 * 8
 """Steps in one message, and bytes of its payload."""
 _HELLO_PATIENCE = 2.0
 _ZERO_COPY_FROM = 64 * 1024
