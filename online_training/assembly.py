@@ -129,6 +129,14 @@ class StepAssembly:
         self._hashed += values.size if follows else 0
         return digest.value, finite
 
+    def put(self, box: Box, values: np.ndarray, place: tuple[slice, ...]) -> None:
+        """Put values that were checked already into the place of a box of the grid."""
+        self.boxes.add(box)
+        self.missing -= values.size
+        if self.target is not None:
+            target = self.target[place]
+            target[...] = values.reshape(target.shape)
+
     def checksum(self) -> int:
         """Return the XXH3 checksum of the whole step."""
         if self._checksum is not None:

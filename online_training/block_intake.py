@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .assembly import Box, StepAssembly, overlap
+from .assembly import Box, StepAssembly, all_finite, overlap, place_of
 from .cell_list import CellList
 from .client import (
     BY_INDEX,
@@ -134,13 +134,14 @@ class BlockIntake(ABC):
         if values.shape[1] == self._num_cells and self._store_steps(run, header.step, times, values):
             self._note_block(run, header, box, number)
             return
-        kept = False
+        kept, place, finite = False, place_of(box), all_finite(values.ravel())
         for step, time, part in zip(range(header.step, header.step + number), times, values, strict=True):
             one = header._replace(step=step, time=time)
             assembly = self._assembly(run, one, box)
             if assembly is not None:
-                _, finite = assembly.place(box, part, name)
-                kept |= self._settle_block(run, one, box, assembly, part, finite=finite)
+                assembly.put(box, part, place)
+                sound = finite or all_finite(part)
+                kept |= self._settle_block(run, one, box, assembly, part, finite=sound)
         if kept:
             self._note_block(run, header, box, number)
 
