@@ -49,6 +49,8 @@ class SimulationRun:
     done : (step, word) of those that are complete and not acknowledged yet.
     said : the words to steps 0..said-1 of this attempt have been said.
     pace : seconds from one complete step to the next, of late.
+    own_pace : seconds that its solver takes for a step when it does not wait for the study, as far as known.
+    busy_seconds : how long its slowest rank says that it did not wait.
     tiling : the sub-blocks of the step accepted last.
     known : boxes of blocks that were checked in this attempt, by what their headers say of them.
     skipped : steps that are not sent, because there was no room for them when the step before was complete.
@@ -69,6 +71,7 @@ class SimulationRun:
         self.job: str | None = None
         self.granted = self.received = self.said = self.kept = 0
         self.pace, self._completed = _SLOW_PACE, -math.inf
+        self.own_pace, self.busy_seconds = math.inf, 0.0
         self.done: list[tuple[int, Word]] = []
         self.skipped: set[int] = set()
         self.recovered: set[int] = set()
@@ -110,11 +113,12 @@ class SimulationRun:
         start = step - self._layout.window + 1
         return start >= 0 and start not in self.assignment.used and self.skipped.isdisjoint(range(start, step))
 
-    def begin(self, job: str, pace: float | None = None) -> None:
-        """Start an attempt in a job; pace : of the job's simulation before."""
+    def begin(self, job: str, pace: float = _SLOW_PACE, own_pace: float = math.inf) -> None:
+        """Start an attempt in a job; pace, own_pace : those of the job's simulation before."""
         self.status, self.job = RUNNING, job
         self.granted = self.received = self.said = 0
-        self.pace, self._completed = _SLOW_PACE if pace is None else pace, -math.inf
+        self.pace, self._completed = pace, -math.inf
+        self.own_pace, self.busy_seconds = own_pace, 0.0
         self.done = []
         self.known.clear()
         self.tiling = frozenset()  # another job may own other cells under the same numbers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from itertools import chain
@@ -65,7 +66,8 @@ class SimulationTable(BlockIntake):
         self.running_limit = limits.max_running
         # Slots of steps on their way are no windows: quick solvers get an eighth of them at most.
         self._most_depth = min(_MOST_DEPTH, len(slots) // (8 * limits.max_running))
-        self._paces: dict[str, float] = {}  # of the simulation that a job ended last: its next one will be alike
+        # Of the simulation that a job ended last: its next one will be alike.
+        self._paces: dict[str, tuple[float, float]] = {}
         self.fatal = ""
         self._too_short = 0
         if self._in_order:
@@ -155,7 +157,7 @@ class SimulationTable(BlockIntake):
         run = self._queue[0]
         if run.assignment.held_out and self._writer.waiting >= _WAITING_WRITES:
             return None
-        run.begin(job, self._paces.get(job))
+        run.begin(job, *self._paces.get(job, ()))
         needed = 0 if run.assignment.held_out else max(1, self._layout.window - run.kept)
         while run.granted < self._layout.num_steps and len(run.slots) + len(run.places) < needed:
             if not self._extend(run):
@@ -178,10 +180,14 @@ class SimulationTable(BlockIntake):
         return run.granted > before
 
     def _depth(self, run: SimulationRun) -> int:
-        """How many steps may be on their way: those of some milliseconds, where words to them are said ahead."""
-        if run.pace * PIPELINE_DEPTH > _QUICK_SECONDS or not self._is_quick(run):
+        """How many steps may be on their way: those of some milliseconds, where words to them are said ahead.
+
+        Of its own milliseconds, if they are known: what a stop that comes so late may cost it. Else those who wait
+        for each other on busy processors would take each other for slow.
+        """
+        if not self._is_quick(run):
             return PIPELINE_DEPTH
-        return max(PIPELINE_DEPTH, min(self._most_depth, int(_AHEAD_SECONDS / run.pace)))
+        return max(PIPELINE_DEPTH, min(self._most_depth, int(_AHEAD_SECONDS / min(run.pace, run.own_pace))))
 
     def decide(self, run: SimulationRun) -> bool:
         """Grant what can be granted once a step is complete; say whether the next step is to be left out.
@@ -402,6 +408,8 @@ class SimulationTable(BlockIntake):
         run.ends[rank] = status
         self.blocked_seconds += float(report.get("blocked", 0.0))
         self.solver_seconds += float(report.get("elapsed", 0.0))
+        busy = float(report.get("elapsed", 0.0)) - float(report.get("blocked", 0.0))
+        run.busy_seconds = max(run.busy_seconds, busy if run.received else 0.0)
         last = len(run.ends) == num_ranks
         if status == FAILED:
             run.reason = run.reason or str(report.get("reason", ""))[:2000] or "the solver failed without saying why"
@@ -414,7 +422,7 @@ class SimulationTable(BlockIntake):
         worst = FAILED if FAILED in run.ends.values() else max(run.ends.values())
         self._ledger.append({"e": "ended", "s": run.number, "a": run.attempt, "status": worst, "steps": run.received})
         self._active.pop(run.number, None)
-        self._paces[run.job] = run.pace
+        self._paces[run.job] = run.pace, run.busy_seconds / run.received if run.busy_seconds else math.inf
         run.job = None
         if run.status == RUNNING:
             self._complete(run)
