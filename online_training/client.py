@@ -874,14 +874,15 @@ class Stream:
             self._keep(step, time, waiting, where)
         if self._stopped_or_lost:
             return self._word
-        if self._hold(step, time, waiting, quick=quick):
+        skips = self._connection.link.welcome.get("when_full") == "skip"
+        if not skips and self._hold(step, time, waiting, quick=quick):
             self._hear(step)
             return self._word
         self._release()
         if isinstance(where, np.ndarray):
             for header, payload in self._connection.new_cells(where, self._connection.link.session):
                 self._connection.link.send_block(header, payload)
-        if self._connection.link.welcome.get("when_full") == "skip" and self._leaves_out(step, time):
+        if skips and self._leaves_out(step, time):
             return self._word
         # While the intake is busy with the step before, this one is copied and its checksums are taken.
         ready = self._place(step, time, waiting)
