@@ -66,13 +66,16 @@ class Sampler:
             self._last = self.uniform(self._count, rows) if self._last is None or not step else self._released(rows)
             return self._last
         chosen = int(self._count * self._adaptive) if step else 0
-        base = self.uniform(self._count - chosen, rows)
+        few, many = self._count - chosen, 4 * chosen
+        base = self.uniform(few, rows)
         if not chosen:
             return base
-        candidates = self.uniform(4 * chosen, rows)
-        size = self._size(candidates)
+        number = torch.arange(few + many, device=rows.device)
+        # In one, so that places that cost much are found once.
+        both = self._network.moving.prepared(_joined(base, self.uniform(many, rows), number[:many]))
+        size = self._size(both.part(number[few:]))
         pick = torch.multinomial(size / size.mean().clamp(min=1e-300) + 0.5, chosen, generator=self._generator)
-        return _joined(base, candidates, pick)
+        return both.part(torch.cat((number[:few], few + pick)))
 
     def _size(self, points: Points) -> torch.Tensor:
         """Return |residual| at each point, 0 where it is not finite."""

@@ -132,7 +132,7 @@ class MovingFrame:
 
     def prepared(self, points: Points) -> Points:
         """Return the points with their places, where those cost much and do not depend on weights."""
-        if self.frame != "traced":
+        if self.frame != "traced" or points.place is not None:
             return points
         return replace(points, place=self.place(points).numbers())
 
@@ -320,7 +320,7 @@ class MovingFrame:
         """Return a jet in the label as the jet in space: g F^-1, F^-T (H - Σ g_k ∂²x_k) F^-1."""
         if self.frame == "eulerian":
             return u
-        inverse = torch.linalg.inv(place.matrix()) if self.ndim > 1 else 1 / place.matrix()
+        inverse = place.inverse()
         full, axes = u._full, range(self.ndim)
         slopes = [full(g) for g in u.gradient]
         gradient = [sum(slopes[k] * inverse[:, k, i] for k in axes) for i in axes]

@@ -30,6 +30,13 @@ class Points:
         """Return the same times and parameters at other labels."""
         return replace(self, labels=labels, place=None)
 
+    def part(self, which: torch.Tensor) -> Points:
+        """Return some of the points, by number or by truth."""
+        chosen = {name: tensor if tensor is None else tensor[..., which]
+                  for name, tensor in (("labels", self.labels), ("times", self.times), ("row_of", self.row_of),
+                                       ("place", self.place))}  # fmt: skip
+        return replace(self, **chosen, values=None if self.values is None else self.values[which])
+
     def of_rows(self) -> Points:
         """Return the same points with the parameters of the rows."""
         return replace(self, values=None)
@@ -52,6 +59,22 @@ class Place:
     def jacobian(self) -> torch.Tensor:
         """Return J = det F, (points,)."""
         return torch.linalg.det(self.matrix())
+
+    def inverse(self) -> torch.Tensor:
+        """Return F^-1, (points, ndim, ndim): by minors in up to three dimensions, which a CUDA graph can hold."""
+        F, ndim = self.matrix(), len(self.x)
+        if ndim == 1:
+            return 1 / F
+        if ndim == 2:
+            (a, b), (c, d) = F[:, 0].unbind(1), F[:, 1].unbind(1)
+            minors = torch.stack((d, -b, -c, a), 1).unflatten(1, (2, 2))
+            return minors / (a * d - b * c)[:, None, None]
+        if ndim == 3:
+            first, second, third = F.unbind(2)
+            minors = torch.stack((torch.linalg.cross(second, third), torch.linalg.cross(third, first),
+                                  torch.linalg.cross(first, second)), 1)  # fmt: skip
+            return minors / (first * minors[:, 0]).sum(1)[:, None, None]
+        return torch.linalg.inv(F)
 
     def numbers(self) -> torch.Tensor:
         """Return all of it as one tensor, (numbers, points)."""

@@ -63,14 +63,8 @@ class TimeSlabs(torch.nn.Module):
         for slab, network in enumerate(self.networks):
             here = (number == slab).nonzero()[:, 0]
             if len(here):
-                parts = parts.index_copy(1, here, network.values_at(_some(points, here)))
+                parts = parts.index_copy(1, here, network.values_at(points.part(here)))
         return parts
-
-
-def _some(points: Points, which: torch.Tensor) -> Points:
-    values = None if points.values is None else points.values[which]
-    return replace(points, labels=points.labels[:, which], times=points.times[which], row_of=points.row_of[which],
-                   values=values)  # fmt: skip
 
 
 def march(  # noqa: PLR0913

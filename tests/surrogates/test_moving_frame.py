@@ -15,7 +15,7 @@ from headrace.surrogates.case_on_jets import flow_of
 from headrace.surrogates.jet import Jet, pairs
 from headrace.surrogates.least_squares import levenberg_marquardt, residuals_and_rows
 from headrace.surrogates.moving_frame import MovingFrame
-from headrace.surrogates.places import Points
+from headrace.surrogates.places import Place, Points
 from headrace.surrogates.transport_network import TransportNetwork
 from tests.cases.exact_solutions import cole_hopf
 
@@ -118,6 +118,13 @@ def test_jacobian_velocity_and_inverse(case, row, frame):
         assert (labels - points.labels).abs().max() < 1e-11
         back = torch.stack([part.value for part in net.place(points.at(labels)).x])
         assert (back - where.labels).abs().max() < 1e-12 * (1 + where.labels.abs().max())
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_minors_give_the_inverse_of_a_map(ndim):
+    parts = torch.rand(ndim, ndim, 7) + 2 * torch.eye(ndim)[:, :, None]
+    place = Place(x=tuple(Jet(row[0], list(row), {}) for row in parts), velocity=parts[0])
+    assert torch.allclose(place.inverse() @ place.matrix(), torch.eye(ndim), atol=1e-14)
 
 
 @LINE_AND_PLANE
