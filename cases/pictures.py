@@ -58,6 +58,10 @@ def png(figure: Figure, *, trim: bool = True) -> bytes:
 
     trim : cut off what is empty at its edges, for which it is drawn twice.
     """
+    # Laid out once: with an engine left in place, matplotlib lays out and draws once more before it draws.
+    if (layout := figure.get_layout_engine()) is not None:
+        layout.execute(figure)
+        figure.set_layout_engine("none")
     buffer, edges = io.BytesIO(), {"bbox_inches": "tight", "pad_inches": 0.04} if trim else {}
     figure.savefig(buffer, format="png", facecolor="white", **edges)
     return buffer.getvalue()

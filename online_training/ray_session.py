@@ -26,6 +26,7 @@ _ATTACHED = "RAY_ADDRESS"
 # Ray's switch for other systems, on which its ports would be asked about: off, they are all on 127.0.0.1.
 _SEVERAL_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _STARTS = 3
+_UNUSED_PROCESSES = ("start_log_monitor", "start_monitor")
 _HANDLER_SECONDS = 0.05
 
 
@@ -151,11 +152,30 @@ def _patiently(*arguments: Any, **settings: Any) -> Any:
 
     for attempt in range(1, _STARTS + 1):
         try:
-            return ray.init(*arguments, **settings)
+            with _without_monitors():
+                return ray.init(*arguments, **settings)
         except Exception as error:  # Ray raises the bare class here
             ray.shutdown()
             if "timed out during startup" not in str(error) or attempt == _STARTS:
                 raise StudyError(f"Ray does not start on {socket.gethostname()}: {error}") from error
+
+
+@contextlib.contextmanager
+def _without_monitors() -> Iterator[None]:
+    """Let `ray.init` in the block start neither what copies logs to the driver nor what asks an autoscaler for nodes.
+
+    `ray start` has switches for both, `ray.init` has none.
+    """
+    from ray._private.node import Node
+
+    kept = {name: getattr(Node, name) for name in _UNUSED_PROCESSES if hasattr(Node, name)}
+    for name in kept:
+        setattr(Node, name, lambda self: None)
+    try:
+        yield
+    finally:
+        for name, method in kept.items():
+            setattr(Node, name, method)
 
 
 def _reachable(settings: StudySettings) -> str:
@@ -194,6 +214,10 @@ _DEFAULTS = {
     # The controller looks at its workers this often; the default of 2 s delays every restart.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Nothing of ours asks for what this actor finds out, and its start takes 3 s of a core.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # As Ray Train would set it for its controller, which would then need a process for an environment of its own.
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
 }
 
 

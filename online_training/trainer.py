@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_UNUSED = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -60,10 +59,8 @@ def run_trainer(
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
-    from .worker_group import FileRendezvous
+    from .worker_group import FileRendezvous, leave_out_unused
 
-    # Nothing of ours asks for what this actor finds out, and its start takes 3 s of a core.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     most = workers if isinstance(workers, int) else workers[1]
     replace(settings, num_ranks=most)  # refuses a batch that cannot be dealt, here and not in every worker
     on_gpu = settings.device.startswith("cuda")
@@ -85,7 +82,7 @@ def run_trainer(
         ),
     )  # fmt: skip
     _quieten()
-    _leave_out_unused(trainer)
+    leave_out_unused(trainer, fixed=isinstance(workers, int))
     try:
         trainer.fit()
     except TrainingFailedError as error:
@@ -190,16 +187,6 @@ def _worker_environment(settings: TrainerSettings) -> dict[str, str]:
     """Ray would set OMP_NUM_THREADS from its own idea of CPUs; the study decides, since solvers share the node."""
     threads = str(settings.threads)
     return {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-
-
-def _leave_out_unused(trainer: Any) -> None:
-    """Keep Ray Train from starting actors that deal out data sets of Ray's, and that remove what Ray removes itself.
-
-    Each loads Ray Train in a process of its own, 3 s of a core. A Ray that makes its callbacks elsewhere starts them.
-    """
-    plain = getattr(trainer, "_create_default_callbacks", None)
-    if plain is not None:
-        trainer._create_default_callbacks = lambda: [one for one in plain() if type(one).__name__ not in _UNUSED]
 
 
 def _quieten() -> None:

@@ -19,6 +19,7 @@ import torch
 from headrace.surrogates import Surrogate, WindowBatch
 from headrace.surrogates.files import save_surrogate
 
+from .adam import Adam
 from .agreement import Workers
 from .callbacks import Callbacks, EventKind, TrainingEvent
 from .checkpoint import (
@@ -163,7 +164,7 @@ class _Training:
         fused = self._device.type in ("cpu", "cuda") and all(p.is_floating_point() for p in parameters)
         record = settings.record_steps and self._surrogate.recordable and self._device.type == "cuda"
         # Capturable: its count of steps lies on the GPU, where a recorded step can go on with it.
-        self._optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=fused, capturable=record)
+        self._optimizer = Adam(parameters, lr=settings.learning_rate, fused=fused, capturable=record)
         self._batch = self._windows = 0
         self._saved_batch = 0
         self._loss, self._learning_rate = math.nan, settings.learning_rate

@@ -147,6 +147,9 @@ class ValidatorProcess:
                 stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )  # fmt: skip
+        # From here, so that its imports do not hold up the trainer's either.
+        niceness = os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS
+        os.setpriority(os.PRIO_PROCESS, self._process.pid, min(19, niceness))
         return self
 
     def __exit__(
@@ -240,7 +243,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(run_dir: Path) -> None:
-    os.nice(_NICENESS)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     with MetricsLog(run_dir, "validation") as log:
         validator = _Validator(run_dir, log)

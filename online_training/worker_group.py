@@ -1,7 +1,11 @@
-"""How the workers of a training find one another: by a file of the run, listening on the interface of Ray alone."""
+"""The workers of a training by Ray Train: started with nothing beside them, and how they find one another.
+
+Some of what is changed in Ray Train is not public: a version that is made otherwise starts more, and does the same.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from dataclasses import dataclass
@@ -11,9 +15,63 @@ from typing import Any
 import psutil
 import ray
 from ray.train.backend import Backend, BackendConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+try:
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+except ImportError:
+    FixedScalingPolicy = object
+
+_UNUSED_CALLBACKS = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 _SHUTDOWN_SECONDS = 30.0
 _PREFIX = "workers-"
+
+
+def leave_out_unused(trainer: Any, *, fixed: bool) -> None:
+    """Keep a trainer of Ray Train from starting what deals out Ray's data sets, cleans up, or asks for resources twice.
+
+    Its controller gets no environment of its own: Ray starts a process for that first, and could not take one that is
+    ready. It reads the variables that Ray, or the job in its cluster, was started with.
+
+    fixed : the number of workers is.
+    """
+    callbacks = getattr(trainer, "_create_default_callbacks", None)
+    if callbacks is not None:
+        trainer._create_default_callbacks = lambda: [
+            one for one in callbacks() if type(one).__name__ not in _UNUSED_CALLBACKS
+        ]
+    with contextlib.suppress(ImportError):
+        from ray.train.v2._internal.execution.controller import TrainController
+
+        def run(**parts: Any) -> Any:
+            if fixed and type(parts.get("scaling_policy")) is FixedScalingPolicy:
+                parts["scaling_policy"] = FixedWorkers(trainer.scaling_config)
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            controller = ray.remote(num_cpus=0, scheduling_strategy=here)(TrainController).remote(**parts)
+            ray.get(controller.run.remote())
+            return ray.get(controller.get_result.remote())
+
+        trainer._initialize_and_run_controller = run
+
+
+class FixedWorkers(FixedScalingPolicy):
+    """A fixed number of workers, that their placement group alone asks for.
+
+    Ray's policy says the same to an actor too, which tells an autoscaler, and waits until that has started: 3 s of a
+    core. Ray's controller reads this in a process of its own, which therefore need not import torch.
+    """
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Ask nobody."""
+
+    def _send_resource_request(self) -> None:
+        """Ask nobody."""
+
+    def _maybe_send_resource_request(self) -> None:
+        """Ask nobody."""
+
+    def _cancel_resource_request(self) -> None:
+        """Take back nothing."""
 
 
 @dataclass
@@ -36,7 +94,9 @@ class FileRendezvous(BackendConfig):
 
     @property
     def train_func_context(self) -> Any:
-        """What the training loop runs in: Ray's choice of the current GPU."""
+        """What the training loop runs in: on GPUs, Ray's choice of the current one; without, nothing."""
+        if self.backend == "gloo":
+            return super().train_func_context
         from ray.train.torch import TorchConfig
 
         return TorchConfig().train_func_context

@@ -275,14 +275,14 @@ def test_a_stop_before_the_first_batch_ends_in_order(live):
 def ray_here(tmp_path_factory):
     import ray
 
-    from headrace.online_training.ray_session import _patiently
+    from headrace.online_training.ray_session import _DEFAULTS, _patiently
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        for name, value in _DEFAULTS.items():
+            patch.setenv(name, value)
         patch.setenv("RAY_AUTH_MODE", "disabled")
         _patiently(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
-        yield
+        yield ray
         ray.shutdown()
 
 
@@ -292,6 +292,7 @@ def test_ray_train_restarts_killed_workers_and_does_not_repeat_what_would_fail_a
     settings = settings_for(run, 30, checkpoint_every=1e-9)
     summary = run_trainer(settings, 2, 1, connect=connect_mortal)
     assert (summary["batch"], summary["windows"], summary["generation"]) == (30, 29 * 16 + 9, 2)
+    assert not ray_here.util.list_named_actors(all_namespaces=True), "nobody but controller and workers was started"
     alone = make_run(tmp_path / "alone")
     train(settings_for(alone, 30), FakeFeed(30))
     expected, found = load_surrogate(alone).state_dict(), load_surrogate(run).state_dict()

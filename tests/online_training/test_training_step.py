@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from headrace.online_training.adam import Adam
 from headrace.online_training.training_loop import WindowLoss
 from headrace.online_training.training_step import TrainingStep
 from headrace.surrogates import FNO, LPINN, MLP, WindowBatch
@@ -66,3 +67,20 @@ def test_recorded_steps_are_those_that_were_not_recorded() -> None:
     assert [len(one) for one in recorded] == [16] * 19 + [9], "the last, smaller batch is computed eagerly"
     for one, other in zip(eager, recorded, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-7)
+
+
+def test_adam_without_the_compiler_takes_the_same_steps_and_goes_on_from_the_same_state():
+    weights = {}
+    for kind in (Adam, torch.optim.Adam):
+        model = make_model("cpu")
+        optimizer = kind(model.parameters(), lr=1e-2, fused=True)
+        for step in range(6):
+            optimizer.zero_grad()
+            sum((weight - 0.1).square().sum() for weight in model.parameters()).backward()
+            optimizer.step()
+            if step == 2:
+                kept = copy.deepcopy(optimizer.state_dict())
+                optimizer = kind(model.parameters(), lr=1.0, fused=True)
+                optimizer.load_state_dict(kept)
+        weights[kind] = torch.nn.utils.parameters_to_vector(model.parameters())
+    assert torch.equal(weights[Adam], weights[torch.optim.Adam])
