@@ -13,6 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from .recorded import Recorded
 
+HUGE = 1e9
+"""What an error counts as that is not finite."""
+
 
 class Correction(Protocol):
     """A discretisation whose defect is known as an error of the new state, e.g. `VorticityResidual`."""
@@ -83,17 +86,19 @@ class StatePool:
 def physics_loss(equation: Correction, last: torch.Tensor, window: torch.Tensor, dt: float) -> torch.Tensor:
     """Return the mean squared error of each sample's frames, as the defect tells it, in units of the state's own.
 
+    Where it is not finite it counts as large, without a gradient.
     last : the frame before the window, (batch, fields, *grid); window : (batch, frames, fields, *grid).
     """
     old = torch.cat((last[:, None], window[:, :-1]), dim=1)
     error = equation.correction(old, window, 0.0, dt)
+    error = torch.where(error.isfinite(), error, HUGE)
     return error.square().flatten(1).mean(1) / equation.size(last.detach()).square().flatten(1).mean(1)
 
 
 def train_without_data(  # noqa: PLR0913
     network: torch.nn.Module, equation: Correction, pool: StatePool, optimiser: torch.optim.Optimizer, *, dt: float,
     batch: int = 16, unroll: int = 1, save_memory: bool = False, clip: float = 1.0, graph: bool = False,
-    data_term: Callable[[torch.nn.Module], torch.Tensor] | None = None,
+    lost: float = 1e8, data_term: Callable[[torch.nn.Module], torch.Tensor] | None = None,
 ) -> Iterator[float]:  # fmt: skip
     """Train without end, one optimiser step per item; yields the loss.
 
@@ -102,14 +107,18 @@ def train_without_data(  # noqa: PLR0913
     save_memory : compute the windows of the roll-out again on the way back instead of keeping their inner values.
     graph : record the step as a CUDA graph and replay it, for small networks several times as fast; the optimiser must
         be capturable with its learning rate in a tensor, and nothing in the loss may depend on values on the host.
+    lost : windows whose loss is beyond this have no part in the step and start again; as it is, those that blow up. One
+        such flow would move the weights further than thousands of others, to where nothing may be learned any more.
     data_term : what is added to the loss, e.g. an error against known states.
     """
 
     def step(window: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        loss = window.new_zeros(())
+        loss, bad = window.new_zeros(()), torch.zeros(len(window), dtype=torch.bool, device=window.device)
         for _ in range(unroll):
             new = checkpoint(network, window, use_reentrant=False) if save_memory else network(window)
-            loss = loss + physics_loss(equation, window[:, -1], new, dt).mean() / unroll
+            losses = physics_loss(equation, window[:, -1], new, dt)
+            bad = bad | ~(losses.detach() < lost)
+            loss = loss + torch.where(bad, 0.0, losses).mean() / unroll
             window = new
         if data_term is not None:
             loss = loss + data_term(network)
@@ -117,7 +126,8 @@ def train_without_data(  # noqa: PLR0913
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
         optimiser.step()
-        return loss.detach(), window.detach()
+        # What is not finite starts again when it is written back.
+        return loss.detach(), torch.where(bad.reshape(-1, *[1] * (window.ndim - 1)), torch.nan, window.detach())
 
     if graph:
         step = Recorded(step, pool.draw(batch)[1])

@@ -77,6 +77,8 @@ AWAY = 0.2
 """How far, as a share of the state, the errors of its steps may lead a flow past a block before it starts again."""
 LARGEST = 5.0
 """A velocity or pressure, in units of the inflow, with which such a flow starts again."""
+LOST = 10.0
+"""Mean square error of a step over that of the state, with which a flow is none any more."""
 RISING = 500
 """Steps in which the learning rate rises, at most."""
 INCREMENT = 0.3
@@ -263,8 +265,9 @@ class Run:
         rate = torch.tensor(1e-6, device=self.device) if cuda else 1e-6
         optimiser = torch.optim.Adam(self.network.parameters(), lr=rate, capturable=cuda)
         training = train_without_data(
-            self.network, equation, pool, optimiser, dt=problem.frame, batch=self.batch, graph=cuda and budget.graph
-        )
+            self.network, equation, pool, optimiser, dt=problem.frame, batch=self.batch, graph=cuda and budget.graph,
+            **({"lost": LOST} if row.loss == "steps" else {}),
+        )  # fmt: skip
         next(training)  # compiles and records
         yield
         first, before, here = time.perf_counter(), self.spent, 0

@@ -1,5 +1,6 @@
 """Staggered networks: exact decompositions, one residual with the solver, batched and single parts, gradients."""
 
+import copy
 import math
 from dataclasses import replace
 from itertools import pairwise
@@ -377,6 +378,31 @@ def test_the_pool_writes_back_restarts_and_counts_divergence():
     assert float(pool.states.max()) <= 3 and pool.restarted >= 6 and pool.diverged == 2
     pool.feed(torch.full((2, 1, 1, 4), 7.0))
     assert int((pool.states[:, 0, 0, 0] == 7).sum()) == 2
+
+
+class Blows:
+    """An equation in which nothing changes, whose error is no number where the old state is beyond 1."""
+
+    def correction(self, old, new, t, dt):
+        return new - torch.where(old.abs().amax((-2, -1), keepdim=True) > 1, torch.nan, old)
+
+    def size(self, fields):
+        return fields
+
+
+def test_a_flow_that_blows_up_teaches_nothing_and_starts_again():
+    network = torch.nn.Conv3d(1, 1, 1).double()
+    pool = StatePool(lambda count: torch.full((count, 1, 1, 4, 4), 0.5).double(), 2, lifetime=9, largest=10.0)
+    pool.states[1] = 2.0
+    good = pool.states[:1].clone()
+    wanted = copy.deepcopy(network)
+    (0.5 * (wanted(good) - good).square().mean() / good.square().mean()).backward()
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.0)
+    next(train_without_data(network, Blows(), pool, optimiser, dt=1.0, batch=2, clip=1e9))
+    for one, other in zip(network.parameters(), wanted.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    assert pool.diverged == 1
+    assert (pool.states.abs() < 1).sum() >= 16
 
 
 def test_lifetimes_in_octaves_are_as_often_one_window_as_any_other_octave():
