@@ -128,8 +128,9 @@ class SimulationRun:
 
     def keep_pace(self, steps: int, now: float) -> None:
         """Some steps were completed at a time."""
-        # One long pause of a busy processor is no slow solver: what lasts is believed after some steps.
-        self.pace += (min(_SLOW_PACE, 4 * self.pace, (now - self._completed) / steps) - self.pace) / 4
+        if self._completed > -math.inf:
+            # One long pause of a busy processor is no slow solver: what lasts is believed after some steps.
+            self.pace += (min(_SLOW_PACE, 4 * self.pace, (now - self._completed) / steps) - self.pace) / 4
         self._completed = now
 
     def abandon(self) -> None:

@@ -15,6 +15,7 @@ import pytest
 from headrace.online_training.client import MOST_GATHERED, STOP, Connection, Header, Kind
 from headrace.online_training.intake import Intake
 from headrace.online_training.ledger import RecordWriter, read_records
+from headrace.online_training.simulation_run import Assignment, SimulationRun
 from tests.online_training.intake_setup import (
     audit_of,
     field_of,
@@ -215,4 +216,32 @@ def test_damage_costs_the_attempt(intake: Intake) -> None:
     assert "was damaged on its way" in link.lost
     status = intake.status()
     assert status["rejected"] == {"checksum": 1} and status["lost"] == 1 and status["steps_accepted"] == 0
+    link.close()
+
+
+def test_one_pause_is_no_slow_solver_and_what_lasts_is_believed() -> None:
+    run = SimulationRun(Assignment(simulation=0, parameters={"nu": 0.5}), make_layout())
+    run.begin("1-0001", 1e-4)
+    run.keep_pace(1, now := 100.0)
+    assert run.pace == 1e-4, "the first step tells nothing"
+    run.keep_pace(1, now := now + 1.0)
+    assert run.pace == pytest.approx(1.75e-4), "a fourth of at most four times as much"
+    for _ in range(20):
+        run.keep_pace(2, now := now + 20e-3)
+    assert run.pace == pytest.approx(10e-3, rel=0.05)
+
+
+def test_the_next_simulation_of_a_job_begins_with_what_is_known_of_the_one_before(intake: Intake) -> None:
+    """It computed for half a second and waited for three, in two steps."""
+    plan(intake, 2)
+    link = solver_link(intake, "1-0001")
+    request(link)
+    for step in range(2):
+        link.send_block(*block(np.ones(SHAPE), step=step))
+    link.send(Kind.END, {"blocked": 3.0, "elapsed": 3.5}, simulation=0, attempt=1, value=0)
+    assert next_of(link, Kind.ENDED) is not None
+    link.send(Kind.REQUEST, value=2)
+    assert next_of(link, Kind.ASSIGN).simulation == 1
+    first, second = (intake._table.runs[number] for number in range(2))
+    assert second.own_pace == 0.25 and second.pace == first.pace
     link.close()
