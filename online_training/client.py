@@ -78,6 +78,8 @@ _TOGETHER = 64 * 1024
 CHUNK = 256 * 1024
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.02
 _QUICK_STEP = 0.5e-3
+# Half of the most that an intake lets be on its way: while it works on these, the next are computed.
+_HELD_STEPS = 16
 _RING_ALIGNMENT = 64
 # Plain numbers: or-ing members of an enumeration takes longer than signing a header.
 _AT_ONCE, _AT_ONCE_AND_MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK) | int(zmq.SNDMORE)
@@ -813,7 +815,6 @@ class Stream:
         self._ended = False
         self._began = self._latest = clock.monotonic()
         self._held: _HeldSteps | None = None
-        self._together = 0  # how many steps leave together
         self._file: BlockFile | None = None
         if connection.link is None and os.environ.get("HEADRACE_OUTPUT"):
             folder = Path(os.environ["HEADRACE_OUTPUT"])
@@ -932,11 +933,7 @@ class Stream:
         if self._held is None:
             if not keep:
                 return False
-            # Half of what may be on its way: while the intake works on it the other half is computed.
-            self._together = max((self._credit - step) // 2, self._together - 1)
-            most = min(MOST_TOGETHER, self._credit - step, self._together)
-            if most < 2:
-                return False
+            most = min(_HELD_STEPS, self._credit - step)
             self._held = _HeldSteps(block, step, most, self._connection.dtype)
         self._held.add(block, time)
         if self._held.full or not keep:
