@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
+import matplotlib.image
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
@@ -26,12 +28,12 @@ STATE_MAP, ERROR_MAP = "viridis", "RdBu_r"
 FRACTIONS = (0.03, 0.15, 0.4, 1.0)
 """Which snapshots a row of frames shows, as fractions of the duration: early changes are the fast ones."""
 
+_DPI = 170
 _STYLE: dict[str, Any] = {
     "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
     "legend.fontsize": 8, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
     "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "axes.edgecolor": "#555555",
     "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.5,
-    "figure.dpi": 100, "savefig.dpi": 170,
 }  # fmt: skip
 
 
@@ -56,15 +58,25 @@ def style() -> AbstractContextManager[None]:
 def png(figure: Figure, *, trim: bool = True) -> bytes:
     """Return a figure as a PNG file.
 
-    trim : cut off what is empty at its edges, for which it is drawn twice.
+    trim : cut off what is empty at its edges.
     """
-    # Laid out once: with an engine left in place, matplotlib lays out and draws once more before it draws.
-    if (layout := figure.get_layout_engine()) is not None:
-        layout.execute(figure)
-        figure.set_layout_engine("none")
-    buffer, edges = io.BytesIO(), {"bbox_inches": "tight", "pad_inches": 0.04} if trim else {}
-    figure.savefig(buffer, format="png", facecolor="white", **edges)
+    # `savefig` would lay out and draw everything twice, to know the layout and the edges before it draws.
+    canvas, buffer = FigureCanvasAgg(figure), io.BytesIO()
+    figure.set(dpi=_DPI, facecolor="white")
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())
+    matplotlib.image.imsave(buffer, _trimmed(pixels) if trim else pixels, format="png", dpi=_DPI)
     return buffer.getvalue()
+
+
+def _trimmed(pixels: np.ndarray) -> np.ndarray:
+    """Return pixels (rows, columns, 4) without white edges, but for a margin."""
+    drawn = (pixels[..., :3] != 255).any(axis=2)
+    margin, box = round(0.04 * _DPI), []
+    for axis in (1, 0):
+        where = np.flatnonzero(drawn.any(axis=axis))
+        box.append(slice(max(0, where[0] - margin), where[-1] + 1 + margin))
+    return pixels[tuple(box)]
 
 
 def draw_trajectory(file: Path, picture: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,7 +113,8 @@ def _run_session(record: StudyRecord, case: Case, directory: RunDirectory, progr
         seed=settings.seed, device=_device(settings.device), schedule=settings.schedule, warm_up=settings.warm_up,
         halve_every=settings.halve_every, callbacks=settings.callbacks, record_steps=settings.record_steps,
     )  # fmt: skip
-    with RecordWriter(directory.ledger / f"study-{number}.log") as log, ValidatorProcess(directory.path):
+    validator = ValidatorProcess(directory.path) if settings.held_out else nullcontext()
+    with RecordWriter(directory.ledger / f"study-{number}.log") as log, validator:
         log.append({"e": "session", "n": number})
         stopped = threading.Event()
 

@@ -92,7 +92,8 @@ class Session:
             address = self._ask(intake.start)
             self._ask(intake.limit_running, self._settings.jobs)
             supervisor = self._start_supervisor(stack, address)
-            stack.enter_context(ValidatorProcess(self._directory.path))
+            if self._settings.held_out:
+                stack.enter_context(ValidatorProcess(self._directory.path))
             trainer = threading.Thread(target=self._train, args=(address,), name="trainer", daemon=True)
             trainer.start()
             try:

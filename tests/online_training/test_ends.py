@@ -122,7 +122,7 @@ def data(case, tmp_path_factory):
 
 
 def test_callbacks_are_told_and_one_that_fails_is_left_out(case, data, tmp_path, caplog):
-    result = Study(case, MLP(hidden=(8,)), run_dir=tmp_path / "run", offline=str(data), views=2,
+    result = Study(case, MLP(hidden=(8,)), run_dir=tmp_path / "run", offline=str(data), views=2, held_out=0,
                    callbacks="note, broken").run()  # fmt: skip
     assert result.status == "finished"
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
