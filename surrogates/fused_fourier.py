@@ -109,9 +109,10 @@ class _Layers(torch.autograd.Function):
         rows = _analyse(x, plan)
         for number, (weight, skip, bias) in enumerate(layers, start=1):
             spectrum = _columns(rows, plan.analysis, (*plan.kept, 2, x.shape[1], x.shape[0]))
-            z = _to_rows(_mix(spectrum, weight), plan, plan.synthesis)
+            mixed = _mix(spectrum, weight)
+            z = _to_rows(mixed, plan, plan.synthesis)
             last = number == len(layers)
-            kept += [x, spectrum, z]
+            kept += [x, spectrum, mixed]  # smaller than z, which is soon made again
             following = None if last else plan
             x, rows = _blend(x, skip, z, plan.inverse, bias, active=active or not last, following=following)
         ctx.save_for_backward(*parameters, *kept)
@@ -129,7 +130,9 @@ class _Layers(torch.autograd.Function):
         programs = _programs(slope.device, slope.shape[1] * slope.shape[2], 4 if _narrow(parameters) else 2)
         sums = slope.new_empty(len(parameters) // 3, programs, _most_sums(parameters), dtype=torch.float32)
         for i in reversed(range(0, len(parameters), 3)):
-            (weight, skip, bias), (x, spectrum, z) = parameters[i : i + 3], kept[i : i + 3]
+            (weight, skip, bias), (x, spectrum, mixed) = parameters[i : i + 3], kept[i : i + 3]
+            # Without a gelu nothing of what entered it is read.
+            z = _to_rows(mixed, plan, plan.synthesis) if active else _row_spectra(mixed, plan)
             goes_back = bool(i or ctx.needs_input_grad[0])
             slope, z_slope = _blend_backward(
                 x, skip, z, plan.inverse, bias, slope, sums[i // 3], active=active, following=following,
@@ -239,10 +242,16 @@ def _columns(rows: torch.Tensor, matrix: Complex, shape: tuple[int, ...]) -> tor
 
 def _to_rows(spectrum: torch.Tensor, plan: Plan, matrix: Complex) -> torch.Tensor:
     """Apply a complex matrix (h, k) to (k, l, r, b, c): the row spectra (b, h, r, l, c)."""
-    _, last, _, batch, channels = spectrum.shape
-    out = spectrum.new_empty(batch, plan.grid[0], 2, last, channels)
-    _contract(matrix, spectrum, _spectrum_strides(spectrum), out, _row_strides(out), batch=batch, waves=last)
+    out = _row_spectra(spectrum, plan)
+    _contract(matrix, spectrum, _spectrum_strides(spectrum), out, _row_strides(out), batch=spectrum.shape[3],
+              waves=spectrum.shape[1])  # fmt: skip
     return out
+
+
+def _row_spectra(spectrum: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """Return memory for the row spectra of a spectrum (k, l, r, b, c)."""
+    _, last, _, batch, channels = spectrum.shape
+    return spectrum.new_empty(batch, plan.grid[0], 2, last, channels)
 
 
 def _contract(
