@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from headrace.surrogates.recorded import Recorded
+
 if TYPE_CHECKING:
     from .feed import Draw
 
@@ -41,16 +43,14 @@ class TrainingStep:
         self._copies = torch.cuda.Stream(device) if on_gpu else None
         self._computing = torch.cuda.Stream(device) if on_gpu else None
         self._record = record and on_gpu and num_ranks == 1
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._inputs: list[torch.Tensor] = []
-        self._outputs: torch.Tensor | None = None
+        self._recorded: Recorded | None = None
         self._eager = 0
         self._done = False
 
     @property
     def recorded(self) -> bool:
         """Whether steps are replayed."""
-        return self._graph is not None
+        return self._recorded is not None
 
     def losses(self, draw: Draw, rate: float) -> torch.Tensor:
         """Return the loss of each window of a draw, (batch,); rate is what a recorded step updates with."""
@@ -59,16 +59,13 @@ class TrainingStep:
 
     def _losses(self, draw: Draw, rate: float) -> torch.Tensor:
         tensors = self._on_device(draw)
-        if self._record and self._graph is None and self._eager >= _EAGER_FIRST:
+        if self._record and self._recorded is None and self._eager >= _EAGER_FIRST:
             self._capture(tensors)
-        self._done = self._graph is not None and [t.shape for t in tensors] == [t.shape for t in self._inputs]
+        self._done = self._recorded is not None and self._recorded.takes(*tensors)
         if not self._done:
             return self._loss_of(*tensors)
-        for mine, tensor in zip(self._inputs, tensors, strict=True):
-            mine.copy_(tensor)
         self._set_rate(rate)
-        self._graph.replay()
-        return self._outputs.clone()
+        return self._recorded(*tensors).clone()
 
     def update(self, losses: torch.Tensor, windows: int, rate: float) -> None:
         """Step along the gradient of the mean loss over the windows of the whole batch."""
@@ -116,23 +113,22 @@ class TrainingStep:
             copy.record_stream(computing)  # its memory is used by another stream than the one it was taken on
         return [copy.float() for copy in copies]
 
+    def _whole(self, *tensors: torch.Tensor) -> torch.Tensor:
+        losses = self._loss_of(*tensors)
+        self._descend(losses, len(losses))
+        return losses.detach()
+
     def _capture(self, tensors: list[torch.Tensor]) -> None:
         """Record a step on tensors of these shapes, which computes nothing; where that fails, go on eagerly."""
-        self._inputs = [tensor.clone() for tensor in tensors]
         rates = [group["lr"] for group in self._optimizer.param_groups]
         for group in self._optimizer.param_groups:
             group["lr"] = torch.tensor(float(group["lr"]), device=self._device)
         self._optimizer.zero_grad()
-        graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=self._computing):
-                losses = self._loss_of(*self._inputs)
-                self._descend(losses, len(losses))
-                self._outputs = losses.detach()
+            # The eager steps before were its first calls; more of them would train on this batch.
+            self._recorded = Recorded(self._whole, *tensors, calls=0, stream=self._computing)
         except RuntimeError as error:
             logger.info("The training step is not recorded: %s", error)
             self._record = False
             for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
-            return
-        self._graph = graph

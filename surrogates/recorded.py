@@ -11,26 +11,34 @@ import torch
 class Recorded:
     """Function of tensors of fixed shapes -> its results, valid until the next call.
 
-    function : nothing in it may depend on values on the host. It is called three times on the example before it is
-        recorded; a training step trains in each of them.
+    function : nothing in it may depend on values on the host. Recording it computes nothing.
+    calls : of it on the example before; a training step trains in each of them. 0 where the stream has seen its work.
+    stream : where it is called and recorded; None is a new one.
 
     Raises
     ------
     RuntimeError : it cannot be recorded.
     """
 
-    def __init__(self, function: Callable[..., Any], *example: torch.Tensor) -> None:
+    def __init__(
+        self, function: Callable[..., Any], *example: torch.Tensor, calls: int = 3,
+        stream: torch.cuda.Stream | None = None,
+    ) -> None:  # fmt: skip
         self._inputs = [tensor.clone() for tensor in example]
-        stream = torch.cuda.Stream()
+        stream = stream or torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(3):
+            for _ in range(calls):
                 function(*self._inputs)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         # On the same stream, so that graphs replayed at the same time share no workspace of cuBLAS.
         with torch.cuda.graph(self._graph, stream=stream):
             self._results = function(*self._inputs)
+
+    def takes(self, *tensors: torch.Tensor) -> bool:
+        """Whether tensors have the recorded shapes."""
+        return [tensor.shape for tensor in tensors] == [mine.shape for mine in self._inputs]
 
     def __call__(self, *tensors: torch.Tensor) -> Any:
         """Return the results for other values."""
