@@ -49,7 +49,7 @@ def draw_curves(axes: Any, runs_of: dict[str, list[list[list[float]]]]) -> None:
             axes.plot(*zip(*curve, strict=True), "o-", ms=3, color=COLOURS[number % len(COLOURS)],
                       label=None if seed else name)  # fmt: skip
     axes.axhline(1.0, color="black", lw=1)
-    axes.set(yscale="log", xlabel="seconds of training on an H100", ylabel="error / published error",
+    axes.set(yscale="log", xlabel="seconds of training on an H100 or H200", ylabel="error / published error",
              title="Published tables")  # fmt: skip
     axes.legend(fontsize=8)
 
