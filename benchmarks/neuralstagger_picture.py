@@ -127,7 +127,7 @@ def draw_block(path: Path, folder: Path, frames: int = 500) -> None:
     words = f"network, {run.steps:,} steps of training"
     lower.plot([channel.frame * (k + 1) for k in range(frames)], across, label=words)
     lower.set(xlabel="t", ylabel="flow across behind the block")
-    lower.legend(loc="upper right")
+    lower.legend(loc="upper left")
     figure.savefig(path, dpi=110)
 
 
