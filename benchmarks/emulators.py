@@ -206,8 +206,7 @@ class Judge:
         self._common = {"device": device, "cores": 1}
 
     def _add(self, name: str, value: float, setup: str, **more: object) -> None:
-        finite = value if math.isfinite(value) else None
-        self._report.add(name, finite, "1", **{**self._common, "setup": setup, **more})
+        self._report.add(name, value, "1", **{**self._common, "setup": setup, **more})
 
     def _errors(self, prefix: str) -> dict[str, float]:
         """Return {rest of the name: error} of the lines that begin so."""
@@ -275,7 +274,7 @@ class Judge:
         for who, (place, ratio) in sorted(ranks(whole).items(), key=lambda item: item[1]):
             self._add(
                 f"rank {who}", place, f"mean rank of {len(whole)} scenarios; error over the best one's {ratio:.3g}",
-                ratio=ratio if math.isfinite(ratio) else None,
+                ratio=ratio,
             )  # fmt: skip
 
 

@@ -366,8 +366,7 @@ def record(figure: tuple[str, float, str, Any], options: argparse.Namespace) -> 
     trained = options.device == "cuda" and name.startswith(("training", "fused"))
     device = torch.cuda.get_device_name() if options.device == "cuda" else processor()
     return {
-        "name": name, "value": None if math.isnan(value) else value, "unit": unit, "goal": goal, "met": met,
-        "baseline": None if isinstance(baseline, float) and math.isnan(baseline) else baseline,
+        "name": name, "value": value, "unit": unit, "goal": goal, "met": met, "baseline": baseline,
         "seeds": [0], "cores": options.threads, "device": device,
         "precision": next((word for word in PRECISIONS if f" {word}:" in name), "fp32"),
         "setup": f"torch {torch.__version__}, "

@@ -42,7 +42,7 @@ class Report:
     """The lines of one benchmark, in results/NAME-DEVICE.json, of quick runs in results/NAME-quick-DEVICE.json.
 
     A line replaces an earlier one of the same name; all others stay, so that parts can be measured one by one.
-    HEADRACE_RESULTS : another folder for the results, where it is set.
+    A number that is not finite becomes null. HEADRACE_RESULTS : another folder for the results, where it is set.
     """
 
     def __init__(self, name: str, *, device: str = "cpu", quick: bool = False, resume: bool = False) -> None:
@@ -81,6 +81,10 @@ class Report:
         self._write()
 
     def _print(self, line: dict[str, Any]) -> None:
+        # JSON knows no number that is not finite.
+        line = {
+            key: None if isinstance(item, float) and not math.isfinite(item) else item for key, item in line.items()
+        }  # fmt: skip
         self.lines.append(line)
         print(json.dumps({key: item for key, item in line.items() if key != "curve"}), flush=True)
 

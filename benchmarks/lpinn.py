@@ -309,7 +309,7 @@ def further_lines(part: str, options: argparse.Namespace) -> Iterator[dict[str, 
             device=options.device, threads=options.threads,
         ):  # fmt: skip
             goal = more.get("goal")
-            yield {"name": name, "value": value if math.isfinite(value) else None, "unit": unit, "goal": goal,
+            yield {"name": name, "value": value, "unit": unit, "goal": goal,
                    "met": None if goal is None else value >= goal, "baseline": None, **shared, **more}  # fmt: skip
 
 
