@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from .recorded import Recorded
 
 HUGE = 1e9
-"""What an error counts as that is not finite."""
+"""The most that an error counts as; its square is a number in float32."""
 
 
 class Correction(Protocol):
@@ -86,12 +86,12 @@ class StatePool:
 def physics_loss(equation: Correction, last: torch.Tensor, window: torch.Tensor, dt: float) -> torch.Tensor:
     """Return the mean squared error of each sample's frames, as the defect tells it, in units of the state's own.
 
-    Where it is not finite it counts as large, without a gradient.
+    Where an error is no number, or beyond HUGE, it counts as HUGE, without a gradient.
     last : the frame before the window, (batch, fields, *grid); window : (batch, frames, fields, *grid).
     """
     old = torch.cat((last[:, None], window[:, :-1]), dim=1)
     error = equation.correction(old, window, 0.0, dt)
-    error = torch.where(error.isfinite(), error, HUGE)
+    error = torch.where(error.abs() < HUGE, error, HUGE)
     return error.square().flatten(1).mean(1) / equation.size(last.detach()).square().flatten(1).mean(1)
 
 
@@ -109,6 +109,8 @@ def train_without_data(  # noqa: PLR0913
         be capturable with its learning rate in a tensor, and nothing in the loss may depend on values on the host.
     lost : windows whose loss is beyond this have no part in the step and start again; as it is, those that blow up. One
         such flow would move the weights further than thousands of others, to where nothing may be learned any more.
+        Where a network gives no number at all, a loss without a gradient is no help: on the way back 0 times infinity
+        is no number either, and would be every weight's. Such a step moves nothing.
     data_term : what is added to the loss, e.g. an error against known states.
     """
 
@@ -125,6 +127,9 @@ def train_without_data(  # noqa: PLR0913
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
+        for weights in network.parameters():
+            if weights.grad is not None:  # a norm that is no number has made all of them none
+                weights.grad.nan_to_num_(0.0, 0.0, 0.0)
         optimiser.step()
         # What is not finite starts again when it is written back.
         return loss.detach(), torch.where(bad.reshape(-1, *[1] * (window.ndim - 1)), torch.nan, window.detach())

@@ -405,6 +405,30 @@ def test_a_flow_that_blows_up_teaches_nothing_and_starts_again():
     assert (pool.states.abs() < 1).sum() >= 16
 
 
+class Grows(torch.nn.Module):
+    """A network that overflows for large states, whatever its weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, window):
+        return self.weight * window.exp()
+
+
+def test_a_network_that_gives_no_number_keeps_its_weights_and_learns_on():
+    pool = StatePool(lambda count: torch.full((count, 1, 1, 4, 4), 0.5), 2, lifetime=9, largest=1e30)
+    pool.states[1] = 1e4
+    network = Grows()
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
+    training = train_without_data(network, Blows(), pool, optimiser, dt=1.0, batch=2)
+    next(training)
+    assert network.weight.item() == pytest.approx(0.7)
+    assert pool.diverged == 1
+    assert math.isfinite(next(training))
+    assert network.weight.item() < 0.7
+
+
 def test_lifetimes_in_octaves_are_as_often_one_window_as_any_other_octave():
     pool = StatePool(lambda count: torch.zeros(count, 1), 6000, lifetime=64, largest=10.0, octaves=True)
     pool.feed(torch.zeros(6000, 1))
