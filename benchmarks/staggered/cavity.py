@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cache
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from headrace.solvers import MemorySink, Parameters
 from headrace.solvers.mac_circulation import CirculationResidual
 from headrace.solvers.simulate import simulate
 
-from .figures import Point, repeated
+from .figures import Point, repeated, solved_beside
 from .mac_steps import StaggeredSteps, potential_of
 from .planes import Measured
 from .potential_root import PotentialRoot
@@ -31,18 +30,18 @@ LEAST = 0.04
 """The least of it where explicit steps grade: that of the velocity after a frame from rest at Re 1000."""
 
 
-def own_solver(reynolds: int, points: int, end: float) -> np.ndarray:
-    """Return u and v of our MAC solver at every whole time, (times, 2, points, points)."""
+def own_solver(reynolds: int, points: int, end: float) -> dict[str, np.ndarray]:
+    """Return u and v of our MAC solver at every whole time, "velocity" (times, 2, points, points)."""
     sink = MemorySink()
     case = replace(cavity.resized((points, points)), duration=end, num_snapshots=round(end))
     simulate(case, case.accept({"reynolds": reynolds}), sink)
-    return np.asarray(sink.values)[:, :2]
+    return {"velocity": np.asarray(sink.values)[:, :2]}
 
 
 @cache
-def reference(reynolds: int, points: int, end: float) -> Future[np.ndarray]:
-    """Return `own_solver` on its way in another process, which takes minutes."""
-    return ProcessPoolExecutor(1, mp_context=get_context("spawn")).submit(own_solver, reynolds, points, end)
+def reference(reynolds: int, points: int, end: float) -> Future[dict[str, np.ndarray]]:
+    """Return `own_solver`, known from before or on its way."""
+    return solved_beside(f"cavity-{reynolds}-{points}", own_solver, reynolds, points, end)
 
 
 def restricted(velocity: np.ndarray, factor: int) -> np.ndarray:
@@ -139,7 +138,7 @@ class Cavity:
         found = self.velocity(loss, torch.cat(fields[: number + 1 : every]).double())
         found = found.movedim(0, 1).cpu().numpy()
         yield from self._extremes("", found[-1], self.goal)
-        truth = reference(self.reynolds, self.points, self.end).result()
+        truth = reference(self.reynolds, self.points, self.end).result()["velocity"]
         yield from self._extremes("our solver's ", truth[-1], None)
         errors = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(found[1:], truth[1:], strict=True)]
         words = "errors at whole times: " + ", ".join(f"{e:.3g}" for e in errors)
@@ -149,7 +148,7 @@ class Cavity:
     @torch.no_grad()
     def rivals(self, device: str) -> Iterator[Point]:
         """Yield explicit steps on coarser grids on the same device, by the same error."""
-        truth = reference(self.reynolds, self.points, self.end).result()
+        truth = reference(self.reynolds, self.points, self.end).result()["velocity"]
         for factor in (factor for factor in (16, 8, 4, 2, 1) if self.points // factor >= 8):
             coarse = replace(self, points=self.points // factor)
             found, seconds = coarse.solved_on(device)

@@ -26,12 +26,14 @@ from headrace.solvers.mac_operators import divergence
 from headrace.solvers.mac_potential import PotentialResidual, flow_around
 
 from .channel_grading import ChannelSteps
-from .channel_solver import distances, frequency, means, reference
+from .channel_solver import distances, frequency, means, means_over, named, reference
 from .figures import Point, repeated, timed
 from .mac_steps import StaggeredSteps, TensorPressure
 from .planes import Measured
 
 NONE = Parameters({})
+YOUNG = 32
+"""Simulations, at most, that a pool of states of all ages comes from."""
 OUT, LEVEL = Neumann(0.0), Dirichlet(0.0)
 
 
@@ -164,7 +166,7 @@ class Channel:
         if inflow is None:
             reference(self.name)
         if loss == "steps" and count > 1 and inflow is None:
-            young = self.start_windows("", frames, count // 2, device, seed)
+            young = self.start_windows("", frames, min(YOUNG, count // 2), device, seed)
             return ChannelSteps(self, device).of_all_ages(young)
         rng = np.random.default_rng(seed)
         states = np.zeros((count, self.fields, *self.shape))
@@ -271,10 +273,9 @@ class Channel:
         yield "largest divergence at the end, read in float64", leak, self.goals.get("divergence"), None, ""
         defect = float(torch.stack(defects).mean())
         yield "error of a step over the state, root mean square", defect, None, None, words
-        series = torch.stack(found).double().cpu().numpy()
-        solved = reference(self.name).result() if count > 1 else None
-        if solved is not None:
-            yield from self._compared(series, torch.stack(lines).double().cpu().numpy(), solved)
+        if count > 1:
+            series, rows = torch.stack(found).double().cpu().numpy(), torch.stack(lines).double().cpu().numpy()
+            yield from self._compared(named(series, rows), device)
 
         def roll() -> torch.Tensor:
             moved = window
@@ -308,19 +309,35 @@ class Channel:
     @torch.no_grad()
     def rivals(self, device: str) -> Iterator[Point]:
         """Yield explicit steps on this and coarser grids on the same device, by the same error."""
-        own = means(reference(self.name).result())
+        own, where, frames = self._wanted(device)
         for factor in (4, 2, 1):
             coarse = replace(self, shape=tuple(n // factor for n in self.shape), cells=self.cells // factor,
                              steps=math.ceil(self.steps / factor))  # fmt: skip
-            found, seconds = coarse.solved_on(device)
+            found, seconds = coarse.solved_on(device, frames)
             pairs = [size for n in coarse.shape[1:] for size in (n, factor)]
             line = own[2].reshape(pairs).mean(tuple(range(1, 2 * self.ndim - 2, 2))).ravel()
-            seconds *= self.rolled * self.frame / self.solved
+            seconds *= self.rolled / frames
             name = f"explicit steps on {' x '.join(map(str, coarse.shape))}"
-            yield Point(name, max(distances(means(found), (own[0], own[1], line))), seconds, seconds)
+            yield Point(name, max(distances(means_over(found, where), (own[0], own[1], line))), seconds, seconds)
 
-    def solved_on(self, device: str) -> tuple[dict[str, np.ndarray], float]:
-        """Return the signals of explicit steps in float32 from the held-out start, and the time of it."""
+    def _wanted(self, device: str) -> tuple[tuple[float, float, np.ndarray], slice, int]:
+        """Return our solver's means, the frames that they are over, and the frames of its run.
+
+        Vortices come and go irregularly: where they are shed, means are over the second half of the roll-out, and made
+        by our solver's explicit steps on the device.
+        """
+        if "shedding" not in self.goals:
+            half = round(self.solved / 2 / self.frame)
+            return means(reference(self.name).result()), slice(half, 2 * half), 2 * half
+        last = slice(self.rolled // 2, self.rolled)
+        return means_over(self._long(device), last), last, self.rolled
+
+    @cache  # noqa: B019
+    def _long(self, device: str) -> dict[str, np.ndarray]:
+        return self.solved_on(device, self.rolled)[0]
+
+    def solved_on(self, device: str, frames: int) -> tuple[dict[str, np.ndarray], float]:
+        """Return the signals of frames of explicit steps in float32 from the held-out start, and the time of it."""
         window = self.start_windows("", 1, 1, device, 1_000_000, torch.ones(1))
         solver = self.solver(device, torch.float32).compiled()
         viscosity = 1 / self.reynolds
@@ -332,35 +349,35 @@ class Channel:
 
         start = time.perf_counter()
         rows, lines = [], []
-        for _, numbers, line in repeated(frame, self.velocity(window), round(self.solved / self.frame), device):
+        for _, numbers, line in repeated(frame, self.velocity(window), frames, device):
             rows.append(numbers)
             lines.append(line)
-        series = torch.stack(rows).double().cpu().numpy()
-        seconds, half = time.perf_counter() - start, len(rows) // 2
-        line = torch.stack(lines[half:]).double().mean(0).cpu().numpy()
-        return {"energy": series[:, 0], "drag": series[:, 1], "across": series[:, 2], "line": line}, seconds
+        series, lines = torch.stack(rows).double().cpu().numpy(), torch.stack(lines).double().cpu().numpy()
+        return named(series, lines), time.perf_counter() - start
 
-    def _compared(self, series: np.ndarray, lines: np.ndarray, solved: dict[str, np.ndarray]) -> Iterator[Measured]:
-        """Yield distances from our solver of the means over the second half of its time.
-
-        Where vortices are shed, the network's are over the second half of its own; else over the same times.
-        """
-        half, interval = len(solved["energy"]) // 2, self.solved / (len(solved["energy"]) - 1)
-        then = slice(round(self.solved / 2 / self.frame), round(self.solved / self.frame))
-        last = slice(len(series) // 2, None) if "shedding" in self.goals else then
-        words = (f"our solver to t = {self.solved:g}, means over its second half; network over steps {last.start} to "
-                 f"{last.stop or len(series)}")  # fmt: skip
-        mine, own = (series[last, 0].mean(), series[last, 1].mean(), lines[last].mean(0)), means(solved)
-        apart, goal = distances(mine, own), self.goals.get("flow")
+    def _compared(self, found: dict[str, np.ndarray], device: str) -> Iterator[Measured]:
+        """Yield distances from our solver of the means of a roll-out, and what our solver's own are worth."""
+        own, where, frames = self._wanted(device)
+        mine, goal = means_over(found, where), self.goals.get("flow")
+        shed, apart = "shedding" in self.goals, distances(mine, own)
+        words = f"both over steps {where.start} to {frames}" + ", our solver's explicit ones on this device" * shed
         for what, number in (("energy", 0), ("drag", 1)):
             yield f"{what} over our solver's, less 1", apart[number], goal, own[number], f"{mine[number]:.5g}; {words}"
         yield "mean profile three heights behind the block, distance from our solver's", apart[2], goal, None, words
         yield self.judged, max(apart), None, None, words
-        if "shedding" in self.goals:
-            mine, own = frequency(series[last, 2], self.frame), frequency(solved["across"][half:], interval)
-            yield "shedding over our solver's, less 1", abs(mine / own - 1), self.goals["shedding"], own, (
-                f"St {mine:.4f}; {words}"
-            )
+        if not shed:
+            return
+        long, quarter = self._long(device), (frames - where.start) // 2
+        early, late = (means_over(long, slice(n, n + quarter)) for n in (where.start, where.start + quarter))
+        run = distances(means(reference(self.name).result()), own)
+        for what, off in (("the two halves of these steps", distances(late, early)),
+                          (f"its run to t = {self.solved:g} and these steps", run)):  # fmt: skip
+            told = f"energy {off[0]:.3g}, drag {off[1]:.3g}; {words}"
+            yield f"our solver's own mean profile, distance of {what}", off[2], None, None, told
+        here, there = (frequency(signals["across"][where], self.frame) for signals in (found, long))
+        yield "shedding over our solver's, less 1", abs(here / there - 1), self.goals["shedding"], there, (
+            f"St {here:.4f}; {words}"
+        )
 
 
 FLOW = {"flow": 0.1, "divergence": 1e-6}

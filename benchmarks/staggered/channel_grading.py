@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .figures import repeated
+
 if TYPE_CHECKING:
     from .channel import Channel
 
@@ -57,8 +59,9 @@ class ChannelSteps:
         channel, kept = self._channel, []
         inflow, velocity = self._inflow(young), channel.read(young)[:-1]
         quarter = round(channel.end / channel.frame) // AGES
-        for number in range(1, AGES * quarter + 1):
-            velocity, pressure = self._stepped(velocity, inflow)
+        device = young.device.type
+        steps = repeated(lambda u: self._stepped(u, inflow), velocity, AGES * quarter, device)
+        for number, (velocity, pressure) in enumerate(steps, 1):
             # Every simulation is kept once a quarter, each at ages of its own.
             now = [k for k in range(len(young)) if (number - k * quarter // len(young)) % quarter == 0]
             if now:

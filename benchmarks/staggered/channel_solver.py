@@ -6,11 +6,9 @@ it there.
 
 from __future__ import annotations
 
-import os
 import sys
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +18,8 @@ import torch
 from headrace.solvers import Case, Parameters, Sink, Snapshot
 from headrace.solvers.simulate import simulate
 
+from .figures import solved_beside
+
 if TYPE_CHECKING:
     from .channel import Channel
 
@@ -28,6 +28,16 @@ def means(solved: dict[str, np.ndarray]) -> tuple[float, float, np.ndarray]:
     """Return kinetic energy, drag and line of our solver over the second half of its time."""
     half = len(solved["energy"]) // 2
     return solved["energy"][half:].mean(), solved["drag"][half:].mean(), solved["line"]
+
+
+def named(series: np.ndarray, lines: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the signals of steps by their names, and their lines."""
+    return {"energy": series[:, 0], "drag": series[:, 1], "across": series[:, 2], "lines": lines}
+
+
+def means_over(signals: dict[str, np.ndarray], where: slice) -> tuple[float, float, np.ndarray]:
+    """Return kinetic energy, drag and line over some steps."""
+    return signals["energy"][where].mean(), signals["drag"][where].mean(), signals["lines"][where].mean(0)
 
 
 def distances(mine: tuple[float, float, np.ndarray], own: tuple[float, float, np.ndarray]) -> list[float]:
@@ -93,14 +103,8 @@ def own_solver(name: str, comm: Any = None) -> dict[str, np.ndarray]:
 
 @cache
 def reference(name: str) -> Future[dict[str, np.ndarray]]:
-    """Return `own_solver`: what STAGGERED_REFERENCES/NAME.npz holds, or on its way in another process for minutes."""
-    file = Path(os.environ.get("STAGGERED_REFERENCES", ".")) / f"{name}.npz"
-    if file.is_file():
-        with np.load(file, allow_pickle=False) as held:
-            known: Future[dict[str, np.ndarray]] = Future()
-            known.set_result(dict(held))
-            return known
-    return ProcessPoolExecutor(1, mp_context=get_context("spawn")).submit(own_solver, name)
+    """Return `own_solver`, known from before or on its way."""
+    return solved_beside(name, own_solver, name)
 
 
 if __name__ == "__main__":

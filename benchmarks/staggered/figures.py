@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from headrace.surrogates.recorded import Recorded
@@ -21,6 +26,19 @@ class Point:
     error: float
     seconds: float
     each: float
+
+
+def solved_beside(name: str, solve: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """Return what a solver of ours gives: STAGGERED_REFERENCES/NAME.npz if it is there, or on its way in another
+    process for minutes.
+    """
+    file = Path(os.environ.get("STAGGERED_REFERENCES", ".")) / f"{name}.npz"
+    if file.is_file():
+        with np.load(file, allow_pickle=False) as held:
+            known: Future[Any] = Future()
+            known.set_result(dict(held))
+            return known
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn")).submit(solve, *arguments)
 
 
 def timed(run: Callable[[], Any], device: str, repeats: int, *, graph: bool = True) -> float:
