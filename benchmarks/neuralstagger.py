@@ -8,14 +8,14 @@ Parts: `speed`, 256 x 256 points, time per simulated frame of all parts on one d
 part alone, over the plain network in its fastest form, all as CUDA graphs on a GPU, and beside them the time that
 launching alone takes (`floor`, the same network on the smallest grid it allows); `processes`, latency with the parts
 in processes of their own on CPU cores; `classical`, error against time of pseudo-spectral solvers, coarse, and on each
-part by itself without training; `training`, the networks of `staggered.training.ROWS` trained without data for M
-minutes each, kept in results/neuralstagger-states and continued there by --resume, S seconds a call; `comparison`, for
-every network in the results, its time and the fastest classical solver that reaches its error; `control`, a flow that
-mixes a dye best, chosen through two of the trained networks and replayed in our solver; `shedding`, the inflow of a
-channel so that vortices are shed at a wanted frequency, likewise; `streamed`, two online studies
-with and without the states of the stream. Errors are relative L2 norms over simulations that no training saw, to our
-discrete solution and to truth (spectral, finer; in the cavity our solver). One JSON line per figure, also in
-benchmarks/results/neuralstagger-DEVICE.json.
+part by itself without training, of the planes of these rows; `training`, the networks of `staggered.training.ROWS`
+trained without data for M minutes each, kept in results/neuralstagger-states and continued there by --resume, S
+seconds a call; `comparison`, for every network in the results, its time and the fastest classical solver that reaches
+its error; `control`, a flow that mixes a dye best, chosen through two of the trained networks and replayed in our
+solver; `shedding`, the inflow of a channel so that vortices are shed at a wanted frequency, likewise; `streamed`, two
+online studies with and without the states of the stream. Errors are relative L2 norms over simulations that no
+training saw, to our discrete solution and to truth (spectral, finer; in the cavity our solver). One JSON line per
+figure, also in benchmarks/results/neuralstagger-DEVICE.json.
 """
 
 from __future__ import annotations
@@ -151,7 +151,9 @@ PRECISION = {
     "processes": "float32",
 }  # fmt: skip
 PARTS = {
-    "classical": lambda options: measure_classical(options.quick, options.device),
+    "classical": lambda options: measure_classical(
+        options.quick, options.device, {ROWS[number].problem for number in options.row or ()}
+    ),
     "speed": lambda options: measure_speed(options.quick, options.device, options.network),
     "processes": lambda options: measure_ranks(options.quick),
     "training": measure_training,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cache
 
 import torch
@@ -90,9 +90,9 @@ def curve(plane: Plane, device: str, count: int = HELD_OUT) -> tuple[Point, ...]
 
 
 @torch.no_grad()
-def measure_classical(quick: bool, device: str) -> Iterator[Figure]:
-    """Yield the curve of every plane and, part by part, the classical line without training."""
-    for plane in (PLANES["P1"],) if quick else (PLANES["P1"], PLANES["P2"], PLANES["P3"]):
+def measure_classical(quick: bool, device: str, names: Collection[str] | None = None) -> Iterator[Figure]:
+    """Yield the curve of every plane, or of these, and, part by part, the classical line without training."""
+    for plane in (PLANES[name] for name in (("P1",) if quick else ("P1", "P2", "P3")) if not names or name in names):
         count = 1 if quick else HELD_OUT
         for point in curve(plane, device, count):
             yield (f"{plane.name}: {point.name}: error to truth at t = 10", point.error, "1", None, None, "float64")
