@@ -130,7 +130,9 @@ def error(table: Table, history: int, held_out: data.Trajectories, network: Auto
         found = known[:, -1:].expand_as(truth)
     else:
         times = held_out.times[begin:].expand(len(truth), -1)
-        found = roll_out(network.eval(), known, held_out.parameters, times)
+        # To compile a network for the test's batch takes longer than the few tests of a training.
+        with torch.compiler.set_stance("force_eager"):
+            found = roll_out(network.eval(), known, held_out.parameters, times)
         network.train()
     if table.accumulated:
         return (found - truth).square().sum(1).mean((1, 2)).mean().item()
