@@ -42,7 +42,7 @@ class Plane:
     width: int = 24
     modes: int = 12
     padding: float = 0.0
-    batch: int = 32
+    batch: int = 8
     pool: int = 512
     ndim: int = 2
     fields: int = 1
@@ -135,8 +135,7 @@ class Plane:
 # P1 on a quarter of the points, for CPUs.
 P0 = Plane("P0", 1e-3, 32, (128, 0.05), {}, width=16, modes=7, batch=64)
 P1 = Plane("P1", 1e-3, 64, (128, 0.05), {1: 0.01, 2: 0.015, 4: 0.03})
-P2 = Plane("P2", 1e-4, 128, (256, 0.025), {1: 0.03, 2: 0.03, 4: 0.05}, step=0.025, modes=20, batch=8,
-           pool=256)
+P2 = Plane("P2", 1e-4, 128, (256, 0.025), {1: 0.03, 2: 0.03, 4: 0.05}, step=0.025, modes=20, pool=256)
 P3 = Plane("P3", 1e-5, 64, (256, 0.00625), {2: 0.1, 4: 0.2})
 PLANES = {plane.name: plane for plane in (P0, P1, P2, P3)}
 

@@ -25,7 +25,7 @@ KINDS = {
     "U-Net 36 M": lambda _: unet(32, 2, LEVELS, (True, True)),
     "U-Net 36 M, walls": lambda _: unet(32, 2, LEVELS, (False, False)),
     "U-Net 1 M": lambda _: unet(6, 1, LEVELS, (True, True)), "FNO 1 M": lambda grid: fourier(24, grid),
-    "mixer": lambda grid: lambda inputs: LowRankMixer(inputs, 1, shape=(grid, grid)),
+    "mixer": lambda grid: lambda inputs: LowRankMixer(inputs, 1, shape=(grid, grid), groups=2),
 }  # fmt: skip
 
 
