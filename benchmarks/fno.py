@@ -1,6 +1,7 @@
 """Speed and agreement of the Fourier neural operator: our matrix-product form against the usual FFT form.
 
-    python benchmarks/fno.py [--quick] [--only layer|step|training] [--device cpu|cuda] [--threads N] [--resume]
+    python benchmarks/fno.py [--quick] [--only layer|step|fused|training|compiled] [--device cpu|cuda] [--threads N]
+                             [--resume]
 
 Parts: `layer`, one spectral layer forward; `step`, a training step (forward, backward, fused Adam) of the whole
 network. The rival is the published form (rfftn, complex products of the kept corners, irfftn, convolutions with kernel
@@ -11,11 +12,13 @@ Beside each layer stands its relative distance from the same layer in float64.
 
 `training`: the same step in every way that each code can run, beside neuraloperator 2.0.0 with and without its channel
 network, in its own modes. On a GPU eager and as a CUDA graph, in fp32, tf32 and bf16, medians of events on the device;
-on a CPU in fp32, the rivals eager and compiled, best of alternating runs. neuraloperator runs where it can be
+on a CPU in fp32, eager and compiled, best of alternating runs. neuraloperator runs where it can be
 imported, for instance with the folder made by
 `python -m pip install --target .rivals/neuraloperator neuraloperator==2.0.0` on PYTHONPATH, PhysicsNeMo's spectral
 layers (in the published network) where its wheel is unpacked there; else "not run" is said. "unfused" is our form of
 every other device.
+
+`compiled`: the step of every code through PyTorch's compiler, as a CUDA graph where it can be one, in tf32 (CUDA only).
 
 One JSON line per figure, also in benchmarks/results/fno-DEVICE.json.
 """
@@ -25,14 +28,14 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from lines import Report, flags, processor
 from rivals.fourier import FFTConv, FFTNetwork, Shape, neuraloperator, physicsnemo
+from step_times import allow, best_times, device_time, has_complex, training_step
 
 from headrace.surrogates import FNO, Problem, Stepping, WindowBatch
 from headrace.surrogates.fourier_network import FourierLayer
@@ -59,29 +62,6 @@ def share_weights(ours: SpectralConv, rival: FFTConv) -> None:
         ordered[(slice(None), slice(None), *chosen, slice(None))] = weight
     parts = torch.view_as_real(ordered).flatten(2, -2)  # (i, o, modes, r)
     ours.weight.matrices.data.copy_(parts.permute(2, 0, 3, 1))
-
-
-def best_times(functions: dict[str, Callable[[], Any]], device: torch.device, seconds: float) -> dict[str, float]:
-    """Run functions alternately for some seconds, at least three times each; return the best time of each in ms."""
-    best = dict.fromkeys(functions, math.inf)
-    for function in functions.values():
-        function()
-    start, rounds = time.perf_counter(), 0
-    while rounds < 3 or time.perf_counter() - start < seconds:
-        for name, function in functions.items():
-            synchronise(device)
-            before = time.perf_counter()
-            function()
-            synchronise(device)
-            best[name] = min(best[name], 1e3 * (time.perf_counter() - before))
-        rounds += 1
-    return best
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def measure_layer(shape: Shape, device: torch.device, seconds: float) -> Iterator[tuple[str, float, str, Any]]:
@@ -148,65 +128,25 @@ def measure_step(shape: Shape, device: torch.device, seconds: float) -> Iterator
     yield f"step {shape}: speed-up over FFT form", times["fft"] / times["ours"], "x", 1.0
 
 
-def has_complex(network: torch.nn.Module) -> bool:
-    """Whether Adam's fused form, which knows real weights only, is out of reach."""
-    return any(parameter.is_complex() for parameter in network.parameters())
-
-
 PRECISIONS = ("fp32", "tf32", "bf16")
 ON_CPU = [Shape(20, 32, (64, 64), 12), Shape(8, 64, (64, 64), 16), Shape(2, 64, (256, 256), 16)]
 TRAINED = [Shape(20, 32, (64, 64), 12), Shape(64, 64, (64, 64), 16), Shape(16, 64, (256, 256), 16)]
 
 
-def allow(precision: str, half: torch.dtype) -> torch.autocast:
-    """Set the precision of matrix products; 16 bits are autocast, which the caller enters."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
-    return torch.autocast("cuda", half, enabled=precision == "bf16")
+def candidates(
+    shape: Shape, precision: str, device: torch.device, *, compiled: bool = False
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yield (name, maker of a step); a maker that returns None has nothing to run.
 
-
-def training_step(
-    network: torch.nn.Module, loss_of: Callable[[], torch.Tensor], precision: str, half: torch.dtype = torch.bfloat16
-) -> Callable[[], None]:
-    """Return a whole step, forward, backward and Adam, that a CUDA graph can record; half is what autocast takes."""
-    fused, on_gpu = not has_complex(network), next(network.parameters()).is_cuda
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=fused, foreach=not fused, capturable=on_gpu)
-
-    def run() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with allow(precision, half):
-            loss = loss_of()
-        loss.backward()
-        optimizer.step()
-
-    return run
-
-
-def device_time(run: Callable[[], None], seconds: float) -> float:
-    """Median time of one call in ms, between events on the device, over at least ten calls and some seconds."""
-    for _ in range(3):
-        run()
-    torch.cuda.synchronize()
-    times: list[float] = []
-    began = time.perf_counter()
-    while len(times) < 10 or (time.perf_counter() - began < seconds and len(times) < 200):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return sorted(times)[len(times) // 2]
-
-
-def candidates(shape: Shape, precision: str, device: torch.device) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Yield (name, maker of a step); a maker that returns None has nothing to run."""
+    compiled : on a GPU, through PyTorch's compiler instead of without it; a CPU does both.
+    """
     ndim = len(shape.grid)
     states = torch.randn(shape.batch, 2, 1, *shape.grid, device=device)
     channels = torch.randn(shape.batch, 1 + 2 * ndim, *shape.grid, device=device)
     batch = WindowBatch(states=states, times=torch.zeros(shape.batch, 2, device=device),
                         parameters=torch.zeros(shape.batch, 0, device=device))  # fmt: skip
 
-    def ours(*, fused: bool = True) -> Callable[[], None]:
+    def ours(*, fused: bool = True, compiled: bool = False) -> Callable[[], None]:
         network = FNO(modes=shape.modes, width=shape.width, stepping=Stepping(inputs=("position",)))
         network.setup(Problem(case="benchmark", fields=("u",), shape=shape.grid, extent=(1.0,) * ndim,
                               periodic=(True,) * ndim, parameters={}, duration=1.0, num_snapshots=10))  # fmt: skip
@@ -214,6 +154,8 @@ def candidates(shape: Shape, precision: str, device: torch.device) -> Iterator[t
         for module in network.modules():
             if isinstance(module, FourierLayer):
                 module.fused = fused
+        if compiled:
+            network.network.compile(dynamic=False)
         return training_step(network, lambda: network.training_loss(batch).mean(), precision)
 
     def theirs(network: torch.nn.Module | None, *, compiled: bool = False) -> Callable[[], None] | None:
@@ -225,28 +167,38 @@ def candidates(shape: Shape, precision: str, device: torch.device) -> Iterator[t
         # FFTs know fp16 but no bf16: neuraloperator's mixed mode is made for the former.
         return training_step(network, loss, precision, torch.float16)
 
-    yield "ours eager", ours
-    if device.type == "cpu":
-        yield "fft eager", lambda: theirs(FFTNetwork(1 + 2 * ndim, shape))
-        for mlp, name in ((True, "neuraloperator"), (False, "neuraloperator without channel MLP")):
-            network = partial(neuraloperator, shape, 1 + 2 * ndim, channel_mlp=mlp, mixed=False)
-            yield f"{name} eager", lambda network=network: theirs(network())
-            yield f"{name} compiled", lambda network=network: theirs(network(), compiled=True)
-        return
-    yield "ours graph", lambda: Recorded(ours())
-    yield "unfused eager", lambda: ours(fused=False)
-    yield "unfused graph", lambda: Recorded(ours(fused=False))
+    makers: dict[str, Callable[..., Callable[[], None] | None]] = {"ours": ours}
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        makers["unfused"] = partial(ours, fused=False)
     if precision != "bf16":  # FFTs know no bf16; mixed below is the rival's own half precision
-        yield "fft eager", lambda: theirs(FFTNetwork(1 + 2 * ndim, shape))
-        yield "fft graph", lambda: Recorded(theirs(FFTNetwork(1 + 2 * ndim, shape)))
-        nemo = partial(physicsnemo, shape, 1 + 2 * ndim)
-        yield "physicsnemo eager", lambda: theirs(nemo())
-        yield "physicsnemo graph", lambda: (step := theirs(nemo())) and Recorded(step)
-    for mlp in (True, False):
-        name = "neuraloperator" if mlp else "neuraloperator without channel MLP"
+        makers["fft"] = lambda **how: theirs(FFTNetwork(1 + 2 * ndim, shape), **how)
+        if on_gpu:
+            makers["physicsnemo"] = lambda **how: theirs(physicsnemo(shape, 1 + 2 * ndim), **how)
+    for mlp, name in ((True, "neuraloperator"), (False, "neuraloperator without channel MLP")):
         network = partial(neuraloperator, shape, 1 + 2 * ndim, channel_mlp=mlp, mixed=precision == "bf16")
-        yield f"{name} eager", lambda network=network: theirs(network())
-        yield f"{name} graph", lambda network=network: (step := theirs(network())) and Recorded(step)
+        makers[name] = lambda network=network, **how: theirs(network(), **how)
+    if compiled and on_gpu:
+        del makers["ours"]  # the compiler sees the form of every other device
+    for name, make in makers.items():
+        yield from modes_of(name, make, compiled=compiled, on_gpu=on_gpu)
+
+
+def modes_of(name: str, make: Callable[..., Any], *, compiled: bool, on_gpu: bool) -> Iterator[tuple[str, Any]]:
+    """Yield the modes of one code."""
+    if not compiled:
+        yield f"{name} eager", make
+    if compiled or not on_gpu:
+        yield f"{name} compiled", partial(make, compiled=True)
+    if on_gpu:
+        more = {"compiled": True} if compiled else {}
+        yield f"{name}{' compiled' * compiled} graph", partial(recorded, partial(make, **more))
+
+
+def recorded(make: Callable[[], Callable[[], None] | None]) -> Callable[[], None] | None:
+    """Return a step as a CUDA graph."""
+    step = make()
+    return step and Recorded(step)
 
 
 def measure_training(shape: Shape, device: torch.device, seconds: float) -> Iterator[tuple[str, float, str, Any]]:
@@ -255,28 +207,43 @@ def measure_training(shape: Shape, device: torch.device, seconds: float) -> Iter
         yield from measure_training_on_cpu(shape, device, seconds)
         return
     for precision in PRECISIONS:
-        best: dict[str, float] = {}
-        for name, make in candidates(shape, precision, device):
-            torch.manual_seed(0)
-            try:
-                run = make()
-                if run is None:
-                    continue
-                value = device_time(run, seconds)
-            except Exception as error:  # a mode that a code cannot run in is a finding, not the end
-                reason = f"{type(error).__name__} {str(error).splitlines()[0][:80] if str(error) else ''}"
-                yield f"training {shape} {precision}: {name} fails, {reason}", math.nan, "ms", None
-                continue
-            who = name.removesuffix(" graph").removesuffix(" eager")
-            best[who] = min(value, best.get(who, math.inf))
-            yield f"training {shape} {precision}: {name}", value, "ms", None
-            del run
-            torch.cuda.empty_cache()
+        label = f"training {shape} {precision}"
+        best = yield from measure_modes(label, candidates(shape, precision, device), seconds)
         for who in ("unfused", "fft", "physicsnemo", "neuraloperator", "neuraloperator without channel MLP"):
             speed = best[who] / best["ours"] if who in best and "ours" in best else math.nan
-            baseline = best.get(who, "not run")
-            yield f"training {shape} {precision}: speed-up over the best of {who}", speed, "x", baseline
+            yield f"{label}: speed-up over the best of {who}", speed, "x", best.get(who, "not run")
     yield f"training {shape}: time", best.get("ours", math.nan), "ms", None
+
+
+def measure_modes(
+    label: str, modes: Iterator[tuple[str, Callable[[], Any]]], seconds: float
+) -> Generator[tuple[str, float, str, Any], None, dict[str, float]]:
+    """Yield the time of a step in every mode; return the best of each code."""
+    best: dict[str, float] = {}
+    for name, make in modes:
+        torch.manual_seed(0)
+        try:
+            run = make()
+            if run is None:
+                continue
+            value = device_time(run, seconds)
+        except Exception as error:  # a mode that a code cannot run in is a finding, not the end
+            reason = f"{type(error).__name__} {str(error).splitlines()[0][:80] if str(error) else ''}"
+            yield f"{label}: {name} fails, {reason}", math.nan, "ms", None
+            continue
+        who = name.removesuffix(" graph").removesuffix(" eager")
+        best[who] = min(value, best.get(who, math.inf))
+        yield f"{label}: {name}", value, "ms", None
+        del run
+        torch.cuda.empty_cache()
+    return best
+
+
+def measure_compiled(shape: Shape, device: torch.device, seconds: float) -> Iterator[tuple[str, float, str, Any]]:
+    """Yield the time of a training step through PyTorch's compiler, in tf32."""
+    if device.type == "cuda":
+        modes = candidates(shape, "tf32", device, compiled=True)
+        yield from measure_modes(f"compiled {shape} tf32", modes, seconds)
 
 
 def measure_training_on_cpu(
@@ -297,11 +264,12 @@ def measure_training_on_cpu(
     times = best_times(steps, device, 6 * seconds)
     for name, value in times.items():
         yield f"training on CPU {shape} fp32: {name}", value, "ms", None
+    ours = min(times.get(f"ours {mode}", math.inf) for mode in ("eager", "compiled"))
     for who in ("fft", "neuraloperator", "neuraloperator without channel MLP"):
         modes = [value for name, value in times.items() if name.rsplit(" ", 1)[0] == who]
-        speed, baseline = (min(modes) / times["ours eager"], min(modes)) if modes else (math.nan, "not run")
+        speed, baseline = (min(modes) / ours, min(modes)) if modes else (math.nan, "not run")
         yield f"training on CPU {shape} fp32: speed-up over the best of {who}", speed, "x", baseline
-    yield f"training on CPU {shape}: time", times["ours eager"], "ms", None
+    yield f"training on CPU {shape}: time", ours, "ms", None
 
 
 BANDWIDTHS = {"H100": 3.35e12, "H200": 4.8e12}
@@ -344,7 +312,8 @@ def measure_fused(shape: Shape, device: torch.device, seconds: float) -> Iterato
     yield f"fused {shape}: time", value, "ms", None
 
 
-PARTS = {"layer": measure_layer, "step": measure_step, "fused": measure_fused, "training": measure_training}
+PARTS = {"layer": measure_layer, "step": measure_step, "fused": measure_fused, "training": measure_training,
+         "compiled": measure_compiled}  # fmt: skip
 # The first entry whose words are all in a figure's name holds.
 GOALS = {
     ("distance",): 1e-5,
@@ -363,7 +332,7 @@ def record(figure: tuple[str, float, str, Any], options: argparse.Namespace) -> 
     name, value, unit, baseline = figure
     goal = next((goal for words, goal in GOALS.items() if all(word in name for word in words)), None)
     met = None if goal is None or math.isnan(value) else bool(value <= goal if "distance" in name else value >= goal)
-    trained = options.device == "cuda" and name.startswith(("training", "fused"))
+    trained = options.device == "cuda" and name.startswith(("training", "fused", "compiled"))
     device = torch.cuda.get_device_name() if options.device == "cuda" else processor()
     return {
         "name": name, "value": value, "unit": unit, "goal": goal, "met": met, "baseline": baseline,
@@ -386,7 +355,7 @@ def main() -> None:
     on_gpu = options.device == "cuda"
     for part, measure in PARTS.items():
         shapes = QUICK if options.quick else FULL
-        if part in ("training", "fused"):
+        if part in ("training", "fused", "compiled"):
             shapes = TRAINED if on_gpu else ON_CPU[: 1 if options.quick else None]
         for shape in shapes:
             if options.only in (None, part):

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from fno import best_times, device_time, training_step
 from lines import Report, flags, processor
+from step_times import best_times, device_time, training_step
 from torch.nn.functional import silu
 
 from headrace.surrogates import MessagePassing, Problem, Stepping, UNet, WindowBatch

@@ -14,8 +14,9 @@ Letters: c channels, b batch, n points along an axis, k kept wave numbers along 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial, wraps
+from typing import Any
 
 import torch
 
@@ -185,51 +186,64 @@ def _mix(spectrum: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return torch.stack((real, imaginary)).permute(3, 2, 1, 0)
 
 
-def _angles(points: int, wave_numbers: range, period: float) -> torch.Tensor:
+def _kept(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Keep the matrices made for the last 256 different arguments, the last of which is the device.
+
+    PyTorch's compiler traces through a cache. There a matrix is part of the step and made on the device: small beside
+    all else, and without a copy from the host, so that a compiled step can be recorded as a CUDA graph.
+    """
+
+    @lru_cache(maxsize=256)
+    def kept(*arguments: Any) -> torch.Tensor:
+        # A cached tensor that was made in inference mode could never take part in training.
+        with torch.inference_mode(False):
+            return make(*arguments[:-1], torch.device("cpu")).to(arguments[-1])
+
+    @wraps(make)
+    def get(*arguments: Any) -> torch.Tensor:
+        return make(*arguments) if torch.compiler.is_compiling() else kept(*arguments)
+
+    return get
+
+
+def _angles(points: int, wave_numbers: range, period: float, device: torch.device) -> torch.Tensor:
     """Angles 2π k j / (period·n), shape (n, k), float64."""
-    k = torch.arange(wave_numbers.start, wave_numbers.stop, dtype=torch.float64)
-    j = torch.arange(points, dtype=torch.float64)
+    k = torch.arange(wave_numbers.start, wave_numbers.stop, dtype=torch.float64, device=device)
+    j = torch.arange(points, dtype=torch.float64, device=device)
     return 2 * math.pi / (period * points) * j[:, None] * k
 
 
-@lru_cache(maxsize=256)
+@_kept
 def forward_matrix(n: int, m: int, period: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Return the transform of a real axis, (n, k r): x @ it holds X_k = Σ_j x_j e^(-iθ) / (period·n)."""
-    # A cached tensor that was made in inference mode could never take part in training.
-    with torch.inference_mode(False):
-        angles = _angles(n, range(m), period)
-        return (torch.stack((angles.cos(), -angles.sin()), 2).flatten(1) / (period * n)).to(device, dtype)
+    angles = _angles(n, range(m), period, device)
+    return (torch.stack((angles.cos(), -angles.sin()), 2).flatten(1) / (period * n)).to(dtype)
 
 
-@lru_cache(maxsize=256)
+@_kept
 def inverse_matrix(n: int, m: int, period: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Return the inverse onto a real axis, (k r, n): x_j = Σ_k c_k Re(X_k e^(iθ)).
 
     c is 1 for the wave numbers 0 and n/2, which are their own conjugates, and 2 for all others.
     """
-    with torch.inference_mode(False):
-        angles = _angles(n, range(m), period).T
-        c = torch.full((m, 1), 2.0, dtype=torch.float64)
-        c[0] = 1.0
-        if 2 * (m - 1) == period * n:
-            c[-1] = 1.0
-        sines = -c * angles.sin()
-        # Zero but for rounding; exact here, so that these imaginary parts have no influence at all.
-        sines[c[:, 0] == 1.0] = 0.0
-        return torch.stack((c * angles.cos(), sines), 1).flatten(0, 1).to(device, dtype)
+    angles = _angles(n, range(m), period, device).T
+    k = torch.arange(m, device=device)[:, None]
+    alone = (k == 0) | (2 * k == period * n)
+    c = torch.where(alone, 1.0, 2.0)
+    # Zero but for rounding; exact here, so that these imaginary parts have no influence at all.
+    sines = torch.where(alone, 0.0, -c * angles.sin())
+    return torch.stack((c * angles.cos(), sines), 1).flatten(0, 1).to(dtype)
 
 
-@lru_cache(maxsize=256)
+@_kept
 def analysis_matrix(n: int, m: int, period: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Return real over imaginary part of the forward transform of a complex axis, (2 k, n)."""
-    with torch.inference_mode(False):
-        angles = _angles(n, range(-m, m), period).T
-        return (torch.cat((angles.cos(), -angles.sin())) / (period * n)).to(device, dtype)
+    angles = _angles(n, range(-m, m), period, device).T
+    return (torch.cat((angles.cos(), -angles.sin())) / (period * n)).to(dtype)
 
 
-@lru_cache(maxsize=256)
+@_kept
 def synthesis_matrix(n: int, m: int, period: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Return real beside imaginary part of the inverse transform onto a complex axis, (n, 2 k)."""
-    with torch.inference_mode(False):
-        angles = _angles(n, range(-m, m), period)
-        return torch.cat((angles.cos(), angles.sin()), 1).to(device, dtype)
+    angles = _angles(n, range(-m, m), period, device)
+    return torch.cat((angles.cos(), angles.sin()), 1).to(dtype)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from headrace.surrogates.fourier_network import FourierNetwork
 from headrace.surrogates.spectral import SpectralConv, forward_matrix, inverse_matrix
 
 # Grid and modes: even, odd and prime sizes, all modes kept (Nyquist included) and few.
@@ -144,6 +145,28 @@ def test_training_works_after_a_first_use_in_inference_mode():
         conv(x)
     conv(x).sum().backward()
     assert conv.weight.matrices.grad.abs().sum() > 0
+
+
+def test_the_compiler_takes_the_whole_network_in_one_piece_without_complex_numbers():
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    network = FourierNetwork(3, 1, 8, modes=(4, 4), periods=(1.0, 1.25), layers=2)
+    x = torch.randn(2, 3, 16, 13, generator=torch.Generator().manual_seed(0))
+    compiled = torch.compile(network, fullgraph=True, backend=backend)
+    compiled(x)
+    found, expected = compiled(x), network(x)
+    assert len(graphs) == 1, "the second call uses what the first one made"
+    assert torch.equal(found, expected)
+    weights = list(network.parameters())
+    slopes = (torch.autograd.grad(out.square().sum(), weights) for out in (found, expected))
+    assert all(map(torch.equal, *slopes))
+    values = [node.meta.get("example_value") for node in graphs[0].graph.nodes]
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    assert len(tensors) > 50 and not any(value.is_complex() for value in tensors)
 
 
 @pytest.mark.parametrize(("grid", "modes"), [((17,), (9,)), ((12, 13), (3, 4)), ((8, 6, 10), (2, 3, 4))])
