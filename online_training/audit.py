@@ -77,6 +77,9 @@ def audit(run_dir: str | Path) -> AuditReport:
     num_steps = record.case.load().num_snapshots + 1
     sides = _read(directory.ledger)
     problems = [*_compare_bytes(sides), *_check_acceptance(sides), *_check_uses(sides)]
+    unused = _unused_windows(sides)
+    if sides.finished:
+        problems += [f"{count} windows of simulation {s} were accepted but never used." for s, count in unused.items()]
 
     fates = Counter(_fate(sides, s, t) for s in sides.planned for t in range(num_steps))
     if fates[_MISSING] and sides.finished:
@@ -91,6 +94,7 @@ def audit(run_dir: str | Path) -> AuditReport:
         "blocks sent": len(sides.sent),
         "blocks received": len(sides.received),
         "windows first used": len(sides.first_uses),
+        "windows not used, or not yet": sum(unused.values()),
         "windows used again after a trainer restart": sum(len(uses) - 1 for uses in sides.first_uses.values()),
         "double": sum("twice" in problem for problem in problems),
     }
@@ -194,7 +198,7 @@ def _check_acceptance(sides: _Sides) -> list[str]:
 
 
 def _check_uses(sides: _Sides) -> list[str]:
-    """A window is first used once, with the bytes that the intake accepted; none is left unused at the end."""
+    """A window is first used once, with the bytes that the intake accepted."""
     problems = []
     for (s, start), uses in sides.first_uses.items():
         if len({use[:2] for use in uses}) < len(uses):
@@ -205,26 +209,27 @@ def _check_uses(sides: _Sides) -> list[str]:
                 accepted |= {h for kept_in, h in sides.kept.get((s, t), ()) if kept_in == session}
                 if content not in accepted:
                     problems.append(f"The trainer used simulation {s} step {t} with bytes the intake never accepted.")
-    if sides.finished and sides.first_uses:
-        problems += _unused_windows(sides)
     return problems
 
 
-def _unused_windows(sides: _Sides) -> list[str]:
-    """In a finished study every window whose steps were all accepted was used; steps may have been left out."""
+def _unused_windows(sides: _Sides) -> dict[int, int]:
+    """How many windows of each simulation had all their steps accepted and were not used; of those with any.
+
+    In a study that ran to its end there are none; steps may have been left out.
+    """
+    if not sides.first_uses:
+        return {}
     window = len(next(iter(sides.first_uses.values()))[0][2])
     last_step: dict[int, int] = {}
     for s, t in sides.accepted:
         last_step[s] = max(t, last_step.get(s, -1))
-    problems = []
+    unused = {}
     for s, held_out in sides.planned.items():
         if not held_out and s not in sides.quarantined:
             starts = range(last_step.get(s, -1) - window + 2)
-            unused = sum(
+            unused[s] = sum(
                 (s, start) not in sides.first_uses
                 and all((s, step) in sides.accepted for step in range(start, start + window))
                 for start in starts
             )
-            if unused:
-                problems.append(f"{unused} windows of simulation {s} were accepted but never used.")
-    return problems
+    return {s: count for s, count in unused.items() if count}

@@ -221,15 +221,20 @@ def train_all(intake: Intake, log: RecordWriter | None = None) -> list[tuple[int
     return seen
 
 
-def audit_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: StreamLayout, *, simulations: int) -> Any:
-    """The audit of what intakes, solvers and trainers left in ledger/, as if it were a finished study."""
+def audit_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: StreamLayout, *, simulations: int, **end: str
+) -> Any:
+    """The audit of what intakes, solvers and trainers left in ledger/, as if it were a finished study.
+
+    end : early="why", where it finished before the last planned window.
+    """
     from headrace.online_training.audit import audit  # imports torch, which most tests of the intake do without
     from headrace.online_training.run_directory import RunDirectory
 
     with RecordWriter(tmp_path / "ledger" / f"study-{simulations}.log") as log:
         for number in range(simulations):
             log.append({"e": "planned", "s": number, "held_out": False, "parameters": {}, "seed": 0})
-        log.append({"e": "finished"})
+        log.append({"e": "finished", **end})
     record = SimpleNamespace(
         settings=SimpleNamespace(offline=""),
         case=SimpleNamespace(load=lambda: SimpleNamespace(num_snapshots=layout.num_steps - 1)),
@@ -282,3 +287,8 @@ class TrainerDouble:
 
 def solver_environment(intake: Intake, **changes: str) -> dict[str, str]:
     return {**os.environ, **intake.environment, **changes}
+
+
+def environment_without_ray() -> dict[str, str]:
+    """This process's environment for a study in a process of its own, which is to start a Ray of its own."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
