@@ -1,55 +1,145 @@
-"""What a solver loses by streaming: the same simulations with a study, whose reservoir has room, and without one.
+"""What a solver loses by streaming, beside the least that sending can cost: one copy of each snapshot and one wake-up.
 
     python benchmarks/overhead.py [--quick] [--only simulations|sends] [--device cpu] [--resume]
 
-Parts: `simulations`, built-in cases on 1 and 2 ranks under mpirun, through shared memory, with and without a study in
-turn; the figure compares the fastest simulations of each. `sends`, the processor time of a rank's thread in one call of
-`send` (it does not count what the rank waits), a field of float64 that becomes float32, after the rank has walked
-through so many bytes of memory, as a solver does between two snapshots: what lay in the caches is gone then, the
-interpreter's part of them too. One JSON line per figure, also in benchmarks/results/overhead-cpu.json.
+Parts: `simulations`, built-in cases on 1 and 2 ranks under mpirun, in turn in the same processes: alone, streamed
+through shared memory into a reservoir with room, and copied, where each snapshot becomes float32 in shared memory as
+long as the rank's ring, and a byte in a pipe wakes another process (as seldom as messages leave, for steps that travel
+together). The figure is the median over the turns of streamed over alone, so that a slower moment of the machine meets
+both; `least` is the same of copied. Cases with `every` send a snapshot after so many time steps. `sends`, the processor
+time of a rank's thread in one call of `send` (it does not count what the rank waits), a field of float64 that becomes
+float32, after the rank has walked through so many bytes of memory, as a solver does between two snapshots: what lay in
+the caches is gone then, the interpreter's part of them too.
+One JSON line per figure, also in benchmarks/results/overhead-cpu.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import mmap
+import os
+import statistics
+import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from lines import Report, flags
 from stream import ROLES, Shape, line_of, play, run_ranks, study_of
 
-OVERHEAD = (("heat2d", (64, 64)), ("heat2d", (256, 256)), ("heat2d", (512, 512)), ("fisher_kpp", (256, 256)))
+MOST_TURNS = 40
+KINDS = ("alone", "streamed", "copied")
 
 
-def run_simulations(shape: Shape, case: list[Any], count: int) -> None:
-    """Be one rank of a solver of a built-in case; rank 0 prints of each simulation the seconds that passed, that its
-    thread had the processor, and that it waited for the study."""
+@dataclass(frozen=True)
+class Setting:
+    """A built-in case at some size, which sends a snapshot after `every` time steps (0: as the case says)."""
+
+    name: str
+    points: tuple[int, int]
+    every: int = 0
+    snapshots: int = 100
+
+    def __str__(self) -> str:
+        often = f" every {self.every} steps" if self.every > 1 else ""
+        return f"{self.name} {self.points[0]}x{self.points[1]}{often}"
+
+    def load(self) -> Any:
+        """Return the case."""
+        from headrace.cases.catalogue import find_case
+
+        case = find_case(self.name, self.points).load()
+        duration = case.duration * self.snapshots * max(1, self.every) / case.num_snapshots
+        return replace(case, duration=duration, num_snapshots=self.snapshots, steps_per_snapshot=self.every or None)
+
+
+OVERHEAD = (
+    Setting("heat2d", (64, 64)), Setting("heat2d", (256, 256)), Setting("heat2d", (512, 512), snapshots=40),
+    Setting("heat2d", (64, 64), 16, 40), Setting("heat2d", (256, 256), 8, 20), Setting("heat2d", (512, 512), 4, 10),
+    Setting("fisher_kpp", (256, 256), snapshots=12),
+)  # fmt: skip
+
+
+def run_simulations(shape: Shape, setting: list[Any], patience: float) -> None:
+    """Be one rank; rank 0 prints for each turn and kind the seconds that passed, that its thread had the processor in
+    all and within the sink, and that it waited for the study."""
     from mpi4py import MPI
 
-    from headrace.cases.catalogue import find_case
     from headrace.online_training.client import Connection
     from headrace.online_training.stream_sink import StreamSink
     from headrace.solvers.simulate import simulate
+    from headrace.solvers.sink import Sink, Snapshot
 
-    comm, loaded = MPI.COMM_WORLD, find_case(case[0], tuple(case[1])).load()
+    comm, loaded = MPI.COMM_WORLD, Setting(setting[0], tuple(setting[1]), *setting[2:]).load()
     parameters = loaded.draw(np.full(len(loaded.parameters), 0.5))
-    seconds = []
     fields = {f"f{i}": loaded.grid.shape for i in range(shape.fields)}  # the names of the benchmark's intake
+    share = shape.step_bytes // comm.size
+    ring = np.frombuffer(mmap.mmap(-1, max(2**20, 4 * share)), np.float32)  # of the length that an intake offers
+    ring[...] = 0
+    together = 16 if share <= 2**14 and setting[2] < 2 else 1  # as steps of so few bytes and microseconds travel
+    listener = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+
+    class Counted(Sink):
+        """Counts the processor time of the calls of another sink; of none: does nothing."""
+
+        def __init__(self, sink: Sink | None) -> None:
+            self.sink, self.seconds = sink, 0.0
+
+        def open(self, *args: Any) -> None:
+            pass
+
+        def write(self, snapshot: Snapshot) -> bool:
+            began = time.thread_time()
+            go_on = self.sink is None or self.sink.write(snapshot)
+            self.seconds += time.thread_time() - began
+            return go_on
+
+        def close(self, *, failure: str | None = None) -> None:
+            if self.sink is not None:
+                self.sink.close(failure=failure)
+
+    class Copied(Counted):
+        """Copies each block into the ring and wakes the listener."""
+
+        def __init__(self) -> None:
+            super().__init__(None)
+            self._place = 0
+
+        def write(self, snapshot: Snapshot) -> bool:
+            began, size = time.thread_time(), snapshot.values.size
+            first = self._place if self._place + size <= len(ring) else 0
+            ring[first : first + size].reshape(snapshot.values.shape)[...] = snapshot.values
+            self._place = first + size
+            if snapshot.step % together == together - 1:
+                os.write(listener.stdin.fileno(), b".")
+            self.seconds += time.thread_time() - began
+            return True
+
+    turns: list[dict[str, tuple[float, ...]]] = []
     with Connection(fields, comm) as connection:
-        for _ in range(count):
-            stream = connection.next()
-            comm.Barrier()
-            began, busy = time.perf_counter(), time.thread_time()
-            simulate(loaded, parameters, StreamSink(stream), comm=comm, study_seed=1, simulation=1)
-            busy = time.thread_time() - busy
-            comm.Barrier()
-            seconds.append((time.perf_counter() - began, busy, stream.blocked_seconds))
-            stream.end()
+        most, deadline = MOST_TURNS, time.perf_counter() + patience
+        while len(turns) < most + 1:
+            turn = {}
+            for kind in KINDS if len(turns) % 2 else KINDS[::-1]:
+                stream = connection.next() if kind == "streamed" else None
+                sink = Copied() if kind == "copied" else Counted(StreamSink(stream) if stream else None)
+                comm.Barrier()
+                began, busy = time.perf_counter(), time.thread_time()
+                simulate(loaded, parameters, sink, comm=comm, study_seed=1, simulation=1)
+                busy = time.thread_time() - busy
+                comm.Barrier()
+                waited = stream.blocked_seconds if stream else 0.0
+                turn[kind] = time.perf_counter() - began, busy, sink.seconds, waited
+            turns.append(turn)
+            if len(turns) == 2:  # the first one, in which everything is new, does not count
+                left = (deadline - time.perf_counter()) / sum(seconds for seconds, *_ in turn.values())
+                most = comm.bcast(min(MOST_TURNS, max(3, int(left))))
+    listener.communicate()
     if comm.rank == 0:
-        print(json.dumps(seconds), flush=True)
+        print(json.dumps(turns[1:]), flush=True)
 
 
 def run_sends(shape: Shape, walks: list[int]) -> None:
@@ -74,33 +164,30 @@ def run_sends(shape: Shape, walks: list[int]) -> None:
 ROLES["simulations"], ROLES["sends"] = run_simulations, run_sends
 
 
-def measure_overhead(
-    label: str, name: str, points: tuple[int, int], ranks: int, quick: bool
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+def measure_overhead(label: str, setting: Setting, ranks: int, quick: bool) -> Iterator[dict[str, Any]]:
     """Yield by how much streaming lengthens a simulation, with a reservoir that always has room."""
-    from headrace.cases.catalogue import find_case
-
-    case = find_case(name, points).load()
-    count = 2 if quick else 3
-    shape = Shape(part="overhead", fields=len(case.fields), rows=points[0], columns=points[1],
+    case = setting.load()
+    shape = Shape(part="overhead", fields=len(case.fields), rows=setting.points[0], columns=setting.points[1],
                   steps=len(case.times), ranks=ranks, transport="shm")  # fmt: skip
-    alone, streamed = [], []
-    for _ in range(1 if quick else 2):  # in turn, so that a slower moment of the machine meets both
-        plain = run_ranks(shape, "simulations", [name, points], count)
-        alone += json.loads(plain)[1:]
-        with study_of(shape, count - 1) as (environment, _):
-            streamed += json.loads(run_ranks(shape, "simulations", [name, points], count, **environment))[1:]
-    # Each of the three is the least of its own.
-    (was, busy_was, _), (now, busy_now, blocked) = (map(min, zip(*found, strict=True)) for found in (alone, streamed))
-    value = 100 * (now / was - 1)
-    yield line_of(
-        label, value, "%", 0.0, goal=2.0, met=value < 2.0,
-        seconds_streamed=[one[0] for one in streamed], seconds_alone=[one[0] for one in alone],
-        setup=f"{shape.steps} snapshots of {shape.step_bytes} bytes, least of {len(alone)} simulations each; "
-        f"ms a snapshot: {1e3 * was / shape.steps:.3g} alone, {1e3 * now / shape.steps:.3g} streamed; of rank 0's "
-        f"processor {1e3 * busy_was / shape.steps:.3g} and {1e3 * busy_now / shape.steps:.3g}, waiting for the study "
-        f"{1e3 * blocked / shape.steps:.3g}",
-    )  # fmt: skip
+    told = [setting.name, setting.points, setting.every, setting.snapshots]
+    with study_of(shape, MOST_TURNS + 1) as (environment, _):
+        turns = json.loads(run_ranks(shape, "simulations", told, 2.0 if quick else 6.0, **environment))
+    ratios = {kind: [turn[kind][0] / turn["alone"][0] for turn in turns] for kind in KINDS}
+    found = {kind: [1e3 * statistics.median(one) / shape.steps for one in zip(*(turn[kind] for turn in turns),
+             strict=True)] for kind in KINDS}  # fmt: skip
+    (was, busy_was, _, _), (now, busy_now, within, waiting), (_, _, copying, _) = (found[kind] for kind in KINDS)
+    for kind, name in (("streamed", ""), ("copied", ", least")):
+        value = 100 * (statistics.median(ratios[kind]) - 1)
+        low, _, high = statistics.quantiles(ratios[kind], n=4) if len(turns) > 1 else 3 * ratios[kind]
+        yield line_of(
+            label + name, value, "%", 0.0, goal=None if name else 2.0, met=None if name else value < 2.0,
+            quartiles=[100 * (low - 1), 100 * (high - 1)], turns=len(turns),
+            milliseconds={"alone": was, "streamed": now, "processor_alone": busy_was, "processor_streamed": busy_now,
+                          "in_send": within, "waiting": waiting, "in_copy": copying},
+            setup=f"{shape.steps} snapshots of {shape.step_bytes} bytes, median over turns; milliseconds a snapshot: "
+            "passed alone and streamed, of rank 0's processor in all and within the calls of send, waited for the "
+            "study, and of its processor for the copy and the wake-up",
+        )  # fmt: skip
 
 
 def measure_sends(points: int, quick: bool) -> Iterator[dict[str, Any]]:
@@ -128,11 +215,10 @@ def main() -> None:
     report = Report("overhead", quick=options.quick, resume=options.resume)
     for points in () if options.only == "simulations" else (16, 256) if options.quick else (16, 64, 256, 512):
         report.measure(f"sends {points}x{points},", measure_sends(points, options.quick))
-    cases = () if options.only == "sends" else OVERHEAD[:1] if options.quick else OVERHEAD
-    for name, points in cases:
+    for setting in () if options.only == "sends" else OVERHEAD[:1] if options.quick else OVERHEAD:
         for ranks in (1, 2):
-            label = f"overhead {name} {points[0]}x{points[1]}, {ranks} rank{'s' * (ranks > 1)}"
-            report.measure(label, measure_overhead(label, name, points, ranks, options.quick))
+            label = f"overhead {setting}, {ranks} rank{'s' * (ranks > 1)}"
+            report.measure(label, measure_overhead(label, setting, ranks, options.quick))
 
 
 if __name__ == "__main__":
