@@ -141,9 +141,12 @@ class StepAssembly:
         """Return the XXH3 checksum of the whole step."""
         if self._checksum is not None:
             return self._checksum
-        if self._hashed == self.target.size:
-            return self._digest.value
-        return checksum_of(self.target, "xxh3")
+        if not self._hashed:
+            return checksum_of(self.target, "xxh3")
+        # What came before those that lie in front of it has not been read for it yet.
+        self._digest.update(self.target.reshape(-1)[self._hashed :])
+        self._checksum = self._digest.value
+        return self._checksum
 
 
 def _address(array: np.ndarray) -> int:

@@ -57,7 +57,8 @@ class IntakeSocket:
     def __init__(self, interface: str, port: int, *, study: int, token: bytes, encrypt: bool = False) -> None:
         self._study, self._token = study, token
         self.in_process = interface == "inproc"
-        self._context = zmq.Context.instance() if self.in_process else zmq.Context(io_threads=1)
+        # Two threads: the connections of two ranks are read side by side.
+        self._context = zmq.Context.instance() if self.in_process else zmq.Context(io_threads=2)
         self._router = self._context.socket(zmq.ROUTER)
         # The queue of one peer bounds what it can make us hold; honest peers have a few steps in flight at most.
         for option, value in (
