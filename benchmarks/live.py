@@ -213,7 +213,7 @@ def train_online(settings: LiveSettings, surrogate: Surrogate) -> dict[str, Any]
         with solvers(settings, intake.addresses):
             watcher.start()
             feed = Feed(
-                intake.addresses, TOKEN, STUDY, batch_size=settings.batch_size, pinned=settings.device == "cuda"
+                intake.addresses, TOKEN, STUDY, batch_size=settings.batch_size, device=settings.device
             )
             if settings.most_windows is not None:
                 _limit(feed, settings.most_windows)
@@ -316,6 +316,7 @@ def windows_per_second(
             (batch_size, model.window, len(problem.fields), *problem.shape), np.float32),
         times=np.tile(np.arange(model.window, dtype=np.float32) * float(problem.interval), (batch_size, 1)),
         parameters=np.tile(np.array([b for b, _ in problem.parameters.values()], np.float32), (batch_size, 1)),
+        on_device=None,
     )  # fmt: skip
     optimizer = torch.optim.Adam(model.parameters(), fused=True, capturable=device == "cuda")
     one = TrainingStep(

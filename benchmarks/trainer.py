@@ -114,6 +114,7 @@ def windows(problem: Problem, window: int, batch: int, seed: int) -> SimpleNames
         states=random.standard_normal((batch, window, len(problem.fields), *problem.shape)).astype(np.float32),
         times=np.tile(np.arange(window, dtype=np.float32) * np.float32(problem.interval), (batch, 1)),
         parameters=np.tile(np.array([low for low, _ in problem.parameters.values()], np.float32), (batch, 1)),
+        on_device=None,
     )  # fmt: skip
 
 

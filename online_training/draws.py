@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate, chain, pairwise
 
 import numpy as np
 
@@ -22,6 +23,31 @@ def batch_dtype(window: int, num_parameters: int) -> np.dtype:
             ("slots", "<u4", (window,)), ("times", "<f8", (window,)), ("parameters", "<f8", (num_parameters,)),
         ]
     )  # fmt: skip
+
+
+@dataclass
+class Answer:
+    """Consecutive batches for one worker, of as many records each.
+
+    index : of the first.
+    request : index of the first batch of the DRAW that is answered; several are never answered together.
+    batches : their records; none: the stream has ended.
+    """
+
+    worker: int
+    index: int
+    request: int
+    batches: list[np.ndarray]
+
+    def grows(self, index: int, request: int, records: np.ndarray | None) -> bool:
+        """Take another batch; say whether it was taken."""
+        if records is None or not self.batches or (index, request) != (self.index + len(self.batches), self.request):
+            return False
+        size = self.batches[0].nbytes
+        if records.nbytes != size or (len(self.batches) + 1) * size > MAX_BLOCK:
+            return False
+        self.batches.append(records)
+        return True
 
 
 @dataclass
@@ -47,7 +73,8 @@ class Draws:
         self._stop = False
         self._num_workers = 0
         self._next: int | None = None
-        self._asked: dict[int, dict[int, int]] = {}
+        # Of each batch that was asked for: each worker's number of windows, and the first batch of its request.
+        self._asked: dict[int, dict[int, tuple[int, int]]] = {}
         self._batches: dict[int, _Batch] = {}
         # Whether a draw that is not released counts as its window's first; and how many more workers have it.
         self._tickets: dict[int, bool] = {}
@@ -68,22 +95,24 @@ class Draws:
         for held in (self._asked, self._batches, self._tickets, self._copies):
             held.clear()
 
-    def ask(self, index: int, worker: int, num_workers: int, batch: int, record_bytes: int) -> None:
-        """Note that a worker wants its slice of a batch.
+    def ask(self, first: int, count: int, worker: int, num_workers: int, batch: int, record_bytes: int) -> None:
+        """Note that a worker wants its slices of some batches.
 
         Raises
         ------
         WireError : "draw": an index that was answered before, too far ahead, or another number of workers.
         """
         if self._next is None:
-            self._next = index
+            self._next = first
         if num_workers != self._num_workers or not 0 <= worker < num_workers:
             raise WireError("draw")
-        if not 1 <= batch or batch * record_bytes > MAX_BLOCK or index >= self._next + MAX_PENDING:
+        if not 1 <= batch or batch * record_bytes > MAX_BLOCK or first + count > self._next + MAX_PENDING:
             raise WireError("draw")
-        if index < self._next and worker not in self._waiting(index):
-            raise WireError("draw")
-        self._asked.setdefault(index, {})[worker] = batch
+        for index in range(first, min(first + count, self._next)):
+            if worker not in self._waiting(index):
+                raise WireError("draw")
+        for index in range(first, first + count):
+            self._asked.setdefault(index, {})[worker] = batch, first
 
     def _waiting(self, index: int) -> set[int]:
         batch = self._batches.get(index)
@@ -93,67 +122,84 @@ class Draws:
         """Nothing more is drawn: every later batch is the end of the stream."""
         self._stop = True
 
-    def answers(self) -> Iterator[tuple[int, int, np.ndarray | None]]:
-        """Yield (worker, index, records or None for the end) for all that can be answered now, in order."""
-        while self._next in self._asked and not self.ended:
-            if not self._draw():
-                break
+    def answers(self) -> Iterator[Answer]:
+        """Yield all that can be answered now, in order; batches of one request and of one length are answered together.
+
+        Several at a time cost a quick trainer, and the intake, hardly more than one.
+        """
+        self._draw()
+        growing: dict[int, Answer] = {}
         for index in sorted(self._asked):
             batch = self._batches.get(index)
             if batch is None and not (self.ended and index >= self._next):
                 continue
-            for worker in list(self._asked[index]):
-                yield worker, index, None if batch is None else batch.slices[worker]
+            for worker, (_, request) in self._asked.pop(index).items():
+                records = None if batch is None else batch.slices[worker]
+                answer = growing.get(worker)
+                if answer is None or not answer.grows(index, request, records):
+                    if answer is not None:
+                        yield answer
+                    growing[worker] = Answer(worker, index, request, [] if records is None else [records])
                 if batch is not None:
                     batch.waiting.discard(worker)
-            del self._asked[index]
             if batch is not None and not batch.waiting:
                 del self._batches[index]
+        yield from growing.values()
 
-    def _draw(self) -> bool:
-        """Draw the next batch; False where it must wait."""
+    def _draw(self) -> None:
+        """Draw the batches that are asked for, up to one that must wait."""
+        first, batches = self._next, []
+        while self._next in self._asked and not self.ended and (windows := self._windows()):
+            batches.append(windows)
+            self._next += 1
+            self.drawn += len(windows)
+            self._tickets.update([(window.ticket, window.first) for window in windows])
+        if batches:
+            records = self._tabulate(list(chain.from_iterable(batches)))
+            ends = list(accumulate(map(len, batches)))
+            for number, (begin, end) in enumerate(pairwise([0, *ends])):
+                slices = self._slices(records[begin:end])
+                self._batches[first + number] = _Batch(slices, set(range(self._num_workers)))
+
+    def _windows(self) -> list[Window] | None:
+        """Return the windows of the next batch; None where it must wait, or there is none."""
         if self._stop:
             self.ended = True
-            return False
+            return None
         if not self._may_draw():
-            return False
+            return None
         try:
-            windows = self._buffer.sample(max(self._asked[self._next].values()))
+            windows = self._buffer.sample(max(batch for batch, _ in self._asked[self._next].values()))
         except StreamEnded:
             self.ended = True
-            return False
-        if not windows:
-            return False
+            return None
         # Slices are cut in the order of shards: whatever their number, the workers share out the shards among them.
-        if self._buffer.shards > 1:
+        if windows and self._buffer.shards > 1:
             windows.sort(key=lambda window: self._buffer.shard_of(window.slots[0]))
-        records = self._tabulate(windows)
-        self.drawn += len(windows)
-        self._tickets.update([(window.ticket, window.first) for window in windows])
-        slices = np.array_split(records, self._num_workers) if self._num_workers > 1 else [records]
-        if len(records) < self._num_workers:
-            # Every worker needs something to compute on: at the very end a few windows are used twice.
-            order = np.arange(self._num_workers) % len(records)
-            for extra in order[len(records) :]:
-                self._copies[windows[extra].ticket] += 1
-            dealt = records[order]
-            dealt["first"][len(records) :] = 0
-            slices = np.array_split(dealt, self._num_workers)
-        self._batches[self._next] = _Batch(slices, set(range(self._num_workers)))
-        self._next += 1
-        return True
+        return windows
+
+    def _slices(self, records: np.ndarray) -> list[np.ndarray]:
+        """Deal a batch to the workers."""
+        if self._num_workers == 1:
+            return [records]
+        if len(records) >= self._num_workers:
+            return np.array_split(records, self._num_workers)
+        # Every worker needs something to compute on: at the very end a few windows are used twice.
+        order = np.arange(self._num_workers) % len(records)
+        self._copies.update(records["ticket"][order[len(records) :]].tolist())
+        dealt = records[order]
+        dealt["first"][len(records) :] = 0
+        return np.array_split(dealt, self._num_workers)
 
     def release(self, tickets: np.ndarray) -> None:
         """Windows were used; tickets that are unknown, e.g. released before, are ignored."""
-        done = []
+        done, out, copies = [], self._tickets, self._copies
         for number in tickets.tolist():
-            if number not in self._tickets:
-                continue
-            if self._copies and self._copies[number]:
-                self._copies[number] -= 1
-                continue
-            self.starts_used += self._tickets.pop(number)
-            done.append(number)
+            if copies and copies[number] and number in out:
+                copies[number] -= 1
+            elif (first := out.pop(number, None)) is not None:
+                self.starts_used += first
+                done.append(number)
         self.released += len(done)
         if done:
             self._buffer.release(done, used=True)

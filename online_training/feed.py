@@ -1,17 +1,20 @@
-"""A trainer worker's side of the stream: draws batches ahead of need and gathers them from the reservoir."""
+"""A trainer worker's side of the stream: draws batches ahead of need, several together, and gathers them."""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import time
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import zmq
 
 from .client import Header, Kind, Link, WireError, Word, checksum_of
 from .draws import batch_dtype
@@ -19,10 +22,14 @@ from .layout import StreamLayout
 from .remote_slots import RemoteSlots
 from .slot_memory import SlotMemory
 
+if TYPE_CHECKING:
+    from .device_blocks import OnDevice
+
 logger = logging.getLogger(__name__)
 
-_LEAST_AHEAD, _MOST_AHEAD = 2, 8
+_LEAST_AHEAD, _MOST_AHEAD = 2, 48
 _AHEAD_BYTES = 16 * 2**20
+_AHEAD_SECONDS = 0.010
 _RELEASE_SECONDS = 0.005
 
 
@@ -35,6 +42,7 @@ class Draw:
     parameters : (batch, number of parameters), float64, in the order of the study's names.
     table : (batch,) records with ticket, simulation, attempt, start and first (1: never used before).
     checksums : (batch, window), XXH3 of each step of the windows that were never used before; else 0.
+    on_device : states, times and parameters on a GPU, where the feed has sent them there.
     """
 
     states: np.ndarray
@@ -42,10 +50,16 @@ class Draw:
     parameters: np.ndarray
     table: np.ndarray
     checksums: np.ndarray
+    on_device: OnDevice | None = None
 
 
 class _TrainerLink(Link):
     """Where a solver's process ends with its lease, a trainer must be able to say why it stops."""
+
+    @property
+    def has_message(self) -> bool:
+        """Whether one is here; a tenth of the price of finding out by `receive`."""
+        return bool(self._socket.get(zmq.EVENTS) & zmq.POLLIN)
 
     def _expire(self) -> None:
         self.lost = f"the intake at {self.address} was silent for {self.lease:g} s"
@@ -56,8 +70,9 @@ class Feed:
 
     While the trainer works on one batch, the next `prefetch` are asked for and, as soon as the intake has answered,
     gathered by a thread; the trainer itself never waits for a solver unless no batch is there. The worker holds no
-    more than prefetch + 1 batches. Where it may hold more than two ahead, it asks for several at a time, and says of
-    several at a time that they were used, at most some milliseconds late: small batches are for quick models.
+    more than prefetch + 1 batches. Where it may hold more than two ahead, it asks for several at a time, which are
+    drawn, sent, gathered and copied together, and says of several at a time that they were used, at most some
+    milliseconds late: small batches are for quick models.
 
     On the intake's node the reservoir is mapped; on another one each step of a batch is fetched from the intake, once
     for each batch. Not thread-safe.
@@ -71,8 +86,9 @@ class Feed:
     rank, num_ranks : which of the trainer's workers this is.
     generation : grows with each start of the trainer; the intake takes back what older ones left unused.
     batch_size : windows of one batch over all workers.
-    prefetch : None: 2 to 8, as many as have 16 MiB and a sixteenth of the reservoir.
-    pinned : whether states lie in memory from which a GPU copies by itself, while everything else goes on.
+    prefetch : None: what the trainer works on in 10 ms, so that a new sample waits no longer than that for what was
+        drawn before it came; 2 to 48, no more than have 16 MiB and a quarter of the reservoir.
+    device : where batches are trained on. To a GPU the thread sends them, from pinned memory.
 
     Raises
     ------
@@ -82,13 +98,18 @@ class Feed:
 
     def __init__(  # noqa: PLR0913
         self, address: str, token: bytes, study: int, *, rank: int = 0, num_ranks: int = 1, generation: int = 0,
-        batch_size: int, prefetch: int | None = None, pinned: bool = False,
+        batch_size: int, prefetch: int | None = None, device: str = "cpu",
     ) -> None:  # fmt: skip
         if batch_size < num_ranks:
             raise ValueError(f"A batch of {batch_size} windows cannot be dealt to {num_ranks} workers; enlarge it.")
         if prefetch is not None and prefetch < 0:
             raise ValueError(f"prefetch is a number of batches, 0 or more; got {prefetch}.")
-        self._empty = _pinned_array if pinned else np.empty
+        self._copies = None
+        if device.startswith("cuda"):
+            from .device_blocks import DeviceBlocks
+
+            self._copies = DeviceBlocks(device)
+        self._empty = np.empty if self._copies is None else self._copies.empty
         self._rank, self._num_ranks, self._batch_size = rank, num_ranks, batch_size
         hello = {"role": "trainer", "job": "trainer", "rank": rank, "ranks": num_ranks, "generation": generation}
         self._link = _TrainerLink(address, token, study, hello=hello)
@@ -96,17 +117,20 @@ class Feed:
             welcome = self._link.join()
             self.layout = _layout_of(welcome)
             self._num_slots = welcome["num_slots"]
-            self._prefetch = self._most_ahead() if prefetch is None else prefetch
+            self._most_ahead = self._room_ahead() if prefetch is None else prefetch
+            self._prefetch = min(_LEAST_AHEAD, self._most_ahead) if prefetch is None else prefetch
             self._memory = self._attach(welcome)
         except BaseException:
             self._link.close()
             raise
         self._remote = RemoteSlots(self._link, self.layout) if self._memory is None else None
-        self._fetched: dict[int, np.ndarray] = {}
+        self._fetched: dict[int, tuple[np.ndarray, int]] = {}
         self._records = batch_dtype(self.layout.window, len(self.layout.parameters))
         self._gatherer = ThreadPoolExecutor(1, thread_name_prefix="headrace-gather")
-        self._gathered: dict[int, Future[Draw]] = {}
+        self._gathered: dict[int, Future[list[Draw]]] = {}  # by the first of batches that came together
+        self._ready: deque[Draw] = deque()
         self._next = self._asked = 0
+        self._pace, self._returned = math.inf, math.nan  # the trainer's own seconds with a batch; when it got its last
         self._used: list[np.ndarray] = []  # tickets of used batches that the intake has not been told of
         self._released = time.monotonic()
         self._end: int | None = None
@@ -139,23 +163,38 @@ class Feed:
         ConnectionError : the intake is gone.
         """
         began = time.monotonic()
+        self._watch_pace(began)
         self._ask()
-        while self._next not in self._gathered and not self._ended:
+        while self._link.has_message:
+            self._receive(0.0)
+        while not self._ready and self._next not in self._gathered and not self._ended:
             # What is waited for may need the room, or the uses, of what was used.
             self._send_released()
             self._receive(1.0)
-        draw = None if self._ended else self._gathered.pop(self._next).result()
+        if not self._ready and not self._ended:
+            self._ready.extend(self._gathered.pop(self._next).result())
+        draw = self._ready.popleft() if self._ready else None
         if draw is None:
             self._send_released()
-        self.starved_seconds += time.monotonic() - began
+        self._returned = time.monotonic()
+        self.starved_seconds += self._returned - began
         self._next += draw is not None
         return draw
+
+    def _watch_pace(self, now: float) -> None:
+        """Hold as many batches ahead as the trainer needs for _AHEAD_SECONDS, within their bounds."""
+        if self._most_ahead <= _LEAST_AHEAD or math.isnan(self._returned):
+            return
+        mine = now - self._returned
+        self._pace = mine if self._pace == math.inf else self._pace + 0.1 * (mine - self._pace)
+        wanted = int(_AHEAD_SECONDS / max(self._pace, 1e-6))
+        self._prefetch = max(_LEAST_AHEAD, min(self._most_ahead, wanted))
 
     def release(self, draw: Draw) -> None:
         """Say that a draw was used, so that its windows may be replaced."""
         self._used.append(draw.table["ticket"])
         late = time.monotonic() - self._released > _RELEASE_SECONDS
-        if late or self._prefetch <= _LEAST_AHEAD or len(self._used) >= self._prefetch // 2:
+        if late or len(self._used) >= self._together:
             self._send_released()
 
     def _send_released(self) -> None:
@@ -199,26 +238,25 @@ class Feed:
     def _ended(self) -> bool:
         return self._end is not None and self._next >= self._end
 
-    def _most_ahead(self) -> int:
+    def _room_ahead(self) -> int:
         mine = -(-self._batch_size // self._num_ranks) * self.layout.window * self.layout.step_bytes
-        room = min(_AHEAD_BYTES, self._num_slots * self.layout.step_bytes // 16)
+        room = min(_AHEAD_BYTES, self._num_slots * self.layout.step_bytes // 4)
         return max(_LEAST_AHEAD, min(_MOST_AHEAD, room // mine))
 
+    @property
+    def _together(self) -> int:
+        """Batches that are asked for, and given back, at a time."""
+        return max(1, self._prefetch // 4)
+
     def _ask(self) -> None:
-        """See that the batch wanted now and `prefetch` more are on their way, or half as many where these are many."""
-        ahead = self._asked - self._next
-        if self._end is None and ahead <= max(min(_LEAST_AHEAD, self._prefetch), self._prefetch // 2):
-            count = self._prefetch + 1 - ahead
+        """See that the batch wanted now and `prefetch` more are on their way, but for less than are asked together."""
+        count = self._prefetch + 1 - (self._asked - self._next)
+        if self._end is None and count >= self._together:
             self._link.send(
                 Kind.DRAW, {"batch": self._batch_size, "count": count},
                 value=self._asked, block=self._rank, num_blocks=self._num_ranks,
             )  # fmt: skip
             self._asked += count
-        self._take_what_is_here()
-
-    def _take_what_is_here(self) -> None:
-        while self._receive(0.0):
-            pass
 
     def _receive(self, timeout: float) -> bool:
         """Take one message; say whether one came in time."""
@@ -246,11 +284,16 @@ class Feed:
         table = np.frombuffer(payload, self._records)
         if len(table) and table["slots"].max() >= self._num_slots:
             raise RuntimeError(f"Batch {header.value} names slot {table['slots'].max()}, which the reservoir has not.")
+        count = max(1, header.step)
+        if len(table) % count:
+            raise RuntimeError(f"Batch {header.value} comes as {count} batches in {len(table)} records.")
         if self._remote is not None:
-            self._fetched[header.value] = table
+            self._fetched[header.value] = table, count
             self._remote.fetch(header.value, table["slots"])
             return
-        self._gathered[header.value] = self._gatherer.submit(self._gather, table, self._memory.array, table["slots"])
+        self._gathered[header.value] = self._gatherer.submit(
+            self._gather, table, count, self._memory.array, table["slots"]
+        )
 
     def _take_content(self, header: Header, payload: bytes) -> None:
         try:
@@ -262,10 +305,13 @@ class Feed:
             ) from error
         if complete is not None:
             index, steps, where = complete
-            self._gathered[index] = self._gatherer.submit(self._gather, self._fetched.pop(index), steps, where)
+            self._gathered[index] = self._gatherer.submit(self._gather, *self._fetched.pop(index), steps, where)
 
-    def _gather(self, table: np.ndarray, steps: np.ndarray, where: np.ndarray) -> Draw:
-        """steps (any number, fields, *grid), of which where (batch, window) names those of each window."""
+    def _gather(self, table: np.ndarray, count: int, steps: np.ndarray, where: np.ndarray) -> list[Draw]:
+        """Gather batches of one length, whose records are in one table.
+
+        steps : (any number, fields, *grid), of which where (records, window) names those of each window.
+        """
         states = self._empty((len(table), self.layout.window, *steps.shape[1:]), np.float32)
         # Checked indices may be clipped, which spares numpy a copy through a buffer; the copy runs without the GIL.
         np.take(steps, where, axis=0, out=states, mode="clip")
@@ -273,20 +319,20 @@ class Feed:
         checksums = np.zeros(states.shape[:2], np.uint32)
         for row in np.flatnonzero(table["first"]):
             checksums[row] = [checksum_of(step, "xxh3") for step in states[row]]
-        return Draw(
-            states=states,
-            # Copies: a single record's column counts as contiguous, but its strides are those of the packed record.
-            times=table["times"].copy(),
-            parameters=table["parameters"].copy(),
-            table=table,
-            checksums=checksums,
-        )
-
-
-def _pinned_array(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    import torch  # whose pool takes memory back only when no copy from it is under way
-
-    return torch.empty(shape, dtype=torch.float32, pin_memory=True).numpy()
+        # Copies: a single record's column counts as contiguous, but its strides are those of the packed record.
+        times, parameters = table["times"].copy(), table["parameters"].copy()
+        there: list[OnDevice | None] = [None] * count
+        if self._copies is not None:
+            there = self._copies.send(states, times, parameters, count)
+        size = len(table) // count
+        rows = [slice(size * number, size * (number + 1)) for number in range(count)]
+        return [
+            Draw(
+                states=states[one], times=times[one], parameters=parameters[one], table=table[one],
+                checksums=checksums[one], on_device=on_device,
+            )
+            for one, on_device in zip(rows, there, strict=True)
+        ]  # fmt: skip
 
 
 def _layout_of(welcome: dict[str, Any]) -> StreamLayout:

@@ -582,8 +582,7 @@ class Intake:
             raise WireError("draw")
         if header.block != peer.hello.rank or peer.hello.generation != self._draws.generation:
             raise WireError("draw")
-        for index in range(header.value, header.value + count):
-            self._draws.ask(index, header.block, header.num_blocks, batch, self._record_bytes)
+        self._draws.ask(header.value, count, header.block, header.num_blocks, batch, self._record_bytes)
         self._wanted = True
 
     def _on_release(self, peer: Peer, header: Header, payload: Any) -> None:
@@ -624,15 +623,17 @@ class Intake:
 
     def _answer_draws(self) -> None:
         flushed = False
-        for worker, index, records in self._draws.answers():
-            peer = self._peers.trainers.get(worker)
+        for answer in self._draws.answers():
+            peer = self._peers.trainers.get(answer.worker)
             if peer is None:
                 continue
-            if records is None:
-                self._tell(peer, Kind.BATCH, value=index)
+            if not answer.batches:
+                self._tell(peer, Kind.BATCH, value=answer.index)
                 continue
             if not flushed:
                 self._ledger.flush()
                 flushed = True
-            workers = peer.hello.ranks
-            self._tell(peer, Kind.BATCH, records.tobytes(), value=index, block=worker, num_blocks=workers)
+            self._tell(
+                peer, Kind.BATCH, b"".join([records.tobytes() for records in answer.batches]), value=answer.index,
+                step=len(answer.batches), block=answer.worker, num_blocks=peer.hello.ranks,
+            )  # fmt: skip

@@ -45,8 +45,20 @@ class RandomSet(Generic[Member]):
 
     def sample(self, count: int) -> list[Member]:
         """Return members uniformly, without repetition where there are enough, else with as little as possible."""
-        chosen: list[Member] = []
-        while len(chosen) < count and self._members:
-            part = min(count - len(chosen), len(self._members))
-            chosen += self._generator.sample(self._members, part)
+        members, chosen = self._members, []
+        if len(members) > 21 + 12 * count:
+            return [members[place] for place in self._places_among_many(count)]
+        while len(chosen) < count and members:
+            part = min(count - len(chosen), len(members))
+            chosen += self._generator.sample(members, part)
+        return chosen
+
+    def _places_among_many(self, count: int) -> dict[int, None]:
+        """Return what `random.Random.sample` would choose where members are many, in a third of its time."""
+        size, chosen = len(self._members), {}
+        bits, draw = size.bit_length(), self._generator.getrandbits
+        while len(chosen) < count:
+            place = draw(bits)
+            if place < size:
+                chosen[place] = None
         return chosen

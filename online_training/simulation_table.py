@@ -58,6 +58,7 @@ class SimulationTable(BlockIntake):
         self._queue: deque[SimulationRun] = deque()
         self._active: dict[int, SimulationRun] = {}
         self.slot_times = np.zeros(len(slots))
+        self._records = batch_dtype(layout.window, len(layout.parameters))
         self.all_planned = self.stopping = self.closed = self.frozen = False
         self.statistics = RunningStatistics(len(layout.fields))
         self._recent = RunningStatistics(len(layout.fields))
@@ -533,11 +534,15 @@ class SimulationTable(BlockIntake):
 
     def tabulate(self, windows: list[Window]) -> np.ndarray:
         """Return BATCH's records of drawn windows."""
-        records = np.empty(len(windows), batch_dtype(self._layout.window, len(self._layout.parameters)))
-        for column, values in zip(Window._fields, zip(*windows, strict=True), strict=True):
+        records, runs = np.empty(len(windows), self._records), self.runs
+        columns = dict(zip(Window._fields, zip(*windows, strict=True), strict=True))
+        slots = np.fromiter(chain.from_iterable(columns.pop("slots")), np.uint32).reshape(len(windows), -1)
+        for column, values in columns.items():
             records[column] = values
-        records["times"] = self.slot_times[records["slots"]]
-        records["parameters"] = [self.runs[window.simulation].parameters for window in windows]
+        records["slots"], records["times"] = slots, self.slot_times[slots]
+        # As bytes: from nested sequences numpy takes the numbers one by one.
+        parameters = b"".join([runs[number].packed for number in columns["simulation"]])
+        records["parameters"] = np.ndarray((len(windows), len(self._layout.parameters)), "<f8", parameters)
         return records
 
     def status(self) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def connect(settings: TrainerSettings) -> Feed:
     return Feed(
         settings.address, read_token(settings.token_file), settings.study, rank=settings.rank,
         num_ranks=settings.num_ranks, generation=settings.generation, batch_size=settings.batch_size,
-        pinned=settings.device.startswith("cuda"),
+        device=settings.device,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import torch
 from headrace.surrogates.recorded import Recorded
 
 if TYPE_CHECKING:
+    from .device_blocks import Block
     from .feed import Draw
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ _EAGER_FIRST = 3  # steps after which the optimiser's state and the libraries' w
 class TrainingStep:
     """Loss, gradient and update of one worker. Used as `losses`, then `update`, once for each draw.
 
-    A draw goes to a GPU from pinned memory, by a stream of its own, while the step before is computed.
+    A draw goes to a GPU by a stream of its own, while the step before is computed; one that the feed has sent is there.
     A recorded step is launched as a whole, which small models need: their kernels take the GPU less time than the CPU
     takes to launch them one by one. What is recorded is what eager steps do, on the same tensors.
 
@@ -46,6 +47,7 @@ class TrainingStep:
         self._recorded: Recorded | None = None
         self._eager = 0
         self._done = False
+        self._block: Block | None = None
 
     @property
     def recorded(self) -> bool:
@@ -102,12 +104,16 @@ class TrainingStep:
 
     def _on_device(self, draw: Draw) -> list[torch.Tensor]:
         arrays = (draw.states, draw.times, draw.parameters)
-        tensors = [torch.from_numpy(array) for array in arrays]
         if self._copies is None:
-            return [tensor.to(self._device, dtype=torch.float32) for tensor in tensors]
+            return [torch.from_numpy(array).to(self._device, dtype=torch.float32) for array in arrays]
         computing = torch.cuda.current_stream(self._device)
+        if draw.on_device is not None:
+            if draw.on_device.block is not self._block:
+                self._block = draw.on_device.block
+                self._block.await_on(computing)
+            return list(draw.on_device.tensors)
         with torch.cuda.stream(self._copies):
-            copies = [tensor.to(self._device, non_blocking=True) for tensor in tensors]
+            copies = [torch.from_numpy(array).to(self._device, non_blocking=True) for array in arrays]
         computing.wait_stream(self._copies)
         for copy in copies:
             copy.record_stream(computing)  # its memory is used by another stream than the one it was taken on

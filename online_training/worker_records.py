@@ -33,12 +33,10 @@ class WorkerRecords:
         rows = np.flatnonzero(table["first"])
         for row in rows:
             checksums = draw.checksums[row].tolist()
-            self._ledger.append(
-                {
-                    "e": "used", "s": int(table["simulation"][row]), "t": int(table["start"][row]),
-                    "k": len(checksums), "h": checksums, "n": batch,
-                }
-            )  # fmt: skip
+            self._ledger.append_text(
+                f'{{"e":"used","s":{table["simulation"][row]},"t":{table["start"][row]},"k":{len(checksums)},'
+                f'"h":[{",".join(map(str, checksums))}],"n":{batch}}}'
+            )
         if len(rows):
             # Before the release: once the intake may forget a window, the record must outlive this process.
             self._ledger.flush()

@@ -69,6 +69,7 @@ class FakeFeed:
             states=states[mine].astype(np.float32), times=times[mine].astype(np.float32),
             parameters=parameters[mine].astype(np.float32), table=table[mine],
             checksums=np.array([[checksum_of(states[row].astype(np.float32), "xxh3")] for row in mine], np.uint32),
+            on_device=None,
         )  # fmt: skip
 
     def release(self, draw):

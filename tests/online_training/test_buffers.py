@@ -47,7 +47,7 @@ def drain(buffer, count: int = 3) -> list[tuple[int, int]]:
 
 def require_consistent(buffer) -> None:
     """Recount from the trajectories everything that the buffer keeps up to date step by step."""
-    window, pins = buffer._window, Counter(ticket.start for ticket in buffer._tickets.values())
+    window, pins = buffer._window, Counter(start for start, _, _ in buffer._tickets.values())
     needed, held, population, unseen = Counter(), Counter(), 0, 0
     for trajectory in buffer._trajectories.values():
         assert not set(trajectory.starts) & trajectory.dead
