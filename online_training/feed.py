@@ -86,8 +86,8 @@ class Feed:
     rank, num_ranks : which of the trainer's workers this is.
     generation : grows with each start of the trainer; the intake takes back what older ones left unused.
     batch_size : windows of one batch over all workers.
-    prefetch : None: what the trainer works on in 10 ms, so that a new sample waits no longer than that for what was
-        drawn before it came; 2 to 48, no more than have 16 MiB and a quarter of the reservoir.
+    prefetch : None: as many as come and go in 10 ms, so that a new sample waits no longer than that for what was drawn
+        before it came; 2 to 48, no more than have 16 MiB and a quarter of the reservoir.
     device : where batches are trained on. To a GPU the thread sends them, from pinned memory.
 
     Raises
@@ -117,8 +117,8 @@ class Feed:
             welcome = self._link.join()
             self.layout = _layout_of(welcome)
             self._num_slots = welcome["num_slots"]
-            self._most_ahead = self._room_ahead() if prefetch is None else prefetch
-            self._prefetch = min(_LEAST_AHEAD, self._most_ahead) if prefetch is None else prefetch
+            self._most_ahead = self._room_ahead() if prefetch is None else 0  # 0: as many as were wanted, always
+            self._prefetch = _LEAST_AHEAD if prefetch is None else prefetch
             self._memory = self._attach(welcome)
         except BaseException:
             self._link.close()
@@ -130,7 +130,7 @@ class Feed:
         self._gathered: dict[int, Future[list[Draw]]] = {}  # by the first of batches that came together
         self._ready: deque[Draw] = deque()
         self._next = self._asked = 0
-        self._pace, self._returned = math.inf, math.nan  # the trainer's own seconds with a batch; when it got its last
+        self._pace, self._began = _AHEAD_SECONDS, math.nan  # seconds from batch to batch; when the last was wanted
         self._used: list[np.ndarray] = []  # tickets of used batches that the intake has not been told of
         self._released = time.monotonic()
         self._end: int | None = None
@@ -163,7 +163,8 @@ class Feed:
         ConnectionError : the intake is gone.
         """
         began = time.monotonic()
-        self._watch_pace(began)
+        self._watch_pace(began - self._began)
+        self._began = began
         self._ask()
         while self._link.has_message:
             self._receive(0.0)
@@ -176,19 +177,19 @@ class Feed:
         draw = self._ready.popleft() if self._ready else None
         if draw is None:
             self._send_released()
-        self._returned = time.monotonic()
-        self.starved_seconds += self._returned - began
+        self.starved_seconds += time.monotonic() - began
         self._next += draw is not None
         return draw
 
-    def _watch_pace(self, now: float) -> None:
-        """Hold as many batches ahead as the trainer needs for _AHEAD_SECONDS, within their bounds."""
-        if self._most_ahead <= _LEAST_AHEAD or math.isnan(self._returned):
-            return
-        mine = now - self._returned
-        self._pace = mine if self._pace == math.inf else self._pace + 0.1 * (mine - self._pace)
-        wanted = int(_AHEAD_SECONDS / max(self._pace, 1e-6))
-        self._prefetch = max(_LEAST_AHEAD, min(self._most_ahead, wanted))
+    def _watch_pace(self, seconds: float) -> None:
+        """Hold as many batches ahead as are trained on in _AHEAD_SECONDS, of late, within their bounds.
+
+        seconds : from one batch to the next, waiting for it too: where data is scarce, the newest is drawn.
+        """
+        if self._most_ahead > _LEAST_AHEAD and seconds >= 0:  # there is none before the first batch
+            self._pace += 0.1 * (min(seconds, 10 * _AHEAD_SECONDS) - self._pace)
+            wanted = _AHEAD_SECONDS / max(self._pace, 1e-6)
+            self._prefetch = max(_LEAST_AHEAD, min(self._most_ahead, int(wanted)))
 
     def release(self, draw: Draw) -> None:
         """Say that a draw was used, so that its windows may be replaced."""

@@ -82,8 +82,8 @@ def expected_states(table: np.ndarray, layout) -> np.ndarray:
 @pytest.mark.parametrize(
     ("prefetch", "block", "strict"),
     [
-        (0, 0, False), (2, 0, False), (2, 4 * 2**20, True), (2, 600, False), (0, 100, False), (8, 0, False),
-        (8, 600, False),
+        (0, 0, False), (2, 0, False), (2, 4 * 2**20, True), (2, 600, False), (0, 100, False), (12, 0, False),
+        (12, 600, False),
     ],
 )
 def test_batches_hold_what_the_solver_sent_and_use_every_window(
@@ -173,6 +173,16 @@ def test_it_holds_no_more_batches_than_it_says(tmp_path, monkeypatch) -> None:
             assert intake.status()["unreleased"] == 3 * 4
             feed.release(draws[0])
             wait_until(lambda: intake.status()["unreleased"] == 2 * 4)
+
+
+def test_a_quick_trainer_holds_more_ahead_than_a_slow_one_and_never_more_than_it_works_on_in_10_ms(tmp_path) -> None:
+    with real_intake(tmp_path, make_layout(), slots=4096) as intake, open_feed(intake) as feed:
+        most = feed._most_ahead
+        assert feed._prefetch == 2 and most == 48, "nothing is known of the trainer yet"
+        for seconds, ahead in ((1e-5, most), (0.5e-3, 20), (1.0, 2)):
+            for _ in range(200):
+                feed._watch_pace(seconds)
+            assert feed._prefetch in (ahead, ahead - 1)
 
 
 def test_a_restarted_trainer_gets_what_the_last_one_did_not_use(tmp_path, monkeypatch) -> None:
