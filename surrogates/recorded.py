@@ -32,8 +32,8 @@ class Recorded:
                 function(*self._inputs)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        # On the same stream, so that graphs replayed at the same time share no workspace of cuBLAS. Other threads, as the
-        # one that sends batches, may take memory meanwhile: by default that would spoil the recording, and fail there.
+        # On the same stream, so that graphs replayed at the same time share no workspace of cuBLAS. Other threads may
+        # take memory meanwhile, as the one that sends batches: by default that would spoil the recording, and fail.
         with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
             self._results = function(*self._inputs)
 
