@@ -110,16 +110,20 @@ def measure_comparison(options: argparse.Namespace) -> Iterator[Figure]:
 
 
 def measure_control_through(options: argparse.Namespace) -> Iterator[Figure]:
-    """Yield what control through the plain and the (2,2,2) networks of P1 and P0 comes to, where weights are kept."""
+    """Yield what control through networks of P1 and P0 comes to, where weights are kept."""
     budget = Budget(0.0, state=report_of(options).path.parent / "neuralstagger-states", resume=True)
-    rows = [row for row in ROWS if row in (Row("P1", 1), Row("P1", 2), Row("P0", 1), Row("P0", 2))]
+    until = time.perf_counter() + options.seconds
+    rows = [Row("P1", 1), Row("P1", 2, shared=True), Row("P1", 2), Row("P0", 1), Row("P0", 2)]
+    rows = rows if options.row is None else [ROWS[number] for number in options.row]
     for row in rows[:1] if options.quick else rows:
         run = Run(row, budget, options.device)
         if not run.steps:
             print(f"# {row.name}: no weights in {budget.state}; train it first", flush=True)
             continue
-        few = {"starts": 1, "steps": 1, "horizons": (1,)} if options.quick else {}
-        yield from measure_control(f"control, {row.name}", run.network, run.problem, row.factor, options.device, **few)
+        name = f"control, {row.name}"
+        yield from measure_control(
+            name, run.network, run.problem, row.factor, options.device, until=until, quick=options.quick
+        )
 
 
 def measure_shedding_through(options: argparse.Namespace) -> Iterator[Figure]:
