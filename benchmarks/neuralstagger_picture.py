@@ -11,11 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-PROBLEMS = ("P1", "P2", "P3", "P4 Re 100", "P5", "P6")
+PROBLEMS = ("P1", "P2", "P3", "P4 Re 100", "P4 Re 400", "P4 Re 1000", "P5", "P6", "P7")
+ACROSS = 4
+"""Panels side by side."""
 PLACE = ("axes fraction", "data")
 Points = list[tuple[float, float]]
 """Seconds and errors."""
@@ -75,14 +78,18 @@ def draw(path: Path) -> None:
 
     lines = read()
     problems = [problem for problem in PROBLEMS if networks(lines, problem)]
-    number = len(problems) + 1
-    figure, panels = pyplot.subplots(1, number, figsize=(4.8 * number, 3.8), layout="constrained", squeeze=False)
+    rows = ceil((len(problems) + 1) / ACROSS)
+    size = (4.8 * ACROSS, 3.8 * rows)
+    figure, panels = pyplot.subplots(rows, ACROSS, figsize=size, layout="constrained", squeeze=False)
+    cavity, *unused = panels.flat[len(problems) :]
+    for axes in unused:
+        axes.set_axis_off()
     for name, errors in transients(lines).items():
-        panels[0, -1].plot(range(1, len(errors) + 1), errors, "-", label=name)
-    panels[0, -1].axhline(0.03, color="grey", lw=0.8, ls=":")
-    panels[0, -1].set(yscale="log", xlabel="t", ylabel="error to our solver", title="Cavity, 128 x 128")
-    panels[0, -1].legend(fontsize=6)
-    for axes, problem in zip(panels[0], problems, strict=False):
+        cavity.plot(range(1, len(errors) + 1), errors, "-", label=name)
+    cavity.axhline(0.03, color="grey", lw=0.8, ls=":")
+    cavity.set(yscale="log", xlabel="t", ylabel="error to our solver", title="Cavity, 128 x 128")
+    cavity.legend(fontsize=6)
+    for axes, problem in zip(panels.flat, problems, strict=False):
         for who, style in (("spectral", "o-"), ("torch-cfd", "s-"), ("explicit", "o-")):
             if points := classical(lines, problem, who):
                 axes.plot(*zip(*points, strict=True), style, ms=4, lw=1, label=who)

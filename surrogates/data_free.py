@@ -107,8 +107,9 @@ def train_without_data(  # noqa: PLR0913
     save_memory : compute the windows of the roll-out again on the way back instead of keeping their inner values.
     graph : record the step as a CUDA graph and replay it, for small networks several times as fast; the optimiser must
         be capturable with its learning rate in a tensor, and nothing in the loss may depend on values on the host.
-    lost : windows whose loss is beyond this have no part in the step and start again; as it is, those that blow up. One
-        such flow would move the weights further than thousands of others, to where nothing may be learned any more.
+    lost : windows whose loss is beyond this start again, and what is beyond counts by its logarithm only: one such flow
+        would move the weights further than thousands of others, to where nothing may be learned any more; and were
+        they left out, a network that loses all flows would never come back. As it is, those that blow up.
         Where a network gives no number at all, a loss without a gradient is no help: on the way back 0 times infinity
         is no number either, and would be every weight's. Such a step moves nothing.
     data_term : what is added to the loss, e.g. an error against known states.
@@ -120,7 +121,8 @@ def train_without_data(  # noqa: PLR0913
             new = checkpoint(network, window, use_reentrant=False) if save_memory else network(window)
             losses = physics_loss(equation, window[:, -1], new, dt)
             bad = bad | ~(losses.detach() < lost)
-            loss = loss + torch.where(bad, 0.0, losses).mean() / unroll
+            beyond = lost * (1 + (losses.clamp(min=lost) / lost).log())
+            loss = loss + torch.where(losses < lost, losses, beyond).mean() / unroll
             window = new
         if data_term is not None:
             loss = loss + data_term(network)

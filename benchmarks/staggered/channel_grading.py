@@ -55,9 +55,12 @@ class ChannelSteps:
 
     @torch.no_grad()
     def of_all_ages(self, young: torch.Tensor) -> torch.Tensor:
-        """Return windows (AGES * count, 1, fields, *grid) of simulations with starts (count, 1, fields, *grid)."""
-        channel, kept = self._channel, []
+        """Return starts (count, 1, fields, *grid) with their pressure, and AGES windows of each of the simulations."""
+        channel = self._channel
         inflow, velocity = self._inflow(young), channel.read(young)[:-1]
+        first = young.clone()
+        first[:, :, -2] = self._solver.slope(velocity, 1 / (channel.reynolds * inflow))[1]
+        kept = [first]
         quarter = round(channel.end / channel.frame) // AGES
         device = young.device.type
         steps = repeated(lambda u: self._stepped(u, inflow), velocity, AGES * quarter, device)

@@ -77,8 +77,8 @@ AWAY = 0.2
 """How far, as a share of the state, the errors of its steps may lead a flow past a block before it starts again."""
 LARGEST = 5.0
 """A velocity or pressure, in units of the inflow, with which such a flow starts again."""
-LOST = 10.0
-"""Mean square error of a step over that of the state, with which a flow is none any more."""
+LOST = 0.1
+"""Mean square error of a step over that of the state, with which a flow past a block is none any more."""
 RISING = 500
 """Steps in which the learning rate rises, at most."""
 INCREMENT = 0.3
@@ -270,7 +270,7 @@ class Run:
         optimiser = torch.optim.Adam(self.network.parameters(), lr=rate, capturable=cuda)
         training = train_without_data(
             self.network, equation, pool, optimiser, dt=problem.frame, batch=self.batch, graph=cuda and budget.graph,
-            **({"lost": LOST} if row.loss == "steps" else {}),
+            **({"lost": LOST} if grows else {}),
         )  # fmt: skip
         next(training)  # compiles and records
         yield

@@ -39,7 +39,7 @@ def test_steps_past_a_block_are_those_of_the_solver_with_its_pressure(staggered,
     channel, mac_steps, _ = staggered
     scene = slow_block(channel)
     if ndim == 3:
-        scene = replace(channel.CHANNELS["P7"], shape=(24, 12, 12), cells=3)
+        scene = replace(channel.CHANNELS["P7"], shape=(24, 12, 12), cells=3, frame=0.1)
     start = scene.velocity(scene.start_windows("", 1, 1, "cpu", 3, torch.ones(1)).double())[:, 0].numpy()
     sink = MemorySink()
     case = replace(scene.case(duration=0.3, start=start), scheme=RK4, steps_per_snapshot=2)

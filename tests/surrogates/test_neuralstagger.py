@@ -469,6 +469,30 @@ def test_a_network_that_gives_no_number_keeps_its_weights_and_learns_on():
     assert network.weight.item() < 0.7
 
 
+class Identity:
+    """The error of a step is the new state."""
+
+    def correction(self, old, new, t, dt):
+        return new
+
+    def size(self, fields):
+        return torch.ones_like(fields)
+
+
+def test_what_a_flow_is_lost_by_counts_by_its_logarithm():
+    network = torch.nn.Conv3d(1, 1, 1, bias=False).double()
+    torch.nn.init.constant_(network.weight, 1.0)
+    pool = StatePool(lambda count: torch.ones(count, 1, 1, 2, 2).double(), 2, lifetime=9, largest=1e9)
+    pool.states[1] = 300.0
+    training = train_without_data(
+        network, Identity(), pool, torch.optim.SGD(network.parameters(), lr=0.0), dt=1.0, batch=2, clip=1e9, lost=4.0
+    )
+    assert next(training) == pytest.approx(0.5 * (1 + 4 * (1 + math.log(9e4 / 4))))
+    # Of w² the slope is 2, and of 4 log(9e4 w²) it is 8: the lost flow does not outweigh the other.
+    assert float(network.weight.grad) == pytest.approx(0.5 * (2 + 8))
+    assert pool.diverged == 1
+
+
 def test_lifetimes_in_octaves_are_as_often_one_window_as_any_other_octave():
     pool = StatePool(lambda count: torch.zeros(count, 1), 6000, lifetime=64, largest=10.0, octaves=True)
     pool.feed(torch.zeros(6000, 1))
