@@ -21,6 +21,7 @@ class Plan:
     """How a network is trained: Adam, and a rate that falls as half a cosine over the training.
 
     warm : fraction of the training over which the rate rises from zero at first.
+    turn : fraction after which the last of several losses is taken alone; before, it is not taken.
     decay : weights by which Adam's gradient grows, as the published programs have it.
     """
 
@@ -29,6 +30,7 @@ class Plan:
     decay: float = 0.0
     warm: float = 0.0
     clip: float = math.inf
+    turn: float | None = None
 
     def rate_at(self, done: float) -> float:
         """Return the rate when that fraction of the training is done."""
@@ -44,7 +46,8 @@ TOGETHER = 10
 class Run:
     """A network in training, for a number of steps or of seconds; each call goes on.
 
-    losses : alternatives, one of which is drawn for every step, such as with and without a free step before.
+    losses : alternatives, one of which is drawn for every step, such as with and without a free step before; see
+        `Plan.turn`.
     windows : how many indices there are.
     recorded : whether each alternative becomes a CUDA graph; `SideBySide` records many runs at once instead.
     """
@@ -90,7 +93,11 @@ class Run:
         self._order = self._order[self.plan.batch :]
         self._rate.fill_(self.plan.rate_at(done))
         self.step += 1
-        return int(torch.randint(len(self.steps), (), generator=self._draw)) if len(self.steps) > 1 else 0
+        last = len(self.steps) - 1
+        if self.plan.turn is not None and done >= self.plan.turn:
+            return last
+        several = last if self.plan.turn is not None else last + 1
+        return int(torch.randint(several, (), generator=self._draw)) if several > 1 else 0
 
     def state(self) -> dict[str, Any]:
         """Return what `go_on` needs, on the host."""

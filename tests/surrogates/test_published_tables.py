@@ -1,6 +1,8 @@
 """The published tables made again: their errors, their data and their schedule."""
 
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -43,6 +45,28 @@ def test_rates_rise_and_fall_to_zero(tables):
     plan = tables.TABLES["e1"].plan
     rates = [plan.rate_at(done) for done in (0.0, 0.01, 0.02, 0.51, 1.0)]
     assert rates == pytest.approx([0.0, 5e-4, 1e-3, 5e-4, 0.0], abs=1e-8)
+
+
+def test_the_last_loss_is_taken_alone_after_the_turn_and_never_before(tables):
+    network = torch.nn.Linear(1, 1)
+    losses = [lambda index: network(index[:, None].float())] * 3
+    run = tables.Run(network, losses, 12, tables.Plan(batch=5, turn=0.5), seed=0)
+    assert {run.draw(0.49) for _ in range(20)} == {0, 1}
+    assert {run.draw(done) for done in (0.5, 0.7, 1.0)} == {2}
+
+
+def test_bundles_graded_together_are_a_roll_out(tables):
+    table = dataclasses.replace(tables.TABLES["e1"], unroll=2)
+    draw = torch.Generator().manual_seed(0)
+    seen = tables.data.Trajectories(
+        states=torch.randn(3, 75, 1, 100, generator=draw), times=torch.arange(75.0) / 62, parameters=torch.zeros(3, 0)
+    )
+    network = tables.prepared(table, seen, 0, quick=True)
+    torch.nn.init.normal_(network.network.output.weight, std=0.1, generator=draw)
+    _, _, together = tables.losses(table, network, seen)[0]
+    found = network.predict(seen.states[:, :25], seen.parameters, seen.times[25:])
+    expected = ((found - seen.states[:, 25:]) / network.normaliser.std).square().flatten(1).mean(1)
+    torch.testing.assert_close(together(torch.arange(3)), expected)
 
 
 def test_a_training_that_was_put_aside_goes_on_as_if_it_had_not_been(tables, tmp_path):
