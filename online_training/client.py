@@ -1113,22 +1113,22 @@ class Stream:
     ) -> None:  # fmt: skip
         """Send what is ready, then place and send the rest as room comes."""
         link = self._connection.link
-        while link.lost is None:
-            self._connection.log([_describe(header, placed) for header, placed in ready])
-            for header, placed in ready:
-                link.send_block(header, placed.frame, copy=placed.borrowed)
-                link.transport.sent(placed)
-                self.bytes_sent += placed.length
-            if not waiting:
-                break
-            placed = self._place(step, time, waiting)
-            ready = [] if placed is None else [placed]
+        while link.lost is None and (ready or waiting):
+            if not ready and (one := self._place(step, time, waiting)) is not None:
+                ready = [one]
             if not ready:
                 began = clock.monotonic()
                 message = link.receive(0.001)
                 self.blocked_seconds += clock.monotonic() - began
                 if message is not None:
                     self._take(message[0])
+                continue
+            self._connection.log([_describe(header, placed) for header, placed in ready])
+            for header, placed in ready:
+                link.send_block(header, placed.frame, copy=placed.borrowed)
+                link.transport.sent(placed)
+                self.bytes_sent += placed.length
+            ready = []
 
     def end(self, *, failure: str | None = None) -> None:
         """End the simulation: as failed with a reason, else as stopped or completed; a second call does nothing.
