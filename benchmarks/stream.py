@@ -98,12 +98,13 @@ def serve_intake(shape: Shape, folder: str, repetitions: int) -> None:
     from headrace.online_training.slot_memory import SlotMemory
 
     class UsedAtOnce(FIFO):
-        """Half full, and the oldest step makes room for each new one, so that writing walks through all slots."""
+        """Half full; the oldest steps make room for new ones, batch by batch, so that all slots are written in turn."""
 
         def put(self, simulation: int, attempt: int, step: int, slot: int) -> None:
             super().put(simulation, attempt, step, slot)
-            if self.population > self.capacity // 2:
-                self.release([window.ticket for window in self.sample(1)])
+            batch = max(1, min(32, self.capacity // 8))
+            if self.population >= self.capacity // 2 + batch:
+                self.release([window.ticket for window in self.sample(batch)])
 
     layout = StreamLayout(fields=tuple(f"f{i}" for i in range(shape.fields)), shape=(shape.rows, shape.columns),
                           num_steps=shape.steps, window=1)  # fmt: skip
