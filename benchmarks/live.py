@@ -147,7 +147,7 @@ def serve(settings: LiveSettings, pipe: Connection) -> None:
         )
     )  # fmt: skip
     if free:  # the trainer is not held back for the sake of a wanted number of uses
-        intake._draws._may_draw = lambda: True
+        intake._trainers.draws._may_draw = lambda: True
     intake.start()
     pipe.send(intake.addresses)
     while True:

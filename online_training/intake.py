@@ -17,19 +17,18 @@ import numpy as np
 from .block_intake import ChecksumError
 from .cell_list import CellList
 from .client import CHECKSUMS, IN_RING, PAYLOAD_SIGNED, SKIP_NEXT, Header, Kind, WireError, Word
-from .draws import MAX_PENDING, Draws, batch_dtype
 from .held_out_writer import HeldOutResult, HeldOutWriter
 from .intake_settings import IntakeSettings
 from .intake_socket import Content, IntakeSocket
 from .kept_steps import KeptStep
 from .ledger import RecordWriter
 from .peers import Hello, Job, Peer, Peers, Refusal, read_json, rejoin
-from .remote_slots import read_pieces
 from .ring import Ring, ring_bytes
 from .simulation_run import Assignment, SimulationRun
 from .simulation_table import SimulationTable
 from .spool import Spooled
 from .stream_statistics import SAVE_SECONDS
+from .trainer_desk import TrainerDesk
 
 logger = logging.getLogger(__name__)
 
@@ -62,18 +61,15 @@ class Intake:
             self._writer = HeldOutWriter(settings.write_held_out, self._held_out_written)
         self._table = SimulationTable(
             layout, settings.buffer, settings.memory.array,
-            ledger=self._ledger, limits=settings, drawn=lambda: self._draws.drawn, writer=self._writer,
+            ledger=self._ledger, limits=settings, drawn=lambda: self._trainers.draws.drawn, writer=self._writer,
         )  # fmt: skip
-        self._draws = Draws(settings.buffer, self._table.tabulate, self._table.may_draw)
         self._peers = Peers(settings.session)
+        self._trainers = TrainerDesk(settings, self._table, self._peers, self._ledger, self._tell)
         self._rejected: Counter[str] = Counter()
-        self._record_bytes = batch_dtype(layout.window, len(layout.parameters)).itemsize
-        self._asking_statistics: set[int] = set()
         self._messages = 0
         # Runs whose latest blocks are in their place, while their steps are not accepted yet; and these blocks' bytes.
         self._unsettled: dict[int, SimulationRun] = {}
         self._unsettled_bytes = 0
-        self._wanted = False
         self._error: str | None = None
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -82,9 +78,8 @@ class Intake:
         self._handlers: dict[int, Callable[[Peer, Header, Any], None]] = {
             Kind.DECLARE: self._on_declare, Kind.REQUEST: self._on_request, Kind.BLOCK: self._on_block,
             Kind.STEPS: self._on_block,
-            Kind.END: self._on_end, Kind.LEASE: self._on_lease, Kind.BYE: self._on_bye, Kind.DRAW: self._on_draw,
-            Kind.SKIP: self._on_skip, Kind.RELEASE: self._on_release, Kind.STATISTICS: self._on_statistics,
-            Kind.CELLS: self._on_cells, Kind.STEER: self._on_steer, Kind.FETCH: self._on_fetch,
+            Kind.END: self._on_end, Kind.LEASE: self._on_lease, Kind.BYE: self._on_bye, Kind.SKIP: self._on_skip,
+            Kind.CELLS: self._on_cells, **self._trainers.handlers,
         }  # fmt: skip
 
     # -- public --------------------------------------------------------------------------------------------------
@@ -158,14 +153,14 @@ class Intake:
         """End early: running simulations get the word STOP, the stream of batches ends after the current one."""
         with self._lock:
             self._table.request_stop()
-            self._draws.stop()
+            self._trainers.draws.stop()
         self._wake()
 
     def status(self) -> dict[str, Any]:
         """Return counters and states as plain JSON-able data; `error` is None while the intake works."""
         buffer = self._settings.buffer
         with self._lock:
-            draws, table = self._draws, self._table
+            draws, table = self._trainers.draws, self._table
             return {
                 **table.status(),
                 "messages": self._messages,
@@ -228,9 +223,8 @@ class Intake:
 
     def _receive_burst(self) -> None:
         """Take up to some messages that are there; a worker that wants a batch does not wait for many blocks."""
-        self._wanted = False
         for _ in range(_BURST):
-            frames = None if self._wanted else self._socket.receive()
+            frames = None if self._trainers.wanted else self._socket.receive()
             if frames is None:
                 break
             self._messages += 1
@@ -262,9 +256,15 @@ class Intake:
             raise WireError("kind")
         handler(peer, header, payload)
 
-    def _tell(self, peer: Peer, kind: Kind, payload: Content = None, **fields: Any) -> None:
+    def _tell(
+        self, peer: Peer, kind: Kind, payload: Content | list[np.ndarray] = None, **fields: Any
+    ) -> None:  # fmt: skip
         peer.sent += 1
-        self._socket.post(peer.identity, kind, payload, session=peer.session, sequence=peer.sent, **fields)
+        fields.update(session=peer.session, sequence=peer.sent)
+        if isinstance(payload, list):
+            self._socket.post_content(peer.identity, payload, signed=self._settings.strict, **fields)
+        else:
+            self._socket.post(peer.identity, kind, payload, **fields)
 
     def _tell_job(self, run: SimulationRun, kind: Kind, **fields: Any) -> None:
         job = self._peers.jobs.get(run.job or "")
@@ -282,8 +282,7 @@ class Intake:
             if table.grant(run):
                 self._tell_job(run, Kind.CREDIT, value=run.granted)
         table.settle()
-        self._answer_statistics()
-        self._answer_draws()
+        self._trainers.answer()
         if now - self._flushed > _FLUSH_SECONDS:
             self._ledger.flush()
             self._flushed = now
@@ -319,12 +318,7 @@ class Intake:
     def _replace(self, hello: Hello) -> None:
         """Make room for a peer that comes again, and for a younger generation of the trainer."""
         if hello.role == "trainer":
-            if hello.generation < self._draws.generation:
-                raise Refusal(f"Generation {self._draws.generation} of the trainer works already; this one is older.")
-            if hello.generation > self._draws.generation:
-                for trainer in list(self._peers.trainers.values()):
-                    self._peers.remove(trainer)
-                self._draws.begin_generation(hello.generation, hello.ranks)
+            self._trainers.welcome(hello)
         before = self._peers.predecessor(hello)
         if before is None:
             return
@@ -572,68 +566,3 @@ class Intake:
         with self._lock:
             self._table.held_out_written(result)
         self._wake()
-
-    # -- trainers ------------------------------------------------------------------------------------------------
-
-    def _on_draw(self, peer: Peer, header: Header, payload: Any) -> None:
-        wanted = read_json(bytes(payload))
-        batch, count = wanted.get("batch"), wanted.get("count", 1)
-        if type(batch) is not int or type(count) is not int or not 1 <= count <= MAX_PENDING:
-            raise WireError("draw")
-        if header.block != peer.hello.rank or peer.hello.generation != self._draws.generation:
-            raise WireError("draw")
-        self._draws.ask(header.value, count, header.block, header.num_blocks, batch, self._record_bytes)
-        self._wanted = True
-
-    def _on_release(self, peer: Peer, header: Header, payload: Any) -> None:
-        if header.payload_length % 8:
-            raise WireError("length")
-        if peer.hello.generation != self._draws.generation:
-            raise WireError("generation")
-        self._draws.release(np.frombuffer(payload, "<u8"))
-
-    def _on_statistics(self, peer: Peer, header: Header, payload: Any) -> None:
-        self._asking_statistics.add(peer.session)
-
-    def _on_steer(self, peer: Peer, header: Header, payload: Any) -> None:
-        reason = read_json(bytes(payload)).get("reason")
-        if type(reason) is not str or header.value not in iter(Word) or peer.hello.generation != self._draws.generation:
-            raise WireError("steer")
-        self._table.steer(header.simulation, Word(header.value), reason)
-
-    def _on_fetch(self, peer: Peer, header: Header, payload: Any) -> None:
-        """Send a worker on another node what lies in slots; it asks for those of windows that it has drawn."""
-        if peer.hello.generation != self._draws.generation:
-            raise WireError("generation")
-        parts = read_pieces(bytes(payload), self._settings.memory.array)
-        peer.sent += 1
-        self._socket.post_content(
-            peer.identity, parts, signed=self._settings.strict, session=peer.session, sequence=peer.sent,
-            value=header.value,
-        )  # fmt: skip
-
-    def _answer_statistics(self) -> None:
-        if not self._table.frozen:
-            return
-        for session in self._asking_statistics:
-            peer = self._peers.find(session)
-            if peer is not None:
-                self._tell(peer, Kind.STATISTICS_ARE, self._table.statistics.to_dict())
-        self._asking_statistics.clear()
-
-    def _answer_draws(self) -> None:
-        flushed = False
-        for answer in self._draws.answers():
-            peer = self._peers.trainers.get(answer.worker)
-            if peer is None:
-                continue
-            if not answer.batches:
-                self._tell(peer, Kind.BATCH, value=answer.index)
-                continue
-            if not flushed:
-                self._ledger.flush()
-                flushed = True
-            self._tell(
-                peer, Kind.BATCH, b"".join([records.tobytes() for records in answer.batches]), value=answer.index,
-                step=len(answer.batches), block=answer.worker, num_blocks=peer.hello.ranks,
-            )  # fmt: skip
