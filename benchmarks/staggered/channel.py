@@ -25,7 +25,7 @@ from headrace.solvers.mac_potential import PotentialResidual, flow_around
 
 from .channel_grading import ChannelSteps
 from .channel_solver import distances, frequency, means, means_over, named, reference
-from .figures import Point, repeated, timed
+from .figures import Point, repeated, stored, timed
 from .mac_steps import StaggeredSteps, TensorPressure
 from .planes import Measured
 
@@ -332,7 +332,7 @@ class Channel:
 
     @cache  # noqa: B019
     def _long(self, device: str) -> dict[str, np.ndarray]:
-        return self.solved_on(device, self._wanted_frames)
+        return stored(f"{self.name} long") or self.solved_on(device, self._wanted_frames)
 
     def seconds_of_frame(self, device: str) -> float:
         """Return the time of the explicit steps of a frame, as a CUDA graph on a GPU."""

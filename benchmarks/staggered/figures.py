@@ -28,17 +28,23 @@ class Point:
     each: float
 
 
-def solved_beside(name: str, solve: Callable[..., Any], *arguments: Any) -> Future[Any]:
-    """Return what a solver of ours gives: STAGGERED_REFERENCES/NAME.npz if it is there, or on its way in another
-    process for minutes.
-    """
+def stored(name: str) -> dict[str, np.ndarray] | None:
+    """Return what STAGGERED_REFERENCES/NAME.npz holds, if it is there."""
     file = Path(os.environ.get("STAGGERED_REFERENCES", ".")) / f"{name}.npz"
-    if file.is_file():
-        with np.load(file, allow_pickle=False) as held:
-            known: Future[Any] = Future()
-            known.set_result(dict(held))
-            return known
-    return ProcessPoolExecutor(1, mp_context=get_context("spawn")).submit(solve, *arguments)
+    if not file.is_file():
+        return None
+    with np.load(file, allow_pickle=False) as held:
+        return dict(held)
+
+
+def solved_beside(name: str, solve: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """Return what a solver of ours gives: stored, or on its way in another process for minutes."""
+    held = stored(name)
+    if held is None:
+        return ProcessPoolExecutor(1, mp_context=get_context("spawn")).submit(solve, *arguments)
+    known: Future[Any] = Future()
+    known.set_result(held)
+    return known
 
 
 def timed(run: Callable[[], Any], device: str, repeats: int, *, graph: bool = True) -> float:
