@@ -12,13 +12,14 @@ Beside each layer stands its relative distance from the same layer in float64.
 
 `training`: the same step in every way that each code can run, beside neuraloperator 2.0.0 with and without its channel
 network, in its own modes. On a GPU eager and as a CUDA graph, in fp32, tf32 and bf16, medians of events on the device;
-on a CPU in fp32, eager and compiled, best of alternating runs. neuraloperator runs where it can be
+on a CPU eager, in fp32, best of alternating runs. neuraloperator runs where it can be
 imported, for instance with the folder made by
 `python -m pip install --target .rivals/neuraloperator neuraloperator==2.0.0` on PYTHONPATH, PhysicsNeMo's spectral
 layers (in the published network) where its wheel is unpacked there; else "not run" is said. "unfused" is our form of
 every other device.
 
-`compiled`: the step of every code through PyTorch's compiler, as a CUDA graph where it can be one, in tf32 (CUDA only).
+`compiled`: the step of every code through PyTorch's compiler: on a GPU in tf32, also as a CUDA graph; on a CPU beside
+the eager one. Left out of a quick run unless it is asked for.
 
 One JSON line per figure, also in benchmarks/results/fno-DEVICE.json.
 """
@@ -28,7 +29,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -138,7 +139,7 @@ def candidates(
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Yield (name, maker of a step); a maker that returns None has nothing to run.
 
-    compiled : on a GPU, through PyTorch's compiler instead of without it; a CPU does both.
+    compiled : through PyTorch's compiler.
     """
     ndim = len(shape.grid)
     states = torch.randn(shape.batch, 2, 1, *shape.grid, device=device)
@@ -186,13 +187,13 @@ def candidates(
 
 def modes_of(name: str, make: Callable[..., Any], *, compiled: bool, on_gpu: bool) -> Iterator[tuple[str, Any]]:
     """Yield the modes of one code."""
-    if not compiled:
+    if compiled:
+        make = partial(make, compiled=True)
+        yield f"{name} compiled", make
+    else:
         yield f"{name} eager", make
-    if compiled or not on_gpu:
-        yield f"{name} compiled", partial(make, compiled=True)
     if on_gpu:
-        more = {"compiled": True} if compiled else {}
-        yield f"{name}{' compiled' * compiled} graph", partial(recorded, partial(make, **more))
+        yield f"{name}{' compiled' * compiled} graph", partial(recorded, make)
 
 
 def recorded(make: Callable[[], Callable[[], None] | None]) -> Callable[[], None] | None:
@@ -204,7 +205,7 @@ def recorded(make: Callable[[], Callable[[], None] | None]) -> Callable[[], None
 def measure_training(shape: Shape, device: torch.device, seconds: float) -> Iterator[tuple[str, float, str, Any]]:
     """Yield the time of a training step in every mode and precision, and our best over each rival's best."""
     if device.type != "cuda":
-        yield from measure_training_on_cpu(shape, device, seconds)
+        yield from measure_on_cpu(f"training on CPU {shape}", candidates(shape, "fp32", device), device, seconds)
         return
     for precision in PRECISIONS:
         label = f"training {shape} {precision}"
@@ -240,18 +241,21 @@ def measure_modes(
 
 
 def measure_compiled(shape: Shape, device: torch.device, seconds: float) -> Iterator[tuple[str, float, str, Any]]:
-    """Yield the time of a training step through PyTorch's compiler, in tf32."""
+    """Yield the time of a training step through PyTorch's compiler, in tf32; on a CPU in fp32, beside that without."""
     if device.type == "cuda":
         modes = candidates(shape, "tf32", device, compiled=True)
         yield from measure_modes(f"compiled {shape} tf32", modes, seconds)
+        return
+    both = [mode for compiled in (False, True) for mode in candidates(shape, "fp32", device, compiled=compiled)]
+    yield from measure_on_cpu(f"compiled on CPU {shape}", both, device, seconds)
 
 
-def measure_training_on_cpu(
-    shape: Shape, device: torch.device, seconds: float
+def measure_on_cpu(
+    label: str, modes: Iterable[tuple[str, Callable[[], Any]]], device: torch.device, seconds: float
 ) -> Iterator[tuple[str, float, str, Any]]:
-    """Yield the time of a training step in float32, eager and compiled, and ours over each rival's best."""
+    """Yield the time of a training step in every mode, in float32, and our best over each rival's best."""
     steps: dict[str, Callable[[], Any]] = {}
-    for name, make in candidates(shape, "fp32", device):
+    for name, make in modes:
         torch.manual_seed(0)
         try:
             run = make()
@@ -260,16 +264,16 @@ def measure_training_on_cpu(
                 steps[name] = run
         except Exception as error:  # no compiler, say
             reason = f"{type(error).__name__} {str(error).splitlines()[0][:80] if str(error) else ''}"
-            yield f"training on CPU {shape} fp32: {name} fails, {reason}", math.nan, "ms", None
-    times = best_times(steps, device, 6 * seconds)
-    for name, value in times.items():
-        yield f"training on CPU {shape} fp32: {name}", value, "ms", None
-    ours = min(times.get(f"ours {mode}", math.inf) for mode in ("eager", "compiled"))
+            yield f"{label} fp32: {name} fails, {reason}", math.nan, "ms", None
+    best: dict[str, float] = {}
+    for name, value in best_times(steps, device, 6 * seconds).items():
+        yield f"{label} fp32: {name}", value, "ms", None
+        who = name.rsplit(" ", 1)[0]
+        best[who] = min(value, best.get(who, math.inf))
     for who in ("fft", "neuraloperator", "neuraloperator without channel MLP"):
-        modes = [value for name, value in times.items() if name.rsplit(" ", 1)[0] == who]
-        speed, baseline = (min(modes) / ours, min(modes)) if modes else (math.nan, "not run")
-        yield f"training on CPU {shape} fp32: speed-up over the best of {who}", speed, "x", baseline
-    yield f"training on CPU {shape}: time", ours, "ms", None
+        speed = best[who] / best["ours"] if who in best else math.nan
+        yield f"{label} fp32: speed-up over the best of {who}", speed, "x", best.get(who, "not run")
+    yield f"{label}: time", best["ours"], "ms", None
 
 
 BANDWIDTHS = {"H100": 3.35e12, "H200": 4.8e12}
@@ -357,11 +361,13 @@ def main() -> None:
         shapes = QUICK if options.quick else FULL
         if part in ("training", "fused", "compiled"):
             shapes = TRAINED if on_gpu else ON_CPU[: 1 if options.quick else None]
+        if part == "compiled" and options.quick and options.only is None:
+            continue  # compilers take minutes
         for shape in shapes:
             if options.only in (None, part):
                 seconds = 0.5 if options.quick else 5.0 if part in ("layer", "step") else 0.4
                 figures = measure(shape, device, seconds)
-                where = "" if on_gpu or part != "training" else " on CPU"
+                where = "" if on_gpu or part not in ("training", "compiled") else " on CPU"
                 report.measure(f"{part}{where} {shape}", (record(figure, options) for figure in figures))
 
 
