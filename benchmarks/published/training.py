@@ -21,7 +21,8 @@ class Plan:
     """How a network is trained: Adam, and a rate that falls as half a cosine over the training.
 
     warm : fraction of the training over which the rate rises from zero at first.
-    turn : fraction after which the last of several losses is taken alone; before, it is not taken.
+    turn : fraction after which the last of several losses is taken alone; before, it is not taken. Its gradients may
+        have another size, so that Adam begins anew there, and the rate rises again.
     decay : weights by which Adam's gradient grows, as the published programs have it.
     """
 
@@ -36,7 +37,9 @@ class Plan:
         """Return the rate when that fraction of the training is done."""
         if done < self.warm:
             return self.rate * done / self.warm
-        return self.rate * 0.5 * (1 + math.cos(math.pi * (done - self.warm) / (1 - self.warm)))
+        rate = self.rate * 0.5 * (1 + math.cos(math.pi * (done - self.warm) / (1 - self.warm)))
+        turned = self.turn is not None and self.turn <= done < self.turn + self.warm
+        return rate * (done - self.turn) / self.warm if turned else rate
 
 
 TOGETHER = 10
@@ -60,7 +63,7 @@ class Run:
         self.device = next(network.parameters()).device
         self._draw = torch.Generator().manual_seed(seed)
         self._index = torch.randint(windows, (plan.batch,), generator=self._draw).to(self.device)
-        self._order = self._index[:0]
+        self._order, self._turned = self._index[:0], False
         on_gpu = self.device.type == "cuda"
         # A tensor on the device: a recorded step reads it at every replay.
         self._rate = torch.zeros((), device=self.device)
@@ -95,6 +98,10 @@ class Run:
         self.step += 1
         last = len(self.steps) - 1
         if self.plan.turn is not None and done >= self.plan.turn:
+            if not self._turned:
+                self._turned = True
+                for moment in self._moments():
+                    moment.zero_()
             return last
         several = last if self.plan.turn is not None else last + 1
         return int(torch.randint(several, (), generator=self._draw)) if several > 1 else 0
@@ -104,7 +111,7 @@ class Run:
         tensors = [tensor.detach().cpu() for tensor in self._tensors()]
         order = self._order.cpu()
         return {"tensors": tensors, "draw": self._draw.get_state(), "order": order, "step": self.step,
-                "seconds": self.seconds}  # fmt: skip
+                "seconds": self.seconds, "turned": self._turned}  # fmt: skip
 
     def go_on(self, state: Mapping[str, Any]) -> None:
         """Go on where another run of the same network was when it gave its state."""
@@ -114,12 +121,16 @@ class Run:
             mine.copy_(tensor)  # in place: recorded steps know where it lies
         self._draw.set_state(state["draw"])
         self._order = state["order"].to(self.device)
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self._turned = state["step"], state["seconds"], state["turned"]
 
     def _tensors(self) -> list[torch.Tensor]:
         """Return the weights, and of each the number of steps and the moments."""
         weights = [weight.detach() for group in self._optimizer.param_groups for weight in group["params"]]
-        return weights + [moment for made in self._optimizer.state.values() for moment in made.values()]
+        return weights + self._moments()
+
+    def _moments(self) -> list[torch.Tensor]:
+        """Return what Adam keeps."""
+        return [moment for made in self._optimizer.state.values() for moment in made.values()]
 
     def train(self, steps: int) -> None:
         """Make all steps of a training of so many."""

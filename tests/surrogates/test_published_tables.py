@@ -42,7 +42,7 @@ def test_states_of_e1_are_means_of_five_points_and_begin_with_the_forcing(tables
 
 
 def test_rates_rise_and_fall_to_zero(tables):
-    plan = tables.TABLES["e1"].plan
+    plan = tables.TABLES["e3"].plan
     rates = [plan.rate_at(done) for done in (0.0, 0.01, 0.02, 0.51, 1.0)]
     assert rates == pytest.approx([0.0, 5e-4, 1e-3, 5e-4, 0.0], abs=1e-8)
 
@@ -53,6 +53,24 @@ def test_the_last_loss_is_taken_alone_after_the_turn_and_never_before(tables):
     run = tables.Run(network, losses, 12, tables.Plan(batch=5, turn=0.5), seed=0)
     assert {run.draw(0.49) for _ in range(20)} == {0, 1}
     assert {run.draw(done) for done in (0.5, 0.7, 1.0)} == {2}
+
+
+def test_adam_begins_anew_at_the_turn_and_the_rate_rises_again(tables):
+    network = torch.nn.Linear(1, 1)
+    plan = tables.Plan(batch=5, turn=0.5, warm=0.1)
+    run = tables.Run(network, [lambda index: network(index[:, None].float())] * 2, 12, plan, seed=0)
+    moments = lambda: [moment for moment in run.state()["tensors"][2:] if moment.any()]  # noqa: E731
+    for done in (0.3, 0.4):
+        run.steps[run.draw(done)]()
+    assert moments()
+    run.draw(0.5)
+    assert not moments()
+    run.steps[run.draw(0.55)]()
+    run.draw(0.6)
+    assert moments()
+    rates = [plan.rate_at(done) for done in (0.5, 0.55, 0.6)]
+    whole = tables.Plan(batch=5, warm=0.1)
+    assert rates == pytest.approx([0.0, whole.rate_at(0.55) / 2, whole.rate_at(0.6)])
 
 
 def test_bundles_graded_together_are_a_roll_out(tables):
