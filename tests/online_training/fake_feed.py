@@ -126,11 +126,6 @@ def connect_mortal(settings):
     return feed
 
 
-def connect_fake(settings):
-    """A feed of 30 batches."""
-    return FakeFeed(30, rank=settings.rank, num_ranks=settings.num_ranks)
-
-
 def connect_poisoned(settings):
     """A feed whose batch 4 is infinite."""
     return FakeFeed(10, poison=4)

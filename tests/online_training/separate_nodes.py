@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headrace.online_training.die_with_parent import wrapper
+from tests.online_training.intake_setup import environment_without_ray
 
 _UNSHARE = ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
 _TRIAL = "ip link add one type veth peer name two && mount -t tmpfs none /tmp"
@@ -97,7 +98,7 @@ exec "$@"
         with open(self._folder / f"{name}.out", "ab") as log:
             process = subprocess.Popen(
                 [*wrapper(os.getpid()), *_UNSHARE, "sh", "-c", script, "node", *command], stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log, env={**os.environ, "PATH": PATHS, **environment},
+                stdout=log, stderr=log, env={**environment_without_ray(), "PATH": PATHS, **environment},
             )  # fmt: skip
         self._processes[name] = process
         _until(lambda: _first_child(process.pid) is not None or process.poll() is not None)

@@ -1,6 +1,6 @@
 """A study as a user's script starts it; the test beside it sends the signals.
 
-python study_driver.py RUN_DIR MODEL new|resume SETTINGS_AS_JSON
+python study_driver.py RUN_DIR new|resume SETTINGS_AS_JSON
 
 While the file that HEADRACE_TEST_HOLD names exists the trainer takes its time, so that a signal finds it at work.
 """
@@ -15,6 +15,7 @@ import numpy as np
 
 from headrace.solvers import Case, Grid, Periodic, Uniform
 
+HOLD = "HEADRACE_TEST_HOLD"
 SECONDS_PER_SIMULATION = 0.6
 
 
@@ -45,29 +46,24 @@ case = Case(
 
 # Every rank of a solver imports this file too, and is not to load torch for it.
 if __name__ == "__main__" or "torch" in sys.modules:
-    from headrace.surrogates import FNO, MLP
+    from headrace.surrogates import MLP
 
-    class _Unhurried:
+    class OwnMLP(MLP):
+        """A user's own class: workers and validator find it in the run's copy of this file."""
+
         def training_loss(self, batch):
-            if os.path.exists(os.environ.get("HEADRACE_TEST_HOLD", "")):
+            if os.path.exists(os.environ.get(HOLD, "")):
                 time.sleep(0.2)
             return super().training_loss(batch)
 
-    class OwnMLP(_Unhurried, MLP):
-        """A user's own class: workers and validator find it in the run's copy of this file."""
 
-    class OwnFNO(_Unhurried, FNO):
-        """Likewise."""
-
-
-SETTINGS = {"simulations": 30, "held_out": 3, "ranks": 2, "batch_size": 8, "views": 4.0, "checkpoint_every": 0.5}
+SETTINGS = {"simulations": 20, "held_out": 3, "ranks": 2, "batch_size": 8, "views": 4.0, "checkpoint_every": 0.5}
 
 if __name__ == "__main__":
     from headrace.online_training import Study
 
-    run_dir, model, how, changes = sys.argv[1:]
-    surrogate = OwnFNO(modes=4, width=8, layers=2) if model == "fno" else OwnMLP()
-    study = Study(case, surrogate, run_dir=Path(run_dir), **{**SETTINGS, **json.loads(changes)})
+    run_dir, how, changes = sys.argv[1:]
+    study = Study(case, OwnMLP(), run_dir=Path(run_dir), **{**SETTINGS, **json.loads(changes)})
     result = study.run(resume=how == "resume")
     print("status", result.status)
     print("validation", result.validation)

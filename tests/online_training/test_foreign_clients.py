@@ -7,13 +7,17 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
+from headrace.online_training import Study
 from headrace.online_training.audit import audit
 from headrace.online_training.block_files import BlockFiles
 from headrace.online_training.intake import Assignment
+from headrace.solvers.case_file import CaseReference
+from headrace.surrogates import MLP
 from tests.mpi_run import OVER_THE_NETWORK, mpirun, open_mpi_flags
 from tests.online_training.intake_setup import PATIENCE, make_layout, plan, running_intake, wait_until
 
@@ -309,22 +313,22 @@ def test_cmake_builds_installs_and_pkg_config_finds_it(tmp_path: Path) -> None:
 @pytest.mark.mpi
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-def test_a_study_trains_on_a_program_that_takes_one_simulation_at_a_time(programs: Path, tmp_path: Path) -> None:
+def test_a_study_trains_on_a_program_that_takes_one_simulation_at_a_time(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_here: ModuleType
+) -> None:
     """The whole of it: the program is started again for each simulation, and nothing is lost or counted twice."""
     folder = tmp_path / "states"
     folder.mkdir()
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-        "TEST_MPIRUN": mpirun(), "TEST_MPI_FLAGS": " ".join(open_mpi_flags()), "TEST_HEAT": str(programs / "heat_c"),
-        "TEST_FOLDER": str(folder),
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "headrace.cases", "train", str(SOURCES / "streaming_case.py"), "--model", "mlp",
-         "--simulations", "6", "--held-out", "1", "--ranks", "3", "--views", "2", "--batch-size", "8", "--plain",
-         "--run-dir", str(tmp_path / "run")],
-        env=environment, capture_output=True, text=True, timeout=840, check=False,
+    for name, value in (
+        ("TEST_MPIRUN", mpirun()), ("TEST_MPI_FLAGS", " ".join(open_mpi_flags())),
+        ("TEST_HEAT", str(programs / "heat_c")), ("TEST_FOLDER", str(folder)),
+    ):  # fmt: skip
+        monkeypatch.setenv(name, value)
+    study = Study(
+        CaseReference.of(SOURCES / "streaming_case.py"), MLP(), run_dir=tmp_path / "run", simulations=7, held_out=0,
+        ranks=3, views=2, batch_size=8,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert study.run().status == "finished"
     report = audit(tmp_path / "run")
     assert report.ok and report.counts["steps accepted"] == 7 * STEPS, report.lines
     jobs = list((tmp_path / "run" / "logs").glob("job-*.log"))

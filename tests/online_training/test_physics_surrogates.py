@@ -1,7 +1,5 @@
 """Surrogates whose loss needs no target, but single states or parameters alone, in the same trainer."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -34,23 +32,11 @@ def test_a_surrogate_without_targets_is_trained_and_validated(name, error, data,
     assert result.status == "finished" and result.validation["nrmse"] < error, result.validation
 
 
-def live_study(run_dir):
-    """Run the study of the test below and print its status and error."""
-    surrogate = CASE.load_module().Stagger()
-    result = Study(CASE, surrogate, run_dir=Path(run_dir), simulations=24, held_out=2, ranks=1, views=60,
-                   learning_rate=1e-2, buffer="64KB", sampler="breed", statistics=True).run()  # fmt: skip
-    print(result.status, result.validation["nrmse"])
-
-
 @pytest.mark.ray
-def test_it_learns_from_a_live_stream_whose_sampler_follows_it_and_whose_statistics_are_kept(tmp_path):
-    # In a process of its own: a study starts and stops Ray, and other tests of this process have theirs.
-    program = f"from {__name__} import live_study; live_study({str(tmp_path / 'run')!r})"
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    status, error = done.stdout.split()[-2:]
-    assert status == "finished" and float(error) < 0.05, done.stdout
+def test_it_learns_from_a_live_stream_whose_sampler_follows_it_and_whose_statistics_are_kept(tmp_path, ray_here):
+    result = Study(CASE, CASE.load_module().Stagger(), run_dir=tmp_path / "run", simulations=24, held_out=2, ranks=1,
+                   views=60, learning_rate=1e-2, buffer="64KB", sampler="breed", statistics=True).run()  # fmt: skip
+    assert result.status == "finished" and result.validation["nrmse"] < 0.05, result.validation
     report = audit(tmp_path / "run")
     assert report.ok and report.counts["simulations planned"] == 26, report.lines
     statistics = FieldStatistics.read(tmp_path / "run" / "statistics.h5")

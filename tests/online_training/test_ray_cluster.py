@@ -17,7 +17,7 @@ from tests.online_training.separate_nodes import SeparateNodes, why_not
 
 PORT = 6379
 STUDY = [
-    "heat2d", "--shape", "16x16", "--model", "mlp", "--simulations", "4", "--held-out", "1", "--ranks", "2",
+    "heat2d", "--shape", "16x16", "--model", "mlp", "--simulations", "4", "--held-out", "0", "--ranks", "2",
     "--views", "1", "--plain",
 ]  # fmt: skip
 HEAD = """

@@ -2,14 +2,12 @@
 
 import contextlib
 import importlib
-import json
 import os
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -18,89 +16,28 @@ import pytest
 from headrace.online_training import FIFO, FIRO, Reservoir
 from headrace.online_training.audit import audit
 from headrace.online_training.ledger import Ledger, intake_records, read_records
-from headrace.online_training.metrics_log import last_record, read_metrics
+from headrace.online_training.metrics_log import last_record
 from headrace.online_training.run_directory import RunDirectory, StudyError
 from headrace.online_training.study import Study
 from headrace.solvers.case_file import CaseReference
 from headrace.surrogates import MLP, load_surrogate
 
+from .running_study import (
+    DRIVER,
+    Driver,
+    Meanwhile,
+    command_of,
+    left_over,
+    reference,
+    require_no_process,
+    study_here,
+)
+from .study_driver import HOLD, SETTINGS
+
 pytestmark = [pytest.mark.ray, pytest.mark.mpi, pytest.mark.timeout(1200)]
 
-DRIVER = Path(__file__).with_name("study_driver.py")
-
-
 # Room for three of the driver's simulations: while the trainer starts, the others wait on disk.
-SPOOLING = {"buffer": "64KiB", "when_full": "spool", "spool": "4MB"}
-
-
-class Driver:
-    """A study in a process of its own; if held, its trainer takes its time until `release`."""
-
-    def __init__(
-        self, run_dir: Path, model: str, how: str, *, log_folder: Path | None = None, held: bool = False,
-        **settings: object,
-    ) -> None:  # fmt: skip
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        self.run_dir, self._hold = run_dir, run_dir.with_name(f"{run_dir.name}.hold")
-        environment["HEADRACE_TEST_HOLD"] = str(self._hold)
-        if held:
-            self._hold.touch()
-        self.output = open((log_folder or run_dir.parent) / f"driver-{time.monotonic_ns()}.log", "w+")
-        self.process = subprocess.Popen(
-            [sys.executable, str(DRIVER), str(run_dir), model, how, json.dumps(settings)],
-            stdout=self.output, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
-        )  # fmt: skip
-
-    def wait_until(self, condition, seconds=300.0):
-        """Wait for a condition while the driver lives."""
-        deadline = time.monotonic() + seconds
-        while not (value := condition()):
-            assert self.process.poll() is None, f"the driver ended early:\n{self.text()}"
-            assert time.monotonic() < deadline, f"not in time; the driver said:\n{self.text()}"
-            time.sleep(0.05)
-        return value
-
-    def release(self) -> None:
-        """Let the trainer go as fast as it can."""
-        self._hold.unlink()
-
-    def text(self) -> str:
-        self.output.flush()
-        return Path(self.output.name).read_text()
-
-    def finish(self, seconds=500.0) -> str:
-        self.process.wait(seconds)
-        return self.text()
-
-    def processes(self, word: str) -> list[psutil.Process]:
-        """Processes of this run, apart from the driver, with a word in their command line."""
-        return [process for process in left_over(self.run_dir, self.process.pid) if word in command_of(process)]
-
-    def kill(self, word: str) -> int:
-        """SIGKILL one process and return its id."""
-        victim = self.wait_until(lambda: self.processes(word))[0]
-        victim.kill()
-        return victim.pid
-
-
-def command_of(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
-def left_over(run_dir: Path, driver: int = -1) -> list[psutil.Process]:
-    """Processes that carry the run directory in their environment: everything that a study starts inherits it."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            named = any(str(run_dir) in value for value in process.environ().values())
-            if named and process.pid not in (driver, os.getpid()) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
+SPOOLING = {"buffer": "64KiB", "when_full": "spool", "spool": "4MB", "durability": "node"}
 
 
 def steps_of(run_dir: Path) -> int:
@@ -113,21 +50,14 @@ def batches_of(run_dir: Path) -> int:
     return record["batch"] if record else 0
 
 
-def require_clean(run_dir: Path, simulations: int = 33) -> dict[str, int]:
+def require_clean(run_dir: Path) -> dict[str, int]:
     report = audit(run_dir)
     assert report.ok, report.lines
     counts = report.counts
     accounted = counts["steps accepted"] + counts["steps of simulations in quarantine"]
-    assert counts["steps planned"] == accounted == simulations * 21
+    assert counts["steps planned"] == accounted == (SETTINGS["simulations"] + SETTINGS["held_out"]) * 21
     assert counts["double"] == 0
     return counts
-
-
-def require_no_process(run_dir: Path, seconds: float = 180.0) -> None:
-    deadline = time.monotonic() + seconds
-    while remaining := left_over(run_dir):
-        assert time.monotonic() < deadline, [command_of(process) for process in remaining]
-        time.sleep(0.2)
 
 
 def require_guarded(driver: Driver) -> None:
@@ -172,10 +102,11 @@ def ask_without_token(port: int) -> bytes:
     return said if said.startswith(b"HTTP/1.1 2") else b""
 
 
-def test_a_study_survives_the_death_of_a_rank_and_of_its_trainer_behind_its_token(tmp_path, monkeypatch):
-    run_dir = tmp_path / "run"
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    driver = Driver(run_dir, "mlp", "new", held=True)
+def test_a_study_loses_nothing_by_deaths_and_stops_behind_its_token(tmp_path, monkeypatch, ray_here):
+    run_dir, ledger, hold = tmp_path / "run", tmp_path / "run" / "ledger", Path(os.environ[HOLD])
+    with monkeypatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "3")
+        driver = Driver(run_dir, "new", held=True, **SPOOLING)
     driver.wait_until(lambda: steps_of(run_dir) > 10)
     # A validator that stands still keeps nobody from sending and receiving.
     validator = driver.wait_until(lambda: driver.processes("training.validator"))[0]
@@ -186,121 +117,84 @@ def test_a_study_survives_the_death_of_a_rank_and_of_its_trainer_behind_its_toke
     assert {rank.environ()["OMP_NUM_THREADS"] for rank in driver.processes("solver_job")} == {"3"}
     driver.kill("solver_job")
     driver.wait_until(lambda: batches_of(run_dir) > 5 and list((run_dir / "checkpoints").iterdir()))
+    attempts = max(one.attempts for one in Ledger(ledger).simulations.values())
+    assert attempts == 2, "the killed rank's simulation was run again"
     require_guarded(driver)
     driver.kill("RayTrainWorker")
-    driver.release()
-    text = driver.finish()
-    assert driver.process.returncode == 0 and "status finished" in text, text
+    driver.wait_until(lambda: (last_record(run_dir / "metrics.jsonl") or {}).get("generation", 0) >= 2)
+    driver.stop(signal.SIGINT)
+    stopped_at = batches_of(run_dir)
 
+    (run_dir / "secrets" / "ray-folder").unlink()
+    driver = Driver(run_dir, "resume", **SPOOLING)
+    driver.wait_until((run_dir / "secrets" / "ray-folder").exists)  # written just before Ray's processes are started
+    driver.stop(signal.SIGTERM)
+    assert len(list(ledger.glob("study-*.log"))) == 1, "no session was begun"
+
+    def sigterm(meanwhile: Meanwhile) -> None:
+        meanwhile.wait_until((ledger / "intake-2.log").exists)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert Meanwhile().run(study_here(run_dir, **SPOOLING), sigterm, resume=True).status == "stopped"
+    assert not list(ledger.glob("trainer-2-*")), "it stopped before the trainer was up, and did not wait for it"
+
+    def kill_the_intake(meanwhile: Meanwhile) -> None:
+        meanwhile.wait_until(lambda: batches_of(run_dir) > stopped_at + 5)
+        meanwhile.kill("IntakeActor")
+        hold.unlink()
+
+    hold.touch()
+    finished = Meanwhile().run(study_here(run_dir, **SPOOLING), kill_the_intake, resume=True)
+    assert finished.status == "finished"
+    assert len(list(ledger.glob("study-*.log"))) == 4, "the intake was replaced in a session of its own"
+    require_no_process(run_dir)
     counts = require_clean(run_dir)
-    history = Ledger(run_dir / "ledger").simulations
-    assert max(one.attempts for one in history.values()) == 2, "the killed rank's simulation was run again"
+    assert counts["steps kept for a later session"] > 0 and counts["steps lost before use and run again"] == 0
+    assert not list(Path("/dev/shm").glob(f"headrace-kept-{RunDirectory(run_dir).read().study:016x}"))
+    history = Ledger(ledger).simulations
     bad = {number for number, one in history.items() if one.parameters["x0"] > 0.66}
     assert bad and {n for n, one in history.items() if one.quarantine is not None} == bad, "and nothing else"
     assert counts["steps of simulations in quarantine"] == 21 * len(bad)
-    assert {record["generation"] for record in read_metrics(run_dir / "metrics.jsonl")} >= {1, 2}
+    assert any(record["e"] == "spooled" for record in intake_records(ledger)), "the spool was of use"
+    assert not list((run_dir / "spool").iterdir()), "and is empty"
+    with sqlite3.connect(ledger / "index.sqlite") as index:
+        assert index.execute("SELECT status FROM sessions ORDER BY session").fetchall()[-1] == ("finished",)
     surrogate = RunDirectory(run_dir).load_model(run_dir)
     assert type(surrogate).__name__ == "OwnMLP" and surrogate.problem.case == "slow_decay"
     with pytest.raises(ValueError, match="Give your own class"):
         load_surrogate(run_dir)
-    require_no_process(run_dir)
+    again = study_here(run_dir, **SPOOLING).run(resume=True)
+    assert again == finished, "a finished study only repeats its result"
 
 
-def test_a_killed_driver_and_ctrl_c_are_resumed(tmp_path):
-    run_dir = tmp_path / "run"
-    driver = Driver(run_dir, "fno", "new", held=True, **SPOOLING)
-    driver.wait_until(lambda: (last_record(run_dir / "intake.jsonl") or {}).get("waiting_in_spool", 0) > 20)
-    driver.process.send_signal(signal.SIGKILL)
-    driver.process.wait()
-    require_no_process(run_dir)
-
-    driver = Driver(run_dir, "fno", "resume", **SPOOLING)
-    driver.wait_until(lambda: (run_dir / "ledger" / "intake-2.log").exists())
-    driver.process.send_signal(signal.SIGTERM)
-    assert "status stopped" in driver.finish(), "also before the trainer is up"
-    assert not list((run_dir / "ledger").glob("trainer-2-*")), "and without waiting for it"
-    require_no_process(run_dir)
-
-    driver = Driver(run_dir, "fno", "resume", **SPOOLING)
-    driver.wait_until(lambda: batches_of(run_dir) > 3)
-    driver.process.send_signal(signal.SIGINT)
-    assert "status stopped" in driver.finish()
-    assert driver.process.returncode == 0
-    driver.release()
-    stopped_at = batches_of(run_dir)
-    require_no_process(run_dir)
-
-    driver = Driver(run_dir, "fno", "resume", **SPOOLING)
-    text = driver.finish()
-    assert driver.process.returncode == 0 and "status finished" in text, text
-    assert batches_of(run_dir) > stopped_at, "training went on from the checkpoint"
-    counts = require_clean(run_dir)
-    assert counts["steps lost before use and run again"] > 0
-    assert any(record["e"] == "spooled" for record in intake_records(run_dir / "ledger")), "the spool was of use"
-    assert not list((run_dir / "spool").iterdir()), "and is empty"
-    with sqlite3.connect(run_dir / "ledger" / "index.sqlite") as index:
-        assert index.execute("SELECT status FROM sessions ORDER BY session").fetchall()[-1] == ("finished",)
-    require_no_process(run_dir)
-
-    again = Driver(run_dir, "fno", "resume", **SPOOLING).finish()
-    assert text.splitlines()[-1] == again.splitlines()[-1], "a finished study only repeats its result"
-
-
-def test_a_stop_while_ray_starts_is_heard(tmp_path):
-    run_dir = tmp_path / "run"
-    driver = Driver(run_dir, "mlp", "new")
-    driver.wait_until((run_dir / "secrets" / "ray-folder").exists)  # written just before Ray's processes are started
-    driver.process.send_signal(signal.SIGTERM)
-    text = driver.finish()
-    assert driver.process.returncode == 0 and "status stopped" in text, text
-    assert not list((run_dir / "ledger").iterdir()), "no session was begun"
-    require_no_process(run_dir)
-
-
-def test_a_killed_intake_is_replaced_and_what_was_acknowledged_is_kept(tmp_path):
-    run_dir = tmp_path / "run"
-    driver = Driver(run_dir, "mlp", "new", held=True, durability="node", held_out=1, simulations=14, views=20.0)
-    driver.wait_until(lambda: steps_of(run_dir) > 60 and batches_of(run_dir) > 5)
-    driver.kill("IntakeActor")
-    driver.release()
-    text = driver.finish()
-    assert driver.process.returncode == 0 and "status finished" in text, text
-    counts = require_clean(run_dir, simulations=15)
-    assert counts["steps kept for a later session"] > 0 and counts["steps lost before use and run again"] == 0
-    assert not list(Path("/dev/shm").glob(f"headrace-kept-{RunDirectory(run_dir).read().study:016x}"))
-    require_no_process(run_dir)
-
-
-def test_a_deterministic_run_has_the_same_bits_killed_and_resumed_or_not(tmp_path):
-    what = {"deterministic": True, "simulations": 8, "held_out": 1, "ranks": 1, "jobs": 2, "views": 6.0}
+def test_a_deterministic_run_has_the_same_bits_killed_and_resumed_or_not(tmp_path, ray_here):
+    what = {"deterministic": True, "simulations": 8, "held_out": 0, "ranks": 1, "jobs": 2, "views": 6.0}
     what["buffer"] = "60KB"  # a third of all steps
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    driver = Driver(whole, "mlp", "new", **what)
-    text = driver.finish()
-    assert driver.process.returncode == 0 and "status finished" in text, text
+    whole, parts, hold = tmp_path / "whole", tmp_path / "parts", Path(os.environ[HOLD])
+    assert study_here(whole, **what).run().status == "finished"
 
-    driver = Driver(parts, "mlp", "new", held=True, **what)
+    driver = Driver(parts, "new", held=True, **what)
     driver.wait_until(lambda: batches_of(parts) > 20 and list((parts / "checkpoints").iterdir()))
-    driver.process.send_signal(signal.SIGKILL)
-    driver.process.wait()
-    require_no_process(parts)
+    driver.sigkill()
     stopped_at = batches_of(parts)
-    driver = Driver(parts, "mlp", "resume", **what)
-    driver.wait_until(lambda: batches_of(parts) > stopped_at + 20)
-    driver.kill("RayTrainWorker")
-    driver.release()
-    text = driver.finish()
-    assert driver.process.returncode == 0 and "status finished" in text, text
 
+    def kill_the_trainer(meanwhile: Meanwhile) -> None:
+        meanwhile.wait_until(lambda: batches_of(parts) > stopped_at + 20)
+        meanwhile.kill("RayTrainWorker")
+        hold.unlink()
+
+    hold.touch()
+    assert Meanwhile().run(study_here(parts, **what), kill_the_trainer, resume=True).status == "finished"
     assert len(list((parts / "ledger").glob("study-*.log"))) == 3, "driver and trainer were killed in time"
     one, two = (last_record(run / "metrics.jsonl") for run in (whole, parts))
     assert (one["batch"], one["windows"]) == (two["batch"], two["windows"])
     assert (whole / "model" / "model.safetensors").read_bytes() == (parts / "model" / "model.safetensors").read_bytes()
-    assert audit(parts).ok, audit(parts).lines
+    report = audit(parts)
+    assert report.ok and report.counts["steps lost before use and run again"] > 0, report.lines
     require_no_process(parts)
 
 
-def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path):
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path, ray_here):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(disk)], check=False)
@@ -308,18 +202,13 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path):
         pytest.skip("needs the right to mount a small file system; run as root")
     try:
         run_dir = disk / "run"
-        driver = Driver(run_dir, "mlp", "new", log_folder=tmp_path)
-        text = driver.finish()
-        assert driver.process.returncode == 1 and "No space left on device" in text, text
-        assert "StudyError" in text and str(run_dir) in text, "the error names the file"
+        with pytest.raises(StudyError, match="No space left on device") as raised:
+            study_here(run_dir, held_out=0).run()
+        assert str(run_dir) in str(raised.value), "the error names the file"
         require_no_process(run_dir)
         assert all((folder / "state.json").exists() for folder in (run_dir / "checkpoints").iterdir())
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
-def reference() -> CaseReference:
-    return CaseReference.of(DRIVER, "case")
 
 
 def test_a_run_directory_of_another_study_is_refused(tmp_path):

@@ -23,7 +23,6 @@ from headrace.surrogates import MLP, load_surrogate
 from .fake_feed import (
     POINTS,
     FakeFeed,
-    connect_fake,
     connect_mortal,
     connect_poisoned,
     make_run,
@@ -31,7 +30,7 @@ from .fake_feed import (
     solution,
     train_as_worker,
 )
-from .intake_setup import PATIENCE, STUDY, running_intake
+from .intake_setup import PATIENCE, STUDY, running_intake, wait_until
 
 
 def test_settings_that_cannot_work_are_refused():
@@ -271,42 +270,24 @@ def test_a_stop_before_the_first_batch_ends_in_order(live):
     assert not (run / "checkpoints").exists()
 
 
-@pytest.fixture(scope="module")
-def ray_here(tmp_path_factory):
-    import ray
-
-    from headrace.online_training.ray_session import _DEFAULTS, _patiently
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in _DEFAULTS.items():
-            patch.setenv(name, value)
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        _patiently(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
-        yield ray
-        ray.shutdown()
-
-
 @pytest.mark.ray
 def test_ray_train_restarts_killed_workers_and_does_not_repeat_what_would_fail_again(tmp_path, ray_here):
-    run = make_run(tmp_path / "mortal")
-    settings = settings_for(run, 30, checkpoint_every=1e-9)
-    summary = run_trainer(settings, 2, 1, connect=connect_mortal)
-    assert (summary["batch"], summary["windows"], summary["generation"]) == (30, 29 * 16 + 9, 2)
-    assert not ray_here.util.list_named_actors(all_namespaces=True), "nobody but controller and workers was started"
-    alone = make_run(tmp_path / "alone")
-    train(settings_for(alone, 30), FakeFeed(30))
-    expected, found = load_surrogate(alone).state_dict(), load_surrogate(run).state_dict()
-    assert all(torch.allclose(expected[name], found[name], rtol=1e-5, atol=1e-5) for name in expected)
-
-    # As many workers as there is room for: half a CPU each, and Ray was told of one.
-    elastic = make_run(tmp_path / "elastic")
-    summary = run_trainer(settings_for(elastic, 30), (1, 8), 0, connect=connect_fake)
-    assert (summary["batch"], summary["windows"]) == (30, 29 * 16 + 9)
-    assert len(list((elastic / "ledger").glob("trainer-1-1-*.log"))) == 2
-    found = load_surrogate(elastic).state_dict()
-    assert all(torch.allclose(expected[name], found[name], rtol=1e-5, atol=1e-5) for name in expected)
-
     bad = make_run(tmp_path / "bad")
     with pytest.raises(RuntimeError, match=r"batch 5 is not finite, on windows of the simulations \d+;"):
         run_trainer(settings_for(bad, 10), 1, 3, connect=connect_poisoned)
     assert not (bad / "generations" / "2").exists()
+    wait_until(
+        lambda: not ray_here.util.list_named_actors(all_namespaces=True),
+        what="all to be gone: nobody but controller and worker was started",
+    )
+
+    # As many workers as there is room for: half a CPU each, and Ray was told of one.
+    run = make_run(tmp_path / "mortal")
+    summary = run_trainer(settings_for(run, 30, checkpoint_every=1e-9), (1, 8), 1, connect=connect_mortal)
+    assert (summary["batch"], summary["windows"], summary["generation"]) == (30, 29 * 16 + 9, 2)
+    for generation in (1, 2):
+        assert len(list((run / "ledger").glob(f"trainer-1-{generation}-*.log"))) == 2
+    alone = make_run(tmp_path / "alone")
+    train(settings_for(alone, 30), FakeFeed(30))
+    expected, found = load_surrogate(alone).state_dict(), load_surrogate(run).state_dict()
+    assert all(torch.allclose(expected[name], found[name], rtol=1e-5, atol=1e-5) for name in expected)
