@@ -781,6 +781,8 @@ def test_each_window_is_used_as_often_as_wanted(study) -> None:
     assert set(firsts.values()) == {1}, "one first use of each window"
     assert abs(sum(uses.values()) - views * len(uses)) <= batch
     assert wait_until(lambda: intake.status()["ended"])
+    achieved = sum(uses.values()) / len(uses)
+    wait_until(lambda: abs(intake.status()["views_achieved"] - achieved) < 1e-9, what="the uses to be told of")
 
 
 def test_statistics_are_those_of_all_that_came_before_the_watermark(study) -> None:
