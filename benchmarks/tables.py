@@ -243,7 +243,7 @@ def burgers() -> Table:
 
 
 def mixed(name: str, published: float, *, unroll: int = 0) -> Table:
-    """Return message passing on E1, E2 or E3; unroll : bundles in the second half of the training, see `Table`."""
+    """Return message passing on E1, E2 or E3; unroll : bundles after two fifths of the training, see `Table`."""
 
     def generate(count: int, seed: int, device: str, quick: bool) -> data.Trajectories:
         return data.mixed(name, count, seed=seed, device=device, frames=130 if quick else 250)
@@ -261,7 +261,7 @@ def mixed(name: str, published: float, *, unroll: int = 0) -> Table:
     return Table(
         published=published, source="Brandstetter et al. 2022, Table 1, MP-PDE (250, 100)", train=2048, test=128,
         generate=generate, step_error=step_error, network=network, first=25, accumulated=True, compiled=True,
-        plan=Plan(batch=32, rate=1e-3, warm=0.02, clip=1.0, turn=0.5 if unroll else None), unroll=unroll,
+        plan=Plan(batch=32, rate=1e-3, warm=0.02, clip=1.0, turn=0.4 if unroll else None), unroll=unroll,
     )  # fmt: skip
 
 

@@ -30,9 +30,10 @@ def usable(x: torch.Tensor, modes: tuple[int, ...]) -> bool:
     Not those of `vmap`, whose hidden axis the kernels do not know, nor in what PyTorch's compiler traces.
     """
     return (
-        x.is_cuda and x.ndim == 4 and _kind(x) in (torch.float32, torch.bfloat16) and x.shape[0] <= MOST_CHANNELS
+        x.is_cuda and not torch.compiler.is_compiling() and x.ndim == 4
+        and _kind(x) in (torch.float32, torch.bfloat16) and x.shape[0] <= MOST_CHANNELS
         and max(modes, default=1) <= MOST_MODES and x[0].numel() * MOST_CHANNELS < 2**31 and has_triton()
-        and not torch.compiler.is_compiling() and not torch._C._functorch.is_batchedtensor(x)
+        and not torch._C._functorch.is_batchedtensor(x)
     )  # fmt: skip
 
 

@@ -24,7 +24,8 @@ class Recorded:
         self, function: Callable[..., Any], *example: torch.Tensor, calls: int = 3,
         stream: torch.cuda.Stream | None = None,
     ) -> None:  # fmt: skip
-        self._inputs = [tensor.clone() for tensor in example]
+        # The graph knows where the tensors of the function lie: they must not go before it does.
+        self._function, self._inputs = function, [tensor.clone() for tensor in example]
         stream = stream or torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
