@@ -247,7 +247,7 @@ class Feed:
     @property
     def _together(self) -> int:
         """Batches that are asked for, and given back, at a time."""
-        return max(1, self._prefetch // 4)
+        return max(1, self._prefetch // 3)
 
     def _ask(self) -> None:
         """See that the batch wanted now and `prefetch` more are on their way, but for less than are asked together."""

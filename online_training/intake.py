@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import socket as network
 import threading
 import time
@@ -14,18 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from .block_intake import ChecksumError
-from .cell_list import CellList
-from .client import CHECKSUMS, IN_RING, PAYLOAD_SIGNED, SKIP_NEXT, Header, Kind, WireError, Word
+from .client import CHECKSUMS, Header, Kind, WireError
 from .held_out_writer import HeldOutResult, HeldOutWriter
 from .intake_settings import IntakeSettings
 from .intake_socket import Content, IntakeSocket
 from .kept_steps import KeptStep
 from .ledger import RecordWriter
-from .peers import Hello, Job, Peer, Peers, Refusal, read_json, rejoin
+from .peers import Hello, Peer, Peers, Refusal, rejoin
 from .ring import Ring, ring_bytes
-from .simulation_run import Assignment, SimulationRun
+from .simulation_run import Assignment
 from .simulation_table import SimulationTable
+from .solver_desk import SolverDesk
 from .spool import Spooled
 from .stream_statistics import SAVE_SECONDS
 from .trainer_desk import TrainerDesk
@@ -64,22 +62,19 @@ class Intake:
             ledger=self._ledger, limits=settings, drawn=lambda: self._trainers.draws.drawn, writer=self._writer,
         )  # fmt: skip
         self._peers = Peers(settings.session)
-        self._trainers = TrainerDesk(settings, self._table, self._peers, self._ledger, self._tell)
         self._rejected: Counter[str] = Counter()
+        self._solvers = SolverDesk(
+            settings, self._table, self._peers, self._ledger, self._rejected, tell=self._tell, send_away=self._refuse
+        )
+        self._trainers = TrainerDesk(settings, self._table, self._peers, self._ledger, self._tell)
         self._messages = 0
-        # Runs whose latest blocks are in their place, while their steps are not accepted yet; and these blocks' bytes.
-        self._unsettled: dict[int, SimulationRun] = {}
-        self._unsettled_bytes = 0
         self._error: str | None = None
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._flushed = self._swept = time.monotonic()
         self._socket: IntakeSocket | None = None
         self._handlers: dict[int, Callable[[Peer, Header, Any], None]] = {
-            Kind.DECLARE: self._on_declare, Kind.REQUEST: self._on_request, Kind.BLOCK: self._on_block,
-            Kind.STEPS: self._on_block,
-            Kind.END: self._on_end, Kind.LEASE: self._on_lease, Kind.BYE: self._on_bye, Kind.SKIP: self._on_skip,
-            Kind.CELLS: self._on_cells, **self._trainers.handlers,
+            Kind.LEASE: self._on_lease, **self._solvers.handlers, **self._trainers.handlers,
         }  # fmt: skip
 
     # -- public --------------------------------------------------------------------------------------------------
@@ -129,7 +124,7 @@ class Intake:
     def job_ended(self, job: str, code: int) -> list[int]:
         """A job's processes are gone: return the simulations that will run again."""
         with self._lock:
-            again = self._drop_job(job, f"job {job} ended with code {code}", notify=False)
+            again = self._solvers.drop_job(job, f"job {job} ended with code {code}", notify=False)
         self._wake()
         return again
 
@@ -232,20 +227,20 @@ class Intake:
                 self._take(*self._socket.verify(frames))
             except WireError as error:
                 self._rejected[str(error)] += 1
-        self._settle()
+        self._solvers.settle()
 
     def _take(self, identity: bytes, header: Header, payload: Any) -> None:
         if header.kind not in _KINDS:
             raise WireError("kind")
         if header.kind != Kind.BLOCK and header.kind != Kind.STEPS:
-            self._settle()
+            self._solvers.settle()
         if header.kind == Kind.HELLO:
             self._on_hello(identity, payload)
             return
         peer = self._peers.find(header.session)
         if peer is None:
             # It was authenticated: a rank of before a restart of the intake, or one that was forgotten.
-            self._socket.post(identity, Kind.REFUSED, rejoin("unknown session"))
+            self._refuse(identity, rejoin("unknown session"))
             if header.kind == Kind.LEASE and self._peers.began(header.session):
                 return  # a sign of life has a connection of its own, on which it comes later than its rank's farewell
             raise WireError("session")
@@ -266,22 +261,14 @@ class Intake:
         else:
             self._socket.post(peer.identity, kind, payload, **fields)
 
-    def _tell_job(self, run: SimulationRun, kind: Kind, **fields: Any) -> None:
-        job = self._peers.jobs.get(run.job or "")
-        for peer in list(job.peers.values()) if job else []:
-            self._tell(peer, kind, simulation=run.number, attempt=run.attempt, **fields)
+    def _refuse(self, identity: bytes, reason: dict[str, Any]) -> None:
+        self._socket.post(identity, Kind.REFUSED, reason)
 
     def _advance(self) -> None:
         """Do everything that has become possible: assignments, credits, batches; keep time."""
-        table, now = self._table, time.monotonic()
-        for job in list(self._peers.jobs.values()):
-            if job.ready and job.simulation is None:
-                self._assign(job)
-        table.replay()
-        for run in table.active:
-            if table.grant(run):
-                self._tell_job(run, Kind.CREDIT, value=run.granted)
-        table.settle()
+        now = time.monotonic()
+        self._solvers.advance()
+        self._table.settle()
         self._trainers.answer()
         if now - self._flushed > _FLUSH_SECONDS:
             self._ledger.flush()
@@ -302,7 +289,7 @@ class Intake:
             peer = self._peers.add(hello, identity)
         except Refusal as refusal:
             self._rejected["refused"] += 1
-            self._socket.post(identity, Kind.REFUSED, {"error": str(refusal)})
+            self._refuse(identity, {"error": str(refusal)})
             return
         settings = self._settings
         welcome: dict[str, Any] = {"nonce": hello.nonce, "lease": settings.lease, "strict": settings.strict}
@@ -325,7 +312,7 @@ class Intake:
         job = self._peers.jobs.get(hello.job)
         self._peers.remove(before)
         if job is not None and job.simulation is not None:
-            self._drop_job(hello.job, f"rank {hello.rank} of job {hello.job} lost its connection", notify=True)
+            self._solvers.drop_job(hello.job, f"rank {hello.rank} of job {hello.job} lost its connection", notify=True)
 
     def _offer_ring(self, peer: Peer, welcome: dict[str, Any]) -> None:
         """Offer shared memory to a rank of this node; in strict mode every byte is authenticated, so there is none."""
@@ -357,24 +344,6 @@ class Intake:
             "fields": fields, "window": layout.window, "parameters": layout.parameters, "num_steps": layout.num_steps,
         }  # fmt: skip
 
-    def _drop_job(self, name: str, reason: str, *, notify: bool) -> list[int]:
-        """Forget a job and its ranks; return the simulations that run again."""
-        job = self._peers.jobs.get(name)
-        numbers = [run.number for run in self._table.active if run.job == name]
-        for peer in list(job.peers.values()) if job else []:
-            if notify:
-                self._socket.post(peer.identity, Kind.REFUSED, rejoin(reason))
-            self._peers.remove(peer)
-        if job is not None:
-            job.simulation = None
-        return [number for number in numbers if self._table.lose(number, reason)]
-
-    def _on_bye(self, peer: Peer, header: Header, payload: Any) -> None:
-        job = self._peers.jobs.get(peer.hello.job)
-        self._peers.remove(peer)
-        if job is not None and not job.peers and job.simulation is not None:
-            self._drop_job(job.name, f"job {job.name} left before the end", notify=False)
-
     def _sweep(self, now: float) -> None:
         """Forget who is silent for three leases, and jobs whose ranks never came together."""
         patience, limit = 3 * self._settings.lease, self._settings.start_limit
@@ -382,7 +351,7 @@ class Intake:
             if now - peer.last_heard > patience:
                 self._rejected["silent"] += 1
                 if peer.hello.role == "solver":
-                    self._drop_job(peer.hello.job, f"a rank of job {peer.hello.job} fell silent", notify=True)
+                    self._solvers.drop_job(peer.hello.job, f"a rank of job {peer.hello.job} fell silent", notify=True)
                 else:
                     self._peers.remove(peer)
         for job in list(self._peers.jobs.values()):
@@ -390,177 +359,11 @@ class Intake:
                 error = f"Only {len(job.peers)} of {job.ranks} ranks of job {job.name} came within {limit:g} s."
                 for peer in list(job.peers.values()):
                     self._tell(peer, Kind.REFUSED, {"error": error})
-                self._drop_job(job.name, error, notify=False)
+                self._solvers.drop_job(job.name, error, notify=False)
 
     def _on_lease(self, peer: Peer, header: Header, payload: Any) -> None:
         peer.lease_sent += 1
         self._socket.post(peer.lease_identity, Kind.LEASED, session=peer.session, sequence=peer.lease_sent)
-
-    # -- solvers -------------------------------------------------------------------------------------------------
-
-    def _on_declare(self, peer: Peer, header: Header, payload: Any) -> None:
-        layout = self._settings.layout
-        declared = read_json(bytes(payload)).get("fields")
-        expected = [{"name": name, "shape": list(layout.shape), "dtype": layout.dtype} for name in layout.fields]
-        if declared != expected:
-            self._refuse(peer, "declare", f"the solver declares the fields {declared}, but the study has {expected}")
-            return
-        peer.declared = True
-        if peer.ring is not None:
-            peer.ring.seal()
-        self._tell(peer, Kind.DECLARED)
-
-    def _on_cells(self, peer: Peer, header: Header, payload: Any) -> None:
-        """A rank names the cells that it owns; the blocks that follow refer to this list."""
-        total = math.prod(self._settings.layout.shape)
-        job = self._peers.jobs[peer.hello.job]
-        try:
-            if not peer.declared or len(header.global_shape) != 1:
-                raise WireError("cells")
-            if header.offset == (0,):
-                # Ranks change their lists one after the other: for a moment two partitions may stand side by side.
-                known = sum(other.cells.shape[0] for other in job.peers.values() if other.cells is not None)
-                if known + header.global_shape[0] > 2 * total:
-                    raise WireError("cells")
-                peer.cells = CellList(peer.cells.number + 1 if peer.cells else 0, header.global_shape[0], total)
-            if peer.cells is None:
-                raise WireError("cells")
-            peer.cells.add(header, bytes(payload))
-        except WireError:
-            peer.cells = None
-            text = f"rank {peer.hello.rank} must name its cells as docs/wire.md says: 0 to {total - 1}, each once"
-            self._tell(peer, Kind.REFUSED, {"error": text})
-            raise
-
-    def _refuse(self, peer: Peer, reason: str, error: str) -> None:
-        self._rejected[reason] += 1
-        self._tell(peer, Kind.REFUSED, {"error": error})
-
-    def _on_request(self, peer: Peer, header: Header, payload: Any) -> None:
-        job = self._peers.jobs[peer.hello.job]
-        if not peer.declared or job.simulation is not None:
-            raise WireError("request")
-        job.requests[peer.hello.rank] = header.value
-
-    def _assign(self, job: Job) -> None:
-        if self._table.exhausted:
-            job.requests.clear()
-            for peer in job.peers.values():
-                self._tell(peer, Kind.FINISHED)
-            return
-        run = self._table.admit(job.name)
-        if run is None:
-            return
-        job.requests.clear()
-        job.simulation = run.number
-        assignment = run.assignment
-        # The attempt's number must outlive this process before a rank can use it: the next session takes a larger one.
-        self._ledger.flush()
-        content = {"parameters": dict(assignment.parameters), "seed": assignment.seed}
-        self._tell_job(run, Kind.ASSIGN, payload=content, value=self._settings.layout.num_steps)
-        self._tell_job(run, Kind.CREDIT, value=run.granted)
-
-    def _running(self, peer: Peer, header: Header) -> tuple[Job, SimulationRun]:
-        job = self._peers.jobs.get(peer.hello.job)
-        run = self._table.runs.get(header.simulation)
-        if job is None or run is None or job.simulation != run.number or header.attempt != run.attempt:
-            raise WireError("attempt")
-        return job, run
-
-    def _on_block(self, peer: Peer, header: Header, payload: Any) -> None:
-        if not header.flags & IN_RING:
-            self._store(peer, header, payload)
-            return
-        if peer.ring is None:
-            raise WireError("ring")
-        position = header.value // 2
-        content = peer.ring.content(position, header.payload_length)
-        try:
-            self._store(peer, header, content)
-        finally:
-            if peer.ring is not None:
-                peer.ring.release(position + header.payload_length)
-
-    def _store(self, peer: Peer, header: Header, payload: Any) -> None:
-        _, run = self._running(peer, header)
-        if self._settings.strict and not header.flags & PAYLOAD_SIGNED:
-            raise WireError("strict")
-        if (header.block, header.num_blocks) != (peer.hello.rank, peer.hello.ranks):
-            raise WireError("rank")
-        try:
-            cells = peer.cells if peer.cells is not None and peer.cells.complete else None
-            take = self._table.take_block if header.kind == Kind.BLOCK else self._table.take_steps
-            take(run, header, payload, cells)
-        except ChecksumError:
-            # The sender cannot send it again: its memory may have changed. The whole attempt is run again.
-            self._settle()
-            reason = f"a block of step {header.step} from rank {header.block} was damaged on its way"
-            self._drop_job(peer.hello.job, reason, notify=True)
-            raise
-        except WireError as error:
-            text = f"a block of field {header.field} at step {header.step} is wrong: {error}; see docs/wire.md"
-            self._tell(peer, Kind.REFUSED, {"error": text})
-            raise
-        # Small blocks come by many; what is said of their steps, credits and words, is said of all together.
-        self._unsettled[run.number] = run
-        self._unsettled_bytes += header.payload_length
-        if self._unsettled_bytes >= _TOGETHER_BYTES:
-            self._settle()
-
-    def _settle(self) -> None:
-        """Accept and acknowledge the steps that the latest blocks have completed."""
-        if self._unsettled:
-            runs, self._unsettled, self._unsettled_bytes = self._unsettled, {}, 0
-            for run in runs.values():
-                self._acknowledge(run)
-
-    def _acknowledge(self, run: SimulationRun) -> None:
-        """Tell all ranks of a job which steps are complete, with their words, and what to do with the next one."""
-        self._table.advance(run)
-        if not run.done:
-            return
-        if self._settings.durability != "memory":
-            self._make_durable()
-        # Credits travel with the acknowledgement; `_advance` grants later what there is no room for now.
-        granted = run.granted
-        flags = SKIP_NEXT if self._table.decide(run) else 0
-        words = self._table.words(run, time.monotonic())
-        if not words and run.granted > granted:
-            self._tell_job(run, Kind.CREDIT, value=run.granted)
-        for step, word in words:
-            last = step == run.received - 1
-            # Said once, with the acknowledgement, and so to all ranks alike: whoever goes on at this pace will wait.
-            if last and word == Word.CONTINUE and self._table.short_of_room(run):
-                word = Word.SLOW
-            self._tell_job(run, Kind.ACK, step=step, value=run.granted << 8 | int(word), flags=flags if last else 0)
-
-    def _make_durable(self) -> None:
-        """Return when what is acknowledged next would outlive what it is promised to outlive."""
-        if self._settings.durability == "disk":
-            self._settings.memory.sync()
-            if self._settings.spool is not None:
-                self._settings.spool.sync()
-            self._ledger.sync()
-        else:
-            self._ledger.flush()
-
-    def _on_skip(self, peer: Peer, header: Header, payload: Any) -> None:
-        _, run = self._running(peer, header)
-        if (header.block, header.num_blocks) != (peer.hello.rank, peer.hello.ranks):
-            raise WireError("rank")
-        self._table.skip_step(run, header)
-        self._acknowledge(run)
-
-    def _on_end(self, peer: Peer, header: Header, payload: Any) -> None:
-        job, run = self._running(peer, header)
-        report = read_json(bytes(payload))
-        seconds = [report.get(key, 0.0) for key in ("blocked", "elapsed")]
-        if header.value > 2 or not all(type(s) in (int, float) and 0 <= s < 1e12 for s in seconds):
-            raise WireError("json")
-        if self._table.end_rank(run, peer.hello.rank, job.ranks, header.value, report):
-            job.simulation = None
-            for other in job.peers.values():
-                self._tell(other, Kind.ENDED, simulation=run.number, attempt=run.attempt)
 
     def _held_out_written(self, result: HeldOutResult) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""All simulations of a session: who waits, who runs, which steps may be sent, which have arrived."""
+"""All simulations of a session: who waits, who runs, how they end; and what that means for the stream."""
 
 from __future__ import annotations
 
@@ -10,31 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from .assembly import StepAssembly, all_finite
-from .block_intake import BlockIntake
-from .buffer import Buffer, Window
-from .client import FAILED, Word, checksum_of
-from .draws import batch_dtype
-from .fixed_order import FixedOrder
+from .buffer import Buffer
+from .client import FAILED, Word
 from .held_out_writer import HeldOutResult, HeldOutWriter
 from .intake_settings import IntakeSettings
 from .kept_steps import KeptStep
 from .layout import StreamLayout
 from .ledger import RecordWriter
-from .running_statistics import RunningStatistics
 from .simulation_run import DONE, QUARANTINED, QUEUED, RUNNING, SPOOLED, TERMINAL, WRITING, Assignment, SimulationRun
 from .simulation_run import STOPPED as RUN_STOPPED
 from .spool import Spooled
+from .step_credits import StepCredits
 
-PIPELINE_DEPTH = 4
-_MOST_DEPTH = 32
 _WAITING_WRITES = 2
-_DRIFT_EVERY = 16
-_QUICK_SECONDS, _AHEAD_SECONDS = 2e-3, 8e-3
 
 
-class SimulationTable(BlockIntake):
-    """Admits simulations, grants their steps, stores their blocks, and writes the intake's ledger. No sockets.
+class SimulationTable(StepCredits):
+    """Admits simulations, ends them, and writes the intake's ledger. No sockets.
 
     slots : (num_slots, fields, *grid), the reservoir's memory.
     limits : views, batch_size, max_running and max_failures are read.
@@ -52,27 +44,17 @@ class SimulationTable(BlockIntake):
         drawn: Callable[[], int],
         writer: HeldOutWriter | None,
     ) -> None:
-        super().__init__(layout, ledger, limits, in_order=isinstance(buffer, FixedOrder))
-        self._buffer, self._slots, self._drawn, self._writer = buffer, slots, drawn, writer
-        self.runs: dict[int, SimulationRun] = {}
+        super().__init__(layout, buffer, slots, ledger, limits, drawn)
+        self._writer = writer
         self._queue: deque[SimulationRun] = deque()
         self._active: dict[int, SimulationRun] = {}
-        self.slot_times = np.zeros(len(slots))
-        self._records = batch_dtype(layout.window, len(layout.parameters))
-        self.all_planned = self.stopping = self.closed = self.frozen = False
-        self.statistics = RunningStatistics(len(layout.fields))
-        self._recent = RunningStatistics(len(layout.fields))
-        self.windows_accepted = 0
+        self.all_planned = self.closed = False
         self.blocked_seconds = self.solver_seconds = 0.0
         self.running_limit = limits.max_running
-        # Slots of steps on their way are no windows: quick solvers get an eighth of them at most.
-        self._most_depth = min(_MOST_DEPTH, len(slots) // (8 * limits.max_running))
         # Of the simulation that a job ended last: its next one will be alike.
         self._paces: dict[str, tuple[float, float]] = {}
         self.fatal = ""
         self._too_short = 0
-        if self._in_order:
-            buffer.on_step = self._count
 
     def plan(self, assignments: Iterable[Assignment]) -> None:
         """Add simulations to the end of the queue."""
@@ -131,15 +113,6 @@ class SimulationTable(BlockIntake):
         """The simulations that jobs run now."""
         return list(self._active.values())
 
-    @property
-    def throttled(self) -> bool:
-        """Whether the trainer must catch up before more windows are stored."""
-        if self._in_order:
-            return False
-        # Windows that are gone should have been used as often as wanted; a batch may be on its way.
-        gone = self.windows_accepted - self._buffer.population
-        return self._limits.views * gone > self._drawn() + self._limits.batch_size
-
     def may_draw(self) -> bool:
         """Whether the windows may be used more often yet; a fixed order sees to that itself."""
         if self._in_order:
@@ -149,7 +122,7 @@ class SimulationTable(BlockIntake):
         reserve = self._buffer.population * max(0.0, 1 - 1 / views)
         return self.closed or self._drawn() < views * self.windows_accepted - reserve
 
-    # -- admission and credits -----------------------------------------------------------------------------------
+    # -- admission -----------------------------------------------------------------------------------------------
 
     def admit(self, job: str) -> SimulationRun | None:
         """Give a job its next simulation, if its smallest window of steps fits into the reservoir now."""
@@ -170,94 +143,6 @@ class SimulationTable(BlockIntake):
         self._ledger.append({"e": "assigned", "s": run.number, "a": run.attempt, "job": job})
         return run
 
-    def grant(self, run: SimulationRun) -> bool:
-        """Grant further steps a little ahead of those received; say whether there are new ones."""
-        before, depth = run.granted, self._depth(run)
-        if before - run.received > depth // 2:
-            return False
-        limit = min(self._layout.num_steps, run.received + depth)
-        while run.granted < limit and self._extend(run):
-            pass
-        return run.granted > before
-
-    def _depth(self, run: SimulationRun) -> int:
-        """How many steps may be on their way: those of some milliseconds, where words to them are said ahead.
-
-        Of its own milliseconds, if they are known: what a stop that comes so late may cost it. Else those who wait
-        for each other on busy processors would take each other for slow.
-        """
-        if not self._is_quick(run):
-            return PIPELINE_DEPTH
-        return max(PIPELINE_DEPTH, min(self._most_depth, int(_AHEAD_SECONDS / min(run.pace, run.own_pace))))
-
-    def decide(self, run: SimulationRun) -> bool:
-        """Grant what can be granted once a step is complete; say whether the next step is to be left out.
-
-        Decided once, here, for all ranks: they learn it with the acknowledgement of the step before.
-        """
-        self.grant(run)
-        step = run.received
-        if self._limits.when_full != "skip" or not step == run.granted < self._layout.num_steps:
-            return step in run.skipped
-        run.skipped.add(step)
-        run.granted += 1
-        self._buffer.skip(run.number, step)
-        return True
-
-    def words(self, run: SimulationRun, now: float) -> list[tuple[int, Word]]:
-        """Return (step, word) of what is to be said once steps are complete, to all ranks; an ACK speaks for the steps
-        before it, too, that had none: continue.
-
-        A solver that takes less time for a step than a message there and back would wait for every word. So the words
-        to its steps that are on their way are decided ahead, as far as the step behind them holds credit, too:
-        continue. A word that is decided later begins behind them, some milliseconds late.
-        """
-        done, run.done = run.done, []
-        run.keep_pace(len(done), now)
-        plain = Word.SLOW if run.slow else Word.CONTINUE
-        found = [(step, word if word != Word.CONTINUE else plain) for step, word in done if step >= run.said]
-        run.said = max(run.said, run.received)
-        if run.granted - 1 > run.said and self._is_quick(run):
-            run.said = run.granted - 1
-            found.append((run.said - 1, Word.CONTINUE))
-        return [one for one in found if one[1] != Word.CONTINUE or one is found[-1]]
-
-    def _is_quick(self, run: SimulationRun) -> bool:
-        """Whether words are said ahead: steps are short, and nothing is known or promised that must wait for one."""
-        limits = self._limits
-        plain = limits.durability == "memory" and limits.when_full != "skip" and not self._in_order
-        quick = plain and run.pace < _QUICK_SECONDS
-        return quick and run.status == RUNNING and not run.dropping and not run.slow and not self.stopping
-
-    def short_of_room(self, run: SimulationRun) -> bool:
-        """Whether the next step has neither credit nor, for now, room: the simulation will wait for the trainer."""
-        return run.received == run.granted < self._layout.num_steps
-
-    def _extend(self, run: SimulationRun) -> bool:
-        if run.stores(run.granted) and not run.assignment.held_out:
-            # What waits in the spool goes first: the reservoir sees the steps in order of arrival, only later.
-            spool = self._limits.spool
-            queued = spool is not None and spool.waiting
-            slot = None if queued or self.throttled else self._buffer.reserve(run.number)
-            if slot is not None:
-                run.slots[run.granted] = slot
-            else:
-                place = None if spool is None else spool.reserve()
-                if place is None:
-                    return False
-                run.places[run.granted] = place
-        run.granted += 1
-        return True
-
-    def _free_room(self, run: SimulationRun) -> None:
-        """Give back the slots and places of steps that will not come."""
-        for slot in run.slots.values():
-            self._buffer.cancel(slot)
-        for place in run.places.values():
-            self._limits.spool.cancel(place)
-        run.slots.clear()
-        run.places.clear()
-
     # -- steps ---------------------------------------------------------------------------------------------------
 
     def _stop_if_asked(self, run: SimulationRun) -> None:
@@ -266,100 +151,6 @@ class SimulationTable(BlockIntake):
                 f"Simulation {run.number} with {dict(run.assignment.parameters)} failed, and nan_policy is 'stop': "
                 f"{run.reason}. It is in quarantine now: --resume goes on without it."
             )
-
-    def _target(self, run: SimulationRun, step: int) -> np.ndarray | None:
-        if not run.stores(step):
-            return None
-        if run.assignment.held_out:
-            return run.states[step]
-        if step in run.places:
-            return np.empty(self._layout.step_shape, self._layout.dtype)
-        return self._slots[run.slots[step]]
-
-    def _accept(self, run: SimulationRun, step: int, assembly: StepAssembly) -> None:
-        if self._in_order and assembly.target is not None and self._limits.nan_policy != "keep":
-            if not all_finite(assembly.target.ravel()):
-                self.quarantine(run, step, f"NaN or infinity in step {step}, time {assembly.time:g}")
-                self._stop_if_asked(run)
-                assembly.target = None
-        if assembly.target is None:
-            left_out = step in run.skipped
-            self.counts["steps_skipped" if left_out else "steps_dropped"] += 1
-            if left_out:
-                self._ledger.append({"e": "left_out", "s": run.number, "a": run.attempt, "t": step})
-            return
-        checksum = assembly.checksum()
-        if step in run.places:
-            place = run.places.pop(step)
-            entry = Spooled(
-                simulation=run.number, attempt=run.attempt, step=step, time=assembly.time, place=place,
-                checksum=checksum,
-            )  # fmt: skip
-            self._limits.spool.write(entry, assembly.target)
-            self._ledger.append(entry.record)
-            self.counts["steps_spooled"] += 1
-            return
-        if run.assignment.held_out:
-            self.counts["steps_accepted"] += 1
-            self._ledger.append({"e": "step", "s": run.number, "a": run.attempt, "t": step, "h": checksum})
-            run.times.append(assembly.time)
-            return
-        self._store(run, run.attempt, step, run.slots.pop(step), assembly.time, checksum)
-
-    def _store(
-        self, run: SimulationRun, attempt: int, step: int, slot: int, time: float, checksum: int
-    ) -> None:  # fmt: skip
-        """A step of a training simulation is complete in its slot, for the first time in this session."""
-        self.counts["steps_accepted"] += 1
-        self._note_step(run, attempt, step, slot, time, checksum)
-        self._take_in(run, attempt, step, slot, time)
-
-    def _note_step(
-        self, run: SimulationRun, attempt: int, step: int, slot: int, time: float, checksum: int
-    ) -> None:  # fmt: skip
-        where = "" if self._limits.durability == "memory" else f',"l":{slot},"x":{time!r}'
-        self._ledger.append_text(f'{{"e":"step","s":{run.number},"a":{attempt},"t":{step},"h":{checksum}{where}}}')
-
-    def _store_steps(self, run: SimulationRun, first: int, times: list[float], values: np.ndarray) -> bool:
-        """Put whole steps of a training simulation into their slots and accept them, if nothing is special of them."""
-        steps = range(first, first + len(times))
-        plain = run.received == first and not run.dropping and not self._in_order and not run.assignment.held_out
-        if not plain or run.assemblies or not run.slots.keys() >= set(steps) or not all_finite(values.ravel()):
-            return False
-        slots = [run.slots.pop(step) for step in steps]
-        self._slots[slots] = values.reshape(-1, *self._layout.step_shape)
-        self.slot_times[slots] = times
-        before = self.counts["steps_accepted"]
-        self.counts["steps_accepted"] += len(steps)
-        if not self.frozen:
-            self.statistics.add(values.reshape(len(steps), len(self._layout.fields), -1).swapaxes(0, 1))
-        elif before // _DRIFT_EVERY < self.counts["steps_accepted"] // _DRIFT_EVERY:
-            self._recent.add(self._slots[slots[-1]])
-        population = self._buffer.population
-        for step, slot, time, part in zip(steps, slots, times, values, strict=True):
-            self._note_step(run, run.attempt, step, slot, time, checksum_of(part, "xxh3"))
-            if self._limits.statistics is not None:
-                self._limits.statistics.take(run.number, step, run.assignment.parameters, self._slots[slot])
-            self._buffer.put(run.number, run.attempt, step, slot)
-        self.windows_accepted += self._buffer.population - population
-        run.done += [(step, run.word) for step in steps]
-        run.received += len(steps)
-        run.kept = max(run.kept, run.received)
-        return True
-
-    def _take_in(self, run: SimulationRun, attempt: int, step: int, slot: int, time: float) -> None:
-        """A step of a training simulation is complete in its slot."""
-        if self._limits.statistics is not None:
-            self._limits.statistics.take(run.number, step, run.assignment.parameters, self._slots[slot])
-        self.slot_times[slot] = time
-        if not self._in_order:
-            self._count(slot)
-        before = self._buffer.population
-        self._buffer.put(run.number, attempt, step, slot)
-        # What an earlier session left does not come in order: a window may be complete with any of its steps.
-        self.windows_accepted += (
-            run.completes_window(step) if self._in_order else self._buffer.population - before
-        )  # fmt: skip
 
     # -- the spool -----------------------------------------------------------------------------------------------
 
@@ -390,15 +181,6 @@ class SimulationTable(BlockIntake):
             if run.status == SPOOLED and not spool.holds(run.number):
                 run.status = DONE
                 self._buffer.end(run.number)
-
-    def _count(self, slot: int) -> None:
-        """Take a step of the stream into the normaliser's statistics; once they are frozen, some into the drift."""
-        if not self.frozen:
-            self.statistics.add(self._slots[slot])
-            # No later step may slip in, however many take their turn before anybody looks.
-            self.frozen = self._in_order and self._buffer.ready
-        elif self.counts["steps_accepted"] % _DRIFT_EVERY == 0:
-            self._recent.add(self._slots[slot])
 
     # -- ends ----------------------------------------------------------------------------------------------------
 
@@ -531,19 +313,6 @@ class SimulationTable(BlockIntake):
                 self.closed = True
         if not self.frozen and (self.closed or (self._buffer.ready and self.statistics.count)):
             self.frozen = True
-
-    def tabulate(self, windows: list[Window]) -> np.ndarray:
-        """Return BATCH's records of drawn windows."""
-        records, runs = np.empty(len(windows), self._records), self.runs
-        columns = dict(zip(Window._fields, zip(*windows, strict=True), strict=True))
-        slots = np.fromiter(chain.from_iterable(columns.pop("slots")), np.uint32).reshape(len(windows), -1)
-        for column, values in columns.items():
-            records[column] = values
-        records["slots"], records["times"] = slots, self.slot_times[slots]
-        # As bytes: from nested sequences numpy takes the numbers one by one.
-        parameters = b"".join([runs[number].packed for number in columns["simulation"]])
-        records["parameters"] = np.ndarray((len(windows), len(self._layout.parameters)), "<f8", parameters)
-        return records
 
     def status(self) -> dict[str, Any]:
         """Return the table's part of the intake's status."""

@@ -158,7 +158,7 @@ def test_a_step_is_durable_before_it_is_acknowledged(tmp_path, monkeypatch, dura
     with running_intake(tmp_path, layout, memory=memory, durability=durability) as intake:
         for place, name in ((intake._ledger, "sync"), (intake._ledger, "flush"), (memory, "sync")):
             monkeypatch.setattr(place, name, noted(happened, place, name))
-        monkeypatch.setattr(intake, "_tell_job", noted(happened, intake, "_tell_job"))
+        monkeypatch.setattr(intake._solvers, "_tell_job", noted(happened, intake._solvers, "_tell_job"))
         intake_setup.plan(intake, 1)
         use_environment(intake, monkeypatch)
         with Connection({"u": layout.shape}) as connection, next(connection.simulations()) as stream:

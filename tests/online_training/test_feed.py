@@ -185,12 +185,13 @@ def test_a_quick_trainer_holds_more_ahead_than_a_slow_one_and_never_more_than_it
             assert feed._prefetch in (ahead, ahead - 1)
 
 
-def test_a_restarted_trainer_gets_what_the_last_one_did_not_use(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("prefetch", [2, 12])
+def test_a_restarted_trainer_gets_what_the_last_one_did_not_use(tmp_path, monkeypatch, prefetch: int) -> None:
     layout = make_layout()
     with real_intake(tmp_path, layout, views=1.0) as intake, solver(monkeypatch, intake):
         plan(intake, 4)
         used = []
-        with open_feed(intake, generation=0) as feed:
+        with open_feed(intake, generation=0, prefetch=prefetch) as feed:
             draw = feed.next()
             used += [(int(r["simulation"]), int(r["start"])) for r in draw.table if r["first"]]
             feed.release(draw)

@@ -35,8 +35,8 @@ SHAPE = (7, 5)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every solver counts as quick, however busy the machine is."""
     monkeypatch.setattr("headrace.online_training.client._QUICK_STEP", math.inf)
-    monkeypatch.setattr("headrace.online_training.simulation_table._QUICK_SECONDS", 1e6)
-    monkeypatch.setattr("headrace.online_training.simulation_table._AHEAD_SECONDS", 1e6)
+    monkeypatch.setattr("headrace.online_training.step_credits._QUICK_SECONDS", 1e6)
+    monkeypatch.setattr("headrace.online_training.step_credits._AHEAD_SECONDS", 1e6)
 
 
 @pytest.fixture
@@ -127,8 +127,8 @@ def test_nothing_is_held_back_where_a_rank_waits(quick, tmp_path: Path, monkeypa
 def test_steps_of_slow_solvers_leave_one_by_one(tmp_path: Path, monkeypatch) -> None:
     """The intake says words ahead, but the rank takes longer for each step than it may hold one back."""
     monkeypatch.setattr("headrace.online_training.client._QUICK_STEP", 0.0)
-    monkeypatch.setattr("headrace.online_training.simulation_table._QUICK_SECONDS", 1e6)
-    monkeypatch.setattr("headrace.online_training.simulation_table._AHEAD_SECONDS", 1e6)
+    monkeypatch.setattr("headrace.online_training.step_credits._QUICK_SECONDS", 1e6)
+    monkeypatch.setattr("headrace.online_training.step_credits._AHEAD_SECONDS", 1e6)
     with running_intake(tmp_path, make_layout(num_steps=40), slots=1024) as intake:
         use_environment(intake, monkeypatch)
         plan(intake, 1)

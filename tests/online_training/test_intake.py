@@ -329,7 +329,7 @@ def test_a_sub_block_that_comes_twice_is_stored_once(study) -> None:
     ids=["plain", "promised", "skip"],
 )
 def test_words_to_a_quick_solver_are_said_ahead_and_a_stop_begins_behind_them(study, monkeypatch, changes, expected):
-    monkeypatch.setattr("headrace.online_training.simulation_table._QUICK_SECONDS", 2.0)
+    monkeypatch.setattr("headrace.online_training.step_credits._QUICK_SECONDS", 2.0)
     intake = study(make_layout(num_steps=12), **changes)
     plan(intake, 1)
     link, said = solver_link(intake, "1-0001"), []
