@@ -56,10 +56,10 @@ def curve(plane: Plane, device: str, count: int = HELD_OUT) -> tuple[Point, ...]
     """
     start, (*_, truth) = plane.held_out(TIMES, count, device)
     points = []
-    for n in (8, 12, 16, 24, 32, 48, 64) if device == "cuda" else (8, 16):
+    for n in (8, 12, 16, 24, 32, 40, 48, 64) if device == "cuda" else (8, 16):
         for who in ("spectral", "torch-cfd") if n in (16, 32, 64) else ("spectral",):
             steps_found = 0
-            for dt in (1.0, 0.5, 0.25, 0.1, 0.05, 0.025):
+            for dt in (1.0, 0.5, 0.25, 0.2, 0.125, 0.1, 0.05, 0.025):
                 step = Spectral(plane.forcing(n, device), plane.viscosity, dt).step
                 if who == "torch-cfd":
                     step = step_of(plane, n, dt, device)
