@@ -338,12 +338,13 @@ def record(figure: tuple[str, float, str, Any], options: argparse.Namespace) -> 
     met = None if goal is None or math.isnan(value) else bool(value <= goal if "distance" in name else value >= goal)
     trained = options.device == "cuda" and name.startswith(("training", "fused", "compiled"))
     device = torch.cuda.get_device_name() if options.device == "cuda" else processor()
+    mode = "" if name.startswith("compiled") else "eager, "
     return {
         "name": name, "value": value, "unit": unit, "goal": goal, "met": met, "baseline": baseline,
         "seeds": [0], "cores": options.threads, "device": device,
         "precision": next((word for word in PRECISIONS if f" {word}:" in name), "fp32"),
         "setup": f"torch {torch.__version__}, "
-        + ("median of device events" if trained else "eager, best of alternating runs, baseline: FFT form in PyTorch"),
+        + ("median of device events" if trained else f"{mode}best of alternating runs, baseline: FFT form in PyTorch"),
     }  # fmt: skip
 
 
