@@ -850,6 +850,7 @@ class Stream:
         self._ended = False
         self._began = self._latest = clock.monotonic()
         self._held: _HeldSteps | None = None
+        self._pattern: _HeldSteps | None = None  # what the last steps that left together had in common
         self._file: BlockFile | None = None
         if connection.link is None and os.environ.get("HEADRACE_OUTPUT"):
             folder = Path(os.environ["HEADRACE_OUTPUT"])
@@ -895,15 +896,8 @@ class Stream:
         ------
         ValueError : a step out of order, or a block that does not fit its field or its place.
         """
-        held = self._held
-        if held is not None and step == self._next and not self._words and held.repeats(step, values, where):
-            now = clock.monotonic()
-            if now - self._latest < _QUICK_STEP:
-                self._latest, self._next, self._word = now, step + 1, CONTINUE
-                held.add(values, time)
-                if held.full:
-                    self._release()
-                return self._word
+        if self._keep_like_before(step, time, values, where):
+            return self._word
         if self._ended:
             raise RuntimeError(f"Simulation {self.simulation} has ended; step {step} cannot be sent.")
         if step != self._next or (self.num_steps is not None and step >= self.num_steps):
@@ -941,6 +935,30 @@ class Stream:
         self._wait(step, credit=False)
         return self._word
 
+    def _keep_like_before(self, step: int, time: float, values: Any, where: Any) -> bool:
+        """Take a step into the next message without another look, if it is like the last one that was taken; say so.
+
+        It must come soon after the one before, with its word known to be continue and with credit for the one behind.
+        """
+        held = self._pattern
+        if held is None or step != self._next or self.lost is not None or not held.repeats(values, where):
+            return False
+        now = clock.monotonic()
+        if self._words or not self._may_keep(step) or now - self._latest >= _QUICK_STEP:
+            return False
+        if self._held is None:
+            self._held = held
+            held.begin(step, min(_HELD_STEPS, self._credit - step), self._connection.link.transport)
+        self._latest, self._next, self._word = now, step + 1, CONTINUE
+        held.add(values, time)
+        if held.full:
+            self._release()
+        return True
+
+    def _may_keep(self, step: int) -> bool:
+        """Whether nobody waits for a step that is not sent yet, and this rank will not wait before it has sent it."""
+        return step <= self._said and step + 1 < self._credit
+
     def _keep(self, step: int, time: float, blocks: deque[_Block], where: Any) -> None:
         """Write a step into this rank's file."""
         messages = []
@@ -975,16 +993,12 @@ class Stream:
             self._wait(step, credit=True)
             if self._stopped_or_lost:
                 return True
-        keep = quick and self._said >= step and self._credit > step + 1
+        keep = quick and self._may_keep(step)
         if self._held is None:
             if not keep:
                 return False
-            most = min(_HELD_STEPS, self._credit - step)
-            last = min(self._said, self._credit - 2)
-            self._held = _HeldSteps(
-                block, step, most, self._connection.dtype, self._connection.link.transport, asked=(values, where),
-                last=last,
-            )  # fmt: skip
+            self._held = self._pattern = _HeldSteps(block, self._connection.dtype, values, where)
+            self._held.begin(step, min(_HELD_STEPS, self._credit - step), self._connection.link.transport)
         self._held.add_block(block, time)
         if self._held.full or not keep:
             self._release()
@@ -996,7 +1010,9 @@ class Stream:
         if held is None:
             return
         link = self._connection.link
-        while link.lost is None and (message := link.receive(0.0)) is not None:
+        # No further than the next steps need it: to look costs as much as to send.
+        ahead = held.first + len(held.times) + _HELD_STEPS
+        while link.lost is None and not self._may_keep(ahead) and (message := link.receive(0.0)) is not None:
             self._take(message[0])
         content = held.content
         while link.lost is None and (placed := link.transport.place_filled(content)) is None:
@@ -1135,6 +1151,7 @@ class Stream:
 
         Collective where it did not fail.
         """
+        self._pattern = None
         if self._file is not None and not self._ended:
             self._ended = True
             report = json.dumps({"reason": (failure or "")[:2000], "bytes": self.bytes_sent}).encode()
@@ -1184,28 +1201,24 @@ class _Block(NamedTuple):
 class _HeldSteps:
     """Consecutive steps of one block that leave in one message: their values one behind the other, then their times.
 
-    block : of the first of them; the others have the same place.
-    first : number of the first step.
-    most : how many are taken.
-    transport : in whose memory they are gathered, if it has some now.
-    asked : values and place of the first one, as they were given to `send`.
-    last : step up to which the words are known to be continue, and credit for the one behind it is there.
+    block : one of them; all have the same place.
+    values, where : as they were given to `send` for this block.
     """
 
-    def __init__(
-        self, block: _Block, first: int, most: int, dtype: np.dtype, transport: Transport, *,
-        asked: tuple[Any, Any], last: int,
-    ) -> None:  # fmt: skip
-        fields = _fields_of(block)
-        self.block, self.first, self.times = block, first, []
-        self._step_bytes = dtype.itemsize * fields * math.prod(block.shape)
+    def __init__(self, block: _Block, dtype: np.dtype, values: Any, where: Any) -> None:
+        self.block, self._where, self._dtype = block._replace(parts=[]), where, dtype
+        self._shape = (_fields_of(block), *block.shape)
+        self._step_bytes = dtype.itemsize * math.prod(self._shape)
+        # A mapping's parts are looked at one by one.
+        self._asked = self._shape if isinstance(values, np.ndarray) else None
+
+    def begin(self, first: int, most: int, transport: Transport) -> None:
+        """Begin a message with a step, of at most so many, in the memory of a transport if it has some now."""
+        self.first, self.times = first, []
         self._most = min(most, MOST_GATHERED // (self._step_bytes + 8))
         self._bytes = transport.room(self._most * (self._step_bytes + 8))
-        values = self._bytes[: self._most * self._step_bytes].view(dtype)
-        self._values = values.reshape(self._most, fields, *block.shape)
-        self._last, self._where = last, asked[1]
-        # Of an array of all fields; a mapping's parts are looked at one by one.
-        self._shape = (fields, *block.shape) if isinstance(asked[0], np.ndarray) else None
+        values = self._bytes[: self._most * self._step_bytes].view(self._dtype)
+        self._values = values.reshape(self._most, *self._shape)
 
     @staticmethod
     def can_take(block: _Block, itemsize: int) -> bool:
@@ -1218,17 +1231,16 @@ class _HeldSteps:
         mine = self.block
         return (block.field, block.offset, block.shape, block.by_index) == (mine.field, mine.offset, mine.shape, False)
 
-    def repeats(self, step: int, values: Any, where: Any) -> bool:
-        """Whether nothing need be looked at to keep a step: its array and place are like those of the first one."""
+    def repeats(self, values: Any, where: Any) -> bool:
+        """Whether an array and its place, as given to `send`, are like those of the block."""
         return (
-            step <= self._last
-            and type(values) is np.ndarray
-            and values.shape == self._shape
+            type(values) is np.ndarray
+            and values.shape == self._asked
             and (where is self._where or (type(where) is tuple and where == self._where))
         )
 
     def add(self, values: np.ndarray, time: float) -> None:
-        """Copy the values of a step that repeats the first one."""
+        """Copy the values of a step that repeats the block."""
         self._values[len(self.times)] = values
         self.times.append(time)
 

@@ -124,6 +124,17 @@ def test_nothing_is_held_back_where_a_rank_waits(quick, tmp_path: Path, monkeypa
         assert intake.status()["steps_accepted"] == 300
 
 
+def test_no_step_is_kept_after_the_end(quick, intake: Intake) -> None:
+    plan(intake, 1)
+    with Connection({"u": SHAPE}) as connection:
+        stream = connection.next()
+        for step in range(4):
+            stream.send(step=step, time=0.0, values=np.ones((1, *SHAPE)))
+        stream.end()
+        with pytest.raises(RuntimeError, match="has ended"):
+            stream.send(step=4, time=0.0, values=np.ones((1, *SHAPE)))
+
+
 def test_steps_of_slow_solvers_leave_one_by_one(tmp_path: Path, monkeypatch) -> None:
     """The intake says words ahead, but the rank takes longer for each step than it may hold one back."""
     monkeypatch.setattr("headrace.online_training.client._QUICK_STEP", 0.0)
