@@ -332,7 +332,7 @@ class Placed(NamedTuple):
     """A block's content where the intake can get it.
 
     frame : the message's second frame; empty where the content lies in the ring.
-    borrowed : the frame is the caller's own memory, which may change once it was sent: it has to be copied.
+    memory : of the transport, in which the frame lies; None: ZeroMQ copies it.
     end : position in the ring behind the content.
     """
 
@@ -341,14 +341,15 @@ class Placed(NamedTuple):
     flags: int = 0
     position: int = 0
     frame: Any = b""
-    borrowed: bool = False
+    memory: np.ndarray | None = None
     end: int = 0
 
 
 class Transport:
     """How the content of blocks gets to the intake: here, as frames of their messages.
 
-    Headers and control words always go through ZeroMQ.
+    Headers and control words always go through ZeroMQ, which copies small contents. Large ones leave from memory of the
+    transport's own, which is used again once they have left: new memory costs more than to fill it.
 
     checksum : of CHECKSUMS; the intake says which ones it knows.
     """
@@ -356,29 +357,46 @@ class Transport:
     def __init__(self, checksum: str = "crc32") -> None:
         self.checksum = checksum
         self.flags = XXH3 if checksum == "xxh3" else 0
+        self._lent: list[tuple[np.ndarray, zmq.MessageTracker]] = []
+        self._room: np.ndarray | None = None
 
     def place(self, parts: Sequence[np.ndarray], dtype: np.dtype) -> Placed | None:
         """Put parts one behind the other, as dtype, and take their checksum; None where there is no room now."""
-        if len(parts) == 1:
-            data = np.ascontiguousarray(parts[0], dtype=dtype)
-            borrowed = np.may_share_memory(data, parts[0])
+        length, memory = dtype.itemsize * sum(part.size for part in parts), None
+        if length >= _ZERO_COPY_FROM:
+            memory = self._memory(length)
+            checksum = _fill(memory, parts, dtype, self.checksum)
+            frame = memory[:length].data
         else:
-            data, borrowed = np.stack(parts).astype(dtype, copy=False), False
-        frame = data.reshape(-1).view(np.uint8).data
-        checksum = checksum_of(frame, self.checksum)
-        return Placed(checksum, len(frame), flags=self.flags, frame=frame, borrowed=borrowed)
+            data = np.ascontiguousarray(parts[0] if len(parts) == 1 else np.stack(parts), dtype=dtype)
+            frame = data.reshape(-1).view(np.uint8).data
+            checksum = checksum_of(frame, self.checksum)
+        return Placed(checksum, length, self.flags, frame=frame, memory=memory)
+
+    def _memory(self, length: int) -> np.ndarray:
+        """Return memory for so many bytes, of a content that has left if there is one."""
+        for number, (memory, tracker) in enumerate(self._lent):
+            if tracker.done:
+                del self._lent[number]
+                return memory if len(memory) >= length else np.empty(length, np.uint8)
+        return np.empty(length, np.uint8)
 
     def room(self, length: int) -> np.ndarray:
         """Return memory for a content of at most so many bytes, (length,) of uint8, to be filled and placed by
         `place_filled` before anything else is placed."""
-        return np.empty(length, np.uint8)
+        self._room = self._memory(length)
+        return self._room[:length]
 
-    def place_filled(self, content: np.ndarray) -> Placed | None:
-        """Place the beginning of what `room` returned last; None where there is no room now."""
-        return self.place([content], content.dtype)
+    def place_filled(self, content: np.ndarray) -> Placed:
+        """Place the beginning of what `room` returned last."""
+        memory = self._room if content.nbytes >= _ZERO_COPY_FROM else None
+        checksum = checksum_of(content, self.checksum)
+        return Placed(checksum, content.nbytes, self.flags, frame=content.data, memory=memory)
 
-    def sent(self, placed: Placed) -> None:
-        """Say that the message about a placed content has left: its place is taken."""
+    def sent(self, placed: Placed, tracker: zmq.MessageTracker | None = None) -> None:
+        """Say that the message about a placed content has left; tracker : says when its memory is free again."""
+        if placed.memory is not None and tracker is not None:
+            self._lent.append((placed.memory, tracker))
 
     def rewind(self) -> None:
         """Take back what was placed and not sent."""
@@ -422,13 +440,10 @@ class RingTransport(Transport):
         position = self._free(length)
         if position is None:
             return None
-        start, digest = RING_HEAD + position % self._size, Digest(self.checksum)
-        for part in parts:
-            stop = start + part.size * dtype.itemsize
-            copy_checked(part, self._bytes[start:stop].view(dtype).reshape(part.shape), digest)
-            start = stop
+        start = RING_HEAD + position % self._size
+        checksum = _fill(self._bytes[start : start + length], parts, dtype, self.checksum)
         self._head = position + length
-        return Placed(digest.value, length, IN_RING | self.flags, position, b"", False, self._head)
+        return Placed(checksum, length, IN_RING | self.flags, position, end=self._head)
 
     def _free(self, length: int) -> int | None:
         """Return where the next so many bytes go; None where what lies there is not read yet."""
@@ -448,16 +463,17 @@ class RingTransport(Transport):
         start = RING_HEAD + self._begun % self._size
         return self._bytes[start : start + length]
 
-    def place_filled(self, content: np.ndarray) -> Placed | None:
-        """Take the checksum of what lies in the ring already; copy it there where `room` found none."""
+    def place_filled(self, content: np.ndarray) -> Placed:
+        """Take the checksum of what lies in the ring already; it goes as a frame where `room` found none there."""
         if self._begun is None:
             return super().place_filled(content)
         position, self._head = self._begun, self._begun + content.nbytes
         checksum = checksum_of(content, self.checksum)
-        return Placed(checksum, content.nbytes, flags=IN_RING | self.flags, position=position, end=self._head)
+        return Placed(checksum, content.nbytes, IN_RING | self.flags, position, end=self._head)
 
-    def sent(self, placed: Placed) -> None:
+    def sent(self, placed: Placed, tracker: zmq.MessageTracker | None = None) -> None:
         """Say that the intake will read a content: only it can free its place now."""
+        super().sent(placed, tracker)
         self._sent = max(self._sent, placed.end)
 
     def rewind(self) -> None:
@@ -471,6 +487,16 @@ class RingTransport(Transport):
             self._mapping.close()
         except BufferError:
             pass  # an exception on its way still holds a view: the mapping goes with it
+
+
+def _fill(memory: np.ndarray, parts: Sequence[np.ndarray], dtype: np.dtype, checksum: str) -> int:
+    """Put parts one behind the other, as dtype; return their checksum."""
+    digest, start = Digest(checksum), 0
+    for part in parts:
+        stop = start + part.size * dtype.itemsize
+        copy_checked(part, memory[start:stop].view(dtype).reshape(part.shape), digest)
+        start = stop
+    return digest.value
 
 
 def copy_checked(source: np.ndarray, target: np.ndarray, digest: Digest) -> None:
@@ -614,8 +640,8 @@ class Link:
             fields.update(payload_length=len(body), checksum=zlib.crc32(body), flags=PAYLOAD_SIGNED)
         self.send_block(Header(kind, **fields), body)
 
-    def send_block(self, header: Header, payload: Any, *, copy: bool = True) -> None:
-        """Number, sign and send one message; without copy, the payload's memory must never change again."""
+    def send_block(self, header: Header, payload: Any, *, lent: bool = False) -> zmq.MessageTracker | None:
+        """Number, sign and send one message; of a payload that is lent, return what tells when it is free again."""
         self._sequence += 1
         frame = header.stamped(self._study, self.session, self._sequence).sign(self._token, payload)
         more = len(payload) > 0
@@ -627,9 +653,8 @@ class Link:
                 self.watch(1.0)
                 self._poller.modify(self._socket, zmq.POLLIN)
                 continue
-            if more:
-                self._socket.send(payload, copy=copy or header.payload_length < _ZERO_COPY_FROM)
-            return
+            return self._socket.send(payload, copy=not lent, track=lent) if more else None
+        return None
 
     def watch(self, timeout: float = 0.0) -> bool:
         """Wait for the sockets; notice a broken connection; return whether a message can be received."""
@@ -1014,25 +1039,25 @@ class Stream:
         ahead = held.first + len(held.times) + _HELD_STEPS
         while link.lost is None and not self._may_keep(ahead) and (message := link.receive(0.0)) is not None:
             self._take(message[0])
-        content = held.content
-        while link.lost is None and (placed := link.transport.place_filled(content)) is None:
-            began = clock.monotonic()
-            message = link.receive(0.001)
-            self.blocked_seconds += clock.monotonic() - began
-            if message is not None:
-                self._take(message[0])
         if link.lost is not None:
             self.lost = link.lost
             return
+        placed = link.transport.place_filled(held.content)
         signed = PAYLOAD_SIGNED if link.welcome.get("strict") else 0
         header = self._header(held.first, held.times[0], held.block, placed, last=True, flags=signed)
         if len(held.times) > 1:
             header = header._replace(kind=Kind.STEPS, flags=header.flags | len(held.times) << STEPS_SHIFT)
-        self._connection.log([_describe(header, placed)])
-        link.send_block(header, placed.frame)
-        link.transport.sent(placed)
+        self._dispatch([(header, placed)])
         self.bytes_sent += held.length
         self._latest = clock.monotonic()
+
+    def _dispatch(self, ready: list[tuple[Header, Placed]]) -> None:
+        """Log and send blocks that are placed."""
+        link = self._connection.link
+        self._connection.log([_describe(header, placed) for header, placed in ready])
+        for header, placed in ready:
+            tracker = link.send_block(header, placed.frame, lent=placed.memory is not None)
+            link.transport.sent(placed, tracker)
 
     def _hear(self, step: int) -> None:
         """Note the word to the step before, if it is known."""
@@ -1139,11 +1164,8 @@ class Stream:
                 if message is not None:
                     self._take(message[0])
                 continue
-            self._connection.log([_describe(header, placed) for header, placed in ready])
-            for header, placed in ready:
-                link.send_block(header, placed.frame, copy=placed.borrowed)
-                link.transport.sent(placed)
-                self.bytes_sent += placed.length
+            self._dispatch(ready)
+            self.bytes_sent += sum(placed.length for _, placed in ready)
             ready = []
 
     def end(self, *, failure: str | None = None) -> None:
