@@ -201,7 +201,7 @@ def _kept(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 
     @wraps(make)
     def get(*arguments: Any) -> torch.Tensor:
-        return make(*arguments) if torch.compiler.is_compiling() else kept(*arguments)
+        return make(*arguments) if torch.compiler.is_dynamo_compiling() else kept(*arguments)
 
     return get
 
