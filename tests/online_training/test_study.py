@@ -36,8 +36,8 @@ from .study_driver import HOLD, SETTINGS
 
 pytestmark = [pytest.mark.ray, pytest.mark.mpi, pytest.mark.timeout(1200)]
 
-# Room for three of the driver's simulations: while the trainer starts, the others wait on disk.
-SPOOLING = {"buffer": "64KiB", "when_full": "spool", "spool": "4MB", "durability": "node"}
+# Room for three of the driver's simulations, and on disk for six: then solvers wait, so that a signal finds them.
+SPOOLING = {"buffer": "64KiB", "when_full": "spool", "spool": "128KiB", "durability": "node"}
 
 
 def steps_of(run_dir: Path) -> int:
@@ -168,7 +168,7 @@ def test_a_study_loses_nothing_by_deaths_and_stops_behind_its_token(tmp_path, mo
 
 
 def test_a_deterministic_run_has_the_same_bits_killed_and_resumed_or_not(tmp_path, ray_here):
-    what = {"deterministic": True, "simulations": 8, "held_out": 0, "ranks": 1, "jobs": 2, "views": 6.0}
+    what = {"deterministic": True, "simulations": 8, "held_out": 0, "ranks": 1, "jobs": 2, "views": 10.0}
     what["buffer"] = "60KB"  # a third of all steps
     whole, parts, hold = tmp_path / "whole", tmp_path / "parts", Path(os.environ[HOLD])
     assert study_here(whole, **what).run().status == "finished"
