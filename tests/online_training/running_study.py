@@ -27,7 +27,7 @@ def reference() -> CaseReference:
 
 
 class Driver:
-    """A study in a process of its own; if held, its trainer takes its time until `release`."""
+    """A study in a process of its own; if held, its trainer takes its time."""
 
     def __init__(self, run_dir: Path, how: str, *, held: bool = False, **settings: object) -> None:
         self.run_dir, self._hold = run_dir, run_dir.with_name(f"{run_dir.name}.hold")

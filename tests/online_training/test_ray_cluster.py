@@ -12,12 +12,12 @@ from headrace.online_training.ray_nodes import free_ports
 from headrace.online_training.ray_session import _connect, address_of_cluster
 from headrace.online_training.run_directory import StudyError, write_secret
 from headrace.online_training.settings import StudySettings
+from tests.online_training.running_study import DRIVER
 from tests.online_training.separate_nodes import SeparateNodes, why_not
 
 PORT = 6379
 STUDY = [
-    "heat2d", "--shape", "16x16", "--model", "mlp", "--simulations", "4", "--held-out", "0", "--ranks", "2",
-    "--views", "1", "--plain",
+    str(DRIVER), "--model", "mlp", "--simulations", "4", "--held-out", "0", "--ranks", "2", "--views", "1", "--plain",
 ]  # fmt: skip
 HEAD = """
 python=$1 address=$2 run=$3

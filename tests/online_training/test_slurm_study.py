@@ -15,6 +15,7 @@ import pytest
 from headrace.online_training.audit import audit
 from tests.online_training import slurm_cluster
 from tests.online_training.intake_setup import environment_without_ray
+from tests.online_training.running_study import DRIVER
 from tests.online_training.slurm_cluster import SlurmCluster, processes_with
 
 pytestmark = [
@@ -23,7 +24,8 @@ pytestmark = [
     pytest.mark.skipif(not slurm_cluster.available(), reason=f"needs {slurm_cluster.INSTALL}"),
 ]
 HEADRACE = [sys.executable, "-m", "headrace.cases"]
-STUDY = ["heat2d", "--shape", "16x16", "--model", "mlp", "--held-out", "0", "--ranks", "2", "--views", "1"]
+# Its simulations sleep most of their time, of which the machine has more than of processors.
+STUDY = [str(DRIVER), "--model", "mlp", "--held-out", "0", "--ranks", "2", "--views", "1"]
 PATIENCE = 420
 
 
@@ -81,7 +83,7 @@ def trainers_of(run: Path) -> set[str]:
 def test_three_jobs_at_once_and_a_node_that_dies(cluster: SlurmCluster, tmp_path: Path) -> None:
     """The trainer is on a node of its own (this one); solver jobs are on both nodes of the scheduler."""
     run, log = tmp_path / "run", tmp_path / "log"
-    study = [*STUDY, "--simulations", "24", "--jobs", "3", "--run-dir", str(run), "--plain", "--scheduler", "slurm"]
+    study = [*STUDY, "--simulations", "60", "--jobs", "3", "--run-dir", str(run), "--plain", "--scheduler", "slurm"]
     with open(log, "wb") as file:
         driver = subprocess.Popen(
             [*HEADRACE, "train", *study, "--interface", cluster.address, "--scheduler-options=--ntasks-per-node=2"],
