@@ -139,6 +139,23 @@ def test_a_batch_of_one_window_has_ordinary_strides(tmp_path, monkeypatch) -> No
                 feed.release(draw)
 
 
+def test_batches_that_the_feed_has_sent_to_a_gpu_are_those_in_memory(tmp_path, monkeypatch) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    layout = make_layout(num_steps=9, window=3)
+    with real_intake(tmp_path, layout, views=3.0) as intake, solver(monkeypatch, intake):
+        plan(intake, 6)
+        with open_feed(intake, prefetch=12, device="cuda") as feed:
+            while (draw := feed.next()) is not None:
+                draw.on_device.block.await_on(torch.cuda.current_stream())
+                for mine, there in zip(
+                    (draw.states, draw.times, draw.parameters), draw.on_device.tensors, strict=True
+                ):  # fmt: skip
+                    np.testing.assert_array_equal(there.cpu().numpy(), mine.astype(np.float32))
+                feed.release(draw)
+
+
 def test_two_workers_get_slices_of_the_same_batches(tmp_path, monkeypatch) -> None:
     layout = make_layout()
     with real_intake(tmp_path, layout, views=2.0) as intake, solver(monkeypatch, intake):
