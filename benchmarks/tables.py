@@ -5,7 +5,8 @@
 Parts: `ns-1e-3`, `ns-1e-5` (Navier-Stokes on a torus, FNO-2D of Li et al. 2021: modes 8, width 20, ten frames to all
 later ones, 64 x 64, trained through the roll-out on relative L2, batch 20, weight decay 1e-4); `burgers` (the
 same paper's u(0) -> u(1), FNO-1D, modes 16, width 64); `e1`, `e2`, `e3` (message passing of Brandstetter et al. 2022,
-nx = 100, bundles of 25 with pushforward; E3 with the range of alpha in the published program, up to 6). Sample counts
+nx = 100, bundles of 25 with pushforward; E3 with the range of alpha in the published program, up to 6; E1 and E2 then
+through four bundles that follow one another, `e1-pushforward` and `e2-pushforward` as published). Sample counts
 are the published ones: 1,000 and 200 (FNO), 2,048 and 128 (message passing).
 
 Differences from the published runs: data of our own generators (benchmarks/published/data.py; `steps` lines give the
