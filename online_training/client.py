@@ -958,6 +958,7 @@ class Stream:
             return self._word
         self._transmit(step, time, ready, waiting)
         self._wait(step, credit=False)
+        self._latest = clock.monotonic()  # what sending took does not make the solver a slow one
         return self._word
 
     def _keep_like_before(self, step: int, time: float, values: Any, where: Any) -> bool:
