@@ -332,7 +332,7 @@ class Placed(NamedTuple):
     """A block's content where the intake can get it.
 
     frame : the message's second frame; empty where the content lies in the ring.
-    memory : of the transport, in which the frame lies; None: ZeroMQ copies it.
+    borrowed : the frame is the caller's own memory, and large: ZeroMQ reads it there.
     end : position in the ring behind the content.
     """
 
@@ -341,15 +341,14 @@ class Placed(NamedTuple):
     flags: int = 0
     position: int = 0
     frame: Any = b""
-    memory: np.ndarray | None = None
+    borrowed: bool = False
     end: int = 0
 
 
 class Transport:
     """How the content of blocks gets to the intake: here, as frames of their messages.
 
-    Headers and control words always go through ZeroMQ, which copies small contents. Large ones leave from memory of the
-    transport's own, which is used again once they have left: new memory costs more than to fill it.
+    Headers and control words always go through ZeroMQ.
 
     checksum : of CHECKSUMS; the intake says which ones it knows.
     """
@@ -357,46 +356,29 @@ class Transport:
     def __init__(self, checksum: str = "crc32") -> None:
         self.checksum = checksum
         self.flags = XXH3 if checksum == "xxh3" else 0
-        self._lent: list[tuple[np.ndarray, zmq.MessageTracker]] = []
-        self._room: np.ndarray | None = None
 
     def place(self, parts: Sequence[np.ndarray], dtype: np.dtype) -> Placed | None:
         """Put parts one behind the other, as dtype, and take their checksum; None where there is no room now."""
-        length, memory = dtype.itemsize * sum(part.size for part in parts), None
-        if length >= _ZERO_COPY_FROM:
-            memory = self._memory(length)
-            checksum = _fill(memory, parts, dtype, self.checksum)
-            frame = memory[:length].data
+        if len(parts) == 1:
+            data = np.ascontiguousarray(parts[0], dtype=dtype)
+            borrowed = data.nbytes >= _ZERO_COPY_FROM and np.may_share_memory(data, parts[0])
         else:
-            data = np.ascontiguousarray(parts[0] if len(parts) == 1 else np.stack(parts), dtype=dtype)
-            frame = data.reshape(-1).view(np.uint8).data
-            checksum = checksum_of(frame, self.checksum)
-        return Placed(checksum, length, self.flags, frame=frame, memory=memory)
-
-    def _memory(self, length: int) -> np.ndarray:
-        """Return memory for so many bytes, of a content that has left if there is one."""
-        for number, (memory, tracker) in enumerate(self._lent):
-            if tracker.done:
-                del self._lent[number]
-                return memory if len(memory) >= length else np.empty(length, np.uint8)
-        return np.empty(length, np.uint8)
+            data, borrowed = np.stack(parts).astype(dtype, copy=False), False
+        frame = data.reshape(-1).view(np.uint8).data
+        checksum = checksum_of(frame, self.checksum)
+        return Placed(checksum, len(frame), self.flags, frame=frame, borrowed=borrowed)
 
     def room(self, length: int) -> np.ndarray:
         """Return memory for a content of at most so many bytes, (length,) of uint8, to be filled and placed by
         `place_filled` before anything else is placed."""
-        self._room = self._memory(length)
-        return self._room[:length]
+        return np.empty(length, np.uint8)
 
     def place_filled(self, content: np.ndarray) -> Placed:
         """Place the beginning of what `room` returned last."""
-        memory = self._room if content.nbytes >= _ZERO_COPY_FROM else None
-        checksum = checksum_of(content, self.checksum)
-        return Placed(checksum, content.nbytes, self.flags, frame=content.data, memory=memory)
+        return Placed(checksum_of(content, self.checksum), content.nbytes, self.flags, frame=content.data)
 
-    def sent(self, placed: Placed, tracker: zmq.MessageTracker | None = None) -> None:
-        """Say that the message about a placed content has left; tracker : says when its memory is free again."""
-        if placed.memory is not None and tracker is not None:
-            self._lent.append((placed.memory, tracker))
+    def sent(self, placed: Placed) -> None:
+        """Say that the message about a placed content has left: its place is taken."""
 
     def rewind(self) -> None:
         """Take back what was placed and not sent."""
@@ -471,9 +453,8 @@ class RingTransport(Transport):
         checksum = checksum_of(content, self.checksum)
         return Placed(checksum, content.nbytes, IN_RING | self.flags, position, end=self._head)
 
-    def sent(self, placed: Placed, tracker: zmq.MessageTracker | None = None) -> None:
+    def sent(self, placed: Placed) -> None:
         """Say that the intake will read a content: only it can free its place now."""
-        super().sent(placed, tracker)
         self._sent = max(self._sent, placed.end)
 
     def rewind(self) -> None:
@@ -640,8 +621,8 @@ class Link:
             fields.update(payload_length=len(body), checksum=zlib.crc32(body), flags=PAYLOAD_SIGNED)
         self.send_block(Header(kind, **fields), body)
 
-    def send_block(self, header: Header, payload: Any, *, lent: bool = False) -> zmq.MessageTracker | None:
-        """Number, sign and send one message; of a payload that is lent, return what tells when it is free again."""
+    def send_block(self, header: Header, payload: Any, *, track: bool = False) -> zmq.MessageTracker | None:
+        """Number, sign and send one message; with track, return what tells when the payload's memory is free again."""
         self._sequence += 1
         frame = header.stamped(self._study, self.session, self._sequence).sign(self._token, payload)
         more = len(payload) > 0
@@ -653,7 +634,11 @@ class Link:
                 self.watch(1.0)
                 self._poller.modify(self._socket, zmq.POLLIN)
                 continue
-            return self._socket.send(payload, copy=not lent, track=lent) if more else None
+            if more:
+                copy = header.payload_length < _ZERO_COPY_FROM
+                tracker = self._socket.send(payload, copy=copy, track=track and not copy)
+                return tracker if track and not copy else None
+            return None
         return None
 
     def watch(self, timeout: float = 0.0) -> bool:
@@ -956,8 +941,10 @@ class Stream:
         if self._stopped_or_lost:
             self._connection.link.transport.rewind()
             return self._word
-        self._transmit(step, time, ready, waiting)
+        trackers = self._transmit(step, time, ready, waiting)
         self._wait(step, credit=False)
+        if trackers:
+            self._wait_until_free(trackers)
         self._latest = clock.monotonic()  # what sending took does not make the solver a slow one
         return self._word
 
@@ -1052,13 +1039,16 @@ class Stream:
         self.bytes_sent += held.length
         self._latest = clock.monotonic()
 
-    def _dispatch(self, ready: list[tuple[Header, Placed]]) -> None:
-        """Log and send blocks that are placed."""
-        link = self._connection.link
+    def _dispatch(self, ready: list[tuple[Header, Placed]]) -> list[zmq.MessageTracker]:
+        """Log and send blocks that are placed; return what says when borrowed memory is free."""
+        link, trackers = self._connection.link, []
         self._connection.log([_describe(header, placed) for header, placed in ready])
         for header, placed in ready:
-            tracker = link.send_block(header, placed.frame, lent=placed.memory is not None)
-            link.transport.sent(placed, tracker)
+            tracker = link.send_block(header, placed.frame, track=placed.borrowed)
+            link.transport.sent(placed)
+            if tracker is not None:
+                trackers.append(tracker)
+        return trackers
 
     def _hear(self, step: int) -> None:
         """Note the word to the step before, if it is known."""
@@ -1152,9 +1142,9 @@ class Stream:
 
     def _transmit(
         self, step: int, time: float, ready: list[tuple[Header, Placed]], waiting: deque[_Block]
-    ) -> None:  # fmt: skip
-        """Send what is ready, then place and send the rest as room comes."""
-        link = self._connection.link
+    ) -> list[zmq.MessageTracker]:
+        """Send what is ready, then place and send the rest as room comes; return what says when memory is free."""
+        link, trackers = self._connection.link, []
         while link.lost is None and (ready or waiting):
             if not ready and (one := self._place(step, time, waiting)) is not None:
                 ready = [one]
@@ -1165,9 +1155,21 @@ class Stream:
                 if message is not None:
                     self._take(message[0])
                 continue
-            self._dispatch(ready)
+            trackers += self._dispatch(ready)
             self.bytes_sent += sum(placed.length for _, placed in ready)
             ready = []
+        return trackers
+
+    def _wait_until_free(self, trackers: list[zmq.MessageTracker]) -> None:
+        """ZeroMQ reads the caller's own arrays: they must not change before the last byte has left."""
+        link, began = self._connection.link, clock.monotonic()
+        for tracker in trackers:
+            while link.lost is None and not tracker.done:
+                try:
+                    tracker.wait(1.0)
+                except zmq.NotDone:
+                    link.watch()
+        self.blocked_seconds += clock.monotonic() - began
 
     def end(self, *, failure: str | None = None) -> None:
         """End the simulation: as failed with a reason, else as stopped or completed; a second call does nothing.
