@@ -29,12 +29,12 @@ class Point:
 
 
 def stored(name: str) -> dict[str, np.ndarray] | None:
-    """Return what STAGGERED_REFERENCES/NAME.npz holds, if it is there."""
+    """Return what STAGGERED_REFERENCES/NAME.npz holds, in float64, if it is there."""
     file = Path(os.environ.get("STAGGERED_REFERENCES", ".")) / f"{name}.npz"
     if not file.is_file():
         return None
     with np.load(file, allow_pickle=False) as held:
-        return dict(held)
+        return {key: values.astype(np.float64) for key, values in held.items()}
 
 
 def solved_beside(name: str, solve: Callable[..., Any], *arguments: Any) -> Future[Any]:
