@@ -1261,7 +1261,8 @@ class _HeldSteps:
         return (
             type(values) is np.ndarray
             and values.shape == self._asked
-            and (where is self._where or (type(where) is tuple and where == self._where))
+            and (where is None or type(where) is tuple)  # a list may be the same one with other slices in it
+            and where == self._where
         )
 
     def add(self, values: np.ndarray, time: float) -> None:

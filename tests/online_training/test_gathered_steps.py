@@ -135,6 +135,35 @@ def test_no_step_is_kept_after_the_end(quick, intake: Intake) -> None:
             stream.send(step=4, time=0.0, values=np.ones((1, *SHAPE)))
 
 
+def test_a_list_of_slices_may_be_used_again(quick, tmp_path: Path, monkeypatch) -> None:
+    """Two ranks that change halves at every step, and say so in the same list, are not taken to send like before."""
+    shape = (6, 5)
+
+    def half(rank: int) -> None:
+        place = [slice(0, 3), slice(0, 5)]
+        with Connection({"u": shape}, SimpleNamespace(rank=rank, size=2)) as connection:
+            for stream in connection.simulations():
+                with stream:
+                    for step in range(8):
+                        first = 3 * ((step + rank) % 2)
+                        place[0] = slice(first, first + 3)
+                        values = field_of(stream.simulation, step, shape)[None, place[0]]
+                        stream.send(step=step, time=0.5 * step, values=values, where=place)
+
+    with running_intake(tmp_path, make_layout(shape=shape, num_steps=8), slots=1024) as intake:
+        use_environment(intake, monkeypatch)
+        plan(intake, 2)
+        threads = [threading.Thread(target=half, args=(rank,)) for rank in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        slots, memory = intake.settings.buffer.slots, intake.settings.memory.array
+        assert len(slots) == 2 * 8
+        for (simulation, step), slot in slots.items():
+            np.testing.assert_array_equal(memory[slot, 0], field_of(simulation, step, shape))
+
+
 def test_steps_of_slow_solvers_leave_one_by_one(tmp_path: Path, monkeypatch) -> None:
     """The intake says words ahead, but the rank takes longer for each step than it may hold one back."""
     monkeypatch.setattr("headrace.online_training.client._QUICK_STEP", 0.0)
