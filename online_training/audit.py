@@ -94,7 +94,8 @@ def audit(run_dir: str | Path) -> AuditReport:
         "blocks sent": len(sides.sent),
         "blocks received": len(sides.received),
         "windows first used": len(sides.first_uses),
-        "windows not used, or not yet": sum(unused.values()),
+        # How long a window is, only a first use tells.
+        **({"windows not used, or not yet": sum(unused.values())} if sides.first_uses else {}),
         "windows used again after a trainer restart": sum(len(uses) - 1 for uses in sides.first_uses.values()),
         "double": sum("twice" in problem for problem in problems),
     }

@@ -43,7 +43,7 @@ class DeviceBlocks:
         self._device = torch.device(device)
         self._stream = torch.cuda.Stream(self._device)
 
-    def empty(self, shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
+    def empty(self, shape: tuple[int, ...]) -> np.ndarray:
         """Return pinned float32 memory, of a pool that takes it back only when no copy from it is under way."""
         return torch.empty(shape, dtype=torch.float32, pin_memory=True).numpy()
 
@@ -56,7 +56,8 @@ class DeviceBlocks:
         for values in (times, parameters):
             pinned.append(self.empty(values.shape))
             pinned[-1][...] = values
-        with torch.cuda.stream(self._stream):
+        # This thread's device is the first GPU: leaving the stream alone would open a context there too.
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             tensors = tuple(torch.from_numpy(one).to(self._device, non_blocking=True) for one in pinned)
             block = Block(tensors, self._stream.record_event())
         cut = zip(*[tensor.split(len(states) // count) for tensor in tensors], strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -35,7 +36,7 @@ _RELEASE_SECONDS = 0.005
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """This worker's slice of one batch, in memory of its own.
+    """This worker's slice of one batch, in memory that the reservoir does not share, but batches that came with it do.
 
     states : (batch, window, fields, *grid), float32.
     times : (batch, window), float64.
@@ -71,11 +72,12 @@ class Feed:
     While the trainer works on one batch, the next `prefetch` are asked for and, as soon as the intake has answered,
     gathered by a thread; the trainer itself never waits for a solver unless no batch is there. The worker holds no
     more than prefetch + 1 batches. Where it may hold more than two ahead, it asks for several at a time, which are
-    drawn, sent, gathered and copied together, and says of several at a time that they were used, at most some
-    milliseconds late: small batches are for quick models.
+    drawn, sent, gathered and copied together, and says of several at a time that they were used, some milliseconds
+    late or when the next batch was used: small batches are for quick models. Batches of more than 16 MiB come one by
+    one, and are not sent to a GPU ahead.
 
     On the intake's node the reservoir is mapped; on another one each step of a batch is fetched from the intake, once
-    for each batch. Not thread-safe.
+    for the batches that come together. Not thread-safe.
 
     An intake that is gone is not waited for: what it held went with it, and answers may have been lost on the way.
     The trainer starts again, as a new generation, from its checkpoint; its HELLO then waits as long as the lease.
@@ -86,8 +88,8 @@ class Feed:
     rank, num_ranks : which of the trainer's workers this is.
     generation : grows with each start of the trainer; the intake takes back what older ones left unused.
     batch_size : windows of one batch over all workers.
-    prefetch : None: as many as come and go in 10 ms, so that a new sample waits no longer than that for what was drawn
-        before it came; 2 to 48, no more than have 16 MiB and a quarter of the reservoir.
+    prefetch : None: as many as are wanted in 10 ms, so that a new sample waits no longer than that for what was drawn
+        before it came; 2 to 48, no more than have 16 MiB here and a quarter of the reservoir in all workers.
     device : where batches are trained on. To a GPU the thread sends them, from pinned memory.
 
     Raises
@@ -109,7 +111,7 @@ class Feed:
             from .device_blocks import DeviceBlocks
 
             self._copies = DeviceBlocks(device)
-        self._empty = np.empty if self._copies is None else self._copies.empty
+        self._empty = functools.partial(np.empty, dtype=np.float32) if self._copies is None else self._copies.empty
         self._rank, self._num_ranks, self._batch_size = rank, num_ranks, batch_size
         hello = {"role": "trainer", "job": "trainer", "rank": rank, "ranks": num_ranks, "generation": generation}
         self._link = _TrainerLink(address, token, study, hello=hello)
@@ -117,7 +119,9 @@ class Feed:
             welcome = self._link.join()
             self.layout = _layout_of(welcome)
             self._num_slots = welcome["num_slots"]
-            self._most_ahead = self._room_ahead() if prefetch is None else 0  # 0: as many as were wanted, always
+            mine = -(-batch_size // num_ranks) * self.layout.window * self.layout.step_bytes
+            self._large = mine > _AHEAD_BYTES
+            self._most_ahead = self._room_ahead(mine) if prefetch is None else 0  # 0: as many as were wanted, always
             self._prefetch = _LEAST_AHEAD if prefetch is None else prefetch
             self._memory = self._attach(welcome)
         except BaseException:
@@ -163,9 +167,12 @@ class Feed:
         ConnectionError : the intake is gone.
         """
         began = time.monotonic()
-        self._watch_pace(began - self._began)
+        seconds = began - self._began
+        self._watch_pace(seconds)
         self._began = began
         self._ask()
+        if seconds > _RELEASE_SECONDS:
+            self._receive(0.0)  # which finds out, too, whether the intake is still there
         while self._link.has_message:
             self._receive(0.0)
         while not self._ready and self._next not in self._gathered and not self._ended:
@@ -239,10 +246,10 @@ class Feed:
     def _ended(self) -> bool:
         return self._end is not None and self._next >= self._end
 
-    def _room_ahead(self) -> int:
-        mine = -(-self._batch_size // self._num_ranks) * self.layout.window * self.layout.step_bytes
-        room = min(_AHEAD_BYTES, self._num_slots * self.layout.step_bytes // 4)
-        return max(_LEAST_AHEAD, min(_MOST_AHEAD, room // mine))
+    def _room_ahead(self, mine: int) -> int:
+        """Return how many batches may be held ahead, of so many bytes in this worker; all workers hold their slots."""
+        slots = self._batch_size * self.layout.window
+        return max(_LEAST_AHEAD, min(_MOST_AHEAD, _AHEAD_BYTES // mine, self._num_slots // (4 * slots)))
 
     @property
     def _together(self) -> int:
@@ -252,12 +259,15 @@ class Feed:
     def _ask(self) -> None:
         """See that the batch wanted now and `prefetch` more are on their way, but for less than are asked together."""
         count = self._prefetch + 1 - (self._asked - self._next)
-        if self._end is None and count >= self._together:
+        if self._end is not None or count < self._together:
+            return
+        at_once = 1 if self._large else count
+        for _ in range(count // at_once):
             self._link.send(
-                Kind.DRAW, {"batch": self._batch_size, "count": count},
+                Kind.DRAW, {"batch": self._batch_size, "count": at_once},
                 value=self._asked, block=self._rank, num_blocks=self._num_ranks,
             )  # fmt: skip
-            self._asked += count
+            self._asked += at_once
 
     def _receive(self, timeout: float) -> bool:
         """Take one message; say whether one came in time."""
@@ -313,7 +323,7 @@ class Feed:
 
         steps : (any number, fields, *grid), of which where (records, window) names those of each window.
         """
-        states = self._empty((len(table), self.layout.window, *steps.shape[1:]), np.float32)
+        states = self._empty((len(table), self.layout.window, *steps.shape[1:]))
         # Checked indices may be clipped, which spares numpy a copy through a buffer; the copy runs without the GIL.
         np.take(steps, where, axis=0, out=states, mode="clip")
         # Here and not in the training loop: this thread has time while the trainer works.
@@ -323,7 +333,7 @@ class Feed:
         # Copies: a single record's column counts as contiguous, but its strides are those of the packed record.
         times, parameters = table["times"].copy(), table["parameters"].copy()
         there: list[OnDevice | None] = [None] * count
-        if self._copies is not None:
+        if self._copies is not None and not self._large:  # of large ones a GPU may not hold several: they go when used
             there = self._copies.send(states, times, parameters, count)
         size = len(table) // count
         rows = [slice(size * number, size * (number + 1)) for number in range(count)]

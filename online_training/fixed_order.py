@@ -9,7 +9,7 @@ from .buffer import Buffer, StreamEnded, Window
 from .slot_buffer import SlotBuffer
 
 IN_FLIGHT = 3
-"""Batches that are out at the same time: the one that is trained on, and two that a feed asks for ahead."""
+"""Batches that are out at the same time: the one that is trained on, and two ahead, however many a feed asks for."""
 
 _HOLLOW = -1
 

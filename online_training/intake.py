@@ -31,7 +31,6 @@ from .trainer_desk import TrainerDesk
 logger = logging.getLogger(__name__)
 
 _BURST = 64
-_TOGETHER_BYTES = 64 * 1024
 _TICK_MILLISECONDS = 100
 _FLUSH_SECONDS = 0.2
 _KINDS = frozenset(Kind)
@@ -145,7 +144,7 @@ class Intake:
         self._wake()
 
     def request_stop(self) -> None:
-        """End early: running simulations get the word STOP, the stream of batches ends after the current one."""
+        """End early: running simulations get the word STOP, the stream of batches ends after those that are drawn."""
         with self._lock:
             self._table.request_stop()
             self._trainers.draws.stop()

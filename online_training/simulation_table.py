@@ -26,7 +26,7 @@ _WAITING_WRITES = 2
 
 
 class SimulationTable(StepCredits):
-    """Admits simulations, ends them, and writes the intake's ledger. No sockets.
+    """Admits simulations and ends them, and says so in the intake's ledger. No sockets.
 
     slots : (num_slots, fields, *grid), the reservoir's memory.
     limits : views, batch_size, max_running and max_failures are read.

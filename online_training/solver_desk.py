@@ -195,7 +195,7 @@ class SolverDesk:
             return
         if self._settings.durability != "memory":
             self._make_durable()
-        # Credits travel with the acknowledgement; `_advance` grants later what there is no room for now.
+        # Credits travel with the acknowledgement; `advance` grants later what there is no room for now.
         granted = run.granted
         flags = SKIP_NEXT if self._table.decide(run) else 0
         words = self._table.words(run, time.monotonic())

@@ -111,7 +111,8 @@ def train_without_data(  # noqa: PLR0913
         would move the weights further than thousands of others, to where nothing may be learned any more; and were
         they left out, a network that loses all flows would never come back. As it is, those that blow up.
         Where a network gives no number at all, a loss without a gradient is no help: on the way back 0 times infinity
-        is no number either, and would be every weight's. Such a step moves nothing.
+        is no number either, and would be every weight's. Such a step counts as one without a gradient: an optimiser
+        with momentum goes on as before.
     data_term : what is added to the loss, e.g. an error against known states.
     """
 

@@ -202,6 +202,27 @@ def test_a_quick_trainer_holds_more_ahead_than_a_slow_one_and_never_more_than_it
             assert feed._prefetch in (ahead, ahead - 1)
 
 
+def test_large_batches_come_one_by_one(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("headrace.online_training.feed._AHEAD_BYTES", 1)
+    layout, uses = make_layout(), 0
+    with real_intake(tmp_path, layout, views=2.0) as intake, solver(monkeypatch, intake):
+        plan(intake, 3)
+        with open_feed(intake) as feed:
+            while (draw := feed.next()) is not None:
+                assert not feed._ready and all(len(group.result()) == 1 for group in feed._gathered.values())
+                np.testing.assert_array_equal(draw.states, expected_states(draw.table, layout))
+                uses += len(draw.table)
+                feed.release(draw)
+    assert uses >= 3 * layout.num_starts
+
+
+def test_all_workers_together_hold_a_quarter_of_the_reservoir_ahead(tmp_path) -> None:
+    with real_intake(tmp_path, make_layout(), slots=4096) as intake:
+        window = intake.settings.layout.window
+        with open_feed(intake, batch_size=64, num_ranks=4) as feed:
+            assert feed._most_ahead == 4096 // (4 * 64 * window) < 48
+
+
 @pytest.mark.parametrize("prefetch", [2, 12])
 def test_a_restarted_trainer_gets_what_the_last_one_did_not_use(tmp_path, monkeypatch, prefetch: int) -> None:
     layout = make_layout()
