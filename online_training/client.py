@@ -422,10 +422,13 @@ class RingTransport(Transport):
         position = self._free(length)
         if position is None:
             return None
-        start = RING_HEAD + position % self._size
-        checksum = _fill(self._bytes[start : start + length], parts, dtype, self.checksum)
+        start, digest = RING_HEAD + position % self._size, Digest(self.checksum)
+        for part in parts:
+            stop = start + part.size * dtype.itemsize
+            copy_checked(part, self._bytes[start:stop].view(dtype).reshape(part.shape), digest)
+            start = stop
         self._head = position + length
-        return Placed(checksum, length, IN_RING | self.flags, position, end=self._head)
+        return Placed(digest.value, length, IN_RING | self.flags, position, end=self._head)
 
     def _free(self, length: int) -> int | None:
         """Return where the next so many bytes go; None where what lies there is not read yet."""
@@ -468,16 +471,6 @@ class RingTransport(Transport):
             self._mapping.close()
         except BufferError:
             pass  # an exception on its way still holds a view: the mapping goes with it
-
-
-def _fill(memory: np.ndarray, parts: Sequence[np.ndarray], dtype: np.dtype, checksum: str) -> int:
-    """Put parts one behind the other, as dtype; return their checksum."""
-    digest, start = Digest(checksum), 0
-    for part in parts:
-        stop = start + part.size * dtype.itemsize
-        copy_checked(part, memory[start:stop].view(dtype).reshape(part.shape), digest)
-        start = stop
-    return digest.value
 
 
 def copy_checked(source: np.ndarray, target: np.ndarray, digest: Digest) -> None:
