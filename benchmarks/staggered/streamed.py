@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -22,7 +24,21 @@ from headrace.surrogates import NeuralStagger, load_surrogate
 from .figures import relative
 
 AT = (1, 5, 10, 20)
-"""Snapshots, which are one time unit apart, whose errors are told."""
+"""Snapshots, which are one time unit apart, whose errors are figures of their own."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a study: points a side, width of the network, simulations, uses of each state, and states of a batch."""
+
+    points: int
+    width: int
+    simulations: int
+    views: float
+    batch: int
+
+
+SIZES = {"cpu": Size(32, 12, 16, 20.0, 16), "cuda": Size(64, 24, 120, 45.0, 32)}
 
 
 def held_out(case: Case, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,34 +52,45 @@ def held_out(case: Case, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(np.stack(states), dtype=torch.float32), torch.tensor(rows)
 
 
-def learned(device: str, streamed: bool) -> tuple[list[float], str]:
-    """Return errors at `AT` after a study, and what it was."""
-    cuda = device == "cuda"
-    points, width, simulations, views, batch = (64, 24, 120, 60.0, 32) if cuda else (32, 12, 16, 20.0, 16)
+def learned(device: str, streamed: bool, size: Size) -> tuple[list[float], str]:
+    """Return the errors at t = 1, 2, ... after a study, and what it was."""
+    points, cuda = size.points, device == "cuda"
     reference = CaseReference.of(Path(navier_stokes2d.__file__), shape=(points, points))
     truth, rows = held_out(reference.load(), 8)
     times = torch.arange(1, truth.shape[1], dtype=torch.float32)
     with tempfile.TemporaryDirectory(prefix="headrace-streamed-") as folder:
         run = Path(folder) / "run"
         Study(
-            reference, NeuralStagger(space=2, width=width, streamed=streamed), run_dir=run, simulations=simulations,
-            held_out=2, ranks=1, jobs=3 if cuda else 1, views=views, batch_size=batch, learning_rate=2e-3,
-            device=device, buffer="200MB",
+            reference, NeuralStagger(space=2, width=size.width, streamed=streamed), run_dir=run,
+            simulations=size.simulations, held_out=2, ranks=1, jobs=3 if cuda else 1, views=size.views,
+            batch_size=size.batch, learning_rate=2e-3, device=device, buffer="200MB",
         ).run()  # fmt: skip
         surrogate = load_surrogate(run / "model")
     found = surrogate.predict(truth[:, :1], rows, times)
     weights = sum(p.numel() for p in surrogate.parameters())
-    setup = (f"(2,2,1) on {points} x {points}, FNO width {width}, {weights:,} weights, {simulations} simulations "
-             f"of 21 states, {views:g} uses of each in batches of {batch}, 8 held out, viscosity 1e-5 to 1e-3, "
-             "truth: our spectral solver on these points")  # fmt: skip
-    return [relative(found[:, k - 1], truth[:, k]) for k in AT], setup
+    setup = (f"(2,2,1) on {points} x {points}, FNO width {size.width}, {weights:,} weights, {size.simulations} "
+             f"simulations of 21 states, {size.views:g} uses of each in batches of {size.batch}, 8 held out, "
+             "viscosity 1e-5 to 1e-3, truth: our spectral solver on these points")  # fmt: skip
+    return [relative(found[:, k], truth[:, k + 1]) for k in range(found.shape[1])], setup
 
 
-def measure_streamed(device: str) -> Iterator[Figure]:
-    """Yield errors against time of both, trained with the same number of windows; on CPUs on fewer points."""
-    for streamed, words in ((True, "states of the stream"), (False, "states of its own making")):
+def measure_streamed(device: str, size: Size | None = None) -> Iterator[Figure]:
+    """Yield errors against time of both, trained with the same number of windows; on CPUs on fewer points.
+
+    On a GPU both studies run at the same time, on a CPU one after the other. size : of both, else that of the device.
+    """
+    named = ((True, "states of the stream"), (False, "states of its own making"))
+    with ExitStack() as stack:
         # Ray does not start twice in one process.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            errors, setup = pool.submit(learned, device, streamed).result()
-        for k, error in zip(AT, errors, strict=True):
-            yield (f"navier_stokes2d, {words}: error at t = {k}", error, "1", None, None, setup)
+        pools = [stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn"))) for _ in named]
+
+        def start(number: int) -> Future[tuple[list[float], str]]:
+            return pools[number].submit(learned, device, named[number][0], size or SIZES[device])
+
+        beside = [start(number) for number in range(len(named))] if device == "cuda" else []
+        for number, (_, words) in enumerate(named):
+            errors, setup = (beside[number] if beside else start(number)).result()
+            curve = "errors at t = 1, 2, ...: " + ", ".join(f"{e:.3g}" for e in errors)
+            for t in AT:
+                yield (f"navier_stokes2d, {words}: error at t = {t}", errors[t - 1], "1", None, None,
+                       f"{setup}; {curve}")  # fmt: skip
