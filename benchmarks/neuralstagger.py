@@ -24,14 +24,16 @@ import argparse
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from lines import Figure, Report, flags, record
-from staggered.classical import MANY, measure_classical, rivals
+from staggered.classical import MANY, measure_classical, told, usable
 from staggered.control import measure_control
-from staggered.planes import HELD_OUT, Plane
+from staggered.figures import Rival
+from staggered.planes import HELD_OUT
 from staggered.ranks import measure_ranks
 from staggered.shedding import measure_shedding
 from staggered.speed import KINDS, measure_speed
@@ -69,44 +71,65 @@ def measure_training(options: argparse.Namespace) -> Iterator[Figure]:
 
 
 def measure_comparison(options: argparse.Namespace) -> Iterator[Figure]:
-    """Yield times of the networks whose errors are in the results, and classical solvers that reach these errors."""
+    """Yield times of the networks, and of the classical solvers that reach the errors of those in the results.
+
+    With --resume, times that are in the results are not measured again: what follows from them needs no GPU.
+    """
     known, count = {line["name"]: line for line in report_of(options).lines}, 1 if options.quick else HELD_OUT
-    told: set[str] = set()
+    batches = (1, MANY) if options.device == "cuda" else (1,)
+    solvers: dict[str, list[tuple[Rival, float]]] = {}
+    measured: set[str] = set()
+
+    def once(name: str, measure: Callable[[], float], setup: str = "") -> Iterator[Figure]:
+        if name not in measured and not (options.resume and name in known):
+            measured.add(name)
+            known[name] = {"value": measure()}
+            yield name, known[name]["value"], "s", None, None, setup
+
     for row in ROWS if options.row is None else [ROWS[number] for number in options.row]:
         name, problem = f"{row.name}, seed 0", PROBLEMS[row.problem]
         trained = known.get(f"{name}: {problem.judged}")
-        points = [] if trained is None else rivals(problem, options.device, count)
-        if not points:
+        if trained is None and options.row is None:
             continue
-        if problem.name not in told and not isinstance(problem, Plane):  # those of planes are lines of "classical"
-            told.add(problem.name)
-            for point in points:
-                yield f"{problem.name}: {point.name}: {problem.judged}", point.error, "1", None, None, "float32"
-                yield f"{problem.name}: {point.name}: time", point.seconds, "s", None, None, "as long as the network's"
+        error = None if trained is None else trained["value"]
+        if problem.name not in solvers:
+            solvers[problem.name] = list(usable(problem, options.device, count, known))
+            for rival, its_error in solvers[problem.name]:
+                if told(problem, rival) not in known:
+                    yield told(problem, rival), its_error, "1", None, None, ""
         # Parts with weights of their own are batched or on streams, whichever is faster.
         ways = (False, True) if options.device == "cuda" and row.factor > 1 and not row.shared else (False,)
-        runs, error = [Run(row, Budget(0.0, streams=streams), options.device) for streams in ways], trained["value"]
-        minutes = known[f"{name}: training"]["value"]
-        reached = [point for point in points if point.error <= error]
-        for batch in (1, MANY) if options.device == "cuda" and isinstance(problem, Plane) else (1,):
-            seconds = min(run.seconds(batch) for run in runs)
+        runs = [Run(row, Budget(0.0, streams=streams), options.device) for streams in ways]
+        for batch in batches:
             which = f"in a batch of {batch}" if batch > 1 else "alone"
-            until = f"time to t = {runs[0].end:g} {which}, all parts on one device"
-            yield f"{name}: {until}", seconds, "s", None, None, ""
-            if not reached:
-                words = "; ".join(f"{point.name}: {point.error:.3g}, {1e3 * point.seconds:.3g} ms" for point in points)
-                yield (f"{name}: no classical solver of those tried reaches this error, {which}", error, "1", None,
-                       None, words)  # fmt: skip
-                continue
-            best = min(reached, key=lambda point: point.seconds if batch == 1 else point.each)
-            classical = best.seconds if batch == 1 else best.each
-            saved = classical - seconds
-            words = (f"{best.name}: error {best.error:.3g}, {1e3 * classical:.3g} ms; "
-                     f"network: {error:.3g}, {1e3 * seconds:.3g} ms")  # fmt: skip
-            yield (f"{name}: speed-up over the fastest classical solver of this error, {which}", classical / seconds,
-                   "x", 1.0, classical, words)  # fmt: skip
-            yield (f"{name}: solves until training is paid back, {which}", 60 * minutes / saved if saved > 0 else None,
-                   "1", None, None, words if saved > 0 else f"never; {words}")  # fmt: skip
+            network = f"{name}: time to t = {runs[0].end:g} {which}, all parts on one device"
+            yield from once(network, lambda batch=batch, runs=runs: min(run.seconds(batch) for run in runs))
+            times = {}
+            for rival, _ in solvers[problem.name]:
+                line = f"{problem.name}: {rival.name}: time" + (f" of each of {batch}" if batch > 1 else "")
+                yield from once(line, partial(rival.seconds, batch), "as long as the network's")
+                times[rival.name] = known[line]["value"]
+            if error is not None:
+                yield from compared(name, which, (error, known[network]["value"]), times, solvers[problem.name],
+                                    known[f"{name}: training"]["value"])  # fmt: skip
+
+
+def compared(name: str, which: str, network: tuple[float, float], times: dict[str, float],
+             solvers: list[tuple[Rival, float]], minutes: float) -> Iterator[Figure]:  # fmt: skip
+    """Yield how much faster a network of this error and these seconds is than the fastest solver that reaches it."""
+    error, seconds = network
+    reached = [(times[rival.name], rival.name, its) for rival, its in solvers if its <= error]
+    if not reached:
+        words = "; ".join(f"{rival.name}: {its:.3g}, {1e3 * times[rival.name]:.3g} ms" for rival, its in solvers)
+        yield f"{name}: no classical solver of those tried reaches this error, {which}", error, "1", None, None, words
+        return
+    classical, best, its = min(reached)
+    saved = classical - seconds
+    words = f"{best}: error {its:.3g}, {1e3 * classical:.3g} ms; network: {error:.3g}, {1e3 * seconds:.3g} ms"
+    yield (f"{name}: speed-up over the fastest classical solver of this error, {which}", classical / seconds, "x",
+           1.0, classical, words)  # fmt: skip
+    yield (f"{name}: solves until training is paid back, {which}", 60 * minutes / saved if saved > 0 else None, "1",
+           None, None, words if saved > 0 else f"never; {words}")  # fmt: skip
 
 
 def measure_control_through(options: argparse.Namespace) -> Iterator[Figure]:
@@ -181,7 +204,9 @@ def main() -> None:
     parser.add_argument("--network", nargs="+", choices=list(KINDS), help="of these kinds only the speed")
     options = parser.parse_args()
     report = report_of(options)
-    hardware = torch.cuda.get_device_name() if options.device == "cuda" else ""
+    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() and options.device == "cuda" else ""
+    if options.device == "cuda" and not hardware:  # what follows from recorded times is of the GPU that they are of
+        hardware = next((line["device"] for line in reversed(report.lines) if line["unit"] == "s"), "")
     for part in [options.only] if options.only else PARTS:
         for figure in PARTS[part](options):
             report.add(**record(figure, device=hardware, precision=PRECISION[part], cores=os.cpu_count()))

@@ -36,8 +36,8 @@ def classical(lines: dict[str, dict[str, Any]], problem: str, who: str) -> Point
     for name, line in lines.items():
         match = re.match(rf"{re.escape(problem)}: ({who}[^:]*): (error|largest)", name)
         if match and line["value"] is not None:
-            times = [f"{problem}: {match[1]}: {words}" for words in ("time to t = 10, batch 1", "time")]
-            found += [(lines[time]["value"], line["value"]) for time in times if time in lines]
+            time = lines.get(f"{problem}: {match[1]}: time")
+            found += [(time["value"], line["value"])] if time else []
     return [point for point in sorted(found) if all(other[1] > point[1] for other in found if other < point)]
 
 

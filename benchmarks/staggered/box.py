@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 
-from .figures import Point, relative, timed
+from .figures import Rival, relative, timed
 from .planes import Measured
 from .spectra import OwnSteps, SpectralSolver
 
@@ -112,20 +113,28 @@ class Box:
         yield "spectral on each part, no training: error at t = 1", relative(joined.double(), truth), None, None, ""
 
     @torch.no_grad()
-    def rivals(self, device: str, count: int) -> Iterator[Point]:
+    def rivals(self, device: str, count: int) -> Iterator[Rival]:
         """Yield the solver on coarser grids, in steps of 0.1 and shorter ones, by the same error."""
-        start = self.starts(count, 1_000_000, device).double()
-        truth, steps = self.solver(self.points, self.end, device, torch.float64)
-        truth = truth.advanced(start, steps)
+
+        @cache
+        def start_and_truth() -> tuple[torch.Tensor, torch.Tensor]:
+            start = self.starts(count, 1_000_000, device).double()
+            truth, steps = self.solver(self.points, self.end, device, torch.float64)
+            return start, truth.advanced(start, steps)
+
         for n in (8, 12, 16, 24, 32, 48):
-            coarse = resampled(start, n)
             for dt in (0.1, 0.05):
                 solver, steps = BoxSolver(n, self.viscosity, dt, torch.float64, device), round(self.end / dt)
-                error = relative(resampled(solver.advanced(coarse, steps), self.points), truth)
-                if error < 0.5:
-                    one = coarse[:1]
-                    seconds = timed(lambda: solver.advanced(one, steps), device, 3)  # noqa: B023
-                    yield Point(f"spectral {n} x {n} x {n}, dt {dt:g}", error, seconds, seconds)
+
+                def error(solver: BoxSolver = solver, steps: int = steps, n: int = n) -> float:
+                    start, truth = start_and_truth()
+                    return relative(resampled(solver.advanced(resampled(start, n), steps), self.points), truth)
+
+                def seconds(batch: int, solver: BoxSolver = solver, steps: int = steps, n: int = n) -> float:
+                    many = resampled(self.starts(1, 1_000_000, device).double(), n).repeat(batch, 1, 1, 1, 1)
+                    return timed(lambda: solver.advanced(many, steps), device, 3) / batch
+
+                yield Rival(f"spectral {n} x {n} x {n}, dt {dt:g}", error, seconds)
 
 
 def resampled(u: torch.Tensor, n: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from headrace.solvers import MemorySink, Parameters
 from headrace.solvers.mac_circulation import CirculationResidual
 from headrace.solvers.simulate import simulate
 
-from .figures import Point, repeated, solved_beside, timed
+from .figures import Rival, repeated, solved_beside, timed
 from .mac_steps import StaggeredSteps, potential_of
 from .planes import Measured
 from .potential_root import PotentialRoot
@@ -146,16 +146,18 @@ class Cavity:
         yield self.judged, max(errors), 0.03 if self.goal else None, None, words
         yield "error to our solver at the end", errors[-1], None, None, words
 
-    @torch.no_grad()
-    def rivals(self, device: str) -> Iterator[Point]:
+    def rivals(self, device: str) -> Iterator[Rival]:
         """Yield explicit steps on coarser grids on the same device, by the same error."""
-        truth = reference(self.reynolds, self.points, self.end).result()["velocity"]
-        for factor in (factor for factor in (16, 8, 4, 2, 1) if self.points // factor >= 8):
+        for factor in (4, 2, 1):
             coarse = replace(self, points=self.points // factor)
-            found, seconds = coarse.solved_on(device), coarse.seconds(device)
-            wanted = restricted(truth, factor)
-            errors = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(found[1:], wanted[1:], strict=True)]
-            yield Point(f"explicit steps on {coarse.points} x {coarse.points}", float(max(errors)), seconds, seconds)
+
+            def error(coarse: Cavity = coarse, factor: int = factor) -> float:
+                truth = reference(self.reynolds, self.points, self.end).result()["velocity"]
+                pairs = zip(coarse.solved_on(device)[1:], restricted(truth, factor)[1:], strict=True)
+                return float(max(np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in pairs))
+
+            name = f"explicit steps on {coarse.points} x {coarse.points}"
+            yield Rival(name, error, partial(coarse.seconds, device))
 
     @cache  # noqa: B019, cavities are constants of this module
     def _stepper(self, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -171,6 +173,7 @@ class Cavity:
         solver = StaggeredSteps(residual, p=self.parameters, device=device, stages=stages).compiled()
         return lambda u: solver.advanced(u, self.frame / steps, viscosity, steps)
 
+    @torch.no_grad()
     def solved_on(self, device: str) -> np.ndarray:
         """Return velocities at whole times (times, 2, n, n)."""
         frame, u = self._stepper(device), torch.zeros(2, 1, *self.shape, device=device)
@@ -178,10 +181,11 @@ class Cavity:
         every = round(1 / self.frame)
         return torch.stack([u, *later[every - 1 :: every]])[:, :, 0].cpu().numpy()
 
-    def seconds(self, device: str) -> float:
-        """Return the time of it, as CUDA graphs on a GPU."""
-        frame, u = self._stepper(device), torch.zeros(2, 1, *self.shape, device=device)
-        return self.end / self.frame * timed(lambda: frame(u), device, 20)
+    @torch.no_grad()
+    def seconds(self, device: str, batch: int = 1) -> float:
+        """Return the time of each of a batch of it, as CUDA graphs on a GPU."""
+        frame, u = self._stepper(device), torch.zeros(2, batch, *self.shape, device=device)
+        return self.end / self.frame * timed(lambda: frame(u), device, 20) / batch
 
     def _extremes(self, who: str, velocity: np.ndarray, goal: float | None) -> Iterator[Measured]:
         for name, distance, found, published in from_ghia(velocity, self.reynolds):

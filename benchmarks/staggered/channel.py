@@ -25,7 +25,7 @@ from headrace.solvers.mac_potential import PotentialResidual, flow_around
 
 from .channel_grading import ChannelSteps
 from .channel_solver import distances, frequency, means, means_over, named, reference
-from .figures import Point, repeated, stored, timed
+from .figures import Rival, repeated, stored, timed
 from .mac_steps import StaggeredSteps, TensorPressure
 from .planes import Measured
 
@@ -300,23 +300,27 @@ class Channel:
         base = self._base_of(states.dtype, states.device)
         return base.reshape(self.ndim, *[1] * (states.ndim - self.ndim - 1), *self.shape)
 
-    @torch.no_grad()
-    def rivals(self, device: str) -> Iterator[Point]:
+    def rivals(self, device: str) -> Iterator[Rival]:
         """Yield explicit steps on this and coarser grids on the same device, by the same error."""
-        own, where, frames = self._wanted(device)
         for factor in (4, 2, 1):
-            pairs = [size for n in self.shape[1:] for size in (n // factor, factor)]
-            line = own[2].reshape(pairs).mean(tuple(range(1, 2 * self.ndim - 2, 2))).ravel()
             coarse = replace(self, shape=tuple(n // factor for n in self.shape), cells=self.cells // factor)
             # As long as they are stable, and no shorter than those that grade.
             for steps in sorted({math.ceil(self.steps * share / factor) for share in (0.5, 0.75, 1.0)}):
                 rival = replace(coarse, steps=steps)
-                mine = means_over(rival.solved_on(device, frames), where)
-                if not math.isfinite(mine[0] + mine[1]):
-                    continue
+
+                def error(rival: Channel = rival, factor: int = factor) -> float:
+                    own, where, frames = self._wanted(device)
+                    pairs = [size for n in self.shape[1:] for size in (n // factor, factor)]
+                    line = own[2].reshape(pairs).mean(tuple(range(1, 2 * self.ndim - 2, 2))).ravel()
+                    mine = means_over(rival.solved_on(device, frames), where)
+                    finite = math.isfinite(mine[0] + mine[1])
+                    return max(distances(mine, (own[0], own[1], line))) if finite else math.nan
+
+                def seconds(batch: int, rival: Channel = rival) -> float:
+                    return self.rolled * rival.seconds_of_frame(device, batch)
+
                 name = f"explicit steps on {' x '.join(map(str, rival.shape))}, dt {self.frame / steps:g}"
-                seconds = self.rolled * rival.seconds_of_frame(device)
-                yield Point(name, max(distances(mine, (own[0], own[1], line))), seconds, seconds)
+                yield Rival(name, error, seconds)
 
     def _wanted(self, device: str) -> tuple[tuple[float, float, np.ndarray], slice, int]:
         """Return our solver's means, the frames that they are over, and the frames of its run.
@@ -337,12 +341,15 @@ class Channel:
     def _long(self, device: str) -> dict[str, np.ndarray]:
         return stored(f"{self.name} long") or self.solved_on(device, self._wanted_frames)
 
-    def seconds_of_frame(self, device: str) -> float:
-        """Return the time of the explicit steps of a frame, as a CUDA graph on a GPU."""
+    @torch.no_grad()
+    def seconds_of_frame(self, device: str, batch: int = 1) -> float:
+        """Return the time of the explicit steps of a frame of each of a batch, as a CUDA graph on a GPU."""
         velocity = self.velocity(self.start_windows("", 1, 1, device, 1_000_000, torch.ones(1)))
+        velocity = velocity.repeat(1, batch, *[1] * self.ndim)
         dt, viscosity = self.frame / self.steps, 1 / self.reynolds
-        return timed(lambda: self._compiled(device).advanced(velocity, dt, viscosity, self.steps), device, 20)
+        return timed(lambda: self._compiled(device).advanced(velocity, dt, viscosity, self.steps), device, 20) / batch
 
+    @torch.no_grad()
     def solved_on(self, device: str, frames: int) -> dict[str, np.ndarray]:
         """Return the signals of frames of explicit steps in float32 from the held-out start."""
         window = self.start_windows("", 1, 1, device, 1_000_000, torch.ones(1))

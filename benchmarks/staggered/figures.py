@@ -19,13 +19,17 @@ from headrace.surrogates.recorded import Recorded
 
 
 @dataclass(frozen=True)
-class Point:
-    """One classical solver: its error, the seconds of a trajectory alone, and of each in a batch on a GPU."""
+class Rival:
+    """One classical solver of a problem: its error, NaN where it blows up, and batch -> seconds of each trajectory."""
 
     name: str
-    error: float
-    seconds: float
-    each: float
+    error: Callable[[], float]
+    seconds: Callable[[int], float]
+
+    @property
+    def grid(self) -> str:
+        """Who solves on which grid, whatever the step."""
+        return self.name.split(", dt")[0]
 
 
 def stored(name: str) -> dict[str, np.ndarray] | None:

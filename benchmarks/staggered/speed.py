@@ -69,7 +69,7 @@ def measure_speed(quick: bool, device: str, kinds: Collection[str] | None = None
     # TF32 and tuned convolutions for all networks, the plain one as well.
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
-    points, repeats = (64, 3) if quick else (256, 50)
+    points, repeats = (64, 3) if quick else (256, 30)
     for name in kinds or (("U-Net 1 M", "mixer") if quick else KINDS):
         of_grid = KINDS[name]
         formats = FORMATS if "U-Net" in name and device == "cuda" else {"": torch.contiguous_format}

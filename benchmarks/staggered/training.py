@@ -318,7 +318,7 @@ class Run:
         start = torch.zeros(shape, device=self.device)
 
         windows = math.ceil(self.end / (problem.frame * frames))
-        recorded = min(windows, 100)  # a graph of thousands of calls would take minutes to make
+        recorded = min(windows, 20)  # a graph of thousands of calls would take minutes to make
 
         def trajectory() -> torch.Tensor:
             window = start
