@@ -138,9 +138,9 @@ class Cavity:
         every = round(1 / self.frame)
         found = self.velocity(loss, torch.cat(fields[: number + 1 : every]).double())
         found = found.movedim(0, 1).cpu().numpy()
-        yield from self._extremes("", found[-1], self.goal)
+        yield from self.extremes("", found[-1], self.goal)
         truth = reference(self.reynolds, self.points, self.end).result()["velocity"]
-        yield from self._extremes("our solver's ", truth[-1], None)
+        yield from self.extremes("our solver's ", truth[-1], None)
         errors = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(found[1:], truth[1:], strict=True)]
         words = "errors at whole times: " + ", ".join(f"{e:.3g}" for e in errors)
         yield self.judged, max(errors), 0.03 if self.goal else None, None, words
@@ -187,7 +187,8 @@ class Cavity:
         frame, u = self._stepper(device), torch.zeros(2, batch, *self.shape, device=device)
         return self.end / self.frame * timed(lambda: frame(u), device, 20) / batch
 
-    def _extremes(self, who: str, velocity: np.ndarray, goal: float | None) -> Iterator[Measured]:
+    def extremes(self, who: str, velocity: np.ndarray, goal: float | None) -> Iterator[Measured]:
+        """Yield the distances of the extremes of the centre lines from Ghia's."""
         for name, distance, found, published in from_ghia(velocity, self.reynolds):
             yield f"{who}{name} from Ghia", distance, goal, published, f"found {found:.5f}"
 

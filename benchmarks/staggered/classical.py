@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from lines import Figure
 from headrace.surrogates.stagger import Stagger
 
 from .box import Box
+from .cavity import Cavity
 from .figures import Rival, relative, timed
 from .planes import END, HELD_OUT, TIMES, Plane, Spectral
 from .torch_cfd_rival import step_of
@@ -114,7 +116,7 @@ def usable(
 @torch.no_grad()
 def measure_classical(quick: bool, device: str, names: Collection[str] | None = None) -> Iterator[Figure]:
     """Yield the errors of the classical solvers of every plane, or of these problems; on planes also part by part,
-    the classical line without training.
+    the classical line without training, and in the cavity how far finer and finer grids are from what Ghia prints.
     """
     count = 1 if quick else HELD_OUT
     for problem in (PROBLEMS[name] for name in names or (("P1",) if quick else ("P1", "P2", "P3"))):
@@ -123,6 +125,17 @@ def measure_classical(quick: bool, device: str, names: Collection[str] | None = 
             yield told(problem, rival), error, "1", None, None, kind
         if isinstance(problem, Plane):
             yield from _part_by_part(problem, device, count)
+        if isinstance(problem, Cavity):
+            yield from refined(problem, device, (16, 32) if quick else (64, 128, 256))
+
+
+def refined(cavity: Cavity, device: str, grids: Sequence[int]) -> Iterator[Figure]:
+    """Yield the extremes of our solver's explicit steps at the end on these grids, beside those of Ghia."""
+    for points in grids:
+        one = replace(cavity, points=points)
+        for what, distance, _, published, words in one.extremes("", one.solved_on(device)[-1], None):
+            name = f"{cavity.name}: explicit steps on {points} x {points}: {what}"
+            yield name, distance, "1", None, published, f"float32, t = {one.end:g}, {words}"
 
 
 def _part_by_part(plane: Plane, device: str, count: int) -> Iterator[Figure]:
