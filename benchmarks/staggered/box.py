@@ -34,6 +34,39 @@ class BoxSolver(SpectralSolver):
         return self.projected(torch.fft.rfftn(torch.linalg.cross(v, w, dim=-4), dim=(-3, -2, -1)) * self.keep)
 
 
+class WithoutDivergence(torch.nn.Module):
+    """A network of changes of velocity on a cubic periodic grid, of whose output the divergence is taken away there.
+
+    It has no weights and sees no more than the grid of the part, so parts still run alone.
+    """
+
+    def __init__(self, network: torch.nn.Module, n: int) -> None:
+        super().__init__()
+        self.network = network
+        lines = [torch.fft.fftfreq(n, 1 / n)] * 2 + [torch.fft.rfftfreq(n, 1 / n)]
+        k = torch.stack(torch.meshgrid(*(torch.where(m.abs() == n / 2, 0.0, m) for m in lines), indexing="ij"))
+        self.register_buffer("_direction", k / k.norm(dim=0).clamp(min=1.0), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return changes (batch, 3, n, n, n)."""
+        change = self.network(x)
+        axes, k = (-3, -2, -1), self._direction
+        spectrum = torch.fft.rfftn(change, dim=axes)
+        spectrum = spectrum - k * (k * spectrum).sum(-4, keepdim=True)
+        return torch.fft.irfftn(spectrum, change.shape[-3:], dim=axes)
+
+
+def turned(fields: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return velocities (..., 3, n, n, n) turned and mirrored at random, as a cube can be."""
+    order = torch.randperm(3, generator=generator).tolist()
+    fields = fields.movedim([-3 + axis for axis in order], [-3, -2, -1])[..., order, :, :, :]
+    signs = torch.randint(2, (3,), generator=generator) * 2 - 1
+    for axis in (-3, -2, -1):
+        if signs[axis] < 0:  # mirrored about the point 0, which stays
+            fields = fields.flip(axis).roll(1, axis)
+    return fields * signs.to(fields).reshape(3, 1, 1, 1)
+
+
 @dataclass(frozen=True, eq=False)
 class Box:
     """P6: a random field of mean square speed 1 with most energy near wave number 3, to t = 1."""
@@ -72,15 +105,15 @@ class Box:
     def starts(self, count: int, seed: int, device: str) -> torch.Tensor:
         """Return initial velocities (count, 3, n, n, n)."""
         n, generator = self.points, torch.Generator().manual_seed(seed)
-        solver, _ = self.solver(n, self.frame, "cpu")
+        solver, _ = self.solver(n, self.frame, device)
         fields = []
         for _ in range(count):
-            noise = torch.fft.rfftn(torch.randn(3, n, n, n, generator=generator), dim=(-3, -2, -1))
+            noise = torch.fft.rfftn(torch.randn(3, n, n, n, generator=generator).to(device), dim=(-3, -2, -1))
             size = solver.k.square().sum(0).sqrt()
             shaped = solver.projected(noise * size * torch.exp(-(size**2) / 9))
             u = torch.fft.irfftn(shaped, (n, n, n), dim=(-3, -2, -1))
             fields.append(u / u.square().sum(0).mean().sqrt())
-        return torch.stack(fields).to(device)
+        return torch.stack(fields)
 
     def start_windows(self, loss: str, frames: int, count: int, device: str, seed: int) -> torch.Tensor:
         """Return windows at the start."""

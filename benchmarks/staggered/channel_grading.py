@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from .figures import repeated
@@ -21,7 +22,9 @@ class ChannelSteps:
     """Explicit steps of a frame as an equation for velocity and pressure of states (*lead, fields, *grid).
 
     Old states carry no gradient. New ones are graded as the network gives them, which makes them nearly free of
-    divergence; the steps start from the projection of the old ones.
+    divergence; the steps start from the projection of the old ones. Where a channel has `still`, errors are in units of
+    what the flow changes by in this frame and that share of the flow, times the flow: the loss is then the square of
+    their ratio to the change, in a flow that comes to rest as in a young one.
     """
 
     def __init__(self, channel: Channel, device: str, *, compiled: bool = False) -> None:
@@ -46,8 +49,18 @@ class ChannelSteps:
         with torch.no_grad():
             velocity, pressure = self._stepped(channel.read(old)[:-1], self._inflow(old))
             wanted = torch.cat((velocity - channel.base_like(old), pressure[None]))
+            weight = self._weight(old, wanted) if channel.still else 1.0
         found = torch.movedim(new[(..., slice(0, -1), *[slice(None)] * channel.ndim)], -1 - channel.ndim, 0)
-        return torch.movedim(found - wanted, 0, -1 - channel.ndim)
+        return torch.movedim((found - wanted) * weight, 0, -1 - channel.ndim)
+
+    def _weight(self, old: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """Return the size of old states over that of their change, with the axes of (*lead, *grid)."""
+        channel, axes = self._channel, tuple(range(-self._channel.ndim, 0))
+        size = self.size(old).square().mean((-1 - channel.ndim, *axes))
+        change = wanted - torch.movedim(old, -1 - channel.ndim, 0)[:-1]
+        change = change.square().mean(0).mean(axes)
+        weight = (size / (change + channel.still**2 * size)).sqrt()
+        return weight.reshape(*weight.shape, *[1] * channel.ndim)
 
     def size(self, fields: Any) -> Any:
         """Return velocities and pressure."""
@@ -55,18 +68,23 @@ class ChannelSteps:
 
     @torch.no_grad()
     def of_all_ages(self, young: torch.Tensor) -> torch.Tensor:
-        """Return starts (count, 1, fields, *grid) with their pressure, and AGES windows of each of the simulations."""
+        """Return starts (count, 1, fields, *grid) with their pressure, and AGES windows of each of the simulations.
+
+        Where flows come to rest (`Channel.still`) most of these are young.
+        """
         channel = self._channel
         inflow, velocity = self._inflow(young), channel.read(young)[:-1]
         first = young.clone()
         first[:, :, -2] = self._solver.slope(velocity, 1 / (channel.reynolds * inflow))[1]
         kept = [first]
         quarter = round(channel.end / channel.frame) // AGES
-        device = young.device.type
+        device, octaves = young.device.type, set(np.geomspace(1, AGES * quarter, AGES).round().astype(int))
         steps = repeated(lambda u: self._stepped(u, inflow), velocity, AGES * quarter, device)
         for number, (velocity, pressure) in enumerate(steps, 1):
-            # Every simulation is kept once a quarter, each at ages of its own.
+            # Every simulation is kept once a quarter, each at ages of its own, or more often while it is young.
             now = [k for k in range(len(young)) if (number - k * quarter // len(young)) % quarter == 0]
+            if channel.still:
+                now = list(range(len(young))) if number in octaves else []
             if now:
                 flow = torch.cat((velocity - channel.base_like(young), pressure[None]))[:, now]
                 flow = torch.movedim(flow, 0, -1 - channel.ndim)

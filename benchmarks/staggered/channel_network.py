@@ -5,9 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.functional import silu
+
+from headrace.surrogates.convolution import BoxConv
 
 if TYPE_CHECKING:
     from .channel import Channel
+
+
+CHANGE = 0.06
+"""What velocities change by in a frame, in units of the inflow."""
 
 
 class KeepsInflow(torch.nn.Module):
@@ -22,22 +29,47 @@ class KeepsInflow(torch.nn.Module):
         return torch.cat((self.network(window)[:, :, :-1], window[:, :, -1:]), dim=2)
 
 
+class CommonLayers(torch.nn.Module):
+    """Two convolutions on the grid of all parts, which correct what these give together; without effect at first.
+
+    What parts are off by mostly alternates from point to point, as each of them is off by itself: neighbours tell.
+    """
+
+    def __init__(self, ndim: int, channels: int) -> None:
+        super().__init__()
+        walls = (False,) * ndim
+        self.first = BoxConv(2 * ndim + 2, channels, periodic=walls, kernel=5)
+        self.second = BoxConv(channels, ndim, periodic=walls, kernel=5)
+        torch.nn.init.zeros_(self.second.conv.weight)
+        torch.nn.init.zeros_(self.second.conv.bias)
+
+    def forward(self, window: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        """Return the velocities of new windows, corrected; window and new as networks see and give them."""
+        old, change = window.flatten(0, 1), (new - window[:, :, : new.shape[2]]).flatten(0, 1)
+        seen = torch.cat((old, change / CHANGE), dim=1)
+        return new + CHANGE * self.second(silu(self.first(seen))).reshape(new.shape)
+
+
 class Projected(KeepsInflow):
     """The same, where the velocities are projected, and the pressure is the one that belongs to them.
 
     What is left to the networks is near at hand: transport, friction, and the slope of a pressure that they see. The
-    projection reaches everywhere, and is the only thing that parts learn of each other. In training no gradient goes
-    through the pressure.
+    projection reaches everywhere, and is the only thing that parts learn of each other, unless they have `common`
+    layers of so many channels. In training no gradient goes through the pressure.
     """
 
-    def __init__(self, network: torch.nn.Module, channel: Channel) -> None:
+    def __init__(self, network: torch.nn.Module, channel: Channel, common: int = 0) -> None:
         super().__init__(network)
         self.channel = channel
+        self.common = CommonLayers(channel.ndim, common) if common else None
 
     def forward(self, window: torch.Tensor) -> torch.Tensor:
         """Return the next window."""
         channel = self.channel
-        new = torch.movedim(self.network(window)[:, :, : channel.ndim], 2, 0)
+        new = self.network(window)[:, :, : channel.ndim]
+        if self.common is not None:
+            new = self.common(window, new)
+        new = torch.movedim(new, 2, 0)
         flow = channel.solver(window.device.type, window.dtype).projected(new)[0]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.training):
             pressure = channel.pressure(flow, window[:, :, -1])

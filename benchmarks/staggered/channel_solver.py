@@ -7,6 +7,7 @@ it there.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from concurrent.futures import Future
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from headrace.solvers import Case, Parameters, Sink, Snapshot
 from headrace.solvers.simulate import simulate
 
 from .figures import solved_beside
+from .planes import Measured
 
 if TYPE_CHECKING:
     from .channel import Channel
@@ -44,6 +46,20 @@ def distances(mine: tuple[float, float, np.ndarray], own: tuple[float, float, np
     """Return how far each of the means is from our solver's, relative."""
     return [abs(mine[0] / own[0] - 1), abs(mine[1] / own[1] - 1),
             float(np.linalg.norm(mine[2] - own[2]) / np.linalg.norm(own[2]))]  # fmt: skip
+
+
+def compared(
+    found: dict[str, np.ndarray], wanted: tuple[float, float, np.ndarray], span: slice, when: str, goal: float | None,
+    words: str,
+) -> Iterator[Measured]:  # fmt: skip
+    """Yield how far the means of a roll-out over some steps are from wanted ones."""
+    mine = means_over(found, span)
+    off = distances(mine, wanted)
+    for what, number in (("energy", 0), ("drag", 1)):
+        told = f"{mine[number]:.5g}; {words}"
+        yield f"{what} over our solver's{when}, less 1", off[number], goal, wanted[number], told
+    what = f"mean profile three heights behind the block{when}, distance from our solver's"
+    yield what, off[2], goal, None, words
 
 
 def frequency(signal: np.ndarray, step: float) -> float:

@@ -25,7 +25,7 @@ from headrace.surrogates.staggered_network import StaggeredNetwork
 from headrace.surrogates.unet import UNet, UNetwork
 from headrace.surrogates.unshuffled_network import UnshuffledNetwork
 
-from .box import P6, Box
+from .box import P6, Box, WithoutDivergence, turned
 from .cavity import CAVITIES, Cavity
 from .channel import CHANNELS, Channel
 from .channel_network import KeepsInflow, Projected
@@ -40,7 +40,7 @@ PROBLEMS: dict[str, Problem] = {**PLANES, **CAVITIES, P6.name: P6, **CHANNELS}
 class Row:
     """A network to train: "network" as published, "corrected" (networks correct a spectral step of every part),
     "unshuffled" (one network that sees all parts as channels), or "projected" (past a block, what the parts give
-    together is projected before they see it).
+    together is projected before they see it; `common`: channels of two layers in common before that).
     """
 
     problem: str
@@ -50,6 +50,7 @@ class Row:
     exchange: int = 0
     shared: bool = False
     gain: float = 1.0
+    common: int = 0
 
     @property
     def frames(self) -> int:
@@ -62,6 +63,7 @@ class Row:
         factors = [self.factor] * PROBLEMS[self.problem].ndim + [self.frames]
         extras = [self.kind] * (self.kind != "network") + ["shared"] * self.shared
         extras += [f"exchange {self.exchange}"] * (self.exchange > 0)
+        extras += ["common layers"] * (self.common > 0)
         extras += [f"{self.loss} loss"] * (self.loss != "differences" and self.kind == "network")
         return ", ".join([f"{self.problem} ({','.join(map(str, factors))})", *extras])
 
@@ -70,7 +72,8 @@ class Row:
         """What files are called by."""
         problem = self.problem.replace(" ", "_").replace(",", "")
         owned = "shared" if self.shared else "own"
-        return "-".join([problem, str(self.factor), self.kind, self.loss, f"x{self.exchange}", owned])
+        parts = [problem, str(self.factor), self.kind, self.loss, f"x{self.exchange}", owned]
+        return "-".join([*parts, *[f"c{self.common}"] * (self.common > 0)])
 
 
 AWAY = 0.2
@@ -79,6 +82,8 @@ LARGEST = 5.0
 """A velocity or pressure, in units of the inflow, with which such a flow starts again."""
 LOST = 0.1
 """Mean square error of a step over that of the state, with which a flow past a block is none any more."""
+AWAY_IN_CHANGES, LOST_IN_CHANGES = 5.0, 1e3
+"""The same two where errors are in units of what the flow changes by (`Channel.still`)."""
 RISING = 500
 """Steps in which the learning rate rises, at most."""
 INCREMENT = 0.3
@@ -103,6 +108,7 @@ ROWS = [
     Row("P4 Re 100", 2, loss="steps"),
     *(Row(name, factor, "projected", "steps", shared=factor > 1) for name in CHANNELS for factor in (1, 2)),
     Row("P5", 2, "projected", "steps", exchange=3, shared=True),
+    *(Row(name, 2, "projected", "steps", shared=True, common=16) for name in CHANNELS),
 ]  # fmt: skip
 
 
@@ -171,9 +177,12 @@ def network_of(
         ).to(device)  # fmt: skip
         if problem.ndim == 2 and (row.shared or s == 1):  # the layout in which convolutions are fast on a GPU
             network = network.to(memory_format=torch.channels_last)
-        return Projected(network, problem) if projected else KeepsInflow(network)
+        return Projected(network, problem, row.common) if projected else KeepsInflow(network)
     make = fourier(width, problem.points // s, problem.modes, problem.padding, problem.ndim,
                    problem.fields)  # fmt: skip
+    if isinstance(problem, Box):
+        inner = make
+        make = lambda inputs: WithoutDivergence(inner(inputs), problem.points // s)  # noqa: E731
     if row.kind == "unshuffled":
         return UnshuffledNetwork(make, stagger, **options).to(device)
     guess = None
@@ -256,11 +265,13 @@ class Run:
         generator = torch.Generator().manual_seed(3 + self.steps)
 
         def fresh(count: int) -> torch.Tensor:
-            return bank[torch.randint(len(bank), (count,), generator=generator).to(bank.device)]
+            drawn = bank[torch.randint(len(bank), (count,), generator=generator).to(bank.device)]
+            return turned(drawn, generator) if isinstance(problem, Box) else drawn
 
         lifetime = math.ceil(1.2 * problem.end / problem.frame / row.frames)
         grows = isinstance(problem, Channel) and row.loss == "steps"
         jerked = isinstance(problem, Cavity) and row.loss == "steps"
+        away, lost = (AWAY_IN_CHANGES, LOST_IN_CHANGES) if grows and problem.still else (AWAY, LOST)
         pool = StatePool((lambda count: bank[[0] * count]) if jerked else fresh,
                          min(len(bank), problem.pool), lifetime=1 if grows else lifetime,
                          largest=LARGEST if grows else 50.0, seed=self.steps, octaves=jerked or grows)  # fmt: skip
@@ -270,7 +281,7 @@ class Run:
         optimiser = torch.optim.Adam(self.network.parameters(), lr=rate, capturable=cuda)
         training = train_without_data(
             self.network, equation, pool, optimiser, dt=problem.frame, batch=self.batch, graph=cuda and budget.graph,
-            **({"lost": LOST} if grows else {}),
+            **({"lost": lost} if grows else {}),
         )  # fmt: skip
         next(training)  # compiles and records
         yield
@@ -288,7 +299,7 @@ class Run:
                 # States of a poor network are no flow: it leaves those of the solver as far as it has learned to step.
                 # In the second half it has to learn what becomes of its own errors in the end.
                 late = 2 * self.spent / limit - 1
-                pool.lifetime = min(lifetime, max(1, round(AWAY / error), round(late * lifetime)))
+                pool.lifetime = min(lifetime, max(1, round(away / error), round(late * lifetime)))
             loss = next(training)
             error = 0.95 * error + 0.05 * math.sqrt(loss) if math.isfinite(loss) else 1.0
             self.steps, here, now = self.steps + 1, here + 1, time.perf_counter()

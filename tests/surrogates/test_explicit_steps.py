@@ -95,3 +95,26 @@ def test_the_stabilised_method_is_of_second_order_where_the_classical_one_is_not
     steps = mac_steps.StaggeredSteps(residual, p=Parameters({}), device="cpu", dtype=torch.float64, stages=5)
     errors = [float((steps.advanced(start, 0.4 / n, viscosity, n) - wanted).norm()) for n in (8, 16)]
     assert 1.7 < np.log2(errors[0] / errors[1]) < 2.6, errors
+
+
+def test_common_layers_have_no_effect_before_they_have_learned(staggered):
+    channel, _, training = staggered
+    scene = channel.CHANNELS["P5, 60 x 20"]
+    window = scene.start_windows("", 1, 1, "cpu", 3, torch.ones(1))
+    found = []
+    for common in (0, 4):
+        row = training.Row(scene.name, 2, "projected", "steps", shared=True, common=common)
+        found.append(training.network_of(row, scene, 0, "cpu").eval()(window))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("still", [1e-3, 1e-1])
+def test_standing_still_is_as_wrong_as_the_flow_changes_for_errors_in_units_of_the_change(staggered, still):
+    channel, *_ = staggered
+    scene = replace(channel.CHANNELS["P5, 60 x 20"], still=still)
+    plain, by_change = (replace(scene, still=s).equation("steps", "cpu") for s in (0.0, still))
+    old = scene.start_windows("", 1, 2, "cpu", 3, torch.tensor([0.5, 1.0]))
+    wrong, size = plain.correction(old, old, 0.0, scene.frame), plain.size(old)
+    share = wrong.square().flatten(1).mean(1) / size.square().flatten(1).mean(1)
+    found = by_change.correction(old, old, 0.0, scene.frame).square().flatten(1).mean(1)
+    torch.testing.assert_close(found / size.square().flatten(1).mean(1), share / (share + still**2))
