@@ -20,8 +20,10 @@ PROBLEMS = ("P1", "P2", "P3", "P4 Re 100", "P4 Re 400", "P4 Re 1000", "P5", "P6"
 ACROSS = 4
 """Panels side by side."""
 PLACE = ("axes fraction", "data")
+BATCHES = {"": "", " of each of 64": ", each of 64"}
+"""What the name of a time ends with, and what the legend says of it."""
 Points = list[tuple[float, float]]
-"""Seconds and errors."""
+"""Milliseconds and errors."""
 
 
 def read() -> dict[str, dict[str, Any]]:
@@ -30,33 +32,47 @@ def read() -> dict[str, dict[str, Any]]:
     return {line["name"]: line for line in map(json.loads, path.read_text().splitlines())} if path.exists() else {}
 
 
-def classical(lines: dict[str, dict[str, Any]], problem: str, who: str) -> Points:
+def classical(lines: dict[str, dict[str, Any]], problem: str, who: str, batch: str) -> Points:
     """Return the points of the classical solvers of a problem whose names begin with `who`, none slower and worse."""
     found = []
     for name, line in lines.items():
         match = re.match(rf"{re.escape(problem)}: ({who}[^:]*): (error|largest)", name)
-        if match and line["value"] is not None:
-            time = lines.get(f"{problem}: {match[1]}: time")
-            found += [(time["value"], line["value"])] if time else []
+        if match and line["value"]:  # that of the truth itself is 0
+            time = lines.get(f"{problem}: {match[1]}: time{batch}")
+            found += [(1e3 * time["value"], line["value"])] if time else []
     return [point for point in sorted(found) if all(other[1] > point[1] for other in found if other < point)]
 
 
-def networks(lines: dict[str, dict[str, Any]], problem: str) -> dict[str, tuple[float, list[float]]]:
-    """Return name -> time of a roll-out alone, and the errors of all seeds."""
-    found = {}
+def networks(lines: dict[str, dict[str, Any]], problem: str, batch: str) -> dict[str, tuple[float, list[float]]]:
+    """Return name -> time of a roll-out alone or of each of a batch, and the errors of all seeds."""
+    found, which = {}, "in a batch" if batch else "alone"
     for name, line in lines.items():
-        match = re.match(rf"({re.escape(problem)} \([\d,]+\)[^:]*), seed 0: time to t = \S+ alone", name)
+        match = re.match(rf"({re.escape(problem)} \([\d,]+\)[^:]*), seed 0: time to t = \S+ {which}", name)
         if match:
             judged = re.compile(rf"{re.escape(match[1])}, seed \d+: (error to truth|largest (error|distance))")
             errors = [one["value"] for other, one in lines.items() if judged.match(other) and one["value"] is not None]
-            found[match[1].removeprefix(problem).strip()] = (line["value"], errors)
+            short = match[1].removeprefix(problem).replace(", steps loss", "").replace(", spectral loss", "").strip()
+            found[short] = (1e3 * line["value"], errors)
     return found
 
 
-def training_free(lines: dict[str, dict[str, Any]], problem: str) -> list[tuple[str, float]]:
-    """Return the classical lines part by part, without training."""
-    pattern = rf"{re.escape(problem)}: spectral on each part of (\d+)"
-    return [(match[1], line["value"]) for name, line in lines.items() if (match := re.match(pattern, name))]
+def training_free(lines: dict[str, dict[str, Any]], problem: str) -> dict[str, float]:
+    """Return the classical lines without training: part by part, or else on a grid as coarse as a part of two."""
+    found = {}
+    for name, line in lines.items():
+        if line["value"] is None:
+            continue
+        if match := re.match(rf"{re.escape(problem)}: spectral on each part of (\d+)", name):
+            found[f"parts of {match[1]}"] = line["value"]
+        elif re.match(rf"{re.escape(problem)} \(2,.*, seed 0: spectral on each part, no training", name):
+            found["parts"] = line["value"]
+    grids = {}
+    for name, line in lines.items():
+        match = re.match(rf"{re.escape(problem)}: explicit steps on ([\d x]+)(, dt \S+)?: largest", name)
+        if match and line["value"] is not None:
+            grids[tuple(map(int, match[1].split(" x ")))] = line["value"]
+    coarse = tuple(n // 2 for n in max(grids, default=()))
+    return found | ({f"grid of {' x '.join(map(str, coarse))}": grids[coarse]} if coarse in grids else {})
 
 
 def transients(lines: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
@@ -69,36 +85,67 @@ def transients(lines: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
     return found
 
 
+def streamed(lines: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
+    """Return name -> errors at t = 1, 2, ... of the studies with and without the states of the stream."""
+    found = {}
+    for name, line in lines.items():
+        match = re.match(r"navier_stokes2d, (states [^:]*): error at t = 1$", name)
+        curve = re.search(r"errors at t = 1, 2, ...: ([^;]*)", line["setup"])
+        if match and curve:
+            found[match[1]] = [float(e) for e in curve[1].split(",")]
+    return found
+
+
+def plain_ticks(axes: Any, *which: str) -> None:
+    """Write ticks of logarithmic axes as plain numbers, at 1, 2 and 5 where there are few decades, else at 1."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for name in which:
+        axis = getattr(axes, f"{name}axis")
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
 def draw(path: Path) -> None:
-    """Draw a panel for every problem that has a network with a time, and one for the roll-outs in the cavity."""
+    """Draw a panel for every problem that has a network with a time, and those of errors over time."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     lines = read()
-    problems = [problem for problem in PROBLEMS if networks(lines, problem)]
-    rows = ceil((len(problems) + 1) / ACROSS)
+    problems = [problem for problem in PROBLEMS if networks(lines, problem, "")]
+    rows = ceil((len(problems) + 2) / ACROSS)
     size = (4.8 * ACROSS, 3.8 * rows)
     figure, panels = pyplot.subplots(rows, ACROSS, figsize=size, layout="constrained", squeeze=False)
-    cavity, *unused = panels.flat[len(problems) :]
+    cavity, study, *unused = panels.flat[len(problems) :]
     for axes in unused:
         axes.set_axis_off()
-    for name, errors in transients(lines).items():
-        cavity.plot(range(1, len(errors) + 1), errors, "-", label=name)
     cavity.axhline(0.03, color="grey", lw=0.8, ls=":")
-    cavity.set(yscale="log", xlabel="t", ylabel="error to our solver", title="Cavity, 128 x 128")
-    cavity.legend(fontsize=6)
+    for axes, curves, title in ((cavity, transients(lines), "cavity, 128 x 128: error to our solver"),
+                                (study, streamed(lines), "online study, (2,2,1): error to our solver")):  # fmt: skip
+        for name, errors in curves.items():
+            axes.plot(range(1, len(errors) + 1), errors, "-", label=name)
+        axes.set(yscale="log", xlabel="t", ylabel="error", title=title)
+        plain_ticks(axes, "y")
+        axes.legend(fontsize=6)
     for axes, problem in zip(panels.flat, problems, strict=False):
-        for who, style in (("spectral", "o-"), ("torch-cfd", "s-"), ("explicit", "o-")):
-            if points := classical(lines, problem, who):
-                axes.plot(*zip(*points, strict=True), style, ms=4, lw=1, label=who)
-        for name, (seconds, errors) in networks(lines, problem).items():
-            axes.plot([seconds] * len(errors), errors, "D", ms=6, label=f"network {name}")
-        for number, error in training_free(lines, problem):
+        for batch, words in BATCHES.items():
+            style = {"ls": "--", "mfc": "none"} if batch else {"ls": "-"}
+            for number, (who, marker) in enumerate((("spectral", "o"), ("torch-cfd", "s"), ("explicit", "o"))):
+                if points := classical(lines, problem, who, batch):
+                    axes.plot(*zip(*points, strict=True), marker, color=f"C{number}", ms=4, lw=1, label=who + words,
+                              **style)  # fmt: skip
+            for number, (name, (time, errors)) in enumerate(networks(lines, problem, batch).items(), start=3):
+                axes.plot([time] * len(errors), errors, "D", color=f"C{number}", ms=6, label=f"network {name}{words}",
+                          mfc=style.get("mfc"))  # fmt: skip
+        for name, error in training_free(lines, problem).items():
             axes.axhline(error, color="grey", lw=0.8, ls=":")
-            axes.annotate(f"parts of {number}, no training", (0.02, error), xycoords=PLACE, fontsize=6)
-        axes.set(xscale="log", yscale="log", xlabel="seconds of a trajectory, batch 1", ylabel="error", title=problem)
+            axes.annotate(f"{name}, no training", (0.02, error), xycoords=PLACE, fontsize=6)
+        axes.set(xscale="log", yscale="log", xlabel="milliseconds of a trajectory", ylabel="error", title=problem)
+        plain_ticks(axes, "x", "y")
         axes.legend(fontsize=6)
     figure.savefig(path, dpi=110)
 
@@ -147,7 +194,7 @@ def main() -> None:
     if options.block:
         draw_block(pictures / "neuralstagger_block.png", options.block)
     elif options.quick:
-        told = {problem: sorted(networks(read(), problem)) for problem in PROBLEMS}
+        told = {problem: sorted(networks(read(), problem, "")) for problem in PROBLEMS}
         print(json.dumps(told | {"roll-outs": sorted(transients(read()))}))
     else:
         draw(pictures / "neuralstagger.png")
