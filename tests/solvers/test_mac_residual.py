@@ -7,7 +7,7 @@ from headrace.solvers import Parameters
 from headrace.solvers.mac import MAC_MIDPOINT
 from headrace.solvers.mac_residual import MacResidual
 
-from .mac_cases import cylinder, driven_box, duct, pipe, run, street
+from .mac_cases import cylinder, driven_box, duct, make_case, pipe, run, street
 
 NONE = Parameters({})
 
@@ -20,11 +20,18 @@ def push(x, t):
     return 1.0 + t, 0.0, 0.0
 
 
+def eddies(x, p, rng):
+    """The flow of Taylor and Green, with a third component and no divergence."""
+    a, b, c = (2 * np.pi * line for line in x)
+    return np.sin(b) * np.cos(c), np.sin(c) * np.cos(a), np.sin(a) * np.cos(b), 0 * a
+
+
 STEPS = dict(scheme=MAC_MIDPOINT, num_snapshots=4, steps_per_snapshot=1, duration=0.08)
 PROBLEMS = {
     "lid": (driven_box(**STEPS), 0.01, {}),
     "cylinder": (street(**STEPS), 0.01, {"solid": cylinder}),
     "pipe": (pipe(**STEPS, solid=None), 0.01, {}),
+    "torus": (make_case((8, 6, 5), (1.0, 1.0, 1.0), initial=eddies, **STEPS), 0.01, {}),
     "duct": (duct(**STEPS), 0.01, {"solid": block, "force": push}),
 }
 
