@@ -26,7 +26,7 @@ _ATTACHED = "RAY_ADDRESS"
 # Ray's switch for other systems, on which its ports would be asked about: off, they are all on 127.0.0.1.
 _SEVERAL_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _STARTS = 3
-_UNUSED_PROCESSES = ("start_log_monitor", "start_monitor")
+_UNUSED_PROCESSES = ("start_log_monitor", "start_monitor", "start_api_server")
 _HANDLER_SECONDS = 0.05
 
 
@@ -162,15 +162,16 @@ def _patiently(*arguments: Any, **settings: Any) -> Any:
 
 @contextlib.contextmanager
 def _without_monitors() -> Iterator[None]:
-    """Let `ray.init` in the block start neither what copies logs to the driver nor what asks an autoscaler for nodes.
+    """Let `ray.init` in the block start nothing that copies logs to the driver, asks an autoscaler for nodes, or serves
+    Ray's dashboard, which without its pages only sends statistics home, and which `ray.init` waits for.
 
-    `ray start` has switches for both, `ray.init` has none.
+    `ray start` has switches for the first two, `ray.init` has none.
     """
     from ray._private.node import Node
 
     kept = {name: getattr(Node, name) for name in _UNUSED_PROCESSES if hasattr(Node, name)}
     for name in kept:
-        setattr(Node, name, lambda self: None)
+        setattr(Node, name, lambda self, **unused: None)
     try:
         yield
     finally:
