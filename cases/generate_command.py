@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,8 @@ def generate_data_set(
     Parameters
     ----------
     held_out : further simulations into FOLDER/held_out, those that such a study would keep for validation.
-    jobs : processes that each solve one simulation at a time; one per core if left out. Under mpirun every rank is one.
+    jobs : processes that each solve one simulation at a time; one per core if left out; 1: this one. Under mpirun every
+        rank is one.
 
     Raises
     ------
@@ -67,7 +68,7 @@ def generate_data_set(
     if comm is not None:
         tasks = comm.bcast(tasks if comm.rank == 0 else None)
     if comm is None:
-        failed = _on_all_cores(reference, folder, seed, tasks, jobs=jobs or _cores(), plain=plain)
+        failed = _on_cores(reference, folder, seed, tasks, jobs=min(jobs or _cores(), len(tasks)), plain=plain)
     else:
         own = [(n, solve_into(case, file, seed, n, point)) for file, n, point in tasks[comm.rank :: comm.size]]
         failed = dict(pair for part in comm.allgather([pair for pair in own if pair[1]]) for pair in part)
@@ -78,6 +79,9 @@ def generate_data_set(
 
 Task = tuple[str, int, list[float]]
 """File, number of the simulation, and its point of the unit cube."""
+
+Outcomes = Generator[tuple[int, str], None, None]
+"""Number of each simulation, in the order in which they end, and what went wrong with it, or nothing."""
 
 
 def _tasks(
@@ -166,29 +170,40 @@ def _task(file: str, seed: int, simulation: int, point: list[float]) -> str:
     return solve_into(_case, file, seed, simulation, point)
 
 
-def _on_all_cores(
+def _on_cores(
     reference: CaseReference, folder: Path, seed: int, tasks: list[Task], *, jobs: int, plain: bool
 ) -> dict[int, str]:
     """Return what went wrong, by simulation."""
+    outcomes = _in_processes(reference, seed, tasks, jobs) if jobs > 1 else _one_by_one(reference, seed, tasks)
     failed = {}
+    with closing(outcomes), StepProgress(folder.name, len(tasks), plain=plain, unit="simulation") as progress:
+        for done, (simulation, reason) in enumerate(outcomes, start=1):
+            if reason:
+                failed[simulation] = reason
+            progress.show(done)
+    return failed
+
+
+def _one_by_one(reference: CaseReference, seed: int, tasks: list[Task]) -> Outcomes:
+    case = reference.load()
+    for file, n, point in tasks:
+        yield n, solve_into(case, file, seed, n, point)
+
+
+def _in_processes(reference: CaseReference, seed: int, tasks: list[Task], jobs: int) -> Outcomes:
     # Fresh processes: a fork of one that has loaded MPI is not safe.
     context = multiprocessing.get_context("spawn")
-    workers = min(jobs, max(1, len(tasks)))
     with (
         _one_thread_each(),
-        ProcessPoolExecutor(workers, mp_context=context, initializer=_load, initargs=(reference,)) as pool,
-        StepProgress(folder.name, len(tasks), plain=plain, unit="simulation") as progress,
+        ProcessPoolExecutor(jobs, mp_context=context, initializer=_load, initargs=(reference,)) as pool,
     ):
         running = {pool.submit(_task, file, seed, n, point): n for file, n, point in tasks}
         try:
-            for done, future in enumerate(as_completed(running), start=1):
-                if future.result():
-                    failed[running[future]] = future.result()
-                progress.show(done)
+            for future in as_completed(running):
+                yield running[future], future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return failed
 
 
 @contextmanager
