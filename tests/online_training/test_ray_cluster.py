@@ -16,9 +16,7 @@ from tests.online_training.running_study import DRIVER
 from tests.online_training.separate_nodes import SeparateNodes, why_not
 
 PORT = 6379
-STUDY = [
-    str(DRIVER), "--model", "mlp", "--simulations", "4", "--held-out", "0", "--ranks", "2", "--views", "1", "--plain",
-]  # fmt: skip
+STUDY = {"simulations": 4, "held_out": 0, "ranks": 2, "views": 1, "interface": "eth0"}
 HEAD = """
 python=$1 address=$2 run=$3
 for attempt in 1 2 3; do  # it gives up after 30 s, which a busy node may take
@@ -32,13 +30,13 @@ touch $run.done
 sleep 600
 """
 STUDY_AND_AFTER = """
-import ray, subprocess, sys, time
-python, address, run, _, *study = sys.argv[1:]
+import json, ray, subprocess, sys, time
+python, address, run, _, driver, settings = sys.argv[1:]
+settings = {{**json.loads(settings), 'ray_address': f'{{address}}:{port}'}}
 ray.init(f'{{address}}:{port}', log_to_driver=False)
 while sum(node['Alive'] for node in ray.nodes()) < 2:
     time.sleep(0.2)
-where = ['--run-dir', run, '--interface', 'eth0', '--ray-address', f'{{address}}:{port}']
-code = subprocess.run([python, '-m', 'headrace.cases', 'train', *study, *where]).returncode
+code = subprocess.run([python, driver, run, 'new', json.dumps(settings)]).returncode
 deadline = time.monotonic() + 240
 while ray.available_resources().get('CPU') != 2 and time.monotonic() < deadline:
     time.sleep(0.2)
@@ -70,7 +68,8 @@ def test_a_study_trains_on_the_node_that_has_cpus_and_leaves_the_cluster_as_it_w
     with SeparateNodes(tmp_path, ("head", "worker"), shared) as nodes:
         address = nodes.addresses["head"]
         script, program = HEAD.format(port=PORT), STUDY_AND_AFTER.format(port=PORT)
-        command = ["sh", "-c", script, "head", sys.executable, address, str(run), program, *STUDY]
+        study = str(DRIVER), json.dumps(STUDY)
+        command = ["sh", "-c", script, "head", sys.executable, address, str(run), program, *study]
         nodes.start("head", command, environment)
         wait_for(Path(f"{run}.head"), log)
         join = [sys.executable, "-m", "headrace.online_training.ray_nodes", f"{address}:{PORT}", "eth0"]

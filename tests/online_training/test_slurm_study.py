@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from headrace.online_training.audit import audit
+from headrace.online_training.ledger import Ledger
 from tests.online_training import slurm_cluster
 from tests.online_training.intake_setup import environment_without_ray
 from tests.online_training.running_study import DRIVER
@@ -69,6 +70,11 @@ def samples(run: Path, since: float = 0.0) -> int:
     return last["steps_accepted"] if last["time"] > since else 0
 
 
+def attempts(run: Path) -> int:
+    """The most that a simulation has begun."""
+    return max((one.attempts for one in Ledger(run / "ledger").simulations.values()), default=0)
+
+
 def trainers_of(run: Path) -> set[str]:
     """The nodes, as the kernel names their networks, on which trainer workers of a run are now."""
     found = set()
@@ -80,57 +86,24 @@ def trainers_of(run: Path) -> set[str]:
     return found
 
 
-def test_three_jobs_at_once_and_a_node_that_dies(cluster: SlurmCluster, tmp_path: Path) -> None:
-    """The trainer is on a node of its own (this one); solver jobs are on both nodes of the scheduler."""
-    run, log = tmp_path / "run", tmp_path / "log"
-    study = [*STUDY, "--simulations", "60", "--jobs", "3", "--run-dir", str(run), "--plain", "--scheduler", "slurm"]
-    with open(log, "wb") as file:
-        driver = subprocess.Popen(
-            [*HEADRACE, "train", *study, "--interface", cluster.address, "--scheduler-options=--ntasks-per-node=2"],
-            env=environment_of(cluster), stdout=file, stderr=file,
-        )  # fmt: skip
-    try:
-        wait_for(lambda: samples(run) and sorted(queue(cluster)) in (["n1", "n1", "n2"], ["n1", "n2", "n2"]), log)
-        if cluster.separate:
-            cluster.kill_node("n2")
-        wait_for(lambda: driver.poll() is not None, log)
-    finally:
-        driver.kill()
-        driver.wait()
-        cluster.start_missing_nodes()
-    assert driver.returncode == 0, log.read_text()
-    assert audit(run).ok, audit(run).lines
-    cluster.wait_for_nodes()
-
-
-def test_a_submitted_study_trains_on_each_node_and_has_solvers_as_steps(cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_a_node_dies_the_time_limit_requeues_the_study_and_scancel_stops_it_in_order(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    """Its solver jobs are jobs of their own, one array on both nodes, which a stop cancels."""
     run, log = tmp_path / "run", tmp_path / "run.log"
-    study = [*STUDY, "--simulations", "6", "--jobs", "2", "--run-dir", str(run), "--workers", "2", "--spread-workers"]
-    headrace(cluster, "submit", *study, "--nodes", "2", "--cores", "4", "--minutes", "10")
-    seen: set[str] = set()
-
-    def ended() -> bool:
-        seen.update(trainers_of(run))
-        return not queue(cluster)
-
-    wait_for(ended, log)
-    assert (run / "report.html").exists(), log.read_text()
-    assert audit(run).ok, audit(run).lines
-    assert len(list((run / "ledger").glob("trainer-1-1-*.log"))) == 2
-    if cluster.separate:
-        assert len(seen) == 2  # one worker on each node, in processes and a network of its own
-
-
-def test_the_time_limit_requeues_a_study_and_scancel_stops_it_in_order(cluster: SlurmCluster, tmp_path: Path) -> None:
-    """Its solver jobs are jobs of their own, one array, which a stop cancels."""
-    run, log = tmp_path / "run", tmp_path / "run.log"
-    study = [*STUDY, "--simulations", "2000", "--jobs", "2", "--run-dir", str(run), "--jobs-apart"]
+    study = [*STUDY, "--simulations", "2000", "--jobs", "3", "--run-dir", str(run), "--jobs-apart"]
     study.append("--scheduler-options=--ntasks-per-node=2")
-    said = headrace(cluster, "submit", *study, "--nodes", "1", "--cores", "2", "--minutes", "30", "--notice", "90")
+    said = headrace(cluster, "submit", *study, "--nodes", "1", "--cores", "2", "--minutes", "30", "--notice", "119")
     number = said.split()[1].rstrip(",")
-    wait_for(lambda: samples(run), log)
-    assert len(queue(cluster)) == 3
-    # Slurm signals when less than the notice is left, within half a minute from now.
+    wait_for(lambda: samples(run) and sorted(queue(cluster)) == ["n1", "n1", "n2", "n2"], log)
+    if cluster.separate:
+        home = cluster.run("squeue", "-h", "-j", number, "-o", "%N").strip()
+        cluster.kill_node("n2" if home == "n1" else "n1")
+        wait_for(lambda: attempts(run) == 2, log)
+        before = samples(run)
+        cluster.start_missing_nodes()
+        wait_for(lambda: samples(run) > before and sorted(queue(cluster)) == ["n1", "n1", "n2", "n2"], log)
+    # Slurm signals when less than the notice is left: at once.
     elapsed = int(cluster.run("squeue", "-h", "-j", number, "-o", "%M").split(":")[-2])
     cluster.run("scontrol", "update", f"JobId={number}", f"TimeLimit={elapsed + 2}")
     requeued = "the time limit was near"
@@ -154,3 +127,22 @@ def test_the_time_limit_requeues_a_study_and_scancel_stops_it_in_order(cluster: 
     assert log.read_text().count("stopped in order") == 2
     ends = [text for path in sorted((run / "ledger").glob("study-*.log")) for text in path.read_text().splitlines()]
     assert sum('"stopped"' in text and "asked to stop" in text for text in ends) == 2
+    assert audit(run).ok, audit(run).lines
+
+
+def test_a_submitted_study_trains_on_each_node_and_has_solvers_as_steps(cluster: SlurmCluster, tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "run.log"
+    study = [*STUDY, "--simulations", "6", "--jobs", "2", "--run-dir", str(run), "--workers", "2", "--spread-workers"]
+    headrace(cluster, "submit", *study, "--nodes", "2", "--cores", "4", "--minutes", "10")
+    seen: set[str] = set()
+
+    def ended() -> bool:
+        seen.update(trainers_of(run))
+        return not queue(cluster)
+
+    wait_for(ended, log)
+    assert (run / "report.html").exists(), log.read_text()
+    assert audit(run).ok, audit(run).lines
+    assert len(list((run / "ledger").glob("trainer-1-1-*.log"))) == 2
+    if cluster.separate:
+        assert len(seen) == 2  # one worker on each node, in processes and a network of its own
