@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -48,13 +49,25 @@ class WorkerHere:
 def trainer_here(ray_here: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Studies of this process train in it, and not in a process of Ray Train's: for what says nothing of Ray Train.
 
-    It saves each of them some 15 s of a core. While the event is cleared, none begins.
+    They are validated at their end alone. It saves each of them some 20 s of a core. While the event is cleared, no
+    training begins.
     """
     import ray.train.torch
 
+    from headrace.online_training import session
+
+    monkeypatch.setattr(session, "ValidatorProcess", lambda run_dir: nullcontext())
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", WorkerHere)
     context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
     monkeypatch.setattr(ray.train, "get_context", lambda: context)
     WorkerHere.begin.set()
     yield WorkerHere.begin
     WorkerHere.begin.set()
+
+
+@pytest.fixture
+def validated_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline studies of this process are validated at their end, and not by a process beside them (5 s of a core)."""
+    from headrace.online_training import offline_study
+
+    monkeypatch.setattr(offline_study, "ValidatorProcess", lambda run_dir: nullcontext())

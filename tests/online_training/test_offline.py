@@ -164,7 +164,7 @@ def test_a_stopped_training_goes_on_to_the_bits_of_one_that_was_not(folder, whol
     assert weights[0] == weights[1]
 
 
-def test_without_held_out_files_the_last_simulations_are_kept_out(folder, tmp_path):
+def test_without_held_out_files_the_last_simulations_are_kept_out(folder, tmp_path, validated_at_the_end):
     plain = tmp_path / "plain"
     plain.mkdir()
     for path in folder.glob("sim-*.h5"):

@@ -24,7 +24,7 @@ def data(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("name", "error"), [("Stagger", 0.03), ("Points", 0.15)])
-def test_a_surrogate_without_targets_is_trained_and_validated(name, error, data, tmp_path):
+def test_a_surrogate_without_targets_is_trained_and_validated(name, error, data, tmp_path, validated_at_the_end):
     surrogate = getattr(CASE.load_module(), name)()
     result = Study(CASE, surrogate, run_dir=tmp_path / "run", offline=str(data), views=100, learning_rate=1e-2).run()
     # Windows are single states, so every one of the eleven is drawn, the last one too.

@@ -30,7 +30,7 @@ from .fake_feed import (
     solution,
     train_as_worker,
 )
-from .intake_setup import PATIENCE, STUDY, running_intake, wait_until
+from .intake_setup import PATIENCE, STUDY, running_intake
 
 
 def test_settings_that_cannot_work_are_refused():
@@ -168,7 +168,11 @@ def test_two_workers_do_what_one_does_on_the_same_global_batches(tmp_path):
         train(settings_for(run, 30), FakeFeed(30, stop=10))
     train(settings_for(alone, 30, generation=2, **always), FakeFeed(30, start=10))
     runs = [(str(together), 30, 10, None, always), (str(bad), 10, 0, 4, {})]
-    torch.multiprocessing.spawn(train_as_worker, args=(str(tmp_path / "meeting"), runs), nprocs=2)
+    # Both are forked from a process that has imported torch and done nothing with it.
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload([train_as_worker.__module__])
+    torch.multiprocessing.start_processes(
+        train_as_worker, args=(str(tmp_path / "meeting"), runs), nprocs=2, start_method="forkserver"
+    )
 
     one, two = (
         {record["batch"]: record["loss"] for record in read_metrics(run / "metrics.jsonl")} for run in (alone, together)
@@ -270,24 +274,21 @@ def test_a_stop_before_the_first_batch_ends_in_order(live):
     assert not (run / "checkpoints").exists()
 
 
-@pytest.mark.ray
-def test_ray_train_restarts_killed_workers_and_does_not_repeat_what_would_fail_again(tmp_path, ray_here):
-    bad = make_run(tmp_path / "bad")
+def test_what_would_fail_again_is_not_repeated(tmp_path, trainer_here):
+    run = make_run(tmp_path)
     with pytest.raises(RuntimeError, match=r"batch 5 is not finite, on windows of the simulations \d+;"):
-        run_trainer(settings_for(bad, 10), 1, 3, connect=connect_poisoned)
-    assert not (bad / "generations" / "2").exists()
-    wait_until(
-        lambda: not ray_here.util.list_named_actors(all_namespaces=True),
-        what="all to be gone: nobody but controller and worker was started",
-    )
+        run_trainer(settings_for(run, 10), 1, 3, connect=connect_poisoned)
+    assert not (run / "generations" / "2").exists()
 
-    # As many workers as there is room for: half a CPU each, and Ray was told of one.
-    run = make_run(tmp_path / "mortal")
+
+@pytest.mark.ray
+def test_ray_train_restarts_killed_workers_from_their_checkpoint(tmp_path, ray_here):
+    """As many workers as there is room for: half a CPU each, and Ray was told of one."""
+    run, alone = make_run(tmp_path / "mortal"), make_run(tmp_path / "alone")
     summary = run_trainer(settings_for(run, 30, checkpoint_every=1e-9), (1, 8), 1, connect=connect_mortal)
     assert (summary["batch"], summary["windows"], summary["generation"]) == (30, 29 * 16 + 9, 2)
     for generation in (1, 2):
         assert len(list((run / "ledger").glob(f"trainer-1-{generation}-*.log"))) == 2
-    alone = make_run(tmp_path / "alone")
     train(settings_for(alone, 30), FakeFeed(30))
     expected, found = load_surrogate(alone).state_dict(), load_surrogate(run).state_dict()
     assert all(torch.allclose(expected[name], found[name], rtol=1e-5, atol=1e-5) for name in expected)
