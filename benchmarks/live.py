@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,7 +27,6 @@ from headrace.cases.catalogue import find_case
 from headrace.online_training.adaptive_plan import AdaptivePlan
 from headrace.online_training.client import Connection as Solver
 from headrace.online_training.design import ADAPTIVE, draw_design
-from headrace.online_training.feed import Feed
 from headrace.online_training.fifo import FIFO, FIRO
 from headrace.online_training.intake import Intake, IntakeSettings
 from headrace.online_training.layout import StreamLayout
@@ -37,7 +36,7 @@ from headrace.online_training.settings import StudySettings
 from headrace.online_training.simulation_run import Assignment
 from headrace.online_training.slot_memory import SlotMemory
 from headrace.online_training.stream_sink import StreamSink
-from headrace.online_training.training_loop import TrainerSettings, WindowLoss, train
+from headrace.online_training.training_loop import TrainerSettings, WindowLoss, connect, train
 from headrace.online_training.validator import HeldOut
 from headrace.solvers import MemorySink, Parameters
 from headrace.solvers.simulate import simulate
@@ -212,9 +211,12 @@ def train_online(settings: LiveSettings, surrogate: Surrogate) -> dict[str, Any]
     try:
         with solvers(settings, intake.addresses):
             watcher.start()
-            feed = Feed(
-                intake.addresses, TOKEN, STUDY, batch_size=settings.batch_size, device=settings.device
-            )
+            feed = connect(
+                replace(
+                    trainer_settings(settings), address=intake.addresses, token_file=str(settings.folder / "token"),
+                    study=STUDY,
+                )
+            )  # fmt: skip
             if settings.most_windows is not None:
                 _limit(feed, settings.most_windows)
             found = train(trainer_settings(settings), feed)
@@ -234,7 +236,7 @@ def train_online(settings: LiveSettings, surrogate: Surrogate) -> dict[str, Any]
     }  # fmt: skip
 
 
-def _limit(feed: Feed, most: int) -> None:
+def _limit(feed: Any, most: int) -> None:
     """Let a feed end after a number of windows."""
     plain, drawn = feed.next, [0]
 

@@ -1,25 +1,29 @@
-"""Blocks of batches on their way to a GPU: pinned memory, and copies by a stream of their own, for several at once."""
+"""Blocks of batches on their way to a GPU: registered memory, and one copy for several by a stream of their own."""
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Block:
-    """Tensors of several batches on a GPU; they may be read once `copied` has happened."""
+    """Several batches on a GPU, in one tensor; it may be read once `copied` has happened."""
 
-    tensors: tuple[torch.Tensor, ...]
+    tensor: torch.Tensor
     copied: torch.cuda.Event
 
     def await_on(self, stream: torch.cuda.Stream) -> None:
-        """Let a stream read the tensors, and their memory be used again only when it has done so."""
+        """Let a stream read the tensor, and its memory be used again only when it has done so."""
         stream.wait_event(self.copied)
-        for tensor in self.tensors:
-            tensor.record_stream(stream)
+        self.tensor.record_stream(stream)
 
 
 @dataclass(frozen=True)
@@ -34,31 +38,38 @@ class OnDevice:
 
 
 class DeviceBlocks:
-    """Sends batches to a GPU; used by one thread, which never waits for the GPU.
+    """Sends batches to a GPU and never waits for it.
 
     device : as torch names it, "cuda" or "cuda:1".
+    memory : bytes, from where they are sent; registered with the GPU, which copies from there by itself.
     """
 
-    def __init__(self, device: str) -> None:
-        self._device = torch.device(device)
+    def __init__(self, device: str, memory: np.ndarray) -> None:
+        self._device, self._address = torch.device(device), memory.ctypes.data
         self._stream = torch.cuda.Stream(self._device)
+        with torch.cuda.device(self._device):
+            error = int(torch.cuda.cudart().cudaHostRegister(self._address, memory.nbytes, 0))
+        self._registered = not error
+        if error:  # then CUDA copies by way of memory of its own, which takes the trainer's time
+            logger.warning("The memory of batches could not be registered with %s: CUDA error %d.", device, error)
 
-    def empty(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Return pinned float32 memory, of a pool that takes it back only when no copy from it is under way."""
-        return torch.empty(shape, dtype=torch.float32, pin_memory=True).numpy()
+    def send(self, floats: np.ndarray, shapes: Sequence[tuple[int, ...]], count: int) -> list[OnDevice]:
+        """Start the copy of some batches of one length, whose windows lie one behind the other.
 
-    def send(self, states: np.ndarray, times: np.ndarray, parameters: np.ndarray, count: int) -> list[OnDevice]:
-        """Start the copies of some batches of one length, whose windows lie one behind the other.
-
-        states : in memory of `empty`. times, parameters : of any kind of float.
+        floats : float32, the parts one after the other: of these shapes, whose first axis is that of the windows.
         """
-        pinned = [states]
-        for values in (times, parameters):
-            pinned.append(self.empty(values.shape))
-            pinned[-1][...] = values
-        # This thread's device is the first GPU: leaving the stream alone would open a context there too.
+        # The device too: leaving the stream alone would open a context on the first GPU.
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-            tensors = tuple(torch.from_numpy(one).to(self._device, non_blocking=True) for one in pinned)
-            block = Block(tensors, self._stream.record_event())
-        cut = zip(*[tensor.split(len(states) // count) for tensor in tensors], strict=True)
-        return [OnDevice(batch, block) for batch in cut]
+            there = torch.from_numpy(floats).to(self._device, non_blocking=True)
+            block = Block(there, self._stream.record_event())
+        parts = there.split([math.prod(shape) for shape in shapes])
+        cut = [part.view(shape).split(shape[0] // count) for part, shape in zip(parts, shapes, strict=True)]
+        return [OnDevice(batch, block) for batch in zip(*cut, strict=True)]
+
+    def close(self) -> None:
+        """Wait for the copies and let the memory go."""
+        if self._registered:
+            self._stream.synchronize()
+            with torch.cuda.device(self._device):
+                torch.cuda.cudart().cudaHostUnregister(self._address)
+            self._registered = False

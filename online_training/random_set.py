@@ -23,21 +23,24 @@ class RandomSet(Generic[Member]):
     def __contains__(self, member: Member) -> bool:
         return member in self._places
 
-    def add(self, member: Member) -> None:
-        """Add a member; one that is there already stays."""
-        if member not in self._places:
-            self._places[member] = len(self._members)
-            self._members.append(member)
+    def add(self, *members: Member) -> None:
+        """Add members; those that are there already stay."""
+        places, here = self._places, self._members
+        for member in members:
+            if member not in places:
+                places[member] = len(here)
+                here.append(member)
 
-    def discard(self, member: Member) -> None:
-        """Remove a member if it is there; the last one takes its place."""
-        place = self._places.pop(member, None)
-        if place is None:
-            return
-        last = self._members.pop()
-        if place < len(self._members):
-            self._members[place] = last
-            self._places[last] = place
+    def discard(self, *members: Member) -> None:
+        """Remove members that are there, one after the other; each time the last one takes its place."""
+        places, here = self._places, self._members
+        for member in members:
+            place = places.pop(member, None)
+            if place is not None:
+                last = here.pop()
+                if place < len(here):
+                    here[place] = last
+                    places[last] = place
 
     def choose(self) -> Member:
         """Return one member, uniformly."""

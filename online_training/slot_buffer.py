@@ -20,10 +20,11 @@ class Start:
     used_up : it was used for the last time; it dies with its last pin.
     """
 
-    __slots__ = ("attempt", "first_is_out", "index", "pins", "seen", "slots", "trajectory", "used_up")
+    __slots__ = ("attempt", "first_is_out", "index", "pins", "seen", "simulation", "slots", "trajectory", "used_up")
 
     def __init__(self, trajectory: _Trajectory, index: int, slots: tuple[int, ...]) -> None:
         self.trajectory, self.index, self.attempt, self.slots = trajectory, index, trajectory.attempt, slots
+        self.simulation = trajectory.simulation
         self.seen = self.first_is_out = self.used_up = False
         self.pins = 0
 
@@ -276,18 +277,31 @@ class SlotBuffer(Buffer):
         return [slot for step in steps if (slot := trajectory.slots.get(step)) is not None]
 
     def _hold(self, slots: Iterable[int]) -> None:
-        held = self._held
+        held, newly = self._held, []
         for slot in slots:
             held[slot] += 1
             if held[slot] == 1:
-                self._reclaimable[self._shard[slot]].discard(slot)
+                newly.append(slot)
+        for reclaimable, some in self._by_shard(newly):
+            reclaimable.discard(*some)
 
     def _unhold(self, slots: Iterable[int]) -> None:
-        held = self._held
+        held, newly = self._held, []
         for slot in slots:
             held[slot] -= 1
             if held[slot] == 0:
-                self._reclaimable[self._shard[slot]].add(slot)
+                newly.append(slot)
+        for reclaimable, some in self._by_shard(newly):
+            reclaimable.add(*some)
+
+    def _by_shard(self, slots: list[int]) -> Iterable[tuple[RandomSet[int], list[int]]]:
+        """Deal slots to the sets of their shards, in their order."""
+        if self.shards == 1:
+            return ((self._reclaimable[0], slots),)
+        dealt: dict[int, list[int]] = {}
+        for slot in slots:
+            dealt.setdefault(self._shard[slot], []).append(slot)
+        return [(self._reclaimable[shard], some) for shard, some in dealt.items()]
 
     def _unneed(self, trajectory: _Trajectory, index: int) -> None:
         for step in range(index, index + self._window):
@@ -346,41 +360,48 @@ class SlotBuffer(Buffer):
 
     def _deal(self, starts: list[Start], *, last: bool) -> list[Window]:
         """Pin starts and make their windows; last: they were taken and die once used."""
-        windows, tickets, number = [], self._tickets, self._last_ticket
+        windows, tickets, number, held = [], self._tickets, self._last_ticket, []
         make = tuple.__new__  # a third of the time of Window(...), which quick trainers draw by 100,000 a second
         for start in starts:
-            first = not start.seen and not start.first_is_out
-            if first:
-                start.first_is_out = True
-            elif start.pins == 0 and start.seen:
-                self._hold(start.slots)
+            first, slots = False, start.slots
+            if not start.seen:
+                if not start.first_is_out:
+                    first = start.first_is_out = True
+            elif start.pins == 0:
+                held += slots
             start.pins += 1
             number += 1
             tickets[number] = start, first, last
-            content = number, start.trajectory.simulation, start.attempt, start.index, start.slots, first
-            windows.append(make(Window, content))
+            windows.append(make(Window, (number, start.simulation, start.attempt, start.index, slots, first)))
+        self._hold(held)
         self._last_ticket = number
         return windows
 
     def release(self, tickets: Iterable[int], *, used: bool = True) -> None:
         """The draws were used, or (used=False) given back unseen."""
-        for number in tickets:
-            start, first, last = self._tickets.pop(number)
-            start.pins -= 1
-            if first:
-                start.first_is_out = False
-                if used:
-                    start.seen = True
-                    self._unseen -= 1
-            if last:
-                start.used_up = used
-                if not used:
-                    self._offer(start, again=True)
-            if start.pins == 0:
-                if start.used_up:
-                    self._settle(start)
-                elif start.seen:
-                    self._unhold(start.slots)
+        out, free = self._tickets, []
+        try:
+            for number in tickets:
+                start, first, last = out.pop(number)
+                start.pins -= 1
+                if first:
+                    start.first_is_out = False
+                    if used:
+                        start.seen = True
+                        self._unseen -= 1
+                if last:
+                    start.used_up = used
+                    if not used:
+                        self._offer(start, again=True)
+                if start.pins == 0:
+                    if start.used_up:
+                        self._unhold(free)  # one after the other, since victims are chosen by their places
+                        free.clear()
+                        self._settle(start)
+                    elif start.seen:
+                        free += start.slots
+        finally:
+            self._unhold(free)
 
     def _settle(self, start: Start) -> None:
         """The last draw of a start that is used up was released: it dies, or waits for its first use."""

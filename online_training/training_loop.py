@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
@@ -40,6 +41,7 @@ from .worker_records import WorkerRecords
 
 if TYPE_CHECKING:
     from .feed import Draw, Feed
+    from .feeder_process import FeederProcess
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +99,7 @@ class TrainerSettings:
             raise ValueError(f"total_windows {self.total_windows} and threads {self.threads} must be positive.")
 
 
-def train(settings: TrainerSettings, feed: Feed | None = None) -> dict[str, Any]:
+def train(settings: TrainerSettings, feed: Feed | FeederProcess | None = None) -> dict[str, Any]:
     """Train from the newest checkpoint, or from model-initial/, to the end of the stream. Collective over the workers.
 
     Worker 0 writes metrics.jsonl, checkpoints/ and, at the end, model/. With several workers torch.distributed
@@ -126,15 +128,16 @@ def train(settings: TrainerSettings, feed: Feed | None = None) -> dict[str, Any]
         feed.close()
 
 
-def connect(settings: TrainerSettings) -> Feed:
-    """Return the feed of one worker from the intake at the settings' address."""
+def connect(settings: TrainerSettings) -> Feed | FeederProcess:
+    """Return the feed of one worker from the intake at the settings' address; on a GPU it is a process."""
     from .client import read_token
     from .feed import Feed
+    from .feeder_process import FeederProcess
 
-    return Feed(
+    make = functools.partial(FeederProcess, device=settings.device) if settings.device.startswith("cuda") else Feed
+    return make(
         settings.address, read_token(settings.token_file), settings.study, rank=settings.rank,
         num_ranks=settings.num_ranks, generation=settings.generation, batch_size=settings.batch_size,
-        device=settings.device,
     )  # fmt: skip
 
 
@@ -153,7 +156,7 @@ class WindowLoss(torch.nn.Module):
 class _Training:
     """Model, optimiser and position of one worker; `run` is the loop."""
 
-    def __init__(self, settings: TrainerSettings, feed: Feed, records: WorkerRecords) -> None:
+    def __init__(self, settings: TrainerSettings, feed: Feed | FeederProcess, records: WorkerRecords) -> None:
         self._settings, self._feed, self._records = settings, feed, records
         self._run_dir = Path(settings.run_dir)
         self._device = torch.device(settings.device)

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,11 @@ import pytest
 from headrace.online_training import remote_slots
 from headrace.online_training.client import Connection, WireError
 from headrace.online_training.feed import Feed
+from headrace.online_training.feeder_process import FeederProcess
 from headrace.online_training.reservoir import Reservoir
+from headrace.online_training.shared_blocks import SharedBlocks
 from headrace.online_training.slot_memory import SlotMemory
+from headrace.online_training.supply import Pace
 from tests.online_training.intake_setup import (
     PATIENCE,
     STUDY,
@@ -66,8 +71,9 @@ def solver(monkeypatch: pytest.MonkeyPatch, intake):
     assert not thread.is_alive() and not errors, errors
 
 
-def open_feed(intake, **changes) -> Feed:
-    return Feed(intake.addresses, TOKEN, STUDY, **{"batch_size": 4, **changes})
+def open_feed(intake, *, process: bool = False, **changes) -> Feed | FeederProcess:
+    kind = partial(FeederProcess, device="cpu") if process else Feed
+    return kind(intake.addresses, TOKEN, STUDY, **{"batch_size": 4, **changes})
 
 
 def expected_states(table: np.ndarray, layout) -> np.ndarray:
@@ -80,14 +86,15 @@ def expected_states(table: np.ndarray, layout) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("prefetch", "block", "strict"),
+    ("prefetch", "block", "strict", "process"),
     [
-        (0, 0, False), (2, 0, False), (2, 4 * 2**20, True), (2, 600, False), (0, 100, False), (12, 0, False),
-        (12, 600, False),
+        (0, 0, False, False), (2, 0, False, False), (2, 4 * 2**20, True, False), (2, 600, False, False),
+        (0, 100, False, False), (12, 0, False, False), (12, 600, False, False),
+        (0, 0, False, True), (12, 0, False, True), (None, 4 * 2**20, True, True),
     ],
-)
+)  # fmt: skip
 def test_batches_hold_what_the_solver_sent_and_use_every_window(
-    tmp_path, monkeypatch, prefetch: int, block: int, strict: bool
+    tmp_path, monkeypatch, prefetch: int | None, block: int, strict: bool, process: bool
 ) -> None:
     """block: bytes of a message that brings steps of 280 bytes to another node; 0: the worker is on the intake's."""
     layout = make_layout(fields=("u", "v"), num_steps=9, window=3)
@@ -98,7 +105,7 @@ def test_batches_hold_what_the_solver_sent_and_use_every_window(
             Path(intake.settings.memory.path).unlink()
         plan(intake, 6)
         first_uses, uses = [], 0
-        with open_feed(intake, prefetch=prefetch) as feed:
+        with open_feed(intake, prefetch=prefetch, process=process) as feed:
             statistics = feed.statistics()
             assert statistics["count"] > 0 and len(statistics["mean"]) == len(statistics["std"]) == 2
             kept = []
@@ -117,8 +124,8 @@ def test_batches_hold_what_the_solver_sent_and_use_every_window(
             assert feed.starved_seconds >= 0
         assert sorted(first_uses) == [(s, k) for s in range(6) for k in range(7)]
         assert uses >= 3 * 6 * 7 - 4
-        # The reservoir went on under released draws; their memory is their own.
-        assert all(np.array_equal(draw.states, copy) for draw, copy in kept)
+        # The reservoir went on under released draws; their memory is their own, or a feeder's, which used it again.
+        assert process or all(np.array_equal(draw.states, copy) for draw, copy in kept)
         wait_until(lambda: intake.status()["unreleased"] == 0)
         status = intake.status()
         assert status["starts_used"] == 42 and status["ended"] and status["error"] is None
@@ -146,7 +153,7 @@ def test_batches_that_the_feed_has_sent_to_a_gpu_are_those_in_memory(tmp_path, m
     layout = make_layout(num_steps=9, window=3)
     with real_intake(tmp_path, layout, views=3.0) as intake, solver(monkeypatch, intake):
         plan(intake, 6)
-        with open_feed(intake, prefetch=12, device="cuda") as feed:
+        with FeederProcess(intake.addresses, TOKEN, STUDY, batch_size=4, prefetch=12, device="cuda") as feed:
             while (draw := feed.next()) is not None:
                 draw.on_device.block.await_on(torch.cuda.current_stream())
                 for mine, there in zip(
@@ -194,22 +201,26 @@ def test_it_holds_no_more_batches_than_it_says(tmp_path, monkeypatch) -> None:
 
 def test_a_quick_trainer_holds_more_ahead_than_a_slow_one_and_never_more_than_it_works_on_in_10_ms(tmp_path) -> None:
     with real_intake(tmp_path, make_layout(), slots=4096) as intake, open_feed(intake) as feed:
-        most = feed._most_ahead
-        assert feed._prefetch == 2 and most == 48, "nothing is known of the trainer yet"
+        supply, now = feed._supply, 0.0
+        most = supply.most_ahead
+        assert supply.prefetch == 2 and most == 48, "nothing is known of the trainer yet"
         for seconds, ahead in ((1e-5, most), (0.5e-3, 20), (1.0, 2)):
+            pace = Pace()
             for _ in range(200):
-                feed._watch_pace(seconds)
-            assert feed._prefetch in (ahead, ahead - 1)
+                pace.tick(now)
+                now += seconds
+            supply.want(0, pace.seconds)
+            assert supply.prefetch in (ahead, ahead - 1)
 
 
 def test_large_batches_come_one_by_one(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("headrace.online_training.feed._AHEAD_BYTES", 1)
+    monkeypatch.setattr("headrace.online_training.supply._AHEAD_BYTES", 1)
     layout, uses = make_layout(), 0
     with real_intake(tmp_path, layout, views=2.0) as intake, solver(monkeypatch, intake):
         plan(intake, 3)
         with open_feed(intake) as feed:
             while (draw := feed.next()) is not None:
-                assert not feed._ready and all(len(group.result()) == 1 for group in feed._gathered.values())
+                assert not feed._ready and all(len(one.result()) == 1 for one in feed._supply.gathered.values())
                 np.testing.assert_array_equal(draw.states, expected_states(draw.table, layout))
                 uses += len(draw.table)
                 feed.release(draw)
@@ -220,22 +231,24 @@ def test_all_workers_together_hold_a_quarter_of_the_reservoir_ahead(tmp_path) ->
     with real_intake(tmp_path, make_layout(), slots=4096) as intake:
         window = intake.settings.layout.window
         with open_feed(intake, batch_size=64, num_ranks=4) as feed:
-            assert feed._most_ahead == 4096 // (4 * 64 * window) < 48
+            assert feed._supply.most_ahead == 4096 // (4 * 64 * window) < 48
 
 
-@pytest.mark.parametrize("prefetch", [2, 12])
-def test_a_restarted_trainer_gets_what_the_last_one_did_not_use(tmp_path, monkeypatch, prefetch: int) -> None:
+@pytest.mark.parametrize(("prefetch", "process"), [(2, False), (12, False), (12, True)])
+def test_a_restarted_trainer_gets_what_the_last_one_did_not_use(
+    tmp_path, monkeypatch, prefetch: int, process: bool
+) -> None:
     layout = make_layout()
     with real_intake(tmp_path, layout, views=1.0) as intake, solver(monkeypatch, intake):
         plan(intake, 4)
         used = []
-        with open_feed(intake, generation=0, prefetch=prefetch) as feed:
+        with open_feed(intake, generation=0, prefetch=prefetch, process=process) as feed:
             draw = feed.next()
             used += [(int(r["simulation"]), int(r["start"])) for r in draw.table if r["first"]]
             feed.release(draw)
             assert feed.next() is not None  # never released, like the batches fetched ahead
             wait_until(lambda: intake.status()["unreleased"] == 3 * 4 or intake.status()["draws"] >= 16)
-        with open_feed(intake, generation=1) as feed:
+        with open_feed(intake, generation=1, process=process) as feed:
             while (draw := feed.next()) is not None:
                 used += [(int(r["simulation"]), int(r["start"])) for r in draw.table if r["first"]]
                 feed.release(draw)
@@ -245,8 +258,9 @@ def test_a_restarted_trainer_gets_what_the_last_one_did_not_use(tmp_path, monkey
 def test_an_older_generation_is_refused(tmp_path) -> None:
     with real_intake(tmp_path, make_layout()) as intake:
         with open_feed(intake, generation=3):
-            with pytest.raises(RuntimeError, match="Generation 3 of the trainer works already"):
-                open_feed(intake, generation=2)
+            for process in (False, True):
+                with pytest.raises(RuntimeError, match="Generation 3 of the trainer works already"):
+                    open_feed(intake, generation=2, process=process)
 
 
 def test_a_stream_that_is_stopped_ends_for_the_trainer(tmp_path, monkeypatch) -> None:
@@ -263,9 +277,10 @@ def test_a_stream_that_is_stopped_ends_for_the_trainer(tmp_path, monkeypatch) ->
             assert draw is None
 
 
-def test_an_intake_that_goes_away_is_an_error_that_says_what_to_do(tmp_path) -> None:
+@pytest.mark.parametrize("process", [False, True])
+def test_an_intake_that_goes_away_is_an_error_that_says_what_to_do(tmp_path, process: bool) -> None:
     with real_intake(tmp_path, make_layout()) as intake:
-        feed = open_feed(intake)
+        feed = open_feed(intake, process=process)
         closing = threading.Timer(0.2, intake.close)
         closing.start()
         with pytest.raises(ConnectionError, match="from its last checkpoint"):
@@ -312,8 +327,50 @@ def test_a_batch_smaller_than_the_workers_is_refused() -> None:
         Feed("tcp://127.0.0.1:1", TOKEN, STUDY, num_ranks=4, batch_size=3)
 
 
+def test_a_feeder_that_is_killed_is_an_error_that_says_what_to_do(tmp_path) -> None:
+    with real_intake(tmp_path, make_layout()) as intake, open_feed(intake, process=True) as feed:
+        threading.Timer(0.2, feed._process.kill).start()
+        with pytest.raises(ConnectionError, match="ended, with code -9; the training can go on"):
+            feed.next()
+
+
+def test_a_feeder_ends_with_its_trainer(tmp_path) -> None:
+    program = (
+        "import os, sys; from headrace.online_training.feeder_process import FeederProcess;"
+        f"feed = FeederProcess(sys.argv[1], {TOKEN!r}, {STUDY}, batch_size=4, device='cpu');"
+        "print(feed._process.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    with real_intake(tmp_path, make_layout()) as intake:
+        output = subprocess.run([sys.executable, "-c", program, intake.addresses], capture_output=True, text=True)
+        assert output.returncode == -9
+        command = Path(f"/proc/{int(output.stdout)}/cmdline")  # empty where it ended and nobody has asked how
+        wait_until(lambda: not command.exists() or not command.read_bytes(), what="the feeder's end")
+
+
+def test_no_more_is_in_the_memory_of_a_feeder_than_has_room() -> None:
+    layout = make_layout()
+    size = 4 * SharedBlocks.size_of(3, layout)
+    blocks, taken, written = SharedBlocks(SharedBlocks.create(size), size, layout), deque(), 0
+    rng = np.random.default_rng(0)
+    for number in range(400):
+        rows = int(rng.integers(1, 4))
+        while (offset := blocks.take(rows)) is None:
+            old, value = taken.popleft()
+            assert all((part == value).all() for part in old), "a block was written to that was not given back"
+            blocks.give_back()
+        block = blocks.block(offset, rows)
+        parts = block.states, block.times, block.parameters, block.checksums, block.table["ticket"]
+        for part in parts:
+            part[...] = number
+        taken.append((parts, number))
+        written += rows
+    assert written > 10 * 4 * 3 and len(taken) >= 2
+    with pytest.raises(ValueError, match="13 windows need"):
+        blocks.take(13)
+
+
 def test_it_loads_neither_torch_nor_ray() -> None:
-    program = "import sys, json, headrace.online_training.feed; print(json.dumps(sorted(sys.modules)))"
+    program = "import sys, json, headrace.online_training.feeder; print(json.dumps(sorted(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     loaded = {name.split(".")[0] for name in json.loads(output)}
     assert "zmq" in loaded and not loaded & {"torch", "ray", "h5py", "scipy", "pandas", "mpi4py"}
