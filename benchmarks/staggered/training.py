@@ -288,8 +288,11 @@ class Run:
         first, before, here = time.perf_counter(), self.spent, 0
         saved, told, loss, error = first, self.spent / limit, math.nan, 1.0
         while self.spent < limit and time.perf_counter() < budget.until:
-            # It rises for as long as Adam needs, but in a short training for no more than a twentieth of it.
-            rising = max((here + 1) / RISING, 20 * (self.spent - before) / limit)
+            # It rises for as long as Adam needs, but in a short training for no more than a twentieth of it. Past a
+            # block it takes its time: states of a network that learns too fast are no flow, and it learns no more.
+            rising = (here + 1) / RISING
+            if not grows:
+                rising = max(rising, 20 * (self.spent - before) / limit)
             value = budget.rate * min(1.0, rising) * 0.5 * (1 + math.cos(math.pi * self.spent / limit))
             if cuda:
                 optimiser.param_groups[0]["lr"].fill_(value)
