@@ -135,21 +135,23 @@ def measure(part: str, device: torch.device, *, quick: bool) -> Iterator[tuple[s
     with torch.no_grad():
         losses = {name: form.eval().training_loss(data) for name, form in forms.items()}
     apart = ((losses["ours"] - losses["plain"]).norm() / losses["plain"].norm()).item()
-    steps = {name: step_of(form, data) for name, form in forms.items()}
-    if device.type == "cuda":
-        seconds = 0.3 if quick else 2.0
-        found = {name: min(device_time(run, seconds), device_time(Recorded(run), seconds))
-                 for name, run in steps.items()}  # fmt: skip
-    else:
-        found = best_times(steps, device, 3.0 if quick else 30.0)
-    yield f"{part} {label}: step", found["ours"], "ms", found["plain"]
-    yield f"{part} {label}: speed-up over the plain form", found["plain"] / found["ours"], "x", 1.0
+    for precision in ("fp32", "tf32") if device.type == "cuda" else ("fp32",):
+        steps = {name: step_of(form, data, precision) for name, form in forms.items()}
+        if device.type == "cuda":
+            seconds = 0.3 if quick else 2.0
+            found = {name: min(device_time(run, seconds), device_time(Recorded(run), seconds))
+                     for name, run in steps.items()}  # fmt: skip
+        else:
+            found = best_times(steps, device, 3.0 if quick else 30.0)
+        named = f"{part} {label}" + (", TF32" if precision == "tf32" else "")
+        yield f"{named}: step", found["ours"], "ms", found["plain"]
+        yield f"{named}: speed-up over the plain form", found["plain"] / found["ours"], "x", 1.0
     yield f"{part} {label}: relative distance of the losses", apart, "1", None
 
 
-def step_of(model: Autoregressive, data: WindowBatch) -> Callable[[], None]:
+def step_of(model: Autoregressive, data: WindowBatch, precision: str) -> Callable[[], None]:
     """Return a whole training step; the model stays in evaluation, where the number of free calls is fixed."""
-    return training_step(model, lambda: model.training_loss(data).mean(), "fp32")
+    return training_step(model, lambda: model.training_loss(data).mean(), precision)
 
 
 def main() -> None:
@@ -162,14 +164,15 @@ def main() -> None:
     on_gpu = options.device == "cuda"
     more = {
         "seeds": [0], "cores": options.threads, "device": torch.cuda.get_device_name() if on_gpu else processor(),
-        "precision": "fp32", "goal": None, "met": None,
+        "goal": None, "met": None,
         "setup": f"torch {torch.__version__}, "
         + ("the better of eager and CUDA graph, median of device events" if on_gpu else "best of alternating runs"),
     }  # fmt: skip
     for part in PARTS:
         if options.only in (None, part):
             figures = measure(part, torch.device(options.device), quick=options.quick)
-            report.measure(part, ({"name": name, "value": value, "unit": unit, "baseline": baseline, **more}
+            report.measure(part, ({"name": name, "value": value, "unit": unit, "baseline": baseline, **more,
+                                   "precision": "tf32" if "TF32" in name else "fp32"}
                                   for name, value, unit, baseline in figures))  # fmt: skip
 
 

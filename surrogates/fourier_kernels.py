@@ -20,6 +20,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .kernel_products import dot
+
 
 @triton.jit
 def _tail(x, density):
@@ -51,20 +53,6 @@ def _gelu_slope(x):
 
 
 @triton.jit
-def _near(x, PRECISION: tl.constexpr):
-    """Return x rounded to the ten bits after the point that TF32 keeps: tensor cores only cut the others off."""
-    if PRECISION == "tf32" and x.dtype == tl.float32:
-        x = (x.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True)
-    return x
-
-
-@triton.jit
-def _dot(a, b, total, PRECISION: tl.constexpr):
-    """Return total + a b."""
-    return tl.dot(_near(a, PRECISION), _near(b, PRECISION), total, input_precision=PRECISION)
-
-
-@triton.jit
 def analyse_rows(
     x: tl.tensor, x_c: tl.tensor, x_b: tl.tensor, transform: tl.tensor, out: tl.tensor, height: tl.tensor,
     C: tl.constexpr, W: tl.constexpr, K: tl.constexpr, CP: tl.constexpr, KP: tl.constexpr, BW: tl.constexpr,
@@ -79,7 +67,7 @@ def analyse_rows(
         w = start + j
         tile = tl.load(x + place + w[None, :], mask=(c[:, None] < C) & (w[None, :] < W), other=0.0)
         waves = tl.load(transform + q[:, None] * W + w[None, :], mask=(q[:, None] < K) & (w[None, :] < W), other=0.0)
-        total = _dot(tile, tl.trans(waves.to(tile.dtype)), total, PRECISION)
+        total = dot(tile, tl.trans(waves.to(tile.dtype)), total, PRECISION)
     tl.store(out + row * (K * C) + q[None, :] * C + c[:, None], total.to(out.dtype.element_ty),
              mask=(c[:, None] < C) & (q[None, :] < K))  # fmt: skip
 
@@ -104,10 +92,10 @@ def contract_columns(
         known = (m[:, None] < M) & (n[None, :] < N)
         cosine = tl.load(p + m[:, None] * N + n[None, :], mask=known, other=0.0)
         sine = tl.load(q + m[:, None] * N + n[None, :], mask=known, other=0.0)
-        out_real = _dot(cosine, real, out_real, PRECISION)
-        out_real = _dot(-sine, imaginary, out_real, PRECISION)
-        out_imaginary = _dot(sine, real, out_imaginary, PRECISION)
-        out_imaginary = _dot(cosine, imaginary, out_imaginary, PRECISION)
+        out_real = dot(cosine, real, out_real, PRECISION)
+        out_real = dot(-sine, imaginary, out_real, PRECISION)
+        out_imaginary = dot(sine, real, out_imaginary, PRECISION)
+        out_imaginary = dot(cosine, imaginary, out_imaginary, PRECISION)
     outside = (m[:, None] < M) & (c[None, :] < C)
     end = out + b * out_b + wave * out_l + m[:, None] * out_m + c[None, :]
     tl.store(end, out_real.to(out.dtype.element_ty), mask=outside)
@@ -130,10 +118,10 @@ def mix_modes(
     matrix = weight + mode * (2 * C * O) + c[:, None] * (2 * O) + o[None, :]
     weight_real = tl.load(matrix, mask=known, other=0.0).to(real.dtype)
     weight_imaginary = tl.load(matrix + O, mask=known, other=0.0).to(real.dtype)
-    out_real = _dot(real, weight_real, None, PRECISION)
-    out_real = _dot(-imaginary, weight_imaginary, out_real, PRECISION)
-    out_imaginary = _dot(real, weight_imaginary, None, PRECISION)
-    out_imaginary = _dot(imaginary, weight_real, out_imaginary, PRECISION)
+    out_real = dot(real, weight_real, None, PRECISION)
+    out_real = dot(-imaginary, weight_imaginary, out_real, PRECISION)
+    out_imaginary = dot(real, weight_imaginary, None, PRECISION)
+    out_imaginary = dot(imaginary, weight_real, out_imaginary, PRECISION)
     outside = (b[:, None] < B) & (o[None, :] < O)
     end = out + mode * (2 * B * O) + b[:, None] * O + o[None, :]
     tl.store(end, out_real.to(out.dtype.element_ty), mask=outside)
@@ -165,17 +153,17 @@ def mix_modes_backward(
         outside = (b[:, None] < B) & (o[None, :] < O)
         slope_real = tl.load(slope + target, mask=outside, other=0.0)
         slope_imaginary = tl.load(slope + target + B * O, mask=outside, other=0.0)
-        x_real = _dot(slope_real, weight_real, None, PRECISION)
-        x_real = _dot(slope_imaginary, weight_imaginary, x_real, PRECISION)
-        x_imaginary = _dot(slope_imaginary, weight_real, None, PRECISION)
-        x_imaginary = _dot(-slope_real, weight_imaginary, x_imaginary, PRECISION)
+        x_real = dot(slope_real, weight_real, None, PRECISION)
+        x_real = dot(slope_imaginary, weight_imaginary, x_real, PRECISION)
+        x_imaginary = dot(slope_imaginary, weight_real, None, PRECISION)
+        x_imaginary = dot(-slope_real, weight_imaginary, x_imaginary, PRECISION)
         tl.store(x_slope + source, x_real.to(kind), mask=inside)
         tl.store(x_slope + source + B * C, x_imaginary.to(kind), mask=inside)
         real, imaginary = tl.trans(real), tl.trans(imaginary)
-        total_real = _dot(real, slope_real, total_real, PRECISION)
-        total_real = _dot(imaginary, slope_imaginary, total_real, PRECISION)
-        total_imaginary = _dot(real, slope_imaginary, total_imaginary, PRECISION)
-        total_imaginary = _dot(-imaginary, slope_real, total_imaginary, PRECISION)
+        total_real = dot(real, slope_real, total_real, PRECISION)
+        total_real = dot(imaginary, slope_imaginary, total_real, PRECISION)
+        total_imaginary = dot(real, slope_imaginary, total_imaginary, PRECISION)
+        total_imaginary = dot(-imaginary, slope_real, total_imaginary, PRECISION)
     tl.store(weight_slope + place, total_real, mask=known)
     tl.store(weight_slope + place + O, total_imaginary, mask=known)
 
@@ -206,10 +194,10 @@ def blend(
     for start in range(0, W, BW):
         w = start + j
         tile = tl.load(x + source + w[None, :], mask=(c[:, None] < C) & (w[None, :] < W), other=0.0)
-        total = _dot(pointwise, tile, None, PRECISION)
+        total = dot(pointwise, tile, None, PRECISION)
         known = (q[:, None] < K) & (w[None, :] < W)
         waves = tl.load(transform + q[:, None] * W + w[None, :], mask=known, other=0.0)
-        total = _dot(spectrum, waves.to(spectrum.dtype), total, PRECISION)
+        total = dot(spectrum, waves.to(spectrum.dtype), total, PRECISION)
         if BIAS:
             total += tl.load(bias + o, mask=o < O, other=0.0)[:, None]
         if ACTIVE:
@@ -218,7 +206,7 @@ def blend(
         tl.store(out + place + w[None, :], total, mask=(o[:, None] < O) & (w[None, :] < W))
         if GOES_ON:
             waves = tl.load(analysis + q[:, None] * W + w[None, :], mask=known, other=0.0)
-            next_spectrum = _dot(total, tl.trans(waves.to(total.dtype)), next_spectrum, PRECISION)
+            next_spectrum = dot(total, tl.trans(waves.to(total.dtype)), next_spectrum, PRECISION)
     if GOES_ON:
         tl.store(spectra + spectral, next_spectrum.to(spectra.dtype.element_ty), mask=kept)
 
@@ -268,20 +256,20 @@ def blend_backward(
             coming = slope + b * slope_b + first + w[None, :]
             if COMES_ON:
                 gradient = tl.load(coming + n[:, None] * slope_n, mask=(n[:, None] < N) & some, other=0.0)
-                gradient = _dot(next_pointwise, gradient, None, PRECISION)
+                gradient = dot(next_pointwise, gradient, None, PRECISION)
                 back = tl.load(next_transform + q[:, None] * W + w[None, :], mask=(q[:, None] < K) & some, other=0.0)
-                gradient = _dot(next_spectrum, back.to(kind), gradient, PRECISION)
+                gradient = dot(next_spectrum, back.to(kind), gradient, PRECISION)
             else:
                 gradient = tl.load(coming + o[:, None] * slope_n, mask=inside, other=0.0).to(tl.float32)
             if ACTIVE:
-                total = _dot(pointwise, tile, None, PRECISION)
-                total = _dot(spectrum, waves, total, PRECISION) + shift
+                total = dot(pointwise, tile, None, PRECISION)
+                total = dot(spectrum, waves, total, PRECISION) + shift
                 gradient = gradient * _gelu_slope(total)
             gradient = gradient.to(kind)
             if KEEPS:
                 tl.store(before + b * before_b + first + o[:, None] * before_o + w[None, :], gradient, mask=inside)
-            z_total = _dot(gradient, tl.trans(waves), z_total, PRECISION)
-            matrix_total = _dot(gradient, tl.trans(tile), matrix_total, PRECISION)
+            z_total = dot(gradient, tl.trans(waves), z_total, PRECISION)
+            matrix_total = dot(gradient, tl.trans(tile), matrix_total, PRECISION)
         # The wave number 0 of the inverse transform is one at every point, so its gradient is the sum over the row.
         bias_total += tl.sum(tl.where(q[None, :] == 0, z_total, 0.0), axis=1)
         tl.store(z_slope + spectral, z_total.to(z_slope.dtype.element_ty), mask=kept)
@@ -304,10 +292,10 @@ def project(
     tile = tl.load(x + (b * x_b + place)[None, :] + c[:, None] * x_c,
                    mask=(c[:, None] < C) & (n[None, :] < points), other=0.0)  # fmt: skip
     matrix = tl.load(first + h[:, None] * C + c[None, :], mask=(h[:, None] < H) & (c[None, :] < C), other=0.0)
-    hidden = _dot(matrix.to(tile.dtype), tile, None, PRECISION)
+    hidden = dot(matrix.to(tile.dtype), tile, None, PRECISION)
     hidden = _gelu(hidden + tl.load(shift + h, mask=h < H, other=0.0)[:, None]).to(tile.dtype)
     matrix = tl.load(second + o[:, None] * H + h[None, :], mask=(o[:, None] < O) & (h[None, :] < H), other=0.0)
-    total = _dot(matrix.to(tile.dtype), hidden, None, PRECISION)
+    total = dot(matrix.to(tile.dtype), hidden, None, PRECISION)
     total += tl.load(bias + o, mask=o < O, other=0.0)[:, None]
     tl.store(out + (b * (O * PLANE) + place)[None, :] + o[:, None] * PLANE, total.to(out.dtype.element_ty),
              mask=(o[:, None] < O) & (n[None, :] < points))  # fmt: skip
@@ -341,13 +329,13 @@ def project_backward(
                            mask=(o[:, None] < O) & (n[None, :] < points), other=0.0)  # fmt: skip
         bias_total += tl.sum(gradient.to(tl.float32), axis=1)
         gradient = gradient.to(tile.dtype)
-        hidden = _dot(matrix.to(tile.dtype), tile, None, PRECISION) + offset
-        second_total = _dot(gradient, tl.trans(_gelu(hidden).to(tile.dtype)), second_total, PRECISION)
-        before = _dot(tl.trans(outer).to(tile.dtype), gradient, None, PRECISION) * _gelu_slope(hidden)
+        hidden = dot(matrix.to(tile.dtype), tile, None, PRECISION) + offset
+        second_total = dot(gradient, tl.trans(_gelu(hidden).to(tile.dtype)), second_total, PRECISION)
+        before = dot(tl.trans(outer).to(tile.dtype), gradient, None, PRECISION) * _gelu_slope(hidden)
         shift_total += tl.sum(before, axis=1)
         before = before.to(tile.dtype)
-        first_total = _dot(before, tl.trans(tile), first_total, PRECISION)
-        back = _dot(tl.trans(matrix).to(tile.dtype), before, None, PRECISION)
+        first_total = dot(before, tl.trans(tile), first_total, PRECISION)
+        back = dot(tl.trans(matrix).to(tile.dtype), before, None, PRECISION)
         tl.store(x_slope + source, back.to(x_slope.dtype.element_ty), mask=inside)
     end = sums + program * (H * C + H + O * H + O)
     tl.store(end + h[:, None] * C + c[None, :], first_total, mask=(h[:, None] < H) & (c[None, :] < C))

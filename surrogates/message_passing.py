@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.nn.functional import silu
 
+from . import fused_messages
 from .autoregressive import Autoregressive, Channels
 from .graph import Graph, offsets_within
 from .problem import Problem
@@ -136,8 +137,15 @@ class MessageNetwork(torch.nn.Module):
         known.append(theta.expand(-1, *grid, -1))
         known.extend(p.expand(x.shape[0], -1, -1) for p in self.neighbours.positions())
         h = self.encoder(torch.cat(known, dim=-1))
-        for messages in self.rounds:
-            h = messages(h, u, theta, self.neighbours)
+        if isinstance(self.neighbours, Band) and fused_messages.usable(h):
+            h = fused_messages.message_rounds(h, u, condition, self.neighbours, self.rounds)
+        else:
+            for messages in self.rounds:
+                h = messages(h, u, theta, self.neighbours)
+        return self.decode(h)
+
+    def decode(self, h: torch.Tensor) -> torch.Tensor:
+        """Return the output channels of features (b, *grid, hidden)."""
         if not self.published:
             return self.output(silu(self.first(h))).movedim(-1, 1)
         d = convolved(self.output, silu(convolved(self.first, h[..., None, :])))  # (b, *grid, fields, bundle)
@@ -208,8 +216,7 @@ class Band(torch.nn.Module):
         grid = a.shape[1:-1]
         beyond = [self.reach] * self.dimension
         shifted = self._continued(b, beyond)
-        columns = [column / n for column, n in zip(self._separations.unbind(1), grid, strict=True)]
-        separations = distance(torch.stack(columns, dim=1))
+        separations = distance(self.separations(grid))
         walls = not all(self.periodic)
         inside = self._continued(b.new_ones(1, *grid, 1), beyond) if walls else None  # 0 beyond walls
         total, count = 0.0, 0.0 if walls else len(self.offsets)
@@ -223,6 +230,11 @@ class Band(torch.nn.Module):
                 messages, count = exists * messages, count + exists.sum(0)
             total = total + messages.sum(0)
         return total / count
+
+    def separations(self, grid: Sequence[int]) -> torch.Tensor:
+        """Return x_i - x_j for each offset, (offsets, dimension)."""
+        columns = [column / n for column, n in zip(self._separations.unbind(1), grid, strict=True)]
+        return torch.stack(columns, dim=1)
 
     def _place(self, offset: Sequence[int], grid: Sequence[int]) -> tuple[slice, ...]:
         """Return where the neighbours at an offset lie in the continued features."""
