@@ -33,7 +33,7 @@ from lines import Report, flags, processor
 from published import data
 from published.training import Plan, Run
 
-from headrace.surrogates import FNO, MessagePassing, Problem, Stepping, fused_messages
+from headrace.surrogates import FNO, MessagePassing, Problem, Stepping
 from headrace.surrogates.autoregressive import Autoregressive
 from headrace.surrogates.message_passing import PUBLISHED
 
@@ -50,7 +50,7 @@ class Table:
     unroll : steps of a training roll-out, from any frame on; 0 for all frames after the first ones. Of bundles: how
         many are graded together, with gradients through all of them, after the turn of the plan; 0 for none.
     accumulated : whether the error is the sum over time of squared errors, mean over points, or else the relative L2.
-    compiled : whether a GPU runs the network through PyTorch's compiler.
+    compiled : whether a GPU runs encoder and decoder through PyTorch's compiler.
     """
 
     published: float
@@ -156,12 +156,9 @@ def prepared(table: Table, seen: data.Trajectories, seed: int, *, quick: bool) -
     network.set_statistics([seen.states.mean().item()], [seen.states.std().item()])
     network.to(seen.states.device)
     if table.compiled and seen.states.is_cuda:
-        # Between its products a message is pointwise work, which a compiler puts together: 1.7 times as fast.
-        if fused_messages.has_triton():
-            network.network.encoder.compile(dynamic=False)
-            network.network.decode = torch.compile(network.network.decode, dynamic=False)
-        else:
-            network.network.compile(dynamic=False)
+        # The rounds have kernels of their own; before and after them a compiler puts pointwise work together.
+        network.network.encoder.compile(dynamic=False)
+        network.network.decode = torch.compile(network.network.decode, dynamic=False)
     return network
 
 

@@ -1,9 +1,9 @@
 """Rounds of messages on a grid fused for an NVIDIA GPU: forward, what belongs to an edge never enters the memory.
 
 The mathematics is that of `MessageRound`, which stays the reference and the form on every other device. A round is two
-kernels forward and three backward, of which one computes the messages again instead of having stored them: a step of
-the published network (32 samples of 100 points, 6 neighbours) then moves some 60 MB a round instead of 250. Float32;
-everything else takes the other form.
+kernels forward and three backward, of which one computes the messages again instead of having stored them. Of arrays
+with a row for every edge, of which the plain form writes six on the way there, the backward pass writes one.
+Grids, float32; everything else takes the other form.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from .fused_fourier import has_triton, padded, precision
 MOST_FEATURES, MOST_POINTS = 128, 1024
 """Larger tiles would not fit the fast memory of one processor; for a norm, a program reads all points of a sample."""
 
-ROWS, PARTS = 32, 8
-"""Points that a program works on; programs that share a sum over all rows."""
-WARPS = {"exchange": 8, "receive": 8, "update": 8, "edges": 8, "back": 8, "slopes": 8}
+ROWS, MANY, PARTS, WARPS = 32, 128, 8, 8
+"""Points that a program works on, and that it reads at once for a norm; programs that share a sum; their warps."""
 
 
 def usable(h: torch.Tensor) -> bool:
@@ -116,19 +115,20 @@ class _Rounds(torch.autograd.Function):
         z2, a, b = h.new_empty(3, layers, rows, hidden)
         scale, x, end = h.new_empty(layers, batch, hidden), h.new_empty(rows, hidden), torch.empty_like(h)
         right[0, 0] = h.reshape(rows, hidden)
-        tiles, place = (batch, -(-n // ROWS)), (-(-rows // ROWS),)
+        tiles, place, many = (batch, -(-n // ROWS)), (-(-rows // ROWS),), min(MANY, padded(n))
         for k in range(layers):
             exchange[tiles](
                 x if k else right[0, 0], apart[:, k * hidden :], apart.stride(0), shifts[0, k], matrices[k, 0],
-                matrices[k, 1], right[0, k], scale[k - 1], a[k], b[k], n, hidden, width, ROWS, k > 0, True, kind,
-                num_warps=WARPS["exchange"],
+                matrices[k, 1], right[0, k], scale[k - 1], a[k], b[k], n, hidden, width, ROWS, many, k > 0, True, kind,
+                num_warps=WARPS,
             )  # fmt: skip
             receive[place](
                 right[0, k], a[k], b[k], senders, share, away[k], matrices[k, 2], second_bias[k], matrices[k, 3],
                 matrices[k, 4], shifts[1, k], matrices[k, 5], last_bias[k], right[1, k], right[2, k], z2[k], x, rows,
-                len(senders), n, hidden, width, ROWS, kind, num_warps=WARPS["receive"],
+                len(senders), n, hidden, width, ROWS, kind, num_warps=WARPS,
             )  # fmt: skip
-        exchange[tiles](x, x, 0, x, x, x, end, scale[-1], x, x, n, hidden, width, ROWS, True, False, kind, num_warps=4)
+        exchange[tiles](x, x, 0, x, x, x, end, scale[-1], x, x, n, hidden, width, ROWS, many, True, False, kind,
+                        num_warps=WARPS)
         ctx.save_for_backward(states, theta, separations, matrices, told, second_bias, away, right, z2, a, b, scale,
                               end, torch.cat(difference), *table)  # fmt: skip
         ctx.shape = u.shape
@@ -145,7 +145,7 @@ class _Rounds(torch.autograd.Function):
         kind, width, offsets = precision(slope.dtype), padded(hidden), len(senders)
         back = matrices.mT.contiguous()
         left = slope.new_empty(4, layers, rows, hidden)  # gradients of a, b, z1 and z2
-        tiles, place = (batch, -(-n // ROWS)), (-(-rows // ROWS),)
+        tiles, place, many = (batch, -(-n // ROWS)), (-(-rows // ROWS),), min(MANY, padded(n))
         edges, mean_slope = slope.new_empty(offsets, rows, hidden), slope.new_empty(rows, hidden)
         sums = slope.new_empty(layers, place[0], hidden * hidden + hidden + offsets * hidden)
         apart = slope.new_empty(rows, layers, hidden)
@@ -154,21 +154,21 @@ class _Rounds(torch.autograd.Function):
             now = h_slope[k % 2]
             update_backward[tiles](
                 slope, end if k + 1 == layers else right[0, k + 1], scale[k], right[2, k], z2[k], share, back[k, 5],
-                back[k, 4], back[k, 3], left[2, k], left[3, k], mean_slope, now, n, hidden, width, ROWS, kind,
-                num_warps=WARPS["update"],
+                back[k, 4], back[k, 3], left[2, k], left[3, k], mean_slope, now, n, hidden, width, ROWS, many, kind,
+                num_warps=WARPS,
             )  # fmt: skip
             receive_backward[place](
                 a[k], b[k], senders, away[k], matrices[k, 2], second_bias[k], back[k, 2], mean_slope, left[0, k],
-                edges, sums[k], rows, 0, offsets, n, hidden, width, ROWS, kind, num_warps=WARPS["edges"],
+                edges, sums[k], rows, 0, offsets, n, hidden, width, ROWS, kind, num_warps=WARPS,
             )  # fmt: skip
             exchange_backward[place](
                 edges, receivers, left[0, k], left[1, k], apart[:, k], layers * hidden, back[k, 0], back[k, 1], now,
-                rows, offsets, n, hidden, width, ROWS, kind, num_warps=WARPS["back"],
+                rows, offsets, n, hidden, width, ROWS, kind, num_warps=WARPS,
             )  # fmt: skip
             slope = now
         parts = slope.new_empty(5, layers, PARTS, hidden, hidden)
         matrix_slopes[(5, layers, PARTS)](left, right, parts, rows, layers, PARTS, hidden, width, ROWS, kind,
-                                          num_warps=WARPS["slopes"])  # fmt: skip
+                                          num_warps=WARPS)  # fmt: skip
         receiver, sender, own, heard, last = parts.sum(2)
         totals = left.unflatten(2, (batch, n)).sum(3)  # (4, layers, batch, hidden)
         shifts = torch.stack((totals[0], totals[2])).flatten(0, 1)  # as `told`

@@ -44,7 +44,8 @@ def _vector(start, H: tl.constexpr, HP: tl.constexpr):
 def exchange(
     x: tl.tensor, difference: tl.tensor, difference_row: tl.tensor, shift: tl.tensor, receiver: tl.tensor,
     sender: tl.tensor, h: tl.tensor, scale: tl.tensor, a: tl.tensor, b: tl.tensor, N: tl.constexpr, H: tl.constexpr,
-    HP: tl.constexpr, BM: tl.constexpr, NORM: tl.constexpr, MIX: tl.constexpr, PRECISION: tl.constexpr,
+    HP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, NORM: tl.constexpr, MIX: tl.constexpr,
+    PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write h, which is x with mean 0 and deviation 1 over the points, and what it gives to messages.
 
@@ -58,14 +59,14 @@ def exchange(
     tile = tl.load(x + place, mask=inside, other=0.0)
     if NORM:
         total = tl.zeros((HP,), tl.float32)
-        for first in range(0, N, BM):
-            j = first + tl.arange(0, BM)
+        for first in tl.static_range(0, N, BN):
+            j = first + tl.arange(0, BN)
             known = (j[:, None] < N) & (c[None, :] < H)
             total += tl.sum(tl.load(x + (sample * N + j)[:, None] * H + c[None, :], mask=known, other=0.0), axis=0)
         centre = total / N
         total = tl.zeros((HP,), tl.float32)
-        for first in range(0, N, BM):
-            j = first + tl.arange(0, BM)
+        for first in tl.static_range(0, N, BN):
+            j = first + tl.arange(0, BN)
             known = (j[:, None] < N) & (c[None, :] < H)
             away = tl.load(x + (sample * N + j)[:, None] * H + c[None, :], mask=known, other=0.0) - centre[None, :]
             total += tl.sum(tl.where(known, away * away, 0.0), axis=0)
@@ -123,7 +124,8 @@ def receive(
 def update_backward(
     slope: tl.tensor, h: tl.tensor, scale: tl.tensor, z1: tl.tensor, z2: tl.tensor, share: tl.tensor, last: tl.tensor,
     heard: tl.tensor, own: tl.tensor, z1_slope: tl.tensor, z2_slope: tl.tensor, mean_slope: tl.tensor,
-    h_slope: tl.tensor, N: tl.constexpr, H: tl.constexpr, HP: tl.constexpr, BM: tl.constexpr, PRECISION: tl.constexpr,
+    h_slope: tl.tensor, N: tl.constexpr, H: tl.constexpr, HP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
     """Gradients of what follows the mean in `receive` and of the norm after it, whose result is h; matrices transposed.
 
@@ -134,8 +136,8 @@ def update_backward(
     inside = (i[:, None] < N) & (c[None, :] < H)
     place = (sample * N + i)[:, None] * H + c[None, :]
     level, along = tl.zeros((HP,), tl.float32), tl.zeros((HP,), tl.float32)
-    for first in range(0, N, BM):
-        j = first + tl.arange(0, BM)
+    for first in tl.static_range(0, N, BN):
+        j = first + tl.arange(0, BN)
         known = (j[:, None] < N) & (c[None, :] < H)
         there = (sample * N + j)[:, None] * H + c[None, :]
         gradient = tl.load(slope + there, mask=known, other=0.0)
