@@ -11,7 +11,7 @@ import triton.language as tl
 
 
 @triton.jit
-def near(x, PRECISION: tl.constexpr):
+def near(x: tl.tensor, PRECISION: tl.constexpr) -> tl.tensor:
     """Return x rounded to the ten bits after the point that TF32 keeps: tensor cores only cut the others off."""
     if PRECISION == "tf32" and x.dtype == tl.float32:
         x = (x.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True)
@@ -19,6 +19,6 @@ def near(x, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def dot(a, b, total, PRECISION: tl.constexpr):
+def dot(a: tl.tensor, b: tl.tensor, total: tl.tensor | None, PRECISION: tl.constexpr) -> tl.tensor:
     """Return total + a b."""
     return tl.dot(near(a, PRECISION), near(b, PRECISION), total, input_precision=PRECISION)
