@@ -34,6 +34,7 @@ from .checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+from .data_parallel import DataParallel
 from .run_directory import RunDirectory
 from .schedule import WARM_UP, Schedule
 from .training_step import TrainingStep
@@ -358,7 +359,7 @@ class _Training:
         # Newer versions have another name for the switch and warn of this one, which older versions need.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            return torch.nn.parallel.DistributedDataParallel(
+            return DataParallel(
                 # The only buffers are the frozen normaliser's, equal everywhere: no need to send them every batch.
                 loss, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
             )  # fmt: skip

@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -103,6 +104,7 @@ def train_as_worker(rank, meeting, runs):
             train(settings, FakeFeed(num_batches, start=start, rank=rank, num_ranks=2, poison=poison))
         except FloatingPointError as error:
             (Path(folder) / f"error-{rank}").write_text(str(error))
+    (Path(meeting).parent / f"modules-{rank}").write_text("\n".join(sys.modules))
     torch.distributed.destroy_process_group()
     # The threads of the group end with its last reference, which cycles in DDP keep: where that is left to the end of
     # the interpreter, a thread that then asks for its lock aborts the process.

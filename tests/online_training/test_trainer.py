@@ -187,6 +187,8 @@ def test_two_workers_do_what_one_does_on_the_same_global_batches(tmp_path):
     assert len(errors) == 1
     assert "batch 5 is not finite" in errors.pop()
     assert len(list((together / "ledger").glob("trainer-1-2-[01].log"))) == 2
+    loaded = [(tmp_path / f"modules-{rank}").read_text().split() for rank in (0, 1)]
+    assert not any("torch._dynamo" in modules for modules in loaded), "torch's compiler stays out"
 
 
 def test_several_workers_need_torch_distributed(tmp_path):
