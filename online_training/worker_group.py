@@ -62,7 +62,8 @@ class FixedWorkers(FixedScalingPolicy):
     """
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        """Ask nobody."""
+        """Ask nobody, and let the workers, which this process is about to start, report to nobody."""
+        _report_to_nobody()
 
     def _send_resource_request(self) -> None:
         """Ask nobody."""
@@ -72,6 +73,28 @@ class FixedWorkers(FixedScalingPolicy):
 
     def _cancel_resource_request(self) -> None:
         """Take back nothing."""
+
+
+class _Nobody:
+    """In the place of the actor at which workers wait for one another when they report to Ray, as ours never do."""
+
+    @classmethod
+    def options(cls, **unused: Any) -> type[_Nobody]:
+        return cls
+
+    @classmethod
+    def remote(cls, **unused: Any) -> _Nobody:
+        return cls()
+
+
+def _report_to_nobody() -> None:
+    """Keep Ray's controller, whose process this is, from starting that actor for its workers: 2.5 s of a core."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from ray.train.v2._internal.execution.worker_group import state, worker_group
+
+        end = state._shutdown_sync_actor
+        state._shutdown_sync_actor = lambda actor: None if isinstance(actor, _Nobody) else end(actor)
+        worker_group.SynchronizationActor = _Nobody
 
 
 @dataclass
