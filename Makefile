@@ -20,17 +20,20 @@ setup: $(VENV)/.all
 demo: $(VENV)/.demo
 	$(BIN)/headrace train heat2d --model mlp --shape 32x32 --simulations 100 --held-out 20 --learning-rate 3e-3 --run-dir $(RUN)
 
-# Two runs side by side: tests of studies wait for other processes much of the time. What failed is said again at the end.
+# Three runs side by side: tests of studies wait for other processes much of the time. What failed is said again at the end.
 test: SHELL := bash
 test: export COLUMNS = 250
 test: $(VENV)/.all
-	@set -o pipefail; \
-	$(BIN)/python -m pytest tests --ignore tests/online_training > $(VENV)/tests.log 2>&1 & beside=$$!; \
-	$(BIN)/python -m pytest tests/online_training 2>&1 | tee $(VENV)/studies.log; studies=$$?; \
-	echo "The other tests run beside these; their end:"; \
-	wait $$beside; others=$$?; cat $(VENV)/tests.log; \
-	grep -hE '^(E  |FAILED|ERROR|=+ .* in [0-9.]+s)' $(VENV)/studies.log $(VENV)/tests.log | tail -n 40; \
-	exit $$((studies || others))
+	@set -o pipefail; code=0; \
+	$(BIN)/python -m pytest tests/surrogates tests/cases > $(VENV)/surrogates.log 2>&1 & surrogates=$$!; \
+	$(BIN)/python -m pytest tests --ignore tests/surrogates --ignore tests/cases --ignore tests/online_training \
+	    > $(VENV)/others.log 2>&1 & others=$$!; \
+	$(BIN)/python -m pytest tests/online_training 2>&1 | tee $(VENV)/studies.log || code=1; \
+	echo "The other tests run beside these; their ends:"; \
+	wait $$surrogates || code=1; cat $(VENV)/surrogates.log; \
+	wait $$others || code=1; cat $(VENV)/others.log; \
+	cd $(VENV) && grep -hE '^(E  |FAILED|ERROR|=+ .* in [0-9.]+s)' studies.log surrogates.log others.log | tail -n 40; \
+	exit $$code
 
 lint: $(VENV)/.all
 	$(BIN)/ruff check .
