@@ -180,9 +180,9 @@ def test_a_deterministic_run_has_the_same_bits_killed_and_resumed_or_not(tmp_pat
         return record["generation"] >= generation and record["batch"] > more and list((parts / "checkpoints").iterdir())
 
     driver = Driver(parts, "new", held=True, **what)
-    driver.wait_until(lambda: trained(generation=1, more=20))
+    driver.wait_until(lambda: trained(generation=1, more=8))
     driver.kill("RayTrainWorker")
-    driver.wait_until(lambda: trained(generation=2, more=20))
+    driver.wait_until(lambda: trained(generation=2, more=8))
     driver.sigkill()
     assert study_here(parts, **what).run(resume=True).status == "finished"
     assert len(list((parts / "ledger").glob("study-*.log"))) == 3, "trainer and driver were killed in time"
