@@ -55,7 +55,7 @@ BY_INDEX = 8
 XXH3 = 16
 CHECKSUMS = ("crc32",) if xxhash is None else ("xxh3", "crc32")
 """Checksums of a block's content that this Python can take, fastest first."""
-RING_HEAD = 64
+RING_HEAD, RING_SAID, RING_GRANTED, RING_ASKED = 64, 24, 32, 40
 DEFAULT_LEASE = 60.0
 EXIT_LEASE_EXPIRED = 75
 COMPLETED, FAILED, STOPPED = 0, 1, 2
@@ -77,10 +77,14 @@ _ZERO_COPY_FROM = 64 * 1024
 _TOGETHER = 64 * 1024
 CHUNK = 256 * 1024
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.02
+_LOOK_AGAIN = 0.05
+# Waits that are over soon end before a message would have been made: some looks at memory, a nap before each.
+_NAP, _NAPS = 50e-6, 16
 _QUICK_STEP = 0.5e-3
 # Half of the most that an intake lets be on its way: while it works on these, the next are computed.
 _HELD_STEPS = 16
 _RING_ALIGNMENT = 64
+_MOST_ARRAYS = 1024
 # Plain numbers: or-ing members of an enumeration takes longer than signing a header.
 _AT_ONCE, _AT_ONCE_AND_MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK) | int(zmq.SNDMORE)
 
@@ -353,6 +357,9 @@ class Transport:
     checksum : of CHECKSUMS; the intake says which ones it knows.
     """
 
+    says_words = False
+    """Whether words and credit stand in memory that both sides see; messages say them only to who asks."""
+
     def __init__(self, checksum: str = "crc32") -> None:
         self.checksum = checksum
         self.flags = XXH3 if checksum == "xxh3" else 0
@@ -377,6 +384,13 @@ class Transport:
         """Place the beginning of what `room` returned last."""
         return Placed(checksum_of(content, self.checksum), content.nbytes, self.flags, frame=content.data)
 
+    def heard(self) -> tuple[int, int]:
+        """Return to how many steps the word is continue, and how many may be sent, as far as it stands here."""
+        return 0, 0
+
+    def ask(self, wanted: bool) -> None:
+        """Say whether this rank waits for a message with the next words and credit."""
+
     def sent(self, placed: Placed) -> None:
         """Say that the message about a placed content has left: its place is taken."""
 
@@ -397,6 +411,8 @@ class RingTransport(Transport):
     OSError : there is no such memory here: the intake is on another node, or in another container.
     """
 
+    says_words = True
+
     def __init__(self, offer: Mapping[str, Any], checksum: str = "crc32") -> None:
         super().__init__(checksum)
         self._size = int(offer["bytes"])
@@ -413,22 +429,43 @@ class RingTransport(Transport):
         self._bytes = np.frombuffer(self._mapping, np.uint8)
         self._head = self._sent = 0
         self._begun: int | None = None
+        self._arrays: dict[tuple[int, tuple[int, ...], np.dtype], np.ndarray] = {}
 
     def place(self, parts: Sequence[np.ndarray], dtype: np.dtype) -> Placed | None:
         """Copy parts into the ring as dtype; None where what lies there is not read yet."""
         length = dtype.itemsize * sum(part.size for part in parts)
-        if length > self._size // 2:
+        if not self.fits(length):
             return super().place(parts, dtype)
         position = self._free(length)
         if position is None:
             return None
-        start, digest = RING_HEAD + position % self._size, Digest(self.checksum)
-        for part in parts:
-            stop = start + part.size * dtype.itemsize
-            copy_checked(part, self._bytes[start:stop].view(dtype).reshape(part.shape), digest)
-            start = stop
+        start = RING_HEAD + position % self._size
+        if length <= CHUNK and len(parts) == 1:
+            target = self._array(start, parts[0].shape, dtype)
+            target[...] = parts[0]
+            checksum = checksum_of(target, self.checksum)
+        else:
+            digest = Digest(self.checksum)
+            for part in parts:
+                copy_checked(part, self._array(start, part.shape, dtype), digest)
+                start += part.size * dtype.itemsize
+            checksum = digest.value
         self._head = position + length
-        return Placed(digest.value, length, IN_RING | self.flags, position, end=self._head)
+        return Placed(checksum, length, IN_RING | self.flags, position, end=self._head)
+
+    def _array(self, start: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """Return what lies in the ring from a byte on as an array; blocks of one size come to the same places again."""
+        array = self._arrays.get((start, shape, dtype))
+        if array is None:
+            if len(self._arrays) >= _MOST_ARRAYS:
+                self._arrays.clear()
+            stop = start + math.prod(shape) * dtype.itemsize
+            array = self._arrays[start, shape, dtype] = self._bytes[start:stop].view(dtype).reshape(shape)
+        return array
+
+    def fits(self, length: int) -> bool:
+        """Whether so many bytes go through the ring at all."""
+        return length <= self._size // 2
 
     def _free(self, length: int) -> int | None:
         """Return where the next so many bytes go; None where what lies there is not read yet."""
@@ -442,7 +479,7 @@ class RingTransport(Transport):
 
     def room(self, length: int) -> np.ndarray:
         """Return a piece of the ring, if there is one now; else memory of its own."""
-        self._begun = self._free(length) if length <= self._size // 2 else None
+        self._begun = self._free(length) if self.fits(length) else None
         if self._begun is None:
             return super().room(length)
         start = RING_HEAD + self._begun % self._size
@@ -456,6 +493,15 @@ class RingTransport(Transport):
         checksum = checksum_of(content, self.checksum)
         return Placed(checksum, content.nbytes, IN_RING | self.flags, position, end=self._head)
 
+    def heard(self) -> tuple[int, int]:
+        """Read what the intake wrote into the ring's head: each number in one piece, and neither ever falls."""
+        said, granted = self._mapping[RING_SAID:RING_GRANTED], self._mapping[RING_GRANTED:RING_ASKED]
+        return int.from_bytes(said, "little"), int.from_bytes(granted, "little")
+
+    def ask(self, wanted: bool) -> None:
+        """Write into the ring's head whether this rank waits."""
+        self._mapping[RING_ASKED] = wanted
+
     def sent(self, placed: Placed) -> None:
         """Say that the intake will read a content: only it can free its place now."""
         self._sent = max(self._sent, placed.end)
@@ -467,6 +513,7 @@ class RingTransport(Transport):
     def close(self) -> None:
         """Unmap."""
         self._bytes = self._bytes[:0].copy()
+        self._arrays.clear()
         try:
             self._mapping.close()
         except BufferError:
@@ -847,6 +894,9 @@ class Stream:
         self._credit = 0
         self._words: dict[int, Word] = {}
         self._said = -1  # the words to all steps up to this one are known; continue, where `_words` has none
+        self._repeated: _RepeatedStep | None = None  # what the last step had that left alone
+        self._naps = 0  # since this rank began to wait
+        self._all_come_as_messages = False  # since one word was another than continue
         self._to_skip: set[int] = set()
         self._word = CONTINUE
         self._next = 0
@@ -899,7 +949,7 @@ class Stream:
         ------
         ValueError : a step out of order, or a block that does not fit its field or its place.
         """
-        if self._keep_like_before(step, time, values, where):
+        if self._keep_like_before(step, time, values, where) or self._send_like_before(step, time, values, where):
             return self._word
         if self._ended:
             raise RuntimeError(f"Simulation {self.simulation} has ended; step {step} cannot be sent.")
@@ -938,6 +988,7 @@ class Stream:
         self._wait(step, credit=False)
         if trackers:
             self._wait_until_free(trackers)
+        self._repeated = None if skips else self._connection.repeated(values, where)
         self._latest = clock.monotonic()  # what sending took does not make the solver a slow one
         return self._word
 
@@ -959,6 +1010,37 @@ class Stream:
         held.add(values, time)
         if held.full:
             self._release()
+        return True
+
+    def _send_like_before(self, step: int, time: float, values: Any, where: Any) -> bool:
+        """Send a step through the ring without another look, if it is like the last one; say so.
+
+        This rank must hold credit for it, no word other than continue may be known, and there must be room in the ring.
+        """
+        like = self._repeated
+        if like is None or step != self._next or self._held is not None or self.lost is not None or self._words:
+            return False
+        if self._ended or self._word == STOP or not like.repeats(values, where):
+            return False
+        if like.may_be_held and clock.monotonic() - self._latest < _QUICK_STEP:
+            return False
+        if self._credit <= step:
+            self._look()
+            if self._credit <= step:
+                return False
+        transport, ready = self._connection.link.transport, []
+        for block, part in like.parts:
+            placed = transport.place([values[part]], self._connection.dtype)
+            if placed is None:
+                transport.rewind()
+                return False
+            last = len(ready) == len(like.parts) - 1
+            ready.append((self._header(step, time, block, placed, last=last), placed))
+        self.bytes_sent += sum(placed.length for _, placed in ready)
+        self._next = step + 1
+        self._dispatch(ready)
+        self._wait(step, credit=False)
+        self._latest = clock.monotonic()
         return True
 
     def _may_keep(self, step: int) -> bool:
@@ -1018,8 +1100,10 @@ class Stream:
         link = self._connection.link
         # No further than the next steps need it: to look costs as much as to send.
         ahead = held.first + len(held.times) + _HELD_STEPS
-        while link.lost is None and not self._may_keep(ahead) and (message := link.receive(0.0)) is not None:
-            self._take(message[0])
+        self._look()
+        if not link.transport.says_words or self._all_come_as_messages:
+            while link.lost is None and not self._may_keep(ahead) and (message := link.receive(0.0)) is not None:
+                self._take(message[0])
         if link.lost is not None:
             self.lost = link.lost
             return
@@ -1079,20 +1163,53 @@ class Stream:
 
     def _wait(self, step: int, *, credit: bool) -> None:
         """Wait for credit for a step, or else for the word to the step before; note this word where it is known."""
-        if (self._credit <= step) if credit else (self._said < step - 1):
-            link, began = self._connection.link, clock.monotonic()
-            while (self._credit <= step) if credit else (self._said < step - 1):
+        if self._lacks(step, credit):
+            self._look()
+        if self._lacks(step, credit):
+            link, began, self._naps = self._connection.link, clock.monotonic(), 0
+            while self._lacks(step, credit):
                 if link.lost is not None:
                     self.lost = link.lost
                     break
-                message = link.receive(1.0)
-                if message is not None:
-                    self._take(message[0])
+                self._receive(1.0)
                 if self._words.get(step - 1) == STOP:
                     break
             self._latest = clock.monotonic()
             self.blocked_seconds += self._latest - began
         self._hear(step)
+
+    def _lacks(self, step: int, credit: bool) -> bool:
+        return self._credit <= step if credit else self._said < step - 1
+
+    def _look(self) -> None:
+        """Note the words and the credit that stand in memory: of words continue alone, others come as messages."""
+        said, granted = self._connection.link.transport.heard()
+        self._said, self._credit = max(self._said, said - 1), max(self._credit, granted)
+
+    def _receive(self, timeout: float) -> None:
+        """Wait for what the intake says next, and note it."""
+        link = self._connection.link
+        if not link.transport.says_words:
+            if (message := link.receive(timeout)) is not None:
+                self._take(message[0])
+            return
+        if self._naps < _NAPS and not self._all_come_as_messages:
+            self._naps += 1
+            clock.sleep(_NAP)
+            self._look()
+            return
+        # Whoever asks looks once more, and the intake writes before it looks who asks: one of the two sees the other,
+        # or, where a processor had its own order, this rank looks again soon.
+        before = self._said, self._credit
+        link.transport.ask(True)
+        self._look()
+        if (self._said, self._credit) == before:
+            message = link.receive(min(timeout, _LOOK_AGAIN))
+            while message is not None:  # all of them: what memory said first nobody would fetch
+                self._take(message[0])
+                message = link.receive(0.0)
+        link.transport.ask(False)
+        self._look()
 
     def _take(self, header: Header) -> None:
         if (header.simulation, header.attempt) != (self.simulation, self.attempt):
@@ -1103,6 +1220,7 @@ class Stream:
             word = Word(header.value & 0xFF)
             if word != CONTINUE:
                 self._words[header.step] = word
+                self._all_come_as_messages = True
             self._said = max(self._said, header.step)
             self._credit = max(self._credit, header.value >> 8)
             if header.flags & SKIP_NEXT:
@@ -1140,13 +1258,11 @@ class Stream:
         link, trackers = self._connection.link, []
         while link.lost is None and (ready or waiting):
             if not ready and (one := self._place(step, time, waiting)) is not None:
-                ready = [one]
+                ready, self._naps = [one], 0
             if not ready:
                 began = clock.monotonic()
-                message = link.receive(0.001)
+                self._receive(0.001)
                 self.blocked_seconds += clock.monotonic() - began
-                if message is not None:
-                    self._take(message[0])
                 continue
             trackers += self._dispatch(ready)
             self.bytes_sent += sum(placed.length for _, placed in ready)
@@ -1299,6 +1415,28 @@ def _fields_of(block: _Block) -> int:
     return len(parts) if len(parts) > 1 else len(parts[0]) if parts[0].ndim > len(block.shape) else 1
 
 
+class _RepeatedStep(NamedTuple):
+    """What steps have in common whose values are an array of one shape, for one place.
+
+    parts : for each message its block, without values, and which part of the array they are.
+    may_be_held : whether such steps may travel together.
+    """
+
+    shape: tuple[int, ...]
+    where: tuple[slice, ...] | None
+    parts: list[tuple[_Block, Any]]
+    may_be_held: bool
+
+    def repeats(self, values: Any, where: Any) -> bool:
+        """Whether an array and its place, as given to `send`, are like those of the step."""
+        return (
+            type(values) is np.ndarray
+            and values.shape == self.shape
+            and (where is None or type(where) is tuple)  # a list may be the same one with other slices in it
+            and where == self.where
+        )
+
+
 class _Cut(NamedTuple):
     """What of a rank's arrays travels together: fields first..last-1, or a piece of a single one, and its place."""
 
@@ -1419,7 +1557,8 @@ class Connection:
         while True:
             if self.link.lost is not None:
                 self.link.join()
-                if self._ask(Kind.DECLARE, {Kind.DECLARED}, payload=self.declaration()) is None:
+                hears = {"words": "ring"} if self.link.transport.says_words else {}
+                if self._ask(Kind.DECLARE, {Kind.DECLARED}, payload={**self.declaration(), **hears}) is None:
                     continue
             answer = self._ask(Kind.REQUEST, {Kind.ASSIGN, Kind.FINISHED}, value=self._round)
             if answer is not None:
@@ -1531,6 +1670,21 @@ class Connection:
                     cuts.append(_Cut(field, alike, piece, corner, extent, shape))
             field = alike
         return cuts
+
+    def repeated(self, values: Any, where: Any) -> _RepeatedStep | None:
+        """Return what a step that was sent has in common with more of its like; None where each must be looked at."""
+        transport = self.link.transport
+        plain = isinstance(values, np.ndarray) and (where is None or isinstance(where, tuple))
+        if not plain or not transport.says_words:
+            return None
+        parts, size = [], self.dtype.itemsize
+        for first, last, piece, offset, shape, global_shape in self._last_cuts:
+            if not transport.fits(size * (last - first) * math.prod(shape)):
+                return None
+            part = (first, *piece) if last == first + 1 else slice(first, last)
+            parts.append((_Block(first, [], offset, shape, global_shape), part))
+        held = len(parts) == 1 and _HeldSteps.can_take(parts[0][0]._replace(parts=[values[parts[0][1]]]), size)
+        return _RepeatedStep(values.shape, where, parts, held)
 
     @staticmethod
     def _cut(values: Any, arrays: list[np.ndarray], cuts: list[_Cut]) -> list[_Block]:

@@ -85,6 +85,7 @@ class Peer:
     last_heard: float = field(default_factory=time.monotonic)
     declared: bool = False
     ring: Ring | None = None
+    reads_ring: bool = False
     cells: CellList | None = None
 
     def check(self, header: Header, identity: bytes) -> None:

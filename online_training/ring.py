@@ -8,7 +8,7 @@ import os
 import secrets
 from typing import Any
 
-from .client import RING_HEAD, WireError
+from .client import RING_ASKED, RING_GRANTED, RING_HEAD, RING_SAID, WireError
 
 _SEALS = ("F_ADD_SEALS", "F_SEAL_SHRINK", "F_SEAL_GROW", "F_SEAL_SEAL")
 SMALLEST = 2**20
@@ -79,6 +79,15 @@ class Ring:
     def release(self, end: int) -> None:
         """Say that what lies before the position `end` is no longer needed."""
         self._mapping[:8] = end.to_bytes(8, "little")
+
+    def say(self, said: int, granted: int) -> bool:
+        """Say that the word to so many steps is continue, and that so many may be sent; return whether that will do.
+
+        It will not where the rank waits for a message.
+        """
+        self._mapping[RING_SAID:RING_GRANTED] = said.to_bytes(8, "little")
+        self._mapping[RING_GRANTED:RING_ASKED] = granted.to_bytes(8, "little")
+        return not self._mapping[RING_ASKED]
 
     def close(self) -> None:
         """Unmap; a second call does nothing."""

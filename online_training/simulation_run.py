@@ -48,6 +48,7 @@ class SimulationRun:
     received : steps 0..received-1 of this attempt are complete.
     done : (step, word) of those that are complete and not acknowledged yet.
     said : the words to steps 0..said-1 of this attempt have been said.
+    all_continue : all of these were continue, and need nothing else beside.
     pace : seconds from one complete step to the next, of late.
     own_pace : seconds that its solver takes for a step when it does not wait for the study, as far as known.
     busy_seconds : how long its slowest rank says that it did not wait.
@@ -70,6 +71,7 @@ class SimulationRun:
         self.failures = 0
         self.job: str | None = None
         self.granted = self.received = self.said = self.kept = 0
+        self.all_continue = False
         self.pace, self._completed = _SLOW_PACE, -math.inf
         self.own_pace, self.busy_seconds = math.inf, 0.0
         self.done: list[tuple[int, Word]] = []

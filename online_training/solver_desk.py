@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .simulation_table import SimulationTable
 
 _TOGETHER_BYTES = 64 * 1024
+_IN_RING = frozenset((Kind.ACK, Kind.CREDIT))
 
 
 class SolverDesk:
@@ -68,13 +69,16 @@ class SolverDesk:
         return [number for number in numbers if self._table.lose(number, reason)]
 
     def _tell_job(self, run: SimulationRun, kind: Kind, **fields: Any) -> None:
-        job = self._peers.jobs.get(run.job or "")
+        """Tell all ranks of a job; words continue and credit stand in the ring of those who look there."""
+        job, in_ring = self._peers.jobs.get(run.job or ""), run.all_continue and kind in _IN_RING
         for peer in list(job.peers.values()) if job else []:
-            self._tell(peer, kind, simulation=run.number, attempt=run.attempt, **fields)
+            if not (in_ring and peer.reads_ring and peer.ring.say(run.said, run.granted)):
+                self._tell(peer, kind, simulation=run.number, attempt=run.attempt, **fields)
 
     def _on_declare(self, peer: Peer, header: Header, payload: Any) -> None:
         layout = self._settings.layout
-        declared = read_json(bytes(payload)).get("fields")
+        content = read_json(bytes(payload))
+        declared = content.get("fields")
         expected = [{"name": name, "shape": list(layout.shape), "dtype": layout.dtype} for name in layout.fields]
         if declared != expected:
             self._refuse(peer, "declare", f"the solver declares the fields {declared}, but the study has {expected}")
@@ -82,6 +86,7 @@ class SolverDesk:
         peer.declared = True
         if peer.ring is not None:
             peer.ring.seal()
+            peer.reads_ring = content.get("words") == "ring"
         self._tell(peer, Kind.DECLARED)
 
     def _on_cells(self, peer: Peer, header: Header, payload: Any) -> None:
@@ -130,6 +135,11 @@ class SolverDesk:
         assignment = run.assignment
         # The attempt's number must outlive this process before a rank can use it: the next session takes a larger one.
         self._ledger.flush()
+        # What is left out is said step by step.
+        run.all_continue = self._settings.when_full != "skip"
+        for peer in job.peers.values():
+            if peer.reads_ring:
+                peer.ring.say(0, run.granted)  # nothing of the simulation before
         content = {"parameters": dict(assignment.parameters), "seed": assignment.seed}
         self._tell_job(run, Kind.ASSIGN, payload=content, value=self._settings.layout.num_steps)
         self._tell_job(run, Kind.CREDIT, value=run.granted)
@@ -199,13 +209,14 @@ class SolverDesk:
         granted = run.granted
         flags = SKIP_NEXT if self._table.decide(run) else 0
         words = self._table.words(run, time.monotonic())
+        # Said once, with the acknowledgement, and so to all ranks alike: whoever goes on at this pace will wait.
+        if words and words[-1] == (run.received - 1, Word.CONTINUE) and self._table.short_of_room(run):
+            words[-1] = run.received - 1, Word.SLOW
+        run.all_continue = run.all_continue and not flags and all(word == Word.CONTINUE for _, word in words)
         if not words and run.granted > granted:
             self._tell_job(run, Kind.CREDIT, value=run.granted)
         for step, word in words:
             last = step == run.received - 1
-            # Said once, with the acknowledgement, and so to all ranks alike: whoever goes on at this pace will wait.
-            if last and word == Word.CONTINUE and self._table.short_of_room(run):
-                word = Word.SLOW
             self._tell_job(run, Kind.ACK, step=step, value=run.granted << 8 | int(word), flags=flags if last else 0)
 
     def _make_durable(self) -> None:

@@ -1,6 +1,7 @@
 """The ring: what a rank puts into shared memory is what the intake reads, and nobody can harm the intake with it."""
 
 import gc
+import itertools
 import os
 import zlib
 from collections import deque
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.online_training.client import (
+    CONTINUE,
     IN_RING,
     STOP,
     Connection,
@@ -127,6 +129,95 @@ def test_a_ring_is_some_steps_long_and_bounded() -> None:
     assert ring_bytes(2**20, 2**24) == 2**22
     assert ring_bytes(2**30, 2**24) == 2**24
     assert ring_bytes(2**20, 0) == 0
+
+
+def test_the_head_says_words_and_credit_and_who_waits_for_a_message() -> None:
+    ring = Ring(4096)
+    rank = RingTransport(ring.offer())
+    assert rank.heard() == (0, 0) and Transport().heard() == (0, 0)
+    assert ring.say(3, 2**40), "nobody waits"
+    assert rank.heard() == (3, 2**40)
+    rank.ask(True)
+    assert not ring.say(4, 5) and rank.heard() == (4, 5)
+    rank.ask(False)
+    assert ring.say(5, 6)
+    rank.close()
+    ring.close()
+
+
+@pytest.mark.parametrize(("transport", "messages"), [("shm", 0), ("ipc", 6)])
+def test_a_rank_that_need_not_wait_gets_no_messages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str, messages: int
+) -> None:
+    """Every step is complete, with its word and the next one's credit said, before the next is sent."""
+    monkeypatch.setattr("headrace.online_training.step_credits._QUICK_SECONDS", 0.0)
+    posted: list[Kind] = []
+    with running_intake(tmp_path, make_layout(), transport=transport) as intake:
+        post = intake._socket.post
+
+        def note(identity: bytes, kind: Kind, *rest, **more) -> None:
+            posted.append(kind)
+            post(identity, kind, *rest, **more)
+
+        monkeypatch.setattr(intake._socket, "post", note)
+        stream_in_turn(intake, monkeypatch)
+        assert posted.count(Kind.ACK) == messages
+        assert intake.status()["rejected"] == {}
+
+
+def stream_in_turn(intake, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_environment(intake, monkeypatch)
+    plan(intake, 1)
+    with Connection({"u": (7, 5)}) as connection, connection.next() as stream:
+        for step in range(6):
+            assert stream.send(step=step, time=0.0, values=field_of(0, step, (7, 5))[None]) == CONTINUE
+            wait_until(lambda: intake.status()["steps_accepted"] > step)  # noqa: B023
+        assert stream.blocked_seconds == 0.0 or intake.settings.ring_bytes == 0
+    buffer, array = intake.settings.buffer, intake.settings.memory.array
+    for step in range(6):
+        assert np.array_equal(array[buffer.slots[0, step], 0], field_of(0, step, (7, 5)).astype(np.float32))
+
+
+def test_only_steps_like_the_one_before_go_without_another_look(tmp_path: Path, monkeypatch) -> None:
+    """Two fields that are messages of their own, one way or the other of giving them, and never the same values."""
+    shape, looked, blocks = (300, 310), [], Connection.blocks
+    monkeypatch.setattr("headrace.online_training.client._QUICK_STEP", 0.0)
+    monkeypatch.setattr(Connection, "blocks", lambda *given: looked.append(step) or blocks(*given))
+    with running_intake(tmp_path, make_layout(fields=("u", "v"), shape=shape, num_steps=12)) as intake:
+        use_environment(intake, monkeypatch)
+        plan(intake, 1)
+        with Connection({"u": shape, "v": shape}) as connection, connection.next() as stream:
+            for step in range(12):
+                values = np.stack([field_of(0, step, shape, field) for field in range(2)])
+                given = {5: dict(u=values[0], v=values[1]), 6: np.asfortranarray(values)}.get(step, values)
+                where = (slice(0, 300), slice(0, 310)) if step == 8 else None
+                assert stream.send(step=step, time=0.0, values=given, where=where) == CONTINUE
+                values[...] = -1.0  # it is free to change
+                wait_until(lambda: intake.status()["steps_accepted"] > step)  # noqa: B023
+        assert looked == [0, 5, 6, 8, 9]
+        buffer, array = intake.settings.buffer, intake.settings.memory.array
+        for step, field in itertools.product(range(12), range(2)):
+            expected = field_of(0, step, shape, field).astype(np.float32)
+            assert np.array_equal(array[buffer.slots[0, step], field], expected)
+
+
+def test_a_rank_that_does_not_look_there_gets_messages(tmp_path: Path) -> None:
+    """As clients of before, and those in C and Fortran."""
+    with running_intake(tmp_path, make_layout()) as intake:
+        plan(intake, 1)
+        link = solver(intake)
+        declare(link)
+        link.send(Kind.REQUEST, value=1)
+        assert [link.receive(PATIENCE)[0].kind for _ in range(2)] == [Kind.ASSIGN, Kind.CREDIT]
+        placed = link.transport.place([np.ones((7, 5))], np.dtype("<f4"))
+        link.send_block(
+            Header(Kind.BLOCK, simulation=0, attempt=1, dtype=1, num_blocks=1, global_shape=(7, 5), offset=(0, 0),
+                   block_shape=(7, 5), payload_length=placed.length, checksum=placed.checksum, flags=placed.flags,
+                   value=2 * placed.position + 1), b"",
+        )  # fmt: skip
+        wait_until(lambda: link.receive(PATIENCE)[0].kind == Kind.ACK)
+        assert link.transport.heard() == (0, 0)
+        link.close()
 
 
 def solver(intake, job: str = "1-0001") -> Link:
