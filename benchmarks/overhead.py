@@ -1,15 +1,16 @@
 """What a solver loses by streaming, beside the least that sending can cost: one copy of each snapshot and one wake-up.
 
-    python benchmarks/overhead.py [--quick] [--only simulations|sends] [--device cpu] [--resume]
+    python benchmarks/overhead.py [--quick] [--only simulations|shipped|sends] [--device cpu] [--resume]
 
 Parts: `simulations`, built-in cases on 1 and 2 ranks under mpirun, in turn in the same processes: alone, streamed
 through shared memory into a reservoir with room, and copied, where each snapshot becomes float32 in shared memory as
 long as the rank's ring, and a byte in a pipe wakes another process (as seldom as messages leave, for steps that travel
 together). The figure is the median over the turns of streamed over alone, so that a slower moment of the machine meets
-both; `least` is the same of copied. Cases with `every` send a snapshot after so many time steps. `sends`, the processor
-time of a rank's thread in one call of `send` (it does not count what the rank waits), a field of float64 that becomes
-float32, after the rank has walked through so many bytes of memory, as a solver does between two snapshots: what lay in
-the caches is gone then, the interpreter's part of them too.
+both; `least` is the same of copied. Cases with `every` send a snapshot after so many time steps. `shipped`, the same of
+built-in cases as they come, at their own size and with their own snapshots, of which the first few are sent. `sends`,
+the processor time of a rank's thread in one call of `send` (it does not count what the rank waits), a field of float64
+that becomes float32, after the rank has walked through so many bytes of memory, as a solver does between two snapshots:
+what lay in the caches is gone then, the interpreter's part of them too.
 One JSON line per figure, also in benchmarks/results/overhead-cpu.json.
 """
 
@@ -24,6 +25,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -31,21 +33,24 @@ from lines import Report, flags
 from stream import ROLES, Shape, line_of, play, run_ranks, study_of
 
 MOST_TURNS = 40
+PATIENCE = 6.0  # seconds of turns
 KINDS = ("alone", "streamed", "copied")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A built-in case at some size, which sends a snapshot after `every` time steps (0: as the case says)."""
+    """A built-in case at some size (none: its own), which sends a snapshot after `every` time steps (0: as it says)."""
 
     name: str
-    points: tuple[int, int]
+    points: tuple[int, ...] | None
     every: int = 0
     snapshots: int = 100
 
     def __str__(self) -> str:
+        if self.points is None:
+            return f"{self.name} as shipped"
         often = f" every {self.every} steps" if self.every > 1 else ""
-        return f"{self.name} {self.points[0]}x{self.points[1]}{often}"
+        return f"{self.name} {'x'.join(map(str, self.points))}{often}"
 
     def load(self) -> Any:
         """Return the case."""
@@ -53,14 +58,20 @@ class Setting:
 
         case = find_case(self.name, self.points).load()
         duration = case.duration * self.snapshots * max(1, self.every) / case.num_snapshots
-        return replace(case, duration=duration, num_snapshots=self.snapshots, steps_per_snapshot=self.every or None)
+        every = self.every or (case.steps_per_snapshot if self.points is None else None)
+        return replace(case, duration=duration, num_snapshots=self.snapshots, steps_per_snapshot=every)
 
 
 OVERHEAD = (
     Setting("heat2d", (64, 64)), Setting("heat2d", (256, 256)), Setting("heat2d", (512, 512), snapshots=40),
     Setting("heat2d", (64, 64), 16, 40), Setting("heat2d", (256, 256), 8, 20), Setting("heat2d", (512, 512), 4, 10),
-    Setting("fisher_kpp", (256, 256), snapshots=12),
+    Setting("heat2d", (64, 64), 48, 20), Setting("heat2d", (64, 64), 96, 10), Setting("heat2d", (256, 256), 24, 8),
+    Setting("heat2d", (512, 512), 8, 6), Setting("fisher_kpp", (256, 256), snapshots=12),
 )  # fmt: skip
+SHIPPED = tuple(Setting(name, None, snapshots=snapshots) for name, snapshots in (
+    ("heat2d", 100), ("burgers1d", 40), ("kuramoto_sivashinsky", 40), ("gray_scott", 8), ("kolmogorov", 12),
+    ("navier_stokes2d", 8), ("heat3d", 8), ("taylor_green3d", 4), ("cavity", 4), ("fisher_kpp", 8),
+))  # fmt: skip
 
 
 def run_simulations(shape: Shape, setting: list[Any], patience: float) -> None:
@@ -73,7 +84,8 @@ def run_simulations(shape: Shape, setting: list[Any], patience: float) -> None:
     from headrace.solvers.simulate import simulate
     from headrace.solvers.sink import Sink, Snapshot
 
-    comm, loaded = MPI.COMM_WORLD, Setting(setting[0], tuple(setting[1]), *setting[2:]).load()
+    points = None if setting[1] is None else tuple(setting[1])
+    comm, loaded = MPI.COMM_WORLD, Setting(setting[0], points, *setting[2:]).load()
     parameters = loaded.draw(np.full(len(loaded.parameters), 0.5))
     fields = {f"f{i}": loaded.grid.shape for i in range(shape.fields)}  # the names of the benchmark's intake
     share = shape.step_bytes // comm.size
@@ -167,11 +179,11 @@ ROLES["simulations"], ROLES["sends"] = run_simulations, run_sends
 def measure_overhead(label: str, setting: Setting, ranks: int, quick: bool) -> Iterator[dict[str, Any]]:
     """Yield by how much streaming lengthens a simulation, with a reservoir that always has room."""
     case = setting.load()
-    shape = Shape(part="overhead", fields=len(case.fields), rows=setting.points[0], columns=setting.points[1],
-                  steps=len(case.times), ranks=ranks, transport="shm")  # fmt: skip
+    shape = Shape(part="overhead", fields=len(case.fields), rows=0, columns=0, steps=len(case.times), ranks=ranks,
+                  transport="shm", grid=case.grid.shape)  # fmt: skip
     told = [setting.name, setting.points, setting.every, setting.snapshots]
     with study_of(shape, MOST_TURNS + 1) as (environment, _):
-        turns = json.loads(run_ranks(shape, "simulations", told, 2.0 if quick else 6.0, **environment))
+        turns = json.loads(run_ranks(shape, "simulations", told, 2.0 if quick else PATIENCE, **environment))
     ratios = {kind: [turn[kind][0] / turn["alone"][0] for turn in turns] for kind in KINDS}
     found = {kind: [1e3 * statistics.median(one) / shape.steps for one in zip(*(turn[kind] for turn in turns),
              strict=True)] for kind in KINDS}  # fmt: skip
@@ -206,17 +218,18 @@ def measure_sends(points: int, quick: bool) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     """Measure what is asked for and print one JSON line per figure."""
-    parser = flags(__doc__, ("simulations", "sends"))
+    parser = flags(__doc__, ("simulations", "shipped", "sends"))
     parser.add_argument("--role", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role:
         play(options.role)
         return
     report = Report("overhead", quick=options.quick, resume=options.resume)
-    for points in () if options.only == "simulations" else (16, 256) if options.quick else (16, 64, 256, 512):
+    wanted = {"simulations": OVERHEAD, "shipped": SHIPPED}
+    for points in () if options.only in wanted else (16, 256) if options.quick else (16, 64, 256, 512):
         report.measure(f"sends {points}x{points},", measure_sends(points, options.quick))
-    for setting in () if options.only == "sends" else OVERHEAD[:1] if options.quick else OVERHEAD:
-        for ranks in (1, 2):
+    for part in wanted if options.only is None else wanted.keys() & {options.only}:
+        for setting, ranks in product(wanted[part][:1] if options.quick else wanted[part], (1, 2)):
             label = f"overhead {setting}, {ranks} rank{'s' * (ranks > 1)}"
             report.measure(label, measure_overhead(label, setting, ranks, options.quick))
 

@@ -2,12 +2,14 @@
 
     python benchmarks/stream.py [--quick] [--only fields|messages] [--device cpu] [--resume]
 
-Parts: `fields`, fields of 64 KiB to 32 MiB from 1 and 2 ranks under mpirun, through shared memory, tcp and ipc;
+Parts: `fields`, fields of 64 KiB to 32 MiB from 1 and 2 ranks under mpirun, through shared memory, tcp and ipc, two of
+them encrypted over tcp;
 `messages`, blocks of at most 1 KiB: 32 fields in each step, which travel together, and a single one; `ray`, the same
 fields as arguments of calls of a Ray actor, eight on the way. Ours is the whole path: client, authentication,
 checksums on both sides, credits and acknowledgements, finite check, ledgers of
 both sides, assembly in shared memory; solver and intake are processes of their own. Raw pyzmq is PUSH/PULL of the
-same pieces through the same transport (beside shared memory: ipc) into the same kind of memory and nothing else.
+same pieces through the same transport (beside shared memory: ipc) into the same kind of memory and nothing else; over
+tcp also with the checks of ours, a checksum before sending, and checksum and finite check where a piece is copied to.
 "Checksums and copies alone" is what ours does to each byte outside ZeroMQ, by the same functions, timed in one process:
 copy into shared memory (not over tcp and ipc) and checksum of the sender; copy into the slot, checksum and finite check
 of the intake. Solver and intake share this work, so that ours can be faster where each has a core. A rank has two
@@ -54,11 +56,17 @@ class Shape:
     steps: int
     ranks: int
     transport: str
+    grid: tuple[int, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Points of a field: `grid`, of cases that have other than two axes."""
+        return tuple(self.grid) or (self.rows, self.columns)
 
     @property
     def step_bytes(self) -> int:
         """Bytes of one step over all ranks."""
-        return 4 * self.fields * self.rows * self.columns
+        return 4 * self.fields * math.prod(self.shape)
 
     def __str__(self) -> str:
         size = self.step_bytes // self.fields
@@ -79,6 +87,8 @@ def shapes(quick: bool) -> Iterator[Shape]:
                 steps = min(max(4, total // size), 500 if quick else 4000)
                 yield Shape(part="fields", fields=1, rows=rows, columns=columns, steps=steps, ranks=ranks,
                             transport=transport)  # fmt: skip
+    for rows, steps in () if quick else ((512, 256), (1024, 64)):
+        yield Shape(part="fields", fields=1, rows=rows, columns=rows, steps=steps, ranks=1, transport="curve")
     for ranks in (1, 2):
         for fields, steps in ((32, 1000), (1, 4000)):
             yield Shape(part="messages", fields=fields, rows=16, columns=16, steps=steps // 6 if quick else steps,
@@ -106,7 +116,7 @@ def serve_intake(shape: Shape, folder: str, repetitions: int) -> None:
             if self.population >= self.capacity // 2 + batch:
                 self.release([window.ticket for window in self.sample(batch)])
 
-    layout = StreamLayout(fields=tuple(f"f{i}" for i in range(shape.fields)), shape=(shape.rows, shape.columns),
+    layout = StreamLayout(fields=tuple(f"f{i}" for i in range(shape.fields)), shape=shape.shape,
                           num_steps=shape.steps, window=1)  # fmt: skip
     memory = SlotMemory.create(f"benchmark-{os.getpid()}", layout, SLOT_BYTES)
     memory.array.fill(0)
@@ -115,7 +125,7 @@ def serve_intake(shape: Shape, folder: str, repetitions: int) -> None:
         IntakeSettings(
             layout=layout, buffer=UsedAtOnce(len(memory.array), 1), memory=memory, views=1e-9, batch_size=1,
             study=STUDY, session=1, token=TOKEN, interface="127.0.0.1", port=0, run_dir=Path(folder), max_running=1,
-            **({} if shape.transport == "shm" else {"ring_bytes": 0}),
+            encrypt=shape.transport == "curve", **({} if shape.transport == "shm" else {"ring_bytes": 0}),
         )
     )  # fmt: skip
     intake.plan([Assignment(simulation=number, parameters={}) for number in range(repetitions + 1)])
@@ -166,11 +176,28 @@ def pieces_of(shape: Shape, rank: int) -> list[np.ndarray]:
     return [field[cut] for field in block_of(shape, rank) for cut in pieces(field.shape, 4)]
 
 
-def receive_raw(shape: Shape, repetitions: int, address: str) -> None:
+def raw_socket(context: zmq.Context, kind: int, shape: Shape) -> zmq.Socket:
+    """Return an end of a raw transfer, encrypted as ours where ours is."""
+    from headrace.online_training.client import curve_keys
+
+    socket = context.socket(kind)
+    if shape.transport == "curve":
+        socket.curve_server = kind == zmq.PULL
+        socket.curve_publickey, socket.curve_secretkey = curve_keys(TOKEN, "intake" if kind == zmq.PULL else "client")
+        if kind == zmq.PUSH:
+            socket.curve_serverkey, _ = curve_keys(TOKEN, "intake")
+    return socket
+
+
+def receive_raw(shape: Shape, repetitions: int, address: str, checked: bool) -> None:
     """Be the end of a raw transfer; print its address, then the seconds of each repetition."""
+    from headrace.online_training.assembly import Box, StepAssembly
+    from headrace.online_training.client import CHECKSUMS
+
     memory = np.zeros(SLOT_BYTES, np.uint8)
+    floats = memory.view(np.float32)
     count = shape.steps * sum(len(pieces_of(shape, rank)) for rank in range(shape.ranks))
-    with zmq.Context() as context, context.socket(zmq.PULL) as pull, context.socket(zmq.PUB) as go:
+    with zmq.Context() as context, raw_socket(context, zmq.PULL, shape) as pull, context.socket(zmq.PUB) as go:
         pull.setsockopt(zmq.RCVHWM, 64)
         pull.bind(address)
         port = go.bind_to_random_port("tcp://127.0.0.1")
@@ -185,19 +212,26 @@ def receive_raw(shape: Shape, repetitions: int, address: str) -> None:
                 frame = pull.recv(copy=False).buffer
                 size = len(frame)
                 place = place if place + size <= len(memory) else 0
-                memory[place : place + size] = frame
+                if checked:
+                    place_in = floats[place // 4 : (place + size) // 4]
+                    assembly = StepAssembly(place_in[None], size // 4, 0.0)
+                    assembly.place(Box(0, 1, (0,), place_in.shape), np.frombuffer(frame, np.float32), CHECKSUMS[0])
+                else:
+                    memory[place : place + size] = frame
                 place += size
             seconds.append(time.perf_counter() - began)
         print(json.dumps(seconds[1:]), flush=True)
 
 
-def send_raw(shape: Shape, repetitions: int, addresses: list[str]) -> None:
+def send_raw(shape: Shape, repetitions: int, addresses: list[str], checked: bool) -> None:
     """Be one rank of a raw transfer."""
     from mpi4py import MPI
 
+    from headrace.online_training.client import CHECKSUMS, checksum_of
+
     parts = [np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data for piece in
              pieces_of(shape, MPI.COMM_WORLD.rank)]  # fmt: skip
-    with zmq.Context() as context, context.socket(zmq.PUSH) as push, context.socket(zmq.SUB) as go:
+    with zmq.Context() as context, raw_socket(context, zmq.PUSH, shape) as push, context.socket(zmq.SUB) as go:
         push.setsockopt(zmq.SNDHWM, 64)
         push.connect(addresses[0])
         go.connect(addresses[1])
@@ -208,6 +242,8 @@ def send_raw(shape: Shape, repetitions: int, addresses: list[str]) -> None:
             go.recv()
             for _ in range(shape.steps):
                 for part in parts:
+                    if checked:
+                        checksum_of(part, CHECKSUMS[0])
                     push.send(part, copy=len(part) < 65536)
 
 
@@ -269,7 +305,7 @@ def study_of(shape: Shape, repetitions: int) -> Iterator[tuple[dict[str, str], C
         token = Path(folder) / "token"
         token.touch(0o600)
         token.write_text(TOKEN.hex())
-        kind = "tcp" if shape.transport == "tcp" else "ipc"
+        kind = {"tcp": "tcp", "curve": "curve+tcp"}.get(shape.transport, "ipc")
         environment = {
             "HEADRACE_TOKEN_FILE": str(token), "HEADRACE_STUDY": f"{STUDY:016x}", "HEADRACE_JOB": "1-0001",
             "HEADRACE_ADDRESS": next(address for address in addresses if address.startswith(kind)),
@@ -289,12 +325,12 @@ def time_ours(shape: Shape, repetitions: int) -> float:
     return statistics.median(json.loads(output))
 
 
-def time_raw(shape: Shape, repetitions: int) -> float:
-    """Return the median seconds of the raw transfer of the same pieces."""
+def time_raw(shape: Shape, repetitions: int, *, checked: bool = False) -> float:
+    """Return the median seconds of the raw transfer of the same pieces; checked : as ours are."""
     with tempfile.TemporaryDirectory() as folder:
-        address = "tcp://127.0.0.1:*" if shape.transport == "tcp" else f"ipc://{folder}/raw"
-        with process(arguments("raw-receiver", shape, repetitions, address)) as receiver:
-            run_ranks(shape, "raw-sender", repetitions, json.loads(receiver.stdout.readline()))
+        address = "tcp://127.0.0.1:*" if shape.transport in ("tcp", "curve") else f"ipc://{folder}/raw"
+        with process(arguments("raw-receiver", shape, repetitions, address, checked)) as receiver:
+            run_ranks(shape, "raw-sender", repetitions, json.loads(receiver.stdout.readline()), checked)
             return statistics.median(json.loads(receiver.communicate("", timeout=PATIENCE)[0]))
 
 
@@ -343,6 +379,10 @@ def measure(shape: Shape, repetitions: int) -> Iterator[dict[str, Any]]:
     goal, fraction, shared = {"shm": (3000, None, 0.8), "tcp": (1000, 0.75, None)}.get(shape.transport, (None,) * 3)
     yield figure(shape, "solver to reservoir", megabytes / ours, "MB/s", megabytes / raw, goal=goal)
     yield figure(shape, "fraction of raw pyzmq", raw / ours, "1", 1.0, goal=fraction)
+    if shape.transport == "tcp":
+        checked_raw = time_raw(shape, repetitions, checked=True)
+        yield figure(shape, "raw pyzmq with our checks", megabytes / checked_raw, "MB/s", megabytes / raw)
+        yield figure(shape, "fraction of raw pyzmq with our checks", checked_raw / ours, "1", 1.0)
     yield figure(shape, "plain copy", megabytes / plain, "MB/s", None)
     yield figure(shape, "checksums and copies alone", megabytes / checked, "MB/s", megabytes / plain)
     yield figure(shape, "fraction of checksums and copies", checked / ours, "1", 1.0, goal=shared)
