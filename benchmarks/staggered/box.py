@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -56,6 +56,11 @@ class WithoutDivergence(torch.nn.Module):
         return torch.fft.irfftn(spectrum, change.shape[-3:], dim=axes)
 
 
+def without_divergence(make: Callable[[int], torch.nn.Module], n: int) -> Callable[[int], torch.nn.Module]:
+    """Return a maker of such networks on n x n x n points."""
+    return lambda inputs: WithoutDivergence(make(inputs), n)
+
+
 def turned(fields: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Return velocities (..., 3, n, n, n) turned and mirrored at random, as a cube can be."""
     order = torch.randperm(3, generator=generator).tolist()
@@ -79,8 +84,7 @@ class Box:
     end: float = 1.0
     reading: str = "phase"
     width: int = 16
-    modes: int = 8
-    padding: float = 0.0
+    multipliers: tuple[int, ...] = (1, 2, 2)
     batch: int = 4
     pool: int = 64
     ndim: int = 3

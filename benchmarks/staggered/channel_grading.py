@@ -28,9 +28,8 @@ class ChannelSteps:
     """
 
     def __init__(self, channel: Channel, device: str, *, compiled: bool = False) -> None:
-        self._channel, self._solver = channel, channel.solver(device, torch.float32)
-        if compiled:
-            self._solver = self._solver.compiled()
+        self._channel = channel
+        self._solver = channel.compiled(device) if compiled else channel.solver(device, torch.float32)
 
     def _inflow(self, states: torch.Tensor) -> torch.Tensor:
         """Return inflows with the axes of (*lead, *grid)."""
@@ -41,7 +40,7 @@ class ChannelSteps:
         channel, viscosity = self._channel, 1 / (self._channel.reynolds * inflow)
         dt = channel.frame / channel.steps * inflow
         velocity = self._solver.advanced(velocity, dt, viscosity, channel.steps)
-        return velocity, self._solver.slope(velocity, viscosity)[1]
+        return velocity, self._solver.pressure(velocity, viscosity)
 
     def correction(self, old: Any, new: Any, t: float, dt: float) -> Any:
         """Return the error of new velocities and pressures, (*lead, ndim + 1, *grid)."""
@@ -75,7 +74,7 @@ class ChannelSteps:
         channel = self._channel
         inflow, velocity = self._inflow(young), channel.read(young)[:-1]
         first = young.clone()
-        first[:, :, -2] = self._solver.slope(velocity, 1 / (channel.reynolds * inflow))[1]
+        first[:, :, -2] = self._solver.pressure(velocity, 1 / (channel.reynolds * inflow))
         kept = [first]
         quarter = round(channel.end / channel.frame) // AGES
         device, octaves = young.device.type, set(np.geomspace(1, AGES * quarter, AGES).round().astype(int))

@@ -71,6 +71,8 @@ class Projected(KeepsInflow):
             new = self.common(window, new)
         new = torch.movedim(new, 2, 0)
         flow = channel.solver(window.device.type, window.dtype).projected(new)[0]
+        # In training it is compiled, for float32 only.
+        compiled, known = self.training and flow.dtype == torch.float32, flow.detach() if self.training else flow
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.training):
-            pressure = channel.pressure(flow, window[:, :, -1])
+            pressure = channel.pressure(known, window[:, :, -1], compiled=compiled)
         return torch.cat((torch.movedim(flow, 0, 2), pressure[:, :, None], window[:, :, -1:]), dim=2)

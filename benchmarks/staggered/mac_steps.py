@@ -160,19 +160,23 @@ class StaggeredSteps:
 
         dt, viscosity : numbers, or tensors with the axes of (*lead, *grid).
         """
-        f = self._slope_like(u, viscosity) if self._compile else lambda v: self.slope(v, viscosity)[0]
+        f = self._slope_like(u, viscosity, 0) if self._compile else lambda v: self.slope(v, viscosity)[0]
         for _ in range(steps):
             u = _runge_kutta(f, u, dt) if self._stages is None else _stabilised(f, u, dt, self._stages)
         return u
 
-    def _slope_like(self, u: torch.Tensor, viscosity: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Return the slope compiled for fields like u: a hundred small kernels become ten."""
-        key = (tuple(u.shape), u.dtype, viscosity if isinstance(viscosity, float) else None)
+    def pressure(self, u: torch.Tensor, viscosity: Any) -> torch.Tensor:
+        """Return the pressure (*lead, *grid) that belongs to a velocity."""
+        return self._slope_like(u, viscosity, 1)(u) if self._compile else self.slope(u, viscosity)[1]
+
+    def _slope_like(self, u: torch.Tensor, viscosity: Any, which: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return one result of `slope` compiled for fields like u: a hundred small kernels become ten."""
+        key = (tuple(u.shape), u.dtype, viscosity if isinstance(viscosity, float) else None, which)
         given = () if isinstance(viscosity, float) else (viscosity,)
         if key not in self._compiled:
             # Traced first, what is compiled knows nothing of grids; and once without, so that constants are on the GPU.
             self.slope(u, viscosity)
-            traced = make_fx(lambda v, *nu: self.slope(v, nu[0] if nu else viscosity)[0])(u, *given)
+            traced = make_fx(lambda v, *nu: self.slope(v, nu[0] if nu else viscosity)[which])(u, *given)
             self._compiled[key] = torch.compile(traced, dynamic=False)
         compiled = self._compiled[key]
         return lambda v: compiled(v, *given)

@@ -25,7 +25,7 @@ from headrace.surrogates.staggered_network import StaggeredNetwork
 from headrace.surrogates.unet import UNet, UNetwork
 from headrace.surrogates.unshuffled_network import UnshuffledNetwork
 
-from .box import P6, Box, WithoutDivergence, turned
+from .box import P6, Box, turned, without_divergence
 from .cavity import CAVITIES, Cavity
 from .channel import CHANNELS, Channel
 from .channel_network import KeepsInflow, Projected
@@ -86,6 +86,7 @@ AWAY_IN_CHANGES, LOST_IN_CHANGES = 5.0, 1e3
 """The same two where errors are in units of what the flow changes by (`Channel.still`)."""
 RISING = 500
 """Steps in which the learning rate rises, at most."""
+LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 INCREMENT = 0.3
 """What a flow past a block changes by in a frame, in units of what networks see of it."""
 # Below ν = 1e-3 the implicit midpoint rule of the differences has no step as long as a frame.
@@ -175,23 +176,26 @@ def network_of(
             make, stagger, fields=problem.fields, reading=problem.reading, shared=row.shared, exchange=row.exchange,
             streams=streams, **{**options, **({"gain": INCREMENT} if projected else {})},
         ).to(device)  # fmt: skip
-        if problem.ndim == 2 and (row.shared or s == 1):  # the layout in which convolutions are fast on a GPU
-            network = network.to(memory_format=torch.channels_last)
-        return Projected(network, problem, row.common) if projected else KeepsInflow(network)
-    make = fourier(width, problem.points // s, problem.modes, problem.padding, problem.ndim,
-                   problem.fields)  # fmt: skip
+        if row.shared or s == 1:  # the layout in which convolutions are fast on a GPU
+            network = network.to(memory_format=LAST[problem.ndim])
+        return Projected(network, problem, row.common).to(device) if projected else KeepsInflow(network)
     if isinstance(problem, Box):
-        inner = make
-        make = lambda inputs: WithoutDivergence(inner(inputs), problem.points // s)  # noqa: E731
+        make = without_divergence(
+            unet(width, 1, problem.multipliers, (True,) * problem.ndim, problem.fields), problem.points // s
+        )
+    else:
+        make = fourier(width, problem.points // s, problem.modes, problem.padding, problem.ndim, problem.fields)
     if row.kind == "unshuffled":
         return UnshuffledNetwork(make, stagger, **options).to(device)
     guess = None
     if row.kind == "corrected":
         guess = problem.part_solver(stagger, device)
-    return StaggeredNetwork(
+    network = StaggeredNetwork(
         make, stagger, fields=problem.fields, shared=row.shared, exchange=row.exchange, guess=guess, gain=row.gain,
         reading=problem.reading, streams=streams, **options,
     ).to(device)  # fmt: skip
+    box = isinstance(problem, Box) and (row.shared or s == 1)
+    return network.to(memory_format=LAST[problem.ndim]) if box else network
 
 
 def train(runs: Sequence[Run]) -> None:
@@ -346,7 +350,7 @@ class Run:
         """Yield the errors of roll-outs from states that no training saw."""
         row, problem, budget = self.row, self.problem, self.budget
         setup = (
-            f"{'U-Net' if isinstance(problem, Channel) else 'FNO'} width {problem.width}, "
+            f"{'U-Net' if isinstance(problem, Channel | Box) else 'FNO'} width {problem.width}, "
             f"{weights(self.network):,} weights, {self.steps} steps of batch {self.batch} "
             f"in {self.spent / 60:.2f} minutes{budget.beside}, {self.diverged} states diverged, seed {budget.seed}; "
         )
