@@ -23,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import psutil
@@ -46,6 +47,7 @@ from headrace.cases.catalogue import find_case
 from headrace.online_training import training_loop
 from headrace.online_training.client import Connection
 from headrace.online_training.feed import Feed
+from headrace.online_training.supply import Supply
 from headrace.online_training.training_step import TrainingStep
 from headrace.surrogates import FNO, MLP, Problem, Surrogate, UNet
 
@@ -276,11 +278,10 @@ def memory(quick: bool, device: str) -> Iterator[dict[str, Any]]:
 # -- workers on other nodes ------------------------------------------------------------------------------------------
 
 
-class FetchingFeed(Feed):
-    """A feed that behaves as if the reservoir were on another node."""
-
-    def _attach(self, welcome: Any) -> None:
-        return None
+def fetching_feed(*arguments: Any, **options: Any) -> Feed:
+    """Return a feed that behaves as if the reservoir were on another node."""
+    with mock.patch.object(Supply, "_attach", lambda *_: None):
+        return Feed(*arguments, **options)
 
 
 def draws(quick: bool, device: str) -> Iterator[dict[str, Any]]:
@@ -299,7 +300,7 @@ def draws(quick: bool, device: str) -> Iterator[dict[str, Any]]:
                 with solvers(settings, intake.addresses, run=flood):
                     while intake.call("status")["population"] < slots // 2:
                         time.sleep(0.2)
-                    for generation, (name, kind) in enumerate((("mapped", Feed), ("over tcp", FetchingFeed))):
+                    for generation, (name, kind) in enumerate((("mapped", Feed), ("over tcp", fetching_feed))):
                         address = intake.addresses.split(",")[-1]
                         with kind(address, TOKEN, STUDY, batch_size=8, generation=generation) as feed:
                             found[name] = drawn_per_second(feed, seconds)

@@ -163,6 +163,23 @@ def test_batches_that_the_feed_has_sent_to_a_gpu_are_those_in_memory(tmp_path, m
                 feed.release(draw)
 
 
+def test_what_feeds_the_second_gpu_opens_no_context_on_the_first(tmp_path, monkeypatch) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    program = (
+        "import sys, torch; from headrace.online_training.feeder_process import FeederProcess\n"
+        f"with FeederProcess(sys.argv[1], {TOKEN!r}, {STUDY}, batch_size=4, device='cuda:1') as feed:\n"
+        "    draw = feed.next(); draw.on_device.block.copied.synchronize()\n"
+        "    print(draw.on_device.tensors[0].device, *map(torch._C._cuda_hasPrimaryContext, (0, 1)))"
+    )
+    with real_intake(tmp_path, make_layout(), views=2.0) as intake, solver(monkeypatch, intake):
+        plan(intake, 3)
+        output = subprocess.run([sys.executable, "-c", program, intake.addresses], capture_output=True, text=True)
+        assert output.stdout.split() == ["cuda:1", "False", "True"], output.stderr
+        intake.request_stop()
+
+
 def test_two_workers_get_slices_of_the_same_batches(tmp_path, monkeypatch) -> None:
     layout = make_layout()
     with real_intake(tmp_path, layout, views=2.0) as intake, solver(monkeypatch, intake):
