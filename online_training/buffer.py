@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 
 class StreamEnded(Exception):
@@ -26,6 +28,16 @@ class Window(NamedTuple):
     start: int
     slots: tuple[int, ...]
     first: bool
+
+
+def window_dtype(window: int) -> np.dtype:
+    """Layout of one draw in a table; what a trainer is told of it begins like this (docs/wire.md)."""
+    return np.dtype(
+        [
+            ("ticket", "<u8"), ("simulation", "<u8"), ("attempt", "<u4"), ("start", "<u4"), ("first", "u1"),
+            ("slots", "<u4", (window,)),
+        ]
+    )  # fmt: skip
 
 
 class Buffer(ABC):
@@ -103,6 +115,26 @@ class Buffer(ABC):
         ------
         StreamEnded : the buffer is closed and drained, and nothing that was drawn can come back.
         """
+
+    def sample_many(self, counts: Sequence[int]) -> tuple[np.ndarray, list[int]] | None:
+        """Draw batches of these numbers of windows, as `sample` does one after the other; as many as it likes.
+
+        Returns
+        -------
+        A table of `window_dtype`, (windows,), in which the batches follow each other, and how many each of them has.
+        None: the trainer must wait.
+
+        Raises
+        ------
+        StreamEnded : as in `sample`.
+        """
+        windows = self.sample(counts[0])
+        if not windows:
+            return None
+        table = np.empty(len(windows), window_dtype(len(windows[0].slots)))
+        for name, column in zip(Window._fields, zip(*windows, strict=True), strict=True):
+            table[name] = column
+        return table, [len(table)]
 
     @abstractmethod
     def release(self, tickets: Iterable[int], *, used: bool = True) -> None:

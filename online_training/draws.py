@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 
-from .buffer import Buffer, StreamEnded, Window
+from .buffer import Buffer, StreamEnded, window_dtype
 from .client import MAX_BLOCK, WireError
 
 MAX_PENDING = 64
@@ -17,12 +17,8 @@ MAX_PENDING = 64
 
 def batch_dtype(window: int, num_parameters: int) -> np.dtype:
     """Layout of one record of BATCH's table, as in docs/wire.md."""
-    return np.dtype(
-        [
-            ("ticket", "<u8"), ("simulation", "<u8"), ("attempt", "<u4"), ("start", "<u4"), ("first", "u1"),
-            ("slots", "<u4", (window,)), ("times", "<f8", (window,)), ("parameters", "<f8", (num_parameters,)),
-        ]
-    )  # fmt: skip
+    more = [("times", "<f8", (window,)), ("parameters", "<f8", (num_parameters,))]
+    return np.dtype([*window_dtype(window).descr, *more])
 
 
 @dataclass
@@ -59,12 +55,12 @@ class _Batch:
 class Draws:
     """The draws of one generation of trainer workers after the other.
 
-    tabulate : makes BATCH's records of drawn windows.
-    may_draw : whether the reuse of windows allows another batch now.
+    tabulate : makes BATCH's records of a table of draws.
+    may_draw : whether the reuse of windows allows another batch now that so many are `drawn`.
     """
 
     def __init__(
-        self, buffer: Buffer, tabulate: Callable[[list[Window]], np.ndarray], may_draw: Callable[[], bool]
+        self, buffer: Buffer, tabulate: Callable[[np.ndarray], np.ndarray], may_draw: Callable[[], bool]
     ) -> None:
         self._buffer, self._tabulate, self._may_draw = buffer, tabulate, may_draw
         self.generation = -1
@@ -148,35 +144,38 @@ class Draws:
 
     def _draw(self) -> None:
         """Draw the batches that are asked for, up to one that must wait."""
-        first, batches = self._next, []
-        while self._next in self._asked and not self.ended and (windows := self._windows()):
-            batches.append(windows)
-            self._next += 1
-            self.drawn += len(windows)
-            self._tickets.update({window[0]: window[5] for window in windows})  # by place, twice as fast as by name
-        if batches:
-            records = self._tabulate(list(chain.from_iterable(batches)))
-            ends = list(accumulate(map(len, batches)))
-            for number, (begin, end) in enumerate(pairwise([0, *ends])):
+        while self._next in self._asked and not self.ended and (drawn := self._sample()) is not None:
+            records, sizes = self._tabulate(drawn[0]), drawn[1]
+            self._tickets.update(zip(records["ticket"].tolist(), records["first"].tolist(), strict=True))
+            for begin, end in pairwise([0, *accumulate(sizes)]):
                 slices = self._slices(records[begin:end])
-                self._batches[first + number] = _Batch(slices, set(range(self._num_workers)))
+                self._batches[self._next] = _Batch(slices, set(range(self._num_workers)))
+                self._next += 1
 
-    def _windows(self) -> list[Window] | None:
-        """Return the windows of the next batch; None where it must wait, or there is none."""
+    def _sample(self) -> tuple[np.ndarray, list[int]] | None:
+        """Draw the next batch, or some more; None where it must wait, or there is none."""
         if self._stop:
             self.ended = True
             return None
-        if not self._may_draw():
-            return None
+        counts, found, before = [], None, self.drawn
+        while (asked := self._asked.get(self._next + len(counts))) is not None and self._may_draw():
+            counts.append(max(batch for batch, _ in asked.values()))
+            self.drawn += counts[-1]  # the next one depends on that
         try:
-            windows = self._buffer.sample(max(batch for batch, _ in self._asked[self._next].values()))
+            if counts:
+                found = self._buffer.sample_many(counts)
         except StreamEnded:
             self.ended = True
+        self.drawn = before
+        if found is None:
             return None
+        table, sizes = found
+        self.drawn += len(table)
         # Slices are cut in the order of shards: whatever their number, the workers share out the shards among them.
-        if windows and self._buffer.shards > 1:
-            windows.sort(key=lambda window: self._buffer.shard_of(window.slots[0]))
-        return windows
+        if self._buffer.shards > 1:
+            batch = np.repeat(np.arange(len(sizes)), sizes)
+            table = table[np.lexsort((list(map(self._buffer.shard_of, table["slots"][:, 0].tolist())), batch))]
+        return table, sizes
 
     def _slices(self, records: np.ndarray) -> list[np.ndarray]:
         """Deal a batch to the workers."""
@@ -193,7 +192,7 @@ class Draws:
 
     def release(self, tickets: np.ndarray) -> None:
         """Windows were used; tickets that are unknown, e.g. released before, are ignored."""
-        done, out, copies = [], self._tickets, self._copies
+        out, copies, done = self._tickets, self._copies, []
         for number in tickets.tolist():
             if copies and copies[number] and number in out:
                 copies[number] -= 1

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from .buffer import Window
 from .random_set import RandomSet
-from .slot_buffer import SlotBuffer, Start
+from .slot_buffer import SlotBuffer
 
 
 class FIFO(SlotBuffer):
@@ -14,23 +13,18 @@ class FIFO(SlotBuffer):
 
     def __init__(self, capacity: int, window: int, watermark: int = 1, seed: int = 0, shards: int = 1) -> None:
         super().__init__(capacity, window, watermark, seed, shards)
-        self._queue: OrderedDict[Start, None] = OrderedDict()
+        self._queue: OrderedDict[int, None] = OrderedDict()
 
-    def _offer(self, start: Start, *, again: bool) -> None:
+    def _offer(self, start: int, *, again: bool) -> None:
         self._queue[start] = None
         if again:
             self._queue.move_to_end(start, last=False)
 
-    def _withdraw(self, start: Start) -> None:
+    def _withdraw(self, start: int) -> None:
         self._queue.pop(start, None)
 
-    def sample(self, count: int) -> list[Window] | None:
-        """Draw the oldest windows; None where the trainer must wait. Less than `count` only where no more can come.
-
-        Raises
-        ------
-        StreamEnded : the buffer is closed and drained, and nothing that was drawn can come back.
-        """
+    def _choose(self, count: int) -> tuple[list[int], bool] | None:
+        """Choose the oldest."""
         if not self.ready:
             return None
         here = len(self._queue)
@@ -39,7 +33,7 @@ class FIFO(SlotBuffer):
         if not here:
             self._require_more_to_come()
             return None
-        return self._deal([self._queue.popitem(last=False)[0] for _ in range(min(count, here))], last=True)
+        return [self._queue.popitem(last=False)[0] for _ in range(min(count, here))], True
 
 
 class FIRO(SlotBuffer):
@@ -47,21 +41,16 @@ class FIRO(SlotBuffer):
 
     def __init__(self, capacity: int, window: int, watermark: int = 1, seed: int = 0, shards: int = 1) -> None:
         super().__init__(capacity, window, watermark, seed, shards)
-        self._offered: RandomSet[Start] = RandomSet(self._generator)
+        self._offered: RandomSet[int] = RandomSet(self._generator)
 
-    def _offer(self, start: Start, *, again: bool) -> None:
+    def _offer(self, start: int, *, again: bool) -> None:
         self._offered.add(start)
 
-    def _withdraw(self, start: Start) -> None:
+    def _withdraw(self, start: int) -> None:
         self._offered.discard(start)
 
-    def sample(self, count: int) -> list[Window] | None:
-        """Draw windows uniformly; None where the trainer must wait. Less than `count` only where no more can come.
-
-        Raises
-        ------
-        StreamEnded : the buffer is closed and drained, and nothing that was drawn can come back.
-        """
+    def _choose(self, count: int) -> tuple[list[int], bool] | None:
+        """Choose uniformly."""
         if not self.ready:
             return None
         here = len(self._offered)
@@ -71,6 +60,5 @@ class FIRO(SlotBuffer):
             self._require_more_to_come()
             return None
         starts = self._offered.sample(min(count, here))
-        for start in starts:
-            self._offered.discard(start)
-        return self._deal(starts, last=True)
+        self._offered.discard(*starts)
+        return starts, True

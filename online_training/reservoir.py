@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from .buffer import Window
+from collections.abc import Sequence
+
+import numpy as np
+
 from .random_set import RandomSet
-from .slot_buffer import SlotBuffer, Start
+from .slot_buffer import SlotBuffer
 
 
 class Reservoir(SlotBuffer):
@@ -16,32 +19,41 @@ class Reservoir(SlotBuffer):
 
     def __init__(self, capacity: int, window: int, watermark: int = 1, seed: int = 0, shards: int = 1) -> None:
         super().__init__(capacity, window, watermark, seed, shards)
-        self._offered: RandomSet[Start] = RandomSet(self._generator)
+        self._offered: RandomSet[int] = RandomSet(self._generator)
 
-    def _offer(self, start: Start, *, again: bool) -> None:
+    def _offer(self, start: int, *, again: bool) -> None:
         self._offered.add(start)
 
-    def _withdraw(self, start: Start) -> None:
+    def _withdraw(self, start: int) -> None:
         self._offered.discard(start)
 
-    def sample(self, count: int) -> list[Window] | None:
-        """Draw windows uniformly, each once in a batch where there are enough; None where the trainer must wait.
-
-        Raises
-        ------
-        StreamEnded : the buffer is closed and drained, and nothing that was drawn can come back.
-        """
+    def _choose(self, count: int) -> tuple[list[int], bool] | None:
+        """Choose uniformly, each start once in a batch where there are enough; once closed, each for the last time."""
         if not self.ready:
             return None
-        if not self._closed:
-            return self._deal(self._offered.sample(count), last=False) or None
-        starts = self._offered.sample(min(count, len(self._offered)))
+        starts = self._offered.sample(min(count, len(self._offered)) if self._closed else count)
         if not starts:
             self._require_more_to_come()
             return None
-        for start in starts:
-            self._offered.discard(start)
-        return self._deal(starts, last=True)
+        if self._closed:
+            self._offered.discard(*starts)
+        return starts, self._closed
+
+    def sample_many(self, counts: Sequence[int]) -> tuple[np.ndarray, list[int]] | None:
+        """Draw batches of these numbers of windows, as `sample` does one after the other; as many as it likes.
+
+        As long as the reservoir is open its choices do not depend on what was drawn.
+
+        Raises
+        ------
+        StreamEnded : as in `sample`.
+        """
+        if self._closed or not self.ready or not len(self._offered):
+            return super().sample_many(counts)
+        starts: list[int] = []
+        for count in counts:
+            starts += self._offered.sample(count)
+        return self._deal(starts, last=False), list(counts)
 
 
 def check_capacity(capacity: int, max_running: int, window: int, batch: int, spare: int = 0) -> None:

@@ -4,29 +4,12 @@ from __future__ import annotations
 
 import random
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from .buffer import Buffer, StreamEnded, Window
+import numpy as np
+
+from .buffer import Buffer, StreamEnded, Window, window_dtype
 from .random_set import RandomSet
-
-
-class Start:
-    """A living start whose window is complete.
-
-    slots : of its steps; they are its own as long as it lives.
-    seen : its first draw was used.
-    first_is_out : a draw that counts as its first is not released yet.
-    pins : draws that are not released yet.
-    used_up : it was used for the last time; it dies with its last pin.
-    """
-
-    __slots__ = ("attempt", "first_is_out", "index", "pins", "seen", "simulation", "slots", "trajectory", "used_up")
-
-    def __init__(self, trajectory: _Trajectory, index: int, slots: tuple[int, ...]) -> None:
-        self.trajectory, self.index, self.attempt, self.slots = trajectory, index, trajectory.attempt, slots
-        self.simulation = trajectory.simulation
-        self.seen = self.first_is_out = self.used_up = False
-        self.pins = 0
 
 
 class _Trajectory:
@@ -35,7 +18,7 @@ class _Trajectory:
     shard : where its steps lie as long as there is room; None before the first.
     slots : slot of each step that is here.
     pending : for each start whose window is not complete, how many of its steps are here.
-    starts : the complete, living ones.
+    starts : slots of the first step of the complete, living ones: each such slot is the name of its start.
     dead : starts that were evicted, used up, or used before a resume.
     """
 
@@ -46,7 +29,7 @@ class _Trajectory:
         self.shard: int | None = None
         self.slots: dict[int, int] = {}
         self.pending: dict[int, int] = {}
-        self.starts: dict[int, Start] = {}
+        self.starts: dict[int, int] = {}
         self.dead: set[int] = set()
 
 
@@ -61,6 +44,9 @@ class SlotBuffer(Buffer):
     With capacity >= max_running * window nothing can deadlock: a running simulation keeps at most window-1
     steps for starts still to come, so that a full buffer has complete windows, which `sample` then hands out
     whatever the watermark.
+
+    What is to be known of a complete start lies in arrays, at the slot of its first step, which names it: quick
+    trainers draw windows by 100,000 a second, many at a time.
 
     The slots are divided into shards, equal and contiguous. A simulation goes to the shard with most room and
     stays there; only where nothing is free in it does a step go to another, so that shards never hold less than one
@@ -95,8 +81,14 @@ class SlotBuffer(Buffer):
         self._reserved: set[int] = set()
         self._trajectories: dict[int, _Trajectory] = {}
         self._ended: set[int] = set()
-        # Of each draw that is not released: its start, whether it counts as its first and whether it is its last.
-        self._tickets: dict[int, tuple[Start, bool, bool]] = {}
+        # Of complete starts, at their slot: a draw of it but for its ticket; whether its first draw was used; whether a
+        # draw that counts as its first is not released yet; how many draws are not; whether it dies with the last one.
+        self._drawn = np.zeros(capacity, window_dtype(window))
+        self._seen, self._first_is_out, self._used_up = (np.zeros(capacity, bool) for _ in range(3))
+        self._pins = np.zeros(capacity, np.int64)
+        # Of each draw that is not released: its start, whether it counts as its first and whether it is its last,
+        # as 4 start + 2 first + last.
+        self._tickets: dict[int, int] = {}
         self._last_ticket = 0
         self._population = self._unseen = 0
         self._refused = self._ready = self._closed = False
@@ -104,12 +96,21 @@ class SlotBuffer(Buffer):
     # -- what a kind of buffer decides -----------------------------------------------------------------------------
 
     @abstractmethod
-    def _offer(self, start: Start, *, again: bool) -> None:
+    def _offer(self, start: int, *, again: bool) -> None:
         """A start may be drawn from now on; again: it was taken before and came back."""
 
     @abstractmethod
-    def _withdraw(self, start: Start) -> None:
+    def _withdraw(self, start: int) -> None:
         """A start was evicted."""
+
+    @abstractmethod
+    def _choose(self, count: int) -> tuple[list[int], bool] | None:
+        """Return starts to draw, and whether that is for the last time; None where the trainer must wait.
+
+        Raises
+        ------
+        StreamEnded : as in `sample`.
+        """
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -232,8 +233,11 @@ class SlotBuffer(Buffer):
                 self._unneed(trajectory, index)
 
     def _complete(self, trajectory: _Trajectory, index: int) -> None:
-        slots = tuple([trajectory.slots[step] for step in range(index, index + self._window)])
-        start = trajectory.starts[index] = Start(trajectory, index, slots)
+        slots = [trajectory.slots[step] for step in range(index, index + self._window)]
+        start = trajectory.starts[index] = slots[0]
+        self._drawn[start] = 0, trajectory.simulation, trajectory.attempt, index, 0, slots
+        self._seen[start] = self._first_is_out[start] = self._used_up[start] = False
+        self._pins[start] = 0
         self._population += 1
         self._unseen += 1
         self._offer(start, again=False)
@@ -315,13 +319,13 @@ class SlotBuffer(Buffer):
                     self._free_slot(slot)
                     self._refused = False
 
-    def _kill(self, start: Start) -> None:
+    def _kill(self, start: int) -> None:
         """Remove a complete start that holds nothing."""
-        trajectory = start.trajectory
-        del trajectory.starts[start.index]
-        trajectory.dead.add(start.index)
+        trajectory, index = self._owner[start]
+        del trajectory.starts[index]
+        trajectory.dead.add(index)
         self._population -= 1
-        self._unneed(trajectory, start.index)
+        self._unneed(trajectory, index)
         self._forget_if_empty(trajectory)
 
     def _reclaim(self, shard: int) -> bool:
@@ -358,59 +362,104 @@ class SlotBuffer(Buffer):
 
     # -- draws -----------------------------------------------------------------------------------------------------
 
-    def _deal(self, starts: list[Start], *, last: bool) -> list[Window]:
-        """Pin starts and make their windows; last: they were taken and die once used."""
-        windows, tickets, number, held = [], self._tickets, self._last_ticket, []
-        make = tuple.__new__  # a third of the time of Window(...), which quick trainers draw by 100,000 a second
-        for start in starts:
-            first, slots = False, start.slots
-            if not start.seen:
-                if not start.first_is_out:
-                    first = start.first_is_out = True
-            elif start.pins == 0:
-                held += slots
-            start.pins += 1
-            number += 1
-            tickets[number] = start, first, last
-            windows.append(make(Window, (number, start.simulation, start.attempt, start.index, slots, first)))
-        self._hold(held)
-        self._last_ticket = number
-        return windows
+    def sample(self, count: int) -> list[Window] | None:
+        """Draw windows; None where the trainer must wait. Fewer than `count` only where no more can come for now.
+
+        Raises
+        ------
+        StreamEnded : the buffer is closed and drained, and nothing that was drawn can come back.
+        """
+        chosen = self._choose(count)
+        if chosen is None:
+            return None
+        table = self._deal(chosen[0], last=chosen[1])
+        columns = (table[name].tolist() for name in ("ticket", "simulation", "attempt", "start"))
+        slots, first = map(tuple, table["slots"].tolist()), map(bool, table["first"])
+        return [Window(*content) for content in zip(*columns, slots, first, strict=True)]
+
+    def sample_many(self, counts: Sequence[int]) -> tuple[np.ndarray, list[int]] | None:
+        """Draw batches of these numbers of windows, as `sample` does one after the other; as many as it likes.
+
+        Raises
+        ------
+        StreamEnded : as in `sample`.
+        """
+        chosen = self._choose(counts[0])
+        return None if chosen is None else (self._deal(chosen[0], last=chosen[1]), [len(chosen[0])])
+
+    def _deal(self, starts: Sequence[int], *, last: bool) -> np.ndarray:
+        """Pin starts and return a table of their draws; last: they were taken and die once used."""
+        index = np.array(starts)
+        seen = self._seen[index]
+        first = ~(seen | self._first_is_out[index])
+        if first.any():
+            # Of several draws of a start the earliest is its first.
+            where = np.flatnonzero(first)
+            _, earliest = np.unique(index[where], return_index=True)
+            first[where] = False
+            first[where[earliest]] = True
+            self._first_is_out[index[first]] = True
+        held = index[seen & (self._pins[index] == 0)]
+        if len(held):
+            self._hold(self._drawn["slots"][list(dict.fromkeys(held.tolist()))].ravel().tolist())
+        np.add.at(self._pins, index, 1)
+        table = self._drawn[index]
+        table["first"], table["ticket"] = first, np.arange(self._last_ticket + 1, self._last_ticket + 1 + len(index))
+        self._last_ticket += len(index)
+        self._tickets.update(zip(table["ticket"].tolist(), (4 * index + 2 * first + last).tolist(), strict=True))
+        return table
 
     def release(self, tickets: Iterable[int], *, used: bool = True) -> None:
         """The draws were used, or (used=False) given back unseen."""
-        out, free = self._tickets, []
+        out, codes = self._tickets, []
         try:
             for number in tickets:
-                start, first, last = out.pop(number)
-                start.pins -= 1
-                if first:
-                    start.first_is_out = False
-                    if used:
-                        start.seen = True
-                        self._unseen -= 1
-                if last:
-                    start.used_up = used
-                    if not used:
-                        self._offer(start, again=True)
-                if start.pins == 0:
-                    if start.used_up:
-                        self._unhold(free)  # one after the other, since victims are chosen by their places
-                        free.clear()
-                        self._settle(start)
-                    elif start.seen:
-                        free += start.slots
+                codes.append(out.pop(number))
         finally:
-            self._unhold(free)
+            self._give_back(np.array(codes, np.int64), used)
 
-    def _settle(self, start: Start) -> None:
+    def _give_back(self, codes: np.ndarray, used: bool) -> None:
+        """Take back draws by what `_tickets` says of them."""
+        index = codes >> 2
+        if not used or (codes & 1).any() or self._used_up[index].any():
+            for code in codes.tolist():
+                self._give_one_back(code >> 2, first=bool(code & 2), last=bool(code & 1), used=used)
+            return
+        first = index[codes & 2 > 0]
+        self._first_is_out[first], self._seen[first] = False, True
+        self._unseen -= len(first)
+        np.subtract.at(self._pins, index, 1)
+        done = index[self._seen[index] & (self._pins[index] == 0)]
+        if len(done):
+            # In the order in which their last draws are given back.
+            order = list(dict.fromkeys(done[::-1].tolist()))[::-1]
+            self._unhold(self._drawn["slots"][order].ravel().tolist())
+
+    def _give_one_back(self, start: int, *, first: bool, last: bool, used: bool) -> None:
+        self._pins[start] -= 1
+        if first:
+            self._first_is_out[start] = False
+            if used:
+                self._seen[start] = True
+                self._unseen -= 1
+        if last:
+            self._used_up[start] = used
+            if not used:
+                self._offer(start, again=True)
+        if self._pins[start] == 0:
+            if self._used_up[start]:
+                self._settle(start)
+            elif self._seen[start]:
+                self._unhold(self._drawn["slots"][start].tolist())
+
+    def _settle(self, start: int) -> None:
         """The last draw of a start that is used up was released: it dies, or waits for its first use."""
-        if start.seen:
-            self._unhold(start.slots)
+        if self._seen[start]:
+            self._unhold(self._drawn["slots"][start].tolist())
             self._kill(start)
         else:
             # Its last draw was used but its first one, which would be on record, was given back.
-            start.used_up = False
+            self._used_up[start] = False
             self._offer(start, again=True)
 
     def _may_fall_short(self) -> bool:

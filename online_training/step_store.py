@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import chain
-
 import numpy as np
 
 from .assembly import StepAssembly, all_finite
 from .block_intake import BlockIntake
-from .buffer import Buffer, Window
+from .buffer import Buffer
 from .client import checksum_of
 from .draws import batch_dtype
 from .fixed_order import FixedOrder
@@ -146,15 +144,13 @@ class StepStore(BlockIntake):
         elif self.counts["steps_accepted"] % _DRIFT_EVERY == 0:
             self._recent.add(self._slots[slot])
 
-    def tabulate(self, windows: list[Window]) -> np.ndarray:
-        """Return BATCH's records of drawn windows."""
-        records, runs = np.empty(len(windows), self._records), self.runs
-        columns = dict(zip(Window._fields, zip(*windows, strict=True), strict=True))
-        slots = np.fromiter(chain.from_iterable(columns.pop("slots")), np.uint32).reshape(len(windows), -1)
-        for column, values in columns.items():
-            records[column] = values
-        records["slots"], records["times"] = slots, self.slot_times[slots]
+    def tabulate(self, draws: np.ndarray) -> np.ndarray:
+        """Return BATCH's records of a table of draws."""
+        records, runs = np.empty(len(draws), self._records), self.runs
+        for name in draws.dtype.names:
+            records[name] = draws[name]
+        records["times"] = self.slot_times[draws["slots"]]
         # As bytes: from nested sequences numpy takes the numbers one by one.
-        parameters = b"".join([runs[number].packed for number in columns["simulation"]])
-        records["parameters"] = np.ndarray((len(windows), len(self._layout.parameters)), "<f8", parameters)
+        parameters = b"".join([runs[number].packed for number in draws["simulation"].tolist()])
+        records["parameters"] = np.ndarray((len(draws), len(self._layout.parameters)), "<f8", parameters)
         return records

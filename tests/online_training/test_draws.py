@@ -13,11 +13,10 @@ from headrace.online_training.reservoir import Reservoir
 BATCH, RECORDS = 6, batch_dtype(2, 0)
 
 
-def tabulate(windows) -> np.ndarray:
-    records = np.zeros(len(windows), RECORDS)
-    for number, window in enumerate(windows):
-        for name, value in window._asdict().items():
-            records[name][number] = value
+def tabulate(draws: np.ndarray) -> np.ndarray:
+    records = np.zeros(len(draws), RECORDS)
+    for name in draws.dtype.names:
+        records[name] = draws[name]
     return records
 
 
