@@ -132,5 +132,18 @@ def test_a_gpu_agrees_with_float64(channels, grid, modes, precision, tolerance, 
     assert farthest(found, expected) < 10 * tolerance
 
 
+@needs_gpu
+def test_the_compiler_agrees_with_float64_on_a_gpu():
+    torch.manual_seed(0)
+    exact = FourierNetwork(3, 1, 32, modes=(16, 16), periods=(1.0, 1.0), layers=2).double().cuda()
+    network = FourierNetwork(3, 1, 32, modes=(16, 16), periods=(1.0, 1.0), layers=2).cuda()
+    network.load_state_dict(exact.state_dict())
+    x = torch.randn(4, 3, 64, 64, dtype=torch.float64, device="cuda")
+    out = torch.compile(network, fullgraph=True, dynamic=False)(x.float())
+    found, expected = (values_and_gradients(y, list(net.parameters()))
+                       for y, net in ((out, network), (exact(x), exact)))  # fmt: skip
+    assert farthest(found, expected) < 1e-5
+
+
 if __name__ == "__main__":
     print(*distances_of_layers(), distance_of_lifted_layers(), distance_of_projection())
