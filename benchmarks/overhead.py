@@ -70,7 +70,7 @@ OVERHEAD = (
 )  # fmt: skip
 SHIPPED = tuple(Setting(name, None, snapshots=snapshots) for name, snapshots in (
     ("heat2d", 100), ("burgers1d", 40), ("kuramoto_sivashinsky", 40), ("gray_scott", 8), ("kolmogorov", 12),
-    ("navier_stokes2d", 8), ("heat3d", 8), ("taylor_green3d", 4), ("cavity", 4), ("fisher_kpp", 8),
+    ("navier_stokes2d", 8), ("heat3d", 8), ("taylor_green3d", 4), ("cavity", 2), ("fisher_kpp", 8),
 ))  # fmt: skip
 
 

@@ -17,7 +17,8 @@ from .running_statistics import RunningStatistics
 from .simulation_run import SimulationRun
 from .spool import Spooled
 
-_DRIFT_EVERY = 16
+# Of small steps one in so many is looked at for drift; of large ones fewer, which have as many values.
+_DRIFT_EVERY, _SMALL_BYTES, _MOST_LESS = 16, 2**18, 16
 
 
 class StepStore(BlockIntake):
@@ -37,6 +38,7 @@ class StepStore(BlockIntake):
         self.frozen = False
         self.statistics = RunningStatistics(len(layout.fields))
         self._recent = RunningStatistics(len(layout.fields))
+        self._drift_every = _DRIFT_EVERY * min(_MOST_LESS, max(1, layout.step_bytes // _SMALL_BYTES))
         self.windows_accepted = 0
         if self._in_order:
             buffer.on_step = self._count
@@ -107,7 +109,7 @@ class StepStore(BlockIntake):
         self.counts["steps_accepted"] += len(steps)
         if not self.frozen:
             self.statistics.add(values.reshape(len(steps), len(self._layout.fields), -1).swapaxes(0, 1))
-        elif before // _DRIFT_EVERY < self.counts["steps_accepted"] // _DRIFT_EVERY:
+        elif before // self._drift_every < self.counts["steps_accepted"] // self._drift_every:
             self._recent.add(self._slots[slots[-1]])
         for step, slot, time, part in zip(steps, slots, times, values, strict=True):
             self._note_step(run, run.attempt, step, slot, time, checksum_of(part, "xxh3"))
@@ -141,7 +143,7 @@ class StepStore(BlockIntake):
             self.statistics.add(self._slots[slot])
             # No later step may slip in, however many take their turn before anybody looks.
             self.frozen = self._in_order and self._buffer.ready
-        elif self.counts["steps_accepted"] % _DRIFT_EVERY == 0:
+        elif self.counts["steps_accepted"] % self._drift_every == 0:
             self._recent.add(self._slots[slot])
 
     def tabulate(self, draws: np.ndarray) -> np.ndarray:
