@@ -68,6 +68,17 @@ def measure_training(options: argparse.Namespace) -> Iterator[Figure]:
                 print(f"# {told}; --resume goes on", flush=True)
                 continue
             yield from run.figures(1 if options.quick else HELD_OUT)
+            yield from over_plain(run, {line["name"]: line["value"] for line in report_of(options).lines})
+
+
+def over_plain(run: Run, known: dict[str, float]) -> Iterator[Figure]:
+    """Yield the error of a step of a staggered network past a block over that of the plain one of its seed."""
+    what, seed = "error of a step over the state, root mean square", f"seed {run.budget.seed}"
+    mine = known.get(f"{run.row.name}, {seed}: {what}")
+    plain = known.get(f"{replace(run.row, factor=1, shared=False, exchange=0, common=0).name}, {seed}: {what}")
+    if run.row.factor > 1 and mine and plain:
+        goal = run.problem.goals.get("residual")
+        yield f"{run.row.name}, {seed}: error of a step over the plain network's", mine / plain, "1", goal, plain, ""
 
 
 def measure_comparison(options: argparse.Namespace) -> Iterator[Figure]:

@@ -401,8 +401,8 @@ CHANNELS = {
     one.name: one
     for one in (
         # 300 x 100 cells, a block of 10 x 20 at (50, 50); Re 400 is their μ = 0.1, ρ = 4 at an inflow of 0.5 cells.
-        Channel("P5", (300, 100), 20, (0.5, 1.0), (2.5, 2.5), 400.0, 5000, 160.0, {**FLOW, "shedding": 0.05},
-                frame=0.2, steps=8, batch=8, pool=128),
+        Channel("P5", (300, 100), 20, (0.5, 1.0), (2.5, 2.5), 400.0, 5000, 160.0,
+                {**FLOW, "shedding": 0.05, "residual": 1.5}, frame=0.2, steps=8, batch=8, pool=128),
         Channel("P7", (128, 64, 64), 16, (1.0, 1.0, 1.0), (2.0, 2.0, 2.0), 100.0, 1000, 6.0,
                 {**FLOW, "steps per second": 20.0}, frame=0.2, steps=3, end=20.0, inflows=(0.9, 1.1), width=8,
                 multipliers=(1, 2, 2), batch=2, pool=16, still=1e-2),
