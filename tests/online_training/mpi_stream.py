@@ -91,7 +91,9 @@ def main() -> None:
     for rank in range(comm.size):
         comm.Barrier()
         if rank == comm.rank:
-            print(json.dumps(report), flush=True)
+            # In one write, also where output is not buffered: mpirun may put what another rank writes between two.
+            sys.stdout.write(json.dumps(report) + "\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":
