@@ -76,6 +76,7 @@ _HELLO_PATIENCE = 2.0
 _ZERO_COPY_FROM = 64 * 1024
 _TOGETHER = 64 * 1024
 CHUNK = 256 * 1024
+_ALL_AT_ONCE = 2**20
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.02
 _LOOK_AGAIN = 0.05
 # Waits that are over soon end before a message would have been made: some looks at memory, a nap before each.
@@ -1678,6 +1679,9 @@ class Connection:
         if not plain or not transport.says_words:
             return None
         parts, size = [], self.dtype.itemsize
+        # Several large pieces had better leave one by one, while the next is copied.
+        if len(self._last_cuts) > 1 and size * values.size > _ALL_AT_ONCE:
+            return None
         for first, last, piece, offset, shape, global_shape in self._last_cuts:
             if not transport.fits(size * (last - first) * math.prod(shape)):
                 return None
