@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from .buffer import Buffer, StreamEnded, Window, window_dtype
+from .buffer import Buffer, StreamEnded, Window
 from .random_set import RandomSet
+from .start_table import StartTable
 
 
 class _Trajectory:
@@ -18,7 +19,7 @@ class _Trajectory:
     shard : where its steps lie as long as there is room; None before the first.
     slots : slot of each step that is here.
     pending : for each start whose window is not complete, how many of its steps are here.
-    starts : slots of the first step of the complete, living ones: each such slot is the name of its start.
+    starts : names (`StartTable`) of the complete, living ones.
     dead : starts that were evicted, used up, or used before a resume.
     """
 
@@ -44,9 +45,6 @@ class SlotBuffer(Buffer):
     With capacity >= max_running * window nothing can deadlock: a running simulation keeps at most window-1
     steps for starts still to come, so that a full buffer has complete windows, which `sample` then hands out
     whatever the watermark.
-
-    What is to be known of a complete start lies in arrays, at the slot of its first step, which names it: quick
-    trainers draw windows by 100,000 a second, many at a time.
 
     The slots are divided into shards, equal and contiguous. A simulation goes to the shard with most room and
     stays there; only where nothing is free in it does a step go to another, so that shards never hold less than one
@@ -81,15 +79,7 @@ class SlotBuffer(Buffer):
         self._reserved: set[int] = set()
         self._trajectories: dict[int, _Trajectory] = {}
         self._ended: set[int] = set()
-        # Of complete starts, at their slot: a draw of it but for its ticket; whether its first draw was used; whether a
-        # draw that counts as its first is not released yet; how many draws are not; whether it dies with the last one.
-        self._drawn = np.zeros(capacity, window_dtype(window))
-        self._seen, self._first_is_out, self._used_up = (np.zeros(capacity, bool) for _ in range(3))
-        self._pins = np.zeros(capacity, np.int64)
-        # Of each draw that is not released: its start, whether it counts as its first and whether it is its last,
-        # as 4 start + 2 first + last.
-        self._tickets: dict[int, int] = {}
-        self._last_ticket = 0
+        self._starts = StartTable(capacity, window)
         self._population = self._unseen = 0
         self._refused = self._ready = self._closed = False
 
@@ -234,10 +224,8 @@ class SlotBuffer(Buffer):
 
     def _complete(self, trajectory: _Trajectory, index: int) -> None:
         slots = [trajectory.slots[step] for step in range(index, index + self._window)]
-        start = trajectory.starts[index] = slots[0]
-        self._drawn[start] = 0, trajectory.simulation, trajectory.attempt, index, 0, slots
-        self._seen[start] = self._first_is_out[start] = self._used_up[start] = False
-        self._pins[start] = 0
+        start = self._starts.add(trajectory.simulation, trajectory.attempt, index, slots)
+        trajectory.starts[index] = start
         self._population += 1
         self._unseen += 1
         self._offer(start, again=False)
@@ -389,86 +377,65 @@ class SlotBuffer(Buffer):
 
     def _deal(self, starts: Sequence[int], *, last: bool) -> np.ndarray:
         """Pin starts and return a table of their draws; last: they were taken and die once used."""
-        index = np.array(starts)
-        seen = self._seen[index]
-        first = ~(seen | self._first_is_out[index])
-        if first.any():
-            # Of several draws of a start the earliest is its first.
-            where = np.flatnonzero(first)
-            _, earliest = np.unique(index[where], return_index=True)
-            first[where] = False
-            first[where[earliest]] = True
-            self._first_is_out[index[first]] = True
-        held = index[seen & (self._pins[index] == 0)]
-        if len(held):
-            self._hold(self._drawn["slots"][list(dict.fromkeys(held.tolist()))].ravel().tolist())
-        np.add.at(self._pins, index, 1)
-        table = self._drawn[index]
-        table["first"], table["ticket"] = first, np.arange(self._last_ticket + 1, self._last_ticket + 1 + len(index))
-        self._last_ticket += len(index)
-        self._tickets.update(zip(table["ticket"].tolist(), (4 * index + 2 * first + last).tolist(), strict=True))
+        table, unpinned = self._starts.deal(starts, last=last)
+        if unpinned:
+            self._hold(self._starts.slots(unpinned))
         return table
 
     def release(self, tickets: Iterable[int], *, used: bool = True) -> None:
-        """The draws were used, or (used=False) given back unseen."""
-        out, codes = self._tickets, []
-        try:
-            for number in tickets:
-                codes.append(out.pop(number))
-        finally:
-            self._give_back(np.array(codes, np.int64), used)
+        """The draws were used, or (used=False) given back unseen.
 
-    def _give_back(self, codes: np.ndarray, used: bool) -> None:
-        """Take back draws by what `_tickets` says of them."""
-        index = codes >> 2
-        if not used or (codes & 1).any() or self._used_up[index].any():
-            for code in codes.tolist():
-                self._give_one_back(code >> 2, first=bool(code & 2), last=bool(code & 1), used=used)
-            return
-        first = index[codes & 2 > 0]
-        self._first_is_out[first], self._seen[first] = False, True
-        self._unseen -= len(first)
-        np.subtract.at(self._pins, index, 1)
-        done = index[self._seen[index] & (self._pins[index] == 0)]
-        if len(done):
-            # In the order in which their last draws are given back.
-            order = list(dict.fromkeys(done[::-1].tolist()))[::-1]
-            self._unhold(self._drawn["slots"][order].ravel().tolist())
+        Raises
+        ------
+        KeyError : a ticket is not out; those before it were released.
+        """
+        codes, error = self._starts.take_back(tickets)
+        again = self._starts.used_again(codes) if used else None
+        if again is not None:
+            self._unseen -= again[0]
+            if again[1]:
+                self._unhold(self._starts.slots(again[1]))
+        else:
+            for code in codes:
+                self._release(code >> 2, first=bool(code & 2), last=bool(code & 1), used=used)
+        if error is not None:
+            raise error
 
-    def _give_one_back(self, start: int, *, first: bool, last: bool, used: bool) -> None:
-        self._pins[start] -= 1
+    def _release(self, start: int, *, first: bool, last: bool, used: bool) -> None:
+        starts = self._starts
+        starts.pins[start] -= 1
         if first:
-            self._first_is_out[start] = False
+            starts.first_is_out[start] = False
             if used:
-                self._seen[start] = True
+                starts.seen[start] = True
                 self._unseen -= 1
         if last:
-            self._used_up[start] = used
+            starts.used_up[start] = used
             if not used:
                 self._offer(start, again=True)
-        if self._pins[start] == 0:
-            if self._used_up[start]:
+        if starts.pins[start] == 0:
+            if starts.used_up[start]:
                 self._settle(start)
-            elif self._seen[start]:
-                self._unhold(self._drawn["slots"][start].tolist())
+            elif starts.seen[start]:
+                self._unhold(starts.slots(start))
 
     def _settle(self, start: int) -> None:
         """The last draw of a start that is used up was released: it dies, or waits for its first use."""
-        if self._seen[start]:
-            self._unhold(self._drawn["slots"][start].tolist())
+        if self._starts.seen[start]:
+            self._unhold(self._starts.slots(start))
             self._kill(start)
         else:
             # Its last draw was used but its first one, which would be on record, was given back.
-            self._used_up[start] = False
+            self._starts.used_up[start] = False
             self._offer(start, again=True)
 
     def _may_fall_short(self) -> bool:
         """Whether fewer windows than wanted may be dealt, since no more come before these are used."""
-        return self._closed or (self._stuck and not self._tickets)
+        return self._closed or (self._stuck and not self._starts.tickets)
 
     def _require_more_to_come(self) -> None:
         """Raise StreamEnded where a closed buffer has nothing to offer and no draw that could come back."""
-        if self._closed and not self._tickets:
+        if self._closed and not self._starts.tickets:
             raise StreamEnded
 
     def close(self) -> None:

@@ -47,19 +47,19 @@ def drain(buffer, count: int = 3) -> list[tuple[int, int]]:
 
 def require_consistent(buffer) -> None:
     """Recount from the trajectories everything that the buffer keeps up to date step by step."""
-    window, pins = buffer._window, Counter(code // 4 for code in buffer._tickets.values())
+    window, pins = buffer._window, Counter(code // 4 for code in buffer._starts.tickets.values())
     needed, held, population, unseen = Counter(), Counter(), 0, 0
     for trajectory in buffer._trajectories.values():
         assert not set(trajectory.starts) & trajectory.dead
         assert not set(trajectory.pending) & (trajectory.dead | set(trajectory.starts))
         for index, start in trajectory.starts.items():
             population += 1
-            unseen += not buffer._seen[start]
-            assert start == trajectory.slots[index] and buffer._pins[start] == pins[start]
+            unseen += not buffer._starts.seen[start]
+            assert start == trajectory.slots[index] and buffer._starts.pins[start] == pins[start]
             for step in range(index, index + window):
                 slot = trajectory.slots[step]
                 needed[slot] += 1
-                held[slot] += pins[start] > 0 or not buffer._seen[start]
+                held[slot] += pins[start] > 0 or not buffer._starts.seen[start]
         if trajectory.simulation not in buffer._ended:
             for step, slot in trajectory.slots.items():
                 waiting = [s for s in range(max(0, step - window + 1), step + 1)
