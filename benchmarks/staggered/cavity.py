@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from ghia import from_ghia
+from scipy.interpolate import CubicSpline
 
 from headrace.cases.cavity import case as cavity
 from headrace.solvers import MemorySink, Parameters
@@ -45,13 +46,26 @@ def reference(reynolds: int, points: int, end: float) -> Future[dict[str, np.nda
     return solved_beside(f"cavity-{reynolds}-{points}", own_solver, reynolds, points, end)
 
 
-def restricted(velocity: np.ndarray, factor: int) -> np.ndarray:
-    """Return velocities (..., 2, n, n) at the faces of a grid that is coarser by a factor: means over its faces."""
-    *lead, _, n, _ = velocity.shape
-    rest = n // factor
-    u = velocity[..., 0, factor - 1 :: factor, :].reshape(*lead, rest, rest, factor).mean(-1)
-    v = velocity[..., 1, :, factor - 1 :: factor].reshape(*lead, rest, factor, rest).mean(-2)
+def restricted(velocity: np.ndarray, n: int) -> np.ndarray:
+    """Return velocities (times, 2, m, m) at the upper faces of a coarser grid (times, 2, n, n): means over its faces
+    where n divides m, else by cubic splines.
+    """
+    *lead, _, m, _ = velocity.shape
+    if m % n == 0:
+        factor = m // n
+        u = velocity[..., 0, factor - 1 :: factor, :].reshape(*lead, n, n, factor).mean(-1)
+        v = velocity[..., 1, :, factor - 1 :: factor].reshape(*lead, n, factor, n).mean(-2)
+        return np.stack([u, v], axis=-3)
+    faces, centres = ((np.arange(k) + 1.0) / k for k in (m, n)), ((np.arange(k) + 0.5) / k for k in (m, n))
+    across, along = tuple(faces), tuple(centres)
+    # u is at faces along x and between them along y, v the other way round.
+    u = _splined(_splined(velocity[..., 0, :, :], -2, *across), -1, *along)
+    v = _splined(_splined(velocity[..., 1, :, :], -2, *along), -1, *across)
     return np.stack([u, v], axis=-3)
+
+
+def _splined(values: np.ndarray, axis: int, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    return CubicSpline(source, values, axis=axis)(target)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,12 +162,12 @@ class Cavity:
 
     def rivals(self, device: str) -> Iterator[Rival]:
         """Yield explicit steps on coarser grids on the same device, by the same error."""
-        for factor in (4, 2, 1):
-            coarse = replace(self, points=self.points // factor)
+        for share in (0.25, 0.375, 0.5, 0.875, 1.0):
+            coarse = replace(self, points=round(share * self.points))
 
-            def error(coarse: Cavity = coarse, factor: int = factor) -> float:
+            def error(coarse: Cavity = coarse) -> float:
                 truth = reference(self.reynolds, self.points, self.end).result()["velocity"]
-                pairs = zip(coarse.solved_on(device)[1:], restricted(truth, factor)[1:], strict=True)
+                pairs = zip(coarse.solved_on(device)[1:], restricted(truth, coarse.points)[1:], strict=True)
                 return float(max(np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in pairs))
 
             name = f"explicit steps on {coarse.points} x {coarse.points}"
