@@ -37,7 +37,7 @@ from staggered.planes import HELD_OUT
 from staggered.ranks import measure_ranks
 from staggered.shedding import measure_shedding
 from staggered.speed import KINDS, measure_speed
-from staggered.training import PROBLEMS, ROWS, Budget, Row, Run, train
+from staggered.training import PROBLEMS, ROWS, Budget, Row, Run, end_of, train
 
 
 def report_of(options: argparse.Namespace) -> Report:
@@ -110,11 +110,14 @@ def measure_comparison(options: argparse.Namespace) -> Iterator[Figure]:
                     yield told(problem, rival), its_error, "1", None, None, ""
         # Parts with weights of their own are batched or on streams, whichever is faster.
         ways = (False, True) if options.device == "cuda" and row.factor > 1 and not row.shared else (False,)
-        runs = [Run(row, Budget(0.0, streams=streams), options.device) for streams in ways]
+
+        def seconds(batch: int, row: Row = row, ways: tuple[bool, ...] = ways) -> float:
+            return min(Run(row, Budget(0.0, streams=streams), options.device).seconds(batch) for streams in ways)
+
         for batch in batches:
             which = f"in a batch of {batch}" if batch > 1 else "alone"
-            network = f"{name}: time to t = {runs[0].end:g} {which}, all parts on one device"
-            yield from once(network, lambda batch=batch, runs=runs: min(run.seconds(batch) for run in runs))
+            network = f"{name}: time to t = {end_of(problem):g} {which}, all parts on one device"
+            yield from once(network, partial(seconds, batch))
             times = {}
             for rival, _ in solvers[problem.name]:
                 line = f"{problem.name}: {rival.name}: time" + (f" of each of {batch}" if batch > 1 else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -161,14 +161,15 @@ class Box:
 
         for n in (8, 12, 16, 24, 32, 48):
             for dt in (0.1, 0.05):
-                solver, steps = BoxSolver(n, self.viscosity, dt, torch.float64, device), round(self.end / dt)
+                steps, make = round(self.end / dt), partial(BoxSolver, n, self.viscosity, dt, torch.float64, device)
 
-                def error(solver: BoxSolver = solver, steps: int = steps, n: int = n) -> float:
+                def error(make: Callable[[], BoxSolver] = make, steps: int = steps, n: int = n) -> float:
                     start, truth = start_and_truth()
-                    return relative(resampled(solver.advanced(resampled(start, n), steps), self.points), truth)
+                    return relative(resampled(make().advanced(resampled(start, n), steps), self.points), truth)
 
-                def seconds(batch: int, solver: BoxSolver = solver, steps: int = steps, n: int = n) -> float:
-                    many = resampled(self.starts(1, 1_000_000, device).double(), n).repeat(batch, 1, 1, 1, 1)
+                def seconds(batch: int, make: Callable[[], BoxSolver] = make, steps: int = steps, n: int = n) -> float:
+                    many, solver = self.starts(1, 1_000_000, device).double(), make()
+                    many = resampled(many, n).repeat(batch, 1, 1, 1, 1)
                     return timed(lambda: solver.advanced(many, steps), device, 3) / batch
 
                 yield Rival(f"spectral {n} x {n} x {n}, dt {dt:g}", error, seconds)

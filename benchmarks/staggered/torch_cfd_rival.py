@@ -25,13 +25,11 @@ class Source:
         return self._values
 
 
-def step_of(plane: Plane, n: int, dt: float, device: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """Return one step of spectra (batch, n, n // 2 + 1), or None where torch-cfd is not installed."""
-    try:
-        from torch_cfd.grids import Grid
-        from torch_cfd.spectral import NavierStokes2DSpectral, RK4CrankNicolsonStepper
-    except ImportError:
-        return None
+def step_of(plane: Plane, n: int, dt: float, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return one step of spectra (batch, n, n // 2 + 1)."""
+    from torch_cfd.grids import Grid
+    from torch_cfd.spectral import NavierStokes2DSpectral, RK4CrankNicolsonStepper
+
     grid = Grid((n, n), domain=((0, 1.0), (0, 1.0)), device=torch.device(device))
     flow = NavierStokes2DSpectral(
         viscosity=plane.viscosity, grid=grid, smooth=True, step_fn=RK4CrankNicolsonStepper(),

@@ -198,6 +198,11 @@ def network_of(
     return network.to(memory_format=LAST[problem.ndim]) if box else network
 
 
+def end_of(problem: Problem) -> float:
+    """Return the time to which roll-outs go."""
+    return problem.rolled * problem.frame if isinstance(problem, Channel) else problem.end
+
+
 def train(runs: Sequence[Run]) -> None:
     """Train runs to their ends, one after another, or on a GPU all at the same time, each on a stream of its own."""
     if runs[0].device != "cuda":
@@ -322,12 +327,6 @@ class Run:
         self.diverged += pool.diverged
         self._save()
 
-    @property
-    def end(self) -> float:
-        """Time to which roll-outs go."""
-        problem = self.problem
-        return problem.rolled * problem.frame if isinstance(problem, Channel) else problem.end
-
     @torch.no_grad()
     def seconds(self, batch: int = 1) -> float:
         """Return the time of each trajectory of a batch, all parts on one device, all calls in one CUDA graph."""
@@ -335,7 +334,7 @@ class Run:
         shape = (batch, frames, problem.fields, *problem.shape)
         start = torch.zeros(shape, device=self.device)
 
-        windows = math.ceil(self.end / (problem.frame * frames))
+        windows = math.ceil(end_of(problem) / (problem.frame * frames))
         recorded = min(windows, 20)  # a graph of thousands of calls would take minutes to make
 
         def trajectory() -> torch.Tensor:
