@@ -20,19 +20,21 @@ setup: $(VENV)/.all
 demo: $(VENV)/.demo
 	$(BIN)/headrace train heat2d --model mlp --shape 32x32 --simulations 100 --held-out 20 --learning-rate 3e-3 --run-dir $(RUN)
 
-# Three runs side by side: tests of studies wait for other processes much of the time. What failed is said again at the end.
+# Three runs side by side: tests of studies, which share a Ray, wait for other processes much of the time. What failed is
+# said again at the end.
 test: SHELL := bash
 test: export COLUMNS = 250
 test: $(VENV)/.all
 	@set -o pipefail; code=0; \
-	$(BIN)/python -m pytest tests/surrogates tests/cases > $(VENV)/surrogates.log 2>&1 & surrogates=$$!; \
-	$(BIN)/python -m pytest tests --ignore tests/surrogates --ignore tests/cases --ignore tests/online_training \
+	$(BIN)/python -m pytest tests/online_training tests/surrogates tests/cases -m "not ray" > $(VENV)/engine.log 2>&1 & \
+	engine=$$!; \
+	$(BIN)/python -m pytest tests --ignore tests/online_training --ignore tests/surrogates --ignore tests/cases \
 	    > $(VENV)/others.log 2>&1 & others=$$!; \
-	$(BIN)/python -m pytest tests/online_training 2>&1 | tee $(VENV)/studies.log || code=1; \
+	$(BIN)/python -m pytest tests/online_training -m ray 2>&1 | tee $(VENV)/studies.log || code=1; \
 	echo "The other tests run beside these; their ends:"; \
-	wait $$surrogates || code=1; cat $(VENV)/surrogates.log; \
+	wait $$engine || code=1; cat $(VENV)/engine.log; \
 	wait $$others || code=1; cat $(VENV)/others.log; \
-	cd $(VENV) && grep -hE '^(E  |FAILED|ERROR|=+ .* in [0-9.]+s)' studies.log surrogates.log others.log | tail -n 40; \
+	cd $(VENV) && grep -hE '^(E  |FAILED|ERROR|=+ .* in [0-9.]+s)' studies.log engine.log others.log | tail -n 40; \
 	exit $$code
 
 lint: $(VENV)/.all

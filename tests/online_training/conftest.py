@@ -11,6 +11,13 @@ import pytest
 from .study_driver import HOLD
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs this folder's Ray, so that all of it can run in one process and the rest in another."""
+    for item in items:
+        if "ray_here" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
+
+
 @pytest.fixture(scope="session")
 def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     """Ray in this process, with one CPU; studies that are run in this process find it and start none of their own.

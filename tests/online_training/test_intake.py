@@ -79,6 +79,10 @@ def study(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         context.__exit__(None, None, None)
 
 
+# What ranks do does not depend on which socket carries the frames; starting them costs 2 s of a core each time.
+by_ring_and_frames = pytest.mark.parametrize("study", ["shm", "tcp"], indirect=True)
+
+
 def records_of(tmp_path: Path, event: str, session: int = 1) -> list[dict]:
     records = read_records(tmp_path / "ledger" / f"intake-{session}.log")
     return [record for record in records if record["e"] == event]
@@ -116,6 +120,7 @@ def test_blocks_of_unequal_size_and_two_fields_are_put_together(study, tmp_path:
 
 
 @pytest.mark.mpi
+@by_ring_and_frames
 @pytest.mark.parametrize(("slots", "pause"), [(20, 0.02), (400, 0.0)], ids=["slow", "quick"])
 def test_the_word_stop_is_the_same_on_all_ranks(study, slots: int, pause: float) -> None:
     """Also where many steps are on their way and acknowledged together."""
@@ -134,6 +139,7 @@ def test_the_word_stop_is_the_same_on_all_ranks(study, slots: int, pause: float)
 
 
 @pytest.mark.mpi
+@by_ring_and_frames
 def test_a_killed_rank_costs_one_attempt(study, tmp_path: Path) -> None:
     layout = make_layout()
     intake = study(layout)
@@ -153,6 +159,7 @@ def test_a_killed_rank_costs_one_attempt(study, tmp_path: Path) -> None:
 
 
 @pytest.mark.mpi
+@by_ring_and_frames
 def test_nan_puts_a_simulation_into_quarantine_and_the_job_goes_on(study, tmp_path: Path) -> None:
     intake = study()
     plan(intake, 3)
@@ -169,6 +176,7 @@ def test_nan_puts_a_simulation_into_quarantine_and_the_job_goes_on(study, tmp_pa
 
 
 @pytest.mark.mpi
+@by_ring_and_frames
 def test_a_restarted_intake_is_joined_by_the_ranks_that_live(study, tmp_path: Path) -> None:
     layout = make_layout(num_steps=30)
     first = study(layout, slots=20)  # nobody draws: the simulation cannot end before its intake is gone
@@ -229,6 +237,7 @@ def test_a_full_reservoir_blocks_the_solver_and_loses_nothing(study) -> None:
 
 
 @pytest.mark.mpi
+@by_ring_and_frames
 def test_solvers_that_outrun_the_trainer_hear_slow_on_all_ranks_at_the_same_step(study) -> None:
     """Five slots, windows of one step, nobody draws: step 4 is the last one with room, and its word says so."""
     layout = make_layout(num_steps=20, window=1)
@@ -578,6 +587,7 @@ def make_skipping(study, slots: int = 8, window: int = 2, num_steps: int = 40):
 
 
 @pytest.mark.mpi
+@by_ring_and_frames
 def test_all_ranks_leave_out_the_same_steps_and_never_wait(study, tmp_path: Path) -> None:
     intake = make_skipping(study)
     plan(intake, 1)
