@@ -9,14 +9,15 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import safetensors.torch
-import torch
 from safetensors import SafetensorError
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ KEPT = 2
 
 STATE, MODEL, OPTIMIZER = "state.json", "model.safetensors", "optimizer.safetensors"
 _NAME = re.compile(r"batch-(\d{8,})")
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,8 @@ def save_checkpoint(
     ------
     OSError : the disk is full or cannot be written; names the checkpoint. Nothing half-written stays.
     """
+    import safetensors.torch  # and torch, which an intake that looks for the newest checkpoint does without
+
     folder = Path(folder)
     path, temporary = folder / folder_name(state.batch), folder / f".{folder_name(state.batch)}.tmp"
     content = {
@@ -128,9 +132,7 @@ def read_checkpoint(path: str | Path, *, with_optimizer: bool = True) -> Checkpo
     FileNotFoundError : there is none.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"There is no checkpoint {path}.")
-    state, checksums = _decode_state(path / STATE)
+    state, checksums = _decode_state(path)
     model = _read_tensors(path / MODEL, checksums)
     optimizer = _read_tensors(path / OPTIMIZER, checksums) if with_optimizer else {}
     return Checkpoint(path=path, state=state, model=model, optimizer=optimizer)
@@ -146,10 +148,31 @@ def latest_checkpoint(folder: str | Path, *, with_optimizer: bool = True) -> Che
     ValueError : there are checkpoints, and all are damaged.
     RuntimeError : the newest was written by a newer version.
     """
+    return _newest(folder, lambda path: read_checkpoint(path, with_optimizer=with_optimizer))
+
+
+def latest_batch(folder: str | Path) -> int:
+    """Return the batch of the newest checkpoint that is sound by its checksums, 0 where there is none at all.
+
+    Raises
+    ------
+    ValueError, RuntimeError : as `latest_checkpoint`.
+    """
+
+    def read(path: Path) -> int:
+        state, checksums = _decode_state(path)
+        for name in (MODEL, OPTIMIZER):
+            _read_checked(path / name, checksums)
+        return state.batch
+
+    return _newest(folder, read) or 0
+
+
+def _newest(folder: str | Path, read: Callable[[Path], _Read]) -> _Read | None:
     damage = []
     for path in checkpoint_folders(folder):
         try:
-            return read_checkpoint(path, with_optimizer=with_optimizer)
+            return read(path)
         except FileNotFoundError:
             continue  # removed meanwhile, since newer ones were written
         except ValueError as error:
@@ -210,6 +233,8 @@ def _optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer)
 
 def _owned(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Copies on the CPU: safetensors refuses tensors that share memory, as tied weights do."""
+    import torch
+
     return {name: t.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for name, t in tensors.items()}
 
 
@@ -218,7 +243,10 @@ def _encode_state(state: TrainingState, checksums: Mapping[str, str]) -> bytes:
     return json.dumps({**content, "sha256": _digest(content)}, indent=1, sort_keys=True).encode()
 
 
-def _decode_state(path: Path) -> tuple[TrainingState, dict[str, str]]:
+def _decode_state(folder: Path) -> tuple[TrainingState, dict[str, str]]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no checkpoint {folder}.")
+    path = folder / STATE
     try:
         content = json.loads(_read(path))
         recorded = content.pop("sha256")
@@ -230,7 +258,7 @@ def _decode_state(path: Path) -> tuple[TrainingState, dict[str, str]]:
         raise ValueError(f"Checkpoint file {path} is damaged: its content does not match its checksum.")
     if content["format"] > FORMAT:
         raise RuntimeError(
-            f"Checkpoint {path.parent} has format {content['format']}; this version reads up to {FORMAT}. "
+            f"Checkpoint {folder} has format {content['format']}; this version reads up to {FORMAT}. "
             "Update headrace."
         )
     return TrainingState(**content["state"]), content["checksums"]
@@ -241,6 +269,15 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def _read_tensors(path: Path, checksums: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    import safetensors.torch
+
+    try:
+        return safetensors.torch.load(_read_checked(path, checksums))
+    except SafetensorError as error:
+        raise ValueError(f"Checkpoint file {path} cannot be read as safetensors: {error}.") from error
+
+
+def _read_checked(path: Path, checksums: Mapping[str, str]) -> bytes:
     data = _read(path)
     found = hashlib.sha256(data).hexdigest()
     if found != checksums[path.name]:
@@ -248,10 +285,7 @@ def _read_tensors(path: Path, checksums: Mapping[str, str]) -> dict[str, torch.T
             f"Checkpoint file {path} is damaged: {len(data)} bytes with sha256 {found[:12]}..., "
             f"written with {checksums[path.name][:12]}..."
         )
-    try:
-        return safetensors.torch.load(data)
-    except SafetensorError as error:
-        raise ValueError(f"Checkpoint file {path} cannot be read as safetensors: {error}.") from error
+    return data
 
 
 def _read(path: Path) -> bytes:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .buffer_kinds import make_buffer
+from .checkpoint import latest_batch
 from .fixed_order import FixedOrder
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ def repeat_session(
     ------
     ValueError : ledger and checkpoint are of different times.
     """
-    from .checkpoint import latest_checkpoint  # torch, which an intake does without otherwise
-
     settings = record.settings
     inner = make_buffer(
         settings.buffer_kind, plan.slots, record.window, watermark=plan.watermark, seed=settings.seed,
@@ -41,9 +40,8 @@ def repeat_session(
     buffer = FixedOrder(
         inner, numbers, group=settings.jobs, num_steps=layout.num_steps, window=record.window, views=plan.views
     )
-    checkpoint = latest_checkpoint(checkpoints)
     arrived, ended = ledger.extents()
-    needed = buffer.repeat(checkpoint.state.batch if checkpoint else 0, settings.batch_size, arrived, ended)
+    needed = buffer.repeat(latest_batch(checkpoints), settings.batch_size, arrived, ended)
     training = [
         replace(one, used=needed[one.simulation])
         for one in everything

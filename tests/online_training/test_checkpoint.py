@@ -21,6 +21,7 @@ from headrace.online_training.checkpoint import (
     checkpoint_folders,
     discard_newer,
     folder_name,
+    latest_batch,
     latest_checkpoint,
     optimizer_settings,
     read_checkpoint,
@@ -101,7 +102,7 @@ def test_damage_is_named_and_the_checkpoint_before_is_taken(two, name, damage, c
     with pytest.raises(ValueError, match=name):
         read_checkpoint(file.parent)
     with caplog.at_level(logging.WARNING):
-        assert latest_checkpoint(two).state.batch == 3
+        assert latest_checkpoint(two).state.batch == latest_batch(two) == 3
     assert name in caplog.text
     assert folder_name(6) in caplog.text
 
@@ -130,13 +131,15 @@ def test_every_flipped_bit_is_found(two):
 def test_where_all_are_damaged_nothing_is_made_up(two):
     for folder in checkpoint_folders(two):
         (folder / MODEL).write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"batch-00000006.*batch-00000003.*Restore one from a copy"):
-        latest_checkpoint(two)
+    for look in (latest_checkpoint, latest_batch):
+        with pytest.raises(ValueError, match=r"batch-00000006.*batch-00000003.*Restore one from a copy"):
+            look(two)
 
 
 def test_without_checkpoints_there_is_none(tmp_path):
     assert latest_checkpoint(tmp_path) is None
     assert latest_checkpoint(tmp_path / "missing") is None
+    assert latest_batch(tmp_path) == 0
 
 
 def test_a_newer_format_is_refused_and_not_skipped(two, monkeypatch):
@@ -213,7 +216,9 @@ def test_readers_and_kill_9_never_see_a_torn_checkpoint(tmp_path):
         seen, deadline = set(), time.monotonic() + 240
         while len(seen) < 15 and time.monotonic() < deadline:
             checkpoint = latest_checkpoint(tmp_path)
-            if checkpoint is not None:
+            if checkpoint is None:
+                time.sleep(0.05)
+            else:
                 assert (checkpoint.model["weight"] == checkpoint.state.batch).all()
                 seen.add(checkpoint.state.batch)
     finally:
