@@ -34,6 +34,11 @@ YOUNG = 32  # simulations, at most, that a pool of states of all ages comes from
 OUT, LEVEL = Neumann(0.0), Dirichlet(0.0)
 
 
+def young_of(count: int) -> int:
+    """Return of how many simulations a pool of so many states is made; their starts come first."""
+    return min(YOUNG, count // 2)
+
+
 @dataclass(frozen=True, eq=False)
 class Channel:
     """A channel (length, height, ...) around a block, at a Reynolds number of the block for inflow 1.
@@ -168,7 +173,7 @@ class Channel:
         if inflow is None:
             reference(self.name)
         if loss == "steps" and count > 1 and inflow is None:
-            young = self.start_windows("", frames, min(YOUNG, count // 2), device, seed)
+            young = self.start_windows("", frames, young_of(count), device, seed)
             return ChannelSteps(self, device).of_all_ages(young)
         rng = np.random.default_rng(seed)
         states = np.zeros((count, self.fields, *self.shape))

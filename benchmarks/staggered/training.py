@@ -27,7 +27,7 @@ from headrace.surrogates.unshuffled_network import UnshuffledNetwork
 
 from .box import P6, Box, turned, without_divergence
 from .cavity import CAVITIES, Cavity
-from .channel import CHANNELS, Channel
+from .channel import CHANNELS, Channel, young_of
 from .channel_network import KeepsInflow, Projected
 from .figures import timed, weights
 from .planes import HELD_OUT, PLANES, Plane
@@ -272,15 +272,19 @@ class Run:
         count = problem.pool if cuda else min(64, problem.pool)
         bank = problem.start_windows(row.loss, row.frames, count, self.device, 7 + self.steps)
         generator = torch.Generator().manual_seed(3 + self.steps)
+        grows = isinstance(problem, Channel) and row.loss == "steps"
+        rests, starts = grows and problem.still > 0, young_of(count)
 
         def fresh(count: int) -> torch.Tensor:
-            drawn = bank[torch.randint(len(bank), (count,), generator=generator).to(bank.device)]
+            places = torch.randint(len(bank), (count,), generator=generator)
+            if rests:  # as often at the start, from a jerk, as at any age
+                places = torch.where(torch.rand(count, generator=generator) < 0.5, places % starts, places)
+            drawn = bank[places.to(bank.device)]
             return turned(drawn, generator) if isinstance(problem, Box) else drawn
 
         lifetime = math.ceil(1.2 * problem.end / problem.frame / row.frames)
-        grows = isinstance(problem, Channel) and row.loss == "steps"
         jerked = isinstance(problem, Cavity) and row.loss == "steps"
-        away, lost = (AWAY_IN_CHANGES, LOST_IN_CHANGES) if grows and problem.still else (AWAY, LOST)
+        away, lost = (AWAY_IN_CHANGES, LOST_IN_CHANGES) if rests else (AWAY, LOST)
         pool = StatePool((lambda count: bank[[0] * count]) if jerked else fresh,
                          min(len(bank), problem.pool), lifetime=1 if grows else lifetime,
                          largest=LARGEST if grows else 50.0, seed=self.steps, octaves=jerked or grows)  # fmt: skip
