@@ -108,10 +108,11 @@ def measure_comparison(options: argparse.Namespace) -> Iterator[Figure]:
             for rival, its_error in solvers[problem.name]:
                 if told(problem, rival) not in known:
                     yield told(problem, rival), its_error, "1", None, None, ""
-        # Parts with weights of their own are batched or on streams, whichever is faster.
-        ways = (False, True) if options.device == "cuda" and row.factor > 1 and not row.shared else (False,)
+        # Parts with weights of their own are batched, on streams or one after another, whichever is fastest.
+        parts = row.factor**problem.ndim * row.frames
+        ways = (0, 1, parts) if options.device == "cuda" and parts > 1 and not row.shared else (0,)
 
-        def seconds(batch: int, row: Row = row, ways: tuple[bool, ...] = ways) -> float:
+        def seconds(batch: int, row: Row = row, ways: tuple[int, ...] = ways) -> float:
             return min(Run(row, Budget(0.0, streams=streams), options.device).seconds(batch) for streams in ways)
 
         for batch in batches:
@@ -210,7 +211,7 @@ def main() -> None:
     parser = flags(__doc__, PARTS, devices=("cpu", "cuda"))
     parser.add_argument("--eager", action="store_true", help="train without CUDA graphs")
     parser.add_argument("--together", action="store_true", help="on a GPU, train all rows and seeds at the same time")
-    parser.add_argument("--streams", action="store_true", help="train networks of parts beside each other on streams")
+    parser.add_argument("--streams", type=int, default=0, help="train networks of parts on so many streams")
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--seconds", type=float, default=math.inf)
     parser.add_argument("--row", type=int, nargs="+", choices=range(len(ROWS)), metavar="N")

@@ -36,8 +36,8 @@ class StaggeredNetwork(torch.nn.Module):
     position : per axis, whether it is periodic: networks then see where their points lie in the full box; None: not.
     scale : size of the states; inputs are divided by it and changes multiplied.
     gain : size of the changes over that of the states, for corrections that are small.
-    streams : on a GPU, run networks with weights of their own beside each other on streams instead of batched; in a
-        CUDA graph they become branches, each with the kernels of the plain network.
+    streams : networks with weights of their own are one batched call (0), or one after another (1), each with the
+        kernels of the plain network, or on a GPU dealt to so many streams, which are branches in a CUDA graph.
     """
 
     def __init__(  # noqa: PLR0913
@@ -45,7 +45,7 @@ class StaggeredNetwork(torch.nn.Module):
         shared: bool = False, embedding: int = 4, exchange: int = 0, conditions: int = 0,
         guess: Callable[[torch.Tensor, int | None], torch.Tensor] | None = None,
         position: Sequence[bool] | None = None, scale: float = 1.0, gain: float = 1.0,
-        streams: bool = False,
+        streams: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         if reading not in READINGS:
@@ -67,7 +67,8 @@ class StaggeredNetwork(torch.nn.Module):
         networks = [make(inputs) for _ in range(stagger.parts)]
         parameters, buffers = stack_module_state(networks)
         self._names = list(parameters)
-        self.stacked = torch.nn.ParameterList(parameters[name].detach() for name in self._names)
+        lay_out = _slices_channels_last if streams else torch.Tensor.detach
+        self.stacked = torch.nn.ParameterList(lay_out(parameters[name]) for name in self._names)
         self._buffer_names = list(buffers)
         for number, name in enumerate(self._buffer_names):
             self.register_buffer(f"buffer{number}", buffers[name])
@@ -145,21 +146,32 @@ class StaggeredNetwork(torch.nn.Module):
     def _changes(self, seen: torch.Tensor) -> torch.Tensor:
         if not hasattr(self, "_form"):
             return self._change * self.network(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])
-        if self.streams and seen.is_cuda:
-            return self._change * self._side_by_side(seen)
+        if self.streams:
+            return self._change * self._one_by_one(seen)
         return self._change * vmap(lambda state, x: functional_call(self._form[0], state, (x,)))(self._state(), seen)
 
-    def _side_by_side(self, seen: torch.Tensor) -> torch.Tensor:
-        main, streams, results = torch.cuda.current_stream(), [torch.cuda.Stream() for _ in seen], []
+    def _one_by_one(self, seen: torch.Tensor) -> torch.Tensor:
+        beside, results = seen.is_cuda and self.streams > 1, []
+        main = torch.cuda.current_stream() if beside else None
+        streams = [torch.cuda.Stream() for _ in range(min(self.streams, len(seen)))] if beside else []
+        for stream in streams:
+            stream.wait_stream(main)
         # Taken apart at once: the gradient of one part at a time would be as large as all of them.
         apart = {name: values.unbind(0) for name, values in self._state().items()}
-        for index, stream in enumerate(streams):
-            stream.wait_stream(main)
-            with torch.cuda.stream(stream):
+        for index, part in enumerate(seen):
+            with torch.cuda.stream(streams[index % len(streams)] if streams else None):
                 # The layout in which convolutions are fast on a GPU.
-                x = seen[index].contiguous(memory_format=torch.channels_last) if seen.ndim == 5 else seen[index]
+                x = part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part
                 state = {name: values[index] for name, values in apart.items()}
                 results.append(functional_call(self._form[0], state, (x,)))
         for stream in streams:
             main.wait_stream(stream)
         return torch.stack(results)
+
+
+def _slices_channels_last(stacked: torch.Tensor) -> torch.Tensor:
+    """Return stacked weights (parts, ...), those of convolutions in a plane laid out as a GPU likes each of them."""
+    if stacked.ndim != 5:
+        return stacked.detach()
+    flat = stacked.detach().flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    return flat.unflatten(0, stacked.shape[:2])

@@ -128,7 +128,7 @@ class Budget:
     state: Path | None = None
     resume: bool = False
     graph: bool = True
-    streams: bool = False
+    streams: int = 0
     beside: str = ""
 
 
@@ -162,7 +162,7 @@ def unet(
 
 
 def network_of(
-    row: Row, problem: Problem, seed: int, device: str, *, streams: bool = False
+    row: Row, problem: Problem, seed: int, device: str, *, streams: int = 0
 ) -> torch.nn.Module:
     """Return the untrained network of a row."""
     s, options = row.factor, problem.network_options()

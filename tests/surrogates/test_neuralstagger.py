@@ -227,6 +227,19 @@ def test_all_parts_in_one_call_equal_a_loop_over_them(reading, shared, position)
     torch.testing.assert_close(network(window), expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("make", [lambda inputs: unet(inputs), lambda inputs: fno(inputs)], ids=["unet", "fno"])
+def test_one_after_another_equals_the_batch_with_gradients(make):
+    window, found = vorticity(2, frames=2), []
+    for streams in (0, 1):
+        network = seeded(lambda: StaggeredNetwork(make, Stagger((2, 2), 2), scale=0.2, streams=streams).double())  # noqa: B023
+        new = network(window)
+        new.square().sum().backward()
+        found.append([new.detach(), *(p.grad for p in network.parameters())])
+    scale = max(float(one.abs().max()) for one in found[0])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12 * scale)
+
+
 def test_a_classical_step_of_every_part_is_corrected_batched_and_alone():
     stagger, window = Stagger((2, 4), 2), vorticity(2, frames=2)
     pace = torch.arange(1.0, 17.0, dtype=torch.float64).reshape(-1, 1, 1, 1, 1)
@@ -355,13 +368,14 @@ def test_streams_and_recorded_steps_change_no_result():
     window = vorticity(2, frames=2).float().cuda()
     for make in (unet, fno):
         found = []
-        for streams in (False, True):
+        for streams in (0, 1, 8):
             network = seeded(lambda: StaggeredNetwork(make, stagger, scale=0.2, streams=streams)).cuda()  # noqa: B023
             new = network(window)
             new.square().sum().backward()
             found.append([new.detach(), *(p.grad for p in network.parameters())])
-        for one, other in zip(*found, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(one.abs().max()))
+        for one, *others in zip(*found, strict=True):
+            for other in others:
+                torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(one.abs().max()))
     losses = []
     for graph in (False, True):
         network = seeded(lambda: StaggeredNetwork(fno, stagger, scale=0.2)).cuda()
