@@ -190,12 +190,10 @@ def network_of(
     guess = None
     if row.kind == "corrected":
         guess = problem.part_solver(stagger, device)
-    network = StaggeredNetwork(
+    return StaggeredNetwork(
         make, stagger, fields=problem.fields, shared=row.shared, exchange=row.exchange, guess=guess, gain=row.gain,
         reading=problem.reading, streams=streams, **options,
     ).to(device)  # fmt: skip
-    box = isinstance(problem, Box) and (row.shared or s == 1)
-    return network.to(memory_format=LAST[problem.ndim]) if box else network
 
 
 def end_of(problem: Problem) -> float:
