@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .kernel_products import dot
+from .kernel_products import dot, outer
 
 
 @triton.jit
@@ -195,7 +195,7 @@ def receive_backward(
         gradient = _silu_slope(dot(sent, matrix_now, None, PRECISION) + offset)
         gradient = tl.where(exists, coming * gradient, 0.0)
         shift_total += tl.sum(gradient, axis=0)
-        matrix_total = dot(tl.trans(gradient), sent, matrix_total, PRECISION)
+        matrix_total = outer(gradient, sent, matrix_total, PRECISION)
         gradient = dot(gradient, back_now, None, PRECISION) * _silu_slope(first)
         a_total += gradient
         tl.store(edges + s * (rows * H) + place, gradient, mask=inside)
@@ -256,7 +256,7 @@ def matrix_slopes(
         tile = tl.load(right + (other * LAYERS + layer) * (rows * H) + place, mask=inside, other=0.0)
         if which == 4:
             tile = _silu(tile)
-        total = dot(tl.trans(gradient), tile, total, PRECISION)
+        total = outer(gradient, tile, total, PRECISION)
     o = tl.arange(0, HP)
     end = out + ((which * LAYERS + layer) * PARTS + part) * (H * H)
     tl.store(end + o[:, None] * H + c[None, :], total, mask=(o[:, None] < H) & (c[None, :] < H))
