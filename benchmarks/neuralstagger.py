@@ -118,12 +118,14 @@ def measure_comparison(options: argparse.Namespace) -> Iterator[Figure]:
         for batch in batches:
             which = f"in a batch of {batch}" if batch > 1 else "alone"
             network = f"{name}: time to t = {end_of(problem):g} {which}, all parts on one device"
+            suffix = f"time of each of {batch}" if batch > 1 else "time"
+            lines = {f"{problem.name}: {rival.name}: {suffix}": rival for rival, _ in solvers[problem.name]}
+            if options.device == "cuda" and not torch.cuda.is_available() and not {network, *lines} <= known.keys():
+                continue
             yield from once(network, partial(seconds, batch))
-            times = {}
-            for rival, _ in solvers[problem.name]:
-                line = f"{problem.name}: {rival.name}: time" + (f" of each of {batch}" if batch > 1 else "")
+            for line, rival in lines.items():
                 yield from once(line, partial(rival.seconds, batch), "as long as the network's")
-                times[rival.name] = known[line]["value"]
+            times = {rival.name: known[line]["value"] for line, rival in lines.items()}
             if error is not None:
                 yield from compared(name, which, (error, known[network]["value"]), times, solvers[problem.name],
                                     known[f"{name}: training"]["value"])  # fmt: skip

@@ -100,15 +100,15 @@ def usable(
 ) -> Iterator[tuple[Rival, float]]:
     """Yield the solvers that come within one half, and their errors: on every grid those of the longest two steps.
 
-    Shorter steps cost more, and the error is that of the grid. known : lines by name, whose errors need not be
-    computed again; of a grid that they speak of, other steps are left out.
+    Shorter steps cost more, and the error is that of the grid. known : lines by name; where they tell errors of this
+    problem, no others are computed.
     """
     known, found = known or {}, Counter[str]()
     every = list(rivals(problem, device, count))
-    spoken = {rival.grid for rival in every if told(problem, rival) in known}
+    told_before = any(told(problem, rival) in known for rival in every)
     for rival in every:
         line = known.get(told(problem, rival))
-        if found[rival.grid] == 2 or (line is None and rival.grid in spoken):
+        if found[rival.grid] == 2 or (line is None and told_before):
             continue
         error = rival.error() if line is None else line["value"]
         if error is not None and error < 0.5:
