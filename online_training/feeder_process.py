@@ -58,7 +58,7 @@ class FeederProcess:
         self._spent: deque[Any] = deque()  # copies of blocks of which all batches were released
         self._next = self._coming = 0  # the batch wanted next, and the one that follows those which are ready
         self._used = self._freed = 0
-        self._told_next, self._told_used, self._told = -1, 0, 0.0
+        self._told_next, self._told = -1, 0.0
         self._together = 1
         self._end: int | None = None
         self._statistics: dict[str, Any] | None = None
@@ -137,8 +137,9 @@ class FeederProcess:
         oldest[0] -= 1
         if not oldest[0]:
             self._spent.append(self._held.popleft()[1])
-        if self._used - self._told_used >= self._together:
-            self._tell(time.monotonic())
+        now = time.monotonic()
+        if now - self._told > RELEASE_SECONDS:  # else the next batch, which is soon asked for, tells of this one too
+            self._tell(now)
 
     def steer(self, simulation: int, word: Word, reason: str) -> None:
         """Let the intake say a word to a running simulation, with the acknowledgement of its next step."""
@@ -180,7 +181,7 @@ class FeederProcess:
             self._spent.popleft()
             self._freed += 1
         self._send(NEWS.pack(b"N", self._next, self._used, self._freed, self._pace.seconds, waiting))
-        self._told_next, self._told_used, self._told = self._next, self._used, now
+        self._told_next, self._told = self._next, now
 
     def _send(self, message: bytes) -> None:
         try:

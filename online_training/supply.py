@@ -103,7 +103,7 @@ class Supply(Generic[Gathered]):
     @property
     def together(self) -> int:
         """Batches that are asked for, and given back, at a time."""
-        return max(1, self.prefetch // 3)
+        return max(1, self.prefetch // 4)
 
     def ask_statistics(self) -> None:
         """Let the intake send the statistics as soon as they are frozen."""
@@ -235,7 +235,7 @@ class Supply(Generic[Gathered]):
 
 
 class Pace:
-    """Seconds from one batch to the next of late, as a worker wants them."""
+    """Seconds from one batch to the next of late, as a worker wants them; one pause counts as two of these at most."""
 
     def __init__(self) -> None:
         self.seconds = AHEAD_SECONDS
@@ -247,7 +247,7 @@ class Pace:
             self._began = now
             return 0.0
         passed, self._began = now - self._began, now
-        self.seconds += 0.1 * (min(passed, 10 * AHEAD_SECONDS) - self.seconds)
+        self.seconds += 0.1 * (min(passed, 2 * self.seconds) - self.seconds)
         return passed
 
 

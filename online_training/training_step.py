@@ -106,12 +106,12 @@ class TrainingStep:
         arrays = (draw.states, draw.times, draw.parameters)
         if self._copies is None:
             return [torch.from_numpy(array).to(self._device, dtype=torch.float32) for array in arrays]
-        computing = torch.cuda.current_stream(self._device)
         if draw.on_device is not None:
             if draw.on_device.block is not self._block:
                 self._block = draw.on_device.block
-                self._block.await_on(computing)
+                self._block.await_on(torch.cuda.current_stream(self._device))
             return list(draw.on_device.tensors)
+        computing = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._copies):
             copies = [torch.from_numpy(array).to(self._device, non_blocking=True) for array in arrays]
         computing.wait_stream(self._copies)

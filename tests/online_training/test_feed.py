@@ -258,6 +258,9 @@ def test_a_quick_trainer_holds_more_ahead_than_a_slow_one_and_never_more_than_it
                 now += seconds
             supply.want(0, pace.seconds)
             assert supply.prefetch in (ahead, ahead - 1)
+            pace.tick(now + 100 * seconds)  # a single pause says little
+            supply.want(0, pace.seconds)
+            assert supply.prefetch > 0.85 * ahead - 1
 
 
 def test_large_batches_come_one_by_one(tmp_path, monkeypatch) -> None:
