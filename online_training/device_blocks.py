@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Sequence
@@ -52,6 +53,8 @@ class DeviceBlocks:
         self._registered = not error
         if error:  # then CUDA copies by way of memory of its own, which takes the trainer's time
             logger.warning("The memory of batches could not be registered with %s: CUDA error %d.", device, error)
+            with contextlib.suppress(RuntimeError):  # the next call, whichever it is, reports the error once more
+                torch.zeros(1, device=self._device)
 
     def send(self, floats: np.ndarray, shapes: Sequence[tuple[int, ...]], count: int) -> list[OnDevice]:
         """Start the copy of some batches of one length, whose windows lie one behind the other.

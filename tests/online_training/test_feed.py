@@ -164,6 +164,21 @@ def test_batches_that_the_feed_has_sent_to_a_gpu_are_those_in_memory(tmp_path, m
                 feed.release(draw)
 
 
+def test_memory_that_cannot_be_registered_with_a_gpu_is_sent_all_the_same() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    from headrace.online_training.device_blocks import DeviceBlocks
+
+    floats = np.arange(4096, dtype=np.float32)
+    first, second = (DeviceBlocks("cuda", floats.view(np.uint8)) for _ in range(2))  # it can be registered but once
+    for blocks in (first, second):
+        states, times = blocks.send(floats[:12], [(2, 4), (2, 2)], 2)[1].tensors
+        torch.cuda.synchronize()
+        assert states.tolist() == [[4.0, 5.0, 6.0, 7.0]] and times.tolist() == [[10.0, 11.0]]
+        blocks.close()
+
+
 def test_what_feeds_the_second_gpu_opens_no_context_on_the_first(tmp_path, monkeypatch) -> None:
     torch = pytest.importorskip("torch")
     if torch.cuda.device_count() < 2:
