@@ -77,6 +77,14 @@ class GatheredRound(torch.nn.Module):
         return (h - centre) * torch.rsqrt(variance + 1e-5)
 
 
+class Gathered(torch.nn.Module):
+    """In the place of a `Band`, whose rounds would go through kernels on a GPU: gathered rounds know their edges."""
+
+    def positions(self) -> list[torch.Tensor]:
+        """Return none: on a grid the position is among the input channels."""
+        return []
+
+
 def plain(module: torch.nn.Module) -> torch.nn.Module:
     """Put plain forms in place of our convolutions and rounds of messages, in place."""
     for name, child in module.named_children():
@@ -88,6 +96,7 @@ def plain(module: torch.nn.Module) -> torch.nn.Module:
         points = 100
         module.rounds = torch.nn.ModuleList(GatheredRound(one, points, module.neighbours.reach)
                                             for one in module.rounds)  # fmt: skip
+        module.neighbours = Gathered()
     return module
 
 
