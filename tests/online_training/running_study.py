@@ -46,7 +46,7 @@ class Driver:
         while not (value := condition()):
             assert self.process.poll() is None, f"the driver ended early:\n{self.text()}"
             assert time.monotonic() < deadline, f"not in time; the driver said:\n{self.text()}"
-            time.sleep(0.1)
+            time.sleep(0.3)  # some conditions look at every process
         return value
 
     def text(self) -> str:

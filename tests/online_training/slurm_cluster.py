@@ -21,6 +21,7 @@ from tests.online_training.separate_nodes import PATHS, SeparateNodes, why_not
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "munged")
 NODES = ("n1", "n2")
+_GIVE_UP = "MessageTimeout=2\n"
 INSTALL = "apt-get install -y slurmctld slurmd slurm-client munge iproute2, and be root"
 
 
@@ -47,7 +48,8 @@ class SlurmCluster:
     def __init__(self, cpus: int = 4, shared: tuple[Path, ...] = ()) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="hr-slurm-"))
         self._processes: dict[str, subprocess.Popen] = {}
-        self.environment = {"SLURM_CONF": str(self.folder / "slurm.conf")}
+        self._configuration = self.folder / "slurm.conf"
+        self.environment = {"SLURM_CONF": str(self._configuration)}
         self.obstacle = why_not()
         self._killed: list[str] = []
         self._nodes: SeparateNodes | None = None
@@ -67,7 +69,7 @@ class SlurmCluster:
             f"NodeName={name} NodeHostname={hosts[name]} NodeAddr={addresses[name]} Port={port} CPUs={cpus}"
             for name, port in zip(NODES, ports, strict=True)
         )
-        (self.folder / "slurm.conf").write_text(f"""
+        self._configuration.write_text(f"""
 ClusterName=test
 SlurmctldHost={host}({self.address})
 SlurmUser=root
@@ -173,13 +175,16 @@ PartitionName=main Nodes={",".join(NODES)} Default=YES MaxTime=60 State=UP
         self.run("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=killed")
 
     def kill_controller(self) -> None:
-        """kill -9 the controller."""
+        """kill -9 the controller; clients give up on it after 2 s, not 10."""
         process = self._processes.pop("slurmctld")
         process.send_signal(signal.SIGKILL)
         process.wait()
+        with open(self._configuration, "a") as file:
+            file.write(_GIVE_UP)
 
     def restart_controller(self) -> None:
         """Start the controller again with the state that it saved."""
+        self._configuration.write_text(self._configuration.read_text().removesuffix(_GIVE_UP))
         self._spawn("slurmctld", ["slurmctld", "-D"])
 
     def __exit__(self, *_: object) -> None:

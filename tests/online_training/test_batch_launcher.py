@@ -283,7 +283,7 @@ def test_two_jobs_each_on_two_nodes_stream_into_one_intake(
 def test_a_controller_that_dies_is_no_death_of_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with SlurmCluster(shared=(tmp_path,)) as own:
         monkeypatch.setenv("SLURM_CONF", own.environment["SLURM_CONF"])
-        launcher = BatchLauncher("slurm", poll_seconds=600)  # asks once: without an answer that takes 9 s
+        launcher = BatchLauncher("slurm", poll_seconds=600)  # asks once
         wait = f"echo $$ >> {tmp_path}/pids; until [ -e {tmp_path}/end ]; do sleep 0.1; done"
         launcher.start(make_job(tmp_path, "5-1", "sh", "-c", wait))
         ranks_in(tmp_path / "pids", 2)

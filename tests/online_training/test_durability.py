@@ -61,6 +61,7 @@ def joined(monkeypatch):
 
     yield join
     for connection in connections:
+        connection.link._shut()  # what is still to be said to a killed intake is not waited for
         connection.link.close()
 
 

@@ -843,6 +843,7 @@ def test_an_interface_of_another_machine_is_named(tmp_path: Path) -> None:
         pass
 
 
+@by_ring_and_frames
 def test_a_rank_that_falls_silent_is_forgotten_and_its_simulation_runs_again(study) -> None:
     intake = study(lease=0.3)
     plan(intake, 1)

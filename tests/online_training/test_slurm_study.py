@@ -53,7 +53,7 @@ def wait_for(condition: Callable[[], object], log: Path) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, log.read_text() if log.exists() else f"{log} never came"
-        time.sleep(0.3)
+        time.sleep(1.0)  # most conditions ask the scheduler, or look at every process
 
 
 def queue(cluster: SlurmCluster, what: str = "%N") -> list[str]:

@@ -42,6 +42,7 @@ def initial(x, p, rng):
         first = not (HERE / "seen").exists()
         MPI.COMM_WORLD.Barrier()
         if MPI.COMM_WORLD.rank == 1 and p.fault == 3:
+            sys.modules["__main__"]._AGREEMENT_SECONDS = 0.5  # the other never comes, however long
             raise ArithmeticError("rank 1 only")
         if MPI.COMM_WORLD.rank == 1 and p.fault == 4 and first:
             (HERE / "seen").touch()
