@@ -103,7 +103,7 @@ def staggered_speed(
 
     def together(stagger: Stagger, frames: torch.Tensor, shared: bool) -> tuple[float, str, StaggeredNetwork]:
         best = None
-        for streams in (0,) if shared else (0, 1) if device == "cpu" else (0, 1, stagger.parts):
+        for streams in (0,) if shared or device == "cpu" else (0, 1, stagger.parts):
             found = fastest(
                 lambda: StaggeredNetwork(make, stagger, shared=shared, embedding=0, streams=streams).to(device),  # noqa: B023
                 lambda network: network(frames), device, repeats, formats if shared else {"": formats[""]},
