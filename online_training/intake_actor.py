@@ -101,9 +101,7 @@ def build_intake(directory: RunDirectory, session: int) -> Intake:
         memory = SlotMemory.keep(kept_path(record.study, directory.path, settings.durability), layout, num_slots)
     statistics = None
     if settings.statistics:
-        from headrace.surrogates import Problem  # and torch with it
-
-        statistics = StreamStatistics(directory.path / "statistics.h5", layout, Problem.of(case))
+        statistics = StreamStatistics(directory.path / "statistics.h5", layout, case.parameters)
     spool, left = None, []
     if settings.when_full == "spool":
         folder = Path(settings.spool_folder) if settings.spool_folder else directory.path / "spool"

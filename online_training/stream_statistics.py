@@ -5,15 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from headrace.solvers.parameters import Distribution, LogUniform
+
 from .field_statistics import FieldStatistics, unit_point
 from .layout import StreamLayout
-
-if TYPE_CHECKING:
-    from headrace.surrogates import Problem
 
 SAVE_SECONDS = 60.0
 """What a kill can lose. Simulations that are not run again then lack in the statistics, as their count says."""
@@ -22,17 +20,18 @@ SAVE_SECONDS = 60.0
 class StreamStatistics:
     """Takes every step that the intake accepts for the training; goes on with what an earlier session left.
 
-    problem : of the case; bounds of the parameters.
+    distributions : of the case's parameters.
 
     Raises
     ------
     OSError : the earlier file is damaged.
     """
 
-    def __init__(self, path: str | Path, layout: StreamLayout, problem: Problem) -> None:
+    def __init__(self, path: str | Path, layout: StreamLayout, distributions: Mapping[str, Distribution]) -> None:
         self.path, self._layout = Path(path), layout
         self._bounds = {
-            name: (min(bounds), max(bounds), name in problem.logarithmic) for name, bounds in problem.parameters.items()
+            name: (*sorted((float(one.from_unit(0.0)), float(one.from_unit(1.0)))), isinstance(one, LogUniform))
+            for name, one in distributions.items()
         }
         if self.path.exists():
             self._statistics = FieldStatistics.read(self.path)

@@ -82,7 +82,7 @@ def run_trainer(
         ),
     )  # fmt: skip
     _quieten()
-    leave_out_unused(trainer, fixed=isinstance(workers, int))
+    leave_out_unused(trainer)
     try:
         trainer.fit()
     except TrainingFailedError as error:

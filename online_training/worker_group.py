@@ -18,22 +18,20 @@ from ray.train.backend import Backend, BackendConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 try:
-    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, FixedScalingPolicy
 except ImportError:
-    FixedScalingPolicy = object
+    ElasticScalingPolicy = FixedScalingPolicy = object
 
 _UNUSED_CALLBACKS = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 _SHUTDOWN_SECONDS = 30.0
 _PREFIX = "workers-"
 
 
-def leave_out_unused(trainer: Any, *, fixed: bool) -> None:
+def leave_out_unused(trainer: Any) -> None:
     """Keep a trainer of Ray Train from starting what deals out Ray's data sets, cleans up, or asks for resources twice.
 
     Its controller gets no environment of its own: Ray starts a process for that first, and could not take one that is
     ready. It reads the variables that Ray, or the job in its cluster, was started with.
-
-    fixed : the number of workers is.
     """
     callbacks = getattr(trainer, "_create_default_callbacks", None)
     if callbacks is not None:
@@ -44,8 +42,9 @@ def leave_out_unused(trainer: Any, *, fixed: bool) -> None:
         from ray.train.v2._internal.execution.controller import TrainController
 
         def run(**parts: Any) -> Any:
-            if fixed and type(parts.get("scaling_policy")) is FixedScalingPolicy:
-                parts["scaling_policy"] = FixedWorkers(trainer.scaling_config)
+            policy = _OWN_POLICIES.get(type(parts.get("scaling_policy")))
+            if policy is not None:
+                parts["scaling_policy"] = policy(trainer.scaling_config)
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             controller = ray.remote(num_cpus=0, scheduling_strategy=here)(TrainController).remote(**parts)
             ray.get(controller.run.remote())
@@ -73,6 +72,18 @@ class FixedWorkers(FixedScalingPolicy):
 
     def _cancel_resource_request(self) -> None:
         """Take back nothing."""
+
+
+class ElasticWorkers(ElasticScalingPolicy):
+    """As many workers as there is room for, within limits."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Ask for room as Ray does, and let the workers report to nobody."""
+        super().after_controller_start(train_run_context)
+        _report_to_nobody()
+
+
+_OWN_POLICIES = {FixedScalingPolicy: FixedWorkers, ElasticScalingPolicy: ElasticWorkers}
 
 
 class _Nobody:

@@ -7,7 +7,7 @@ from headrace.online_training.client import Connection
 from headrace.online_training.design import draw_design
 from headrace.online_training.field_statistics import FieldStatistics, unit_point
 from headrace.online_training.stream_statistics import StreamStatistics
-from headrace.surrogates import Problem
+from headrace.solvers import Uniform
 
 from .intake_setup import make_layout, plan, running_intake, use_environment, wait_until
 
@@ -106,12 +106,9 @@ def test_parameters_are_mapped_as_they_are_drawn():
 
 def test_the_intake_keeps_the_statistics_of_what_it_accepts(tmp_path, monkeypatch):
     layout = make_layout()
-    problem = Problem(
-        case="test", fields=("u",), shape=(7, 5), extent=(1.0, 1.0), periodic=(True, True),
-        parameters={"nu": (0.0, 4.0)}, duration=1.0, num_snapshots=5,
-    )  # fmt: skip
+    distributions = {"nu": Uniform(0.0, 4.0)}
     values = np.random.default_rng(0).standard_normal((4, 6, 1, 7, 5)).astype(np.float32)
-    statistics = StreamStatistics(tmp_path / "statistics.h5", layout, problem)
+    statistics = StreamStatistics(tmp_path / "statistics.h5", layout, distributions)
     with running_intake(tmp_path, layout, statistics=statistics) as intake:
         use_environment(intake, monkeypatch)
         plan(intake, 4)
@@ -124,7 +121,7 @@ def test_the_intake_keeps_the_statistics_of_what_it_accepts(tmp_path, monkeypatc
     found = FieldStatistics.read(tmp_path / "statistics.h5")
     np.testing.assert_allclose(found.mean, values.astype(float).mean(0), atol=1e-12)
     np.testing.assert_allclose(found.variance, values.astype(float).var(0, ddof=1), rtol=1e-9)
-    again = StreamStatistics(tmp_path / "statistics.h5", layout, problem)
+    again = StreamStatistics(tmp_path / "statistics.h5", layout, distributions)
     again.take(2, 3, {"nu": 2.5}, values[0, 0])  # run again after a restart: counted once
     again.save()
     assert FieldStatistics.read(tmp_path / "statistics.h5").count.tolist() == [4] * 6
