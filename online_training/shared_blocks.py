@@ -52,7 +52,10 @@ class SharedBlocks:
             self._mapping = mmap.mmap(descriptor, size)
         finally:
             os.close(descriptor)
-        self._layout = layout
+        self._layout, self._records = layout, batch_dtype(layout.window, len(layout.parameters))
+        # Of one row: bytes of all, and numbers of states, times and parameters.
+        self._row_bytes = _row_bytes(layout)
+        self._numbers = layout.window * math.prod(layout.step_shape), layout.window, len(layout.parameters)
         self.memory = np.frombuffer(self._mapping, np.uint8)
         """All of it, bytes."""
         self._taken: deque[tuple[int, int]] = deque()  # offset and end of each block, oldest first
@@ -80,9 +83,7 @@ class SharedBlocks:
     @staticmethod
     def size_of(rows: int, layout: StreamLayout) -> int:
         """Return the bytes of a block."""
-        row = 4 * _floats_of_row(layout) + 4 * layout.window
-        table = batch_dtype(layout.window, len(layout.parameters)).itemsize
-        return -(-rows * row // 8) * 8 + rows * table + _ALIGNMENT
+        return rows * _row_bytes(layout) + 2 * _ALIGNMENT
 
     def take(self, rows: int) -> int | None:
         """Return the offset of a free block; None where none of its length is free now.
@@ -91,7 +92,7 @@ class SharedBlocks:
         ------
         ValueError : the memory is smaller than that.
         """
-        size, whole = -(-self.size_of(rows, self._layout) // _ALIGNMENT) * _ALIGNMENT, len(self.memory)
+        size, whole = self._size(rows), len(self.memory)
         if size > whole:
             raise ValueError(f"Batches of {rows} windows need {size} bytes; the feeder's memory has {whole}.")
         offset = 0
@@ -118,20 +119,25 @@ class SharedBlocks:
         ------
         ValueError : it does not lie in the memory.
         """
-        if not 0 <= offset <= len(self.memory) - self.size_of(rows, self._layout) or rows < 1 or offset % _ALIGNMENT:
+        if rows < 1 or offset % _ALIGNMENT or not 0 <= offset <= len(self.memory) - self._size(rows):
             raise ValueError(f"A block of {rows} windows at byte {offset} does not lie in the feeder's memory.")
-        layout, number = self._layout, rows * _floats_of_row(self._layout)
-        floats = np.frombuffer(self._mapping, np.float32, number, offset)
-        shapes = [(layout.window, *layout.step_shape), (layout.window,), (len(layout.parameters),)]
-        ends = np.cumsum([rows * math.prod(shape) for shape in shapes])
-        states, times, parameters = (
-            part.reshape(rows, *shape) for part, shape in zip(np.split(floats, ends[:-1]), shapes, strict=True)
-        )
-        at = offset + floats.nbytes
-        checksums = np.frombuffer(self._mapping, np.uint32, rows * layout.window, at).reshape(rows, layout.window)
-        records = batch_dtype(layout.window, len(layout.parameters))
-        table = np.frombuffer(self._mapping, records, rows, -(-(at + checksums.nbytes) // 8) * 8)
-        return SharedBlock(floats, states, times, parameters, checksums, table)
+        window, memory = self._layout.window, self.memory
+        first, second, third = (rows * number for number in self._numbers)
+        at = offset + 4 * (first + second + third)
+        floats = memory[offset:at].view(np.float32)
+        table = -(-(at + 4 * second) // 8) * 8
+        return SharedBlock(
+            floats=floats,
+            states=floats[:first].reshape(rows, window, *self._layout.step_shape),
+            times=floats[first : first + second].reshape(rows, window),
+            parameters=floats[first + second :].reshape(rows, len(self._layout.parameters)),
+            checksums=memory[at : at + 4 * second].view(np.uint32).reshape(rows, window),
+            table=memory[table : table + rows * self._records.itemsize].view(self._records),
+        )  # fmt: skip
+
+    def _size(self, rows: int) -> int:
+        """Bytes of a block, as a multiple of the alignment."""
+        return -(-(rows * self._row_bytes + _ALIGNMENT) // _ALIGNMENT) * _ALIGNMENT
 
     def close(self) -> None:
         """Unmap."""
@@ -142,5 +148,7 @@ class SharedBlocks:
             pass  # somebody still holds a view: the mapping goes with the last one
 
 
-def _floats_of_row(layout: StreamLayout) -> int:
-    return layout.window * (math.prod(layout.step_shape) + 1) + len(layout.parameters)
+def _row_bytes(layout: StreamLayout) -> int:
+    """Bytes of a row of a block: states, times, parameters, checksums and a record."""
+    numbers = layout.window * (math.prod(layout.step_shape) + 2) + len(layout.parameters)
+    return 4 * numbers + batch_dtype(layout.window, len(layout.parameters)).itemsize

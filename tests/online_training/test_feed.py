@@ -430,8 +430,8 @@ def test_no_more_is_in_the_memory_of_a_feeder_than_has_room() -> None:
         taken.append((parts, number))
         written += rows
     assert written > 10 * 4 * 3 and len(taken) >= 2
-    with pytest.raises(ValueError, match="13 windows need"):
-        blocks.take(13)
+    with pytest.raises(ValueError, match="14 windows need"):
+        blocks.take(14)
 
 
 def test_it_loads_neither_torch_nor_ray() -> None:
