@@ -107,6 +107,7 @@ class Session:
                 raise
             trainer.join()
             if self._trainer_error is not None:
+                self._ask(intake.status)  # if it has died, that is why, and the trainer was told of it first
                 if self._settings.deterministic and isinstance(self._trainer_error, TrainerDied):
                     raise SessionLost(f"trainer lost: {self._trainer_error}") from self._trainer_error
                 raise StudyError(f"The trainer failed: {self._trainer_error}") from self._trainer_error
