@@ -253,7 +253,7 @@ class Channel:
         """Yield how far the flow of a long roll-out is from our solver's, its divergence, defect and speed."""
         window = self.start_windows(loss, frames, 1, device, 1_000_000, torch.ones(1))
         window[:, :, -2] = self.pressure(torch.movedim(window[:, :, : self.ndim], 2, 0), window[:, :, -1])
-        equation = ChannelSteps(self, device)
+        equation = ChannelSteps(self, device, by_change=False)
         found, lines, defects, number = [], [], [], self.rolled if count > 1 else 3
 
         def judged(old: torch.Tensor) -> tuple[torch.Tensor, ...]:

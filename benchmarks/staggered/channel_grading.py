@@ -22,13 +22,13 @@ class ChannelSteps:
     """Explicit steps of a frame as an equation for velocity and pressure of states (*lead, fields, *grid).
 
     Old states carry no gradient. New ones are graded as the network gives them, which makes them nearly free of
-    divergence; the steps start from the projection of the old ones. Where a channel has `still`, errors are in units of
-    what the flow changes by in this frame and that share of the flow, times the flow: the loss is then the square of
-    their ratio to the change, in a flow that comes to rest as in a young one.
+    divergence; the steps start from the projection of the old ones. Where a channel has `still`, and by_change is not
+    taken away, errors are in units of what the flow changes by in a frame and that share of the flow, times the flow:
+    the loss is then the square of their ratio to the change, in a flow that comes to rest as in a young one.
     """
 
-    def __init__(self, channel: Channel, device: str, *, compiled: bool = False) -> None:
-        self._channel = channel
+    def __init__(self, channel: Channel, device: str, *, compiled: bool = False, by_change: bool = True) -> None:
+        self._channel, self._by_change = channel, by_change and channel.still > 0
         self._solver = channel.compiled(device) if compiled else channel.solver(device, torch.float32)
 
     def _inflow(self, states: torch.Tensor) -> torch.Tensor:
@@ -48,7 +48,7 @@ class ChannelSteps:
         with torch.no_grad():
             velocity, pressure = self._stepped(channel.read(old)[:-1], self._inflow(old))
             wanted = torch.cat((velocity - channel.base_like(old), pressure[None]))
-            weight = self._weight(old, wanted) if channel.still else 1.0
+            weight = self._weight(old, wanted) if self._by_change else 1.0
         found = torch.movedim(new[(..., slice(0, -1), *[slice(None)] * channel.ndim)], -1 - channel.ndim, 0)
         return torch.movedim((found - wanted) * weight, 0, -1 - channel.ndim)
 
