@@ -8,6 +8,7 @@ Grids, float32; everything else takes the other form.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -18,6 +19,9 @@ from .fused_fourier import has_triton, padded, precision
 
 MOST_FEATURES, MOST_POINTS = 128, 1024
 """Larger tiles would not fit the fast memory of one processor; for a norm, a program reads all points of a sample."""
+
+PER_ROUND = 11
+"""Parameters of a round, in the order of `message_rounds`."""
 
 ROWS, MANY, PARTS, WARPS = 32, 128, 8, 8
 """Points that a program works on, and that it reads at once for a norm; programs that share a sum; their warps."""
@@ -31,7 +35,7 @@ def usable(h: torch.Tensor) -> bool:
     return (
         h.is_cuda and not torch.compiler.is_compiling() and h.dtype == torch.float32
         and not torch.is_autocast_enabled("cuda") and h.shape[-1] <= MOST_FEATURES
-        and h[0, ..., 0].numel() <= MOST_POINTS and h.numel() < 2**28 and has_triton()
+        and math.prod(h.shape[1:-1]) <= MOST_POINTS and h.numel() < 2**28 and has_triton()
         and not torch._C._functorch.is_batchedtensor(h)
     )  # fmt: skip
 
@@ -53,34 +57,31 @@ def message_rounds(
             one.update[2].bias,
         )
     ]  # fmt: skip
-    b, n = h.shape[0], h[0, ..., 0].numel()
+    b, n = h.shape[0], math.prod(grid)
     out = _Rounds.apply(h.reshape(b, n, -1), u.reshape(b, n, -1), theta, band.separations(grid), table, *parameters)
     return out.reshape(h.shape)
 
 
-PER_ROUND = 11
-
-
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def neighbours(
     offsets: tuple[tuple[int, ...], ...], grid: tuple[int, ...], periodic: tuple[bool, ...], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return senders and receivers (offsets, points), -1 for none, and one over the number of neighbours (points,)."""
-    place = torch.stack(torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij"), dim=-1)  # (*grid, axes)
-    size = torch.tensor(grid)
 
     def at(offset: torch.Tensor) -> torch.Tensor:
-        there = place + offset
+        place = torch.stack(torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij"), dim=-1)  # (*grid, axes)
+        there, size = place + offset, torch.tensor(grid)
         beyond = (there != there % size) & ~torch.tensor(periodic)
         index = torch.zeros(grid, dtype=torch.int64)
         for coordinate, n in zip((there % size).unbind(-1), grid, strict=True):
             index = index * n + coordinate
         return torch.where(beyond.any(-1), -1, index).flatten()
 
-    senders = torch.stack([at(torch.tensor(offset)) for offset in offsets]).int()
-    receivers = torch.stack([at(-torch.tensor(offset)) for offset in offsets]).int()
-    share = 1 / (senders >= 0).sum(0)
-    return senders.to(device), receivers.to(device), share.to(device)
+    with torch.inference_mode(False):
+        senders = torch.stack([at(torch.tensor(offset)) for offset in offsets]).int()
+        receivers = torch.stack([at(-torch.tensor(offset)) for offset in offsets]).int()
+        share = 1 / (senders >= 0).sum(0)
+        return senders.to(device), receivers.to(device), share.to(device)
 
 
 class _Rounds(torch.autograd.Function):

@@ -83,6 +83,12 @@ def test_the_table_of_neighbours_is_that_of_the_shifted_slices(case):
     assert (receivers >= 0).sum() == (senders >= 0).sum()
 
 
+def test_a_first_use_in_inference_mode_leaves_a_table_that_training_can_keep():
+    with torch.inference_mode():
+        table = fused_messages.neighbours(((1,), (-1,)), (11,), (True,), torch.device("cpu"))
+    assert not any(part.is_inference() for part in table)
+
+
 @needs_gpu
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("tf32", 1e-2)])
 @pytest.mark.parametrize("case", [(128, 25, 1, 32, (100,), (True,), 3.0, 6),
