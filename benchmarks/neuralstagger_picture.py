@@ -26,9 +26,9 @@ Points = list[tuple[float, float]]
 """Milliseconds and errors."""
 
 
-def read() -> dict[str, dict[str, Any]]:
-    """Return the recorded lines on a GPU by name."""
-    path = HERE / "results" / "neuralstagger-cuda.json"
+def read(device: str = "cuda") -> dict[str, dict[str, Any]]:
+    """Return the recorded lines on a GPU, or on a CPU, by name."""
+    path = HERE / "results" / f"neuralstagger-{device}.json"
     return {line["name"]: line for line in map(json.loads, path.read_text().splitlines())} if path.exists() else {}
 
 
@@ -124,8 +124,9 @@ def draw(path: Path) -> None:
     for axes in unused:
         axes.set_axis_off()
     cavity.axhline(0.03, color="grey", lw=0.8, ls=":")
+    studies = streamed(read("cpu"))
     for axes, curves, title in ((cavity, transients(lines), "cavity, 128 x 128: error to our solver"),
-                                (study, streamed(lines), "online study, (2,2,1): error to our solver")):  # fmt: skip
+                                (study, studies, "online study, (2,2,1): error to our solver")):  # fmt: skip
         for name, errors in curves.items():
             axes.plot(range(1, len(errors) + 1), errors, "-", label=name)
         axes.set(yscale="log", xlabel="t", ylabel="error", title=title)

@@ -38,7 +38,7 @@ class Size:
     batch: int
 
 
-SIZES = {"cpu": Size(32, 12, 16, 20.0, 16), "cuda": Size(64, 24, 120, 20.0, 32)}
+SIZES = {"cpu": Size(32, 12, 16, 45.0, 16), "cuda": Size(64, 24, 120, 20.0, 32)}
 
 
 def held_out(case: Case, count: int) -> tuple[torch.Tensor, torch.Tensor]:
