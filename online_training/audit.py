@@ -84,12 +84,16 @@ def audit(run_dir: str | Path) -> AuditReport:
     fates = Counter(_fate(sides, s, t) for s in sides.planned for t in range(num_steps))
     if fates[_MISSING] and sides.finished:
         problems.append(f"{fates[_MISSING]} planned steps are unaccounted for, though the study finished.")
-    again = sum(len(times) - 1 for times in sides.accepted.values())
+    # Of held-out simulations nothing is kept in slots, and a trainer uses none.
+    again: Counter[bool] = Counter()
+    for (s, _), times in sides.accepted.items():
+        again[sides.planned.get(s, False)] += len(times) - 1
     counts = {
         "simulations planned": len(sides.planned),
         "steps planned": len(sides.planned) * num_steps,
         **{fate: fates[fate] for fate in _FATES},
-        "steps lost before use and run again": again,
+        "steps lost before use and run again": again[False],
+        "steps of held-out simulations lost and run again": again[True],
         "steps kept for a later session": len(sides.kept),
         "blocks sent": len(sides.sent),
         "blocks received": len(sides.received),
