@@ -1368,12 +1368,7 @@ class _HeldSteps:
 
     def repeats(self, values: Any, where: Any) -> bool:
         """Whether an array and its place, as given to `send`, are like those of the block."""
-        return (
-            type(values) is np.ndarray
-            and values.shape == self._asked
-            and (where is None or type(where) is tuple)  # a list may be the same one with other slices in it
-            and where == self._where
-        )
+        return _alike(values, where, self._asked, self._where)
 
     def add(self, values: np.ndarray, time: float) -> None:
         """Copy the values of a step that repeats the block."""
@@ -1410,6 +1405,16 @@ class _HeldSteps:
         return self._bytes[:end]
 
 
+def _alike(values: Any, where: Any, shape: tuple[int, ...] | None, place: Any) -> bool:
+    """Whether what was given to `send` is an array of a shape for a place."""
+    return (
+        type(values) is np.ndarray
+        and values.shape == shape
+        and (where is None or type(where) is tuple)  # a list may be the same one with other slices in it
+        and where == place
+    )
+
+
 def _fields_of(block: _Block) -> int:
     """Return how many fields a block carries: several as one array with an axis more, or as several."""
     parts = block.parts
@@ -1430,12 +1435,7 @@ class _RepeatedStep(NamedTuple):
 
     def repeats(self, values: Any, where: Any) -> bool:
         """Whether an array and its place, as given to `send`, are like those of the step."""
-        return (
-            type(values) is np.ndarray
-            and values.shape == self.shape
-            and (where is None or type(where) is tuple)  # a list may be the same one with other slices in it
-            and where == self.where
-        )
+        return _alike(values, where, self.shape, self.where)
 
 
 class _Cut(NamedTuple):
