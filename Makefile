@@ -26,10 +26,8 @@ test: SHELL := bash
 test: export COLUMNS = 250
 test: $(VENV)/.all
 	@set -o pipefail; code=0; \
-	$(BIN)/python -m pytest tests/online_training tests/surrogates tests/cases -m "not ray" > $(VENV)/engine.log 2>&1 & \
-	engine=$$!; \
-	$(BIN)/python -m pytest tests --ignore tests/online_training --ignore tests/surrogates --ignore tests/cases \
-	    > $(VENV)/others.log 2>&1 & others=$$!; \
+	$(BIN)/python -m pytest tests/online_training tests/surrogates -m "not ray" > $(VENV)/engine.log 2>&1 & engine=$$!; \
+	$(BIN)/python -m pytest tests --ignore tests/online_training --ignore tests/surrogates > $(VENV)/others.log 2>&1 & others=$$!; \
 	$(BIN)/python -m pytest tests/online_training -m ray 2>&1 | tee $(VENV)/studies.log || code=1; \
 	echo "The other tests run beside these; their ends:"; \
 	wait $$engine || code=1; cat $(VENV)/engine.log; \
