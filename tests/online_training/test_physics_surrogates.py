@@ -33,7 +33,7 @@ def test_a_surrogate_without_targets_is_trained_and_validated(name, error, data,
 
 
 @pytest.mark.ray
-def test_it_learns_from_a_live_stream_whose_sampler_follows_it_and_whose_statistics_are_kept(tmp_path, trainer_here):
+def test_it_learns_from_a_live_stream_whose_sampler_follows_it_and_whose_statistics_are_kept(tmp_path, ray_here):
     result = Study(CASE, CASE.load_module().Stagger(), run_dir=tmp_path / "run", simulations=24, held_out=2, ranks=1,
                    views=60, learning_rate=1e-2, buffer="64KB", sampler="breed", statistics=True).run()  # fmt: skip
     assert result.status == "finished" and result.validation["nrmse"] < 0.05, result.validation
