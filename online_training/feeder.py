@@ -175,7 +175,8 @@ def feed(control: socket.socket) -> None:
     except ERRORS as error:
         kind: Any = next(kind for kind in ERRORS if isinstance(error, kind))
         with contextlib.suppress(OSError):
-            control.send(b"X" + json.dumps({"kind": kind.__name__, "text": str(error)[: MOST // 8]}).encode())
+            said = {"kind": kind.__name__, "text": str(error)[: MOST // 8], "errno": getattr(error, "errno", None)}
+            control.send(b"X" + json.dumps(said).encode())
 
 
 if __name__ == "__main__":

@@ -153,6 +153,7 @@ class FeederProcess:
             self._process.kill()  # it may be waiting for an intake that does not answer
         with contextlib.suppress(*ERRORS):
             self._tell(time.monotonic())
+        with contextlib.suppress(OSError):  # also where a GPU's error kept the last news from being told
             self._control.send(b"C")
         try:
             self._process.wait(_LONG)
@@ -160,10 +161,12 @@ class FeederProcess:
             self._process.kill()
             self._process.wait()
         self._control.close()  # not before: what it has not read of the last messages would be lost
-        if self._copies is not None:
-            self._copies.close()
-        if self._blocks is not None:
-            self._blocks.close()
+        try:
+            if self._copies is not None:
+                self._copies.close()
+        finally:
+            if self._blocks is not None:
+                self._blocks.close()
 
     def __enter__(self) -> FeederProcess:
         return self
@@ -210,7 +213,10 @@ class FeederProcess:
             self._statistics = json.loads(content)
         elif kind == b"X":
             error = json.loads(content)
-            raise next(one for one in ERRORS if one.__name__ == error["kind"])(error["text"])
+            found = next(one for one in ERRORS if one.__name__ == error["kind"])(error["text"])
+            if isinstance(found, OSError):
+                found.errno = error["errno"]  # by which a full memory is told from what may pass
+            raise found
         else:
             raise self._gone()
 

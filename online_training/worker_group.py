@@ -18,9 +18,13 @@ from ray.train.backend import Backend, BackendConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 try:
-    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, FixedScalingPolicy
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 except ImportError:
-    ElasticScalingPolicy = FixedScalingPolicy = object
+    FixedScalingPolicy = object
+try:
+    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+except ImportError:
+    ElasticScalingPolicy = object
 
 _UNUSED_CALLBACKS = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 _SHUTDOWN_SECONDS = 30.0

@@ -27,13 +27,13 @@ MOST_OUTPUTS, FEW_CHANNELS = 16, 32
 def usable(x: torch.Tensor, modes: tuple[int, ...]) -> bool:
     """Whether `fourier_layers` takes these states, (channels, b, *grid), or what autocast makes of them.
 
-    Not those of `vmap`, whose hidden axis the kernels do not know, nor in what PyTorch's compiler traces.
+    Not within transforms of `torch.func`, whose tensors the kernels do not know, nor in what PyTorch's compiler traces.
     """
     return (
         x.is_cuda and not torch.compiler.is_compiling() and x.ndim == 4
         and _kind(x) in (torch.float32, torch.bfloat16) and x.shape[0] <= MOST_CHANNELS
         and max(modes, default=1) <= MOST_MODES and x[0].numel() * MOST_CHANNELS < 2**31 and has_triton()
-        and not torch._C._functorch.is_batchedtensor(x)
+        and not torch._C._are_functorch_transforms_active()
     )  # fmt: skip
 
 
@@ -69,7 +69,8 @@ def fourier_layers(
     without gelu where not active. All states lie in memory as those of x do, batch or channels first.
     """
     parameters = [part.contiguous() for layer in layers for part in layer]
-    return _Layers.apply(_planes(x, _kind(x)), modes, periods, active, *parameters)
+    with torch.cuda.device_of(x):  # Triton starts its kernels on the current device
+        return _Layers.apply(_planes(x, _kind(x)), modes, periods, active, *parameters)
 
 
 def lifted_layers(
@@ -88,7 +89,8 @@ def projection(
     x: torch.Tensor, first: torch.Tensor, shift: torch.Tensor, second: torch.Tensor, bias: torch.Tensor
 ) -> torch.Tensor:
     """Return second · gelu(first · x + shift) + bias at every point: (c, b, h, w) -> (o, b, h, w)."""
-    return _Projection.apply(_planes(x, _kind(x)), first, shift, second, bias)
+    with torch.cuda.device_of(x):
+        return _Projection.apply(_planes(x, _kind(x)), first, shift, second, bias)
 
 
 def padded(n: int) -> int:

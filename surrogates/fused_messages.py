@@ -27,16 +27,18 @@ ROWS, MANY, PARTS, WARPS = 32, 128, 8, 8
 """Points that a program works on, and that it reads at once for a norm; programs that share a sum; their warps."""
 
 
-def usable(h: torch.Tensor) -> bool:
-    """Whether `message_rounds` takes these features, (b, *grid, hidden).
+def usable(h: torch.Tensor, offsets: int, rounds: int) -> bool:
+    """Whether `message_rounds` takes these features, (b, *grid, hidden), with so many offsets, in so many rounds.
 
-    Not those of `vmap`, whose hidden axis the kernels do not know, nor in what PyTorch's compiler traces.
+    Not within transforms of `torch.func`, whose tensors the kernels do not know, nor in what PyTorch's compiler traces.
+    The kernels have no second derivative, and count the numbers of an array by 32 bits.
     """
+    most = math.prod(h.shape[:-1]) * MOST_FEATURES * max(offsets, 4 * rounds)
     return (
         h.is_cuda and not torch.compiler.is_compiling() and h.dtype == torch.float32
         and not torch.is_autocast_enabled("cuda") and h.shape[-1] <= MOST_FEATURES
-        and math.prod(h.shape[1:-1]) <= MOST_POINTS and h.numel() < 2**28 and has_triton()
-        and not torch._C._functorch.is_batchedtensor(h)
+        and math.prod(h.shape[1:-1]) <= MOST_POINTS and most < 2**31 and has_triton()
+        and not torch._C._are_functorch_transforms_active()
     )  # fmt: skip
 
 
@@ -58,7 +60,8 @@ def message_rounds(
         )
     ]  # fmt: skip
     b, n = h.shape[0], math.prod(grid)
-    out = _Rounds.apply(h.reshape(b, n, -1), u.reshape(b, n, -1), theta, band.separations(grid), table, *parameters)
+    with torch.cuda.device_of(h):  # Triton starts its kernels on the current device
+        out = _Rounds.apply(h.reshape(b, n, -1), u.reshape(b, n, -1), theta, band.separations(grid), table, *parameters)
     return out.reshape(h.shape)
 
 

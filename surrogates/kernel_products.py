@@ -12,9 +12,12 @@ import triton.language as tl
 
 @triton.jit
 def near(x: tl.tensor, PRECISION: tl.constexpr) -> tl.tensor:
-    """Return x rounded to the ten bits after the point that TF32 keeps: tensor cores only cut the others off."""
+    """Return x rounded to the ten bits after the point that TF32 keeps: tensor cores only cut the others off.
+
+    What is no number stays none: a GPU's own NaN, all ones, would be carried over into a zero.
+    """
     if PRECISION == "tf32" and x.dtype == tl.float32:
-        x = (x.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True)
+        x = tl.where(x == x, (x.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True), x)
     return x
 
 

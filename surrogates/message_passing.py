@@ -137,8 +137,9 @@ class MessageNetwork(torch.nn.Module):
         known.append(theta.expand(-1, *grid, -1))
         known.extend(p.expand(x.shape[0], -1, -1) for p in self.neighbours.positions())
         h = self.encoder(torch.cat(known, dim=-1))
-        if isinstance(self.neighbours, Band) and fused_messages.usable(h):
-            h = fused_messages.message_rounds(h, u, condition, self.neighbours, self.rounds)
+        band = self.neighbours
+        if isinstance(band, Band) and fused_messages.usable(h, len(band.offsets), len(self.rounds)):
+            h = fused_messages.message_rounds(h, u, condition, band, self.rounds)
         else:
             for messages in self.rounds:
                 h = messages(h, u, theta, self.neighbours)

@@ -80,7 +80,9 @@ def write_training(folder: Path, name: str, config: str, seed: int, until: float
     for number in range(int(done), trainer.num_minibatches):
         if number % 50 == 0 and time.perf_counter() - BEGAN > until:
             spent = np.array([number, before + time.perf_counter() - began])
-            eqx.tree_serialise_leaves(aside, (network, moments, spent))
+            whole = aside.with_name(f"new-{aside.name}")  # a torn one must not be gone on from
+            eqx.tree_serialise_leaves(whole, (network, moments, spent))
+            whole.replace(aside)
             return
         network, moments, loss = step(network, moments, trainer.trajectory_sub_stacker(order(number)))
         if number % 50 == 49:

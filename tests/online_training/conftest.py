@@ -1,6 +1,5 @@
 """Ray for the tests of this folder: started once in a process, because what Ray Train leaves running may outlive it."""
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from types import ModuleType, SimpleNamespace
@@ -41,23 +40,19 @@ def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
 class WorkerHere:
     """In the place of Ray Train's trainer: one worker, in the thread that asks for it, that nobody starts again."""
 
-    begin = threading.Event()
-
     def __init__(self, work: Callable[[dict[str, Any]], None], *, train_loop_config: dict[str, Any], **_: Any) -> None:
         self._work, self._config = work, train_loop_config
 
     def fit(self) -> None:
-        """Train when it is time to begin."""
-        self.begin.wait()
+        """Train."""
         self._work(self._config)
 
 
 @pytest.fixture
-def trainer_here(ray_here: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+def trainer_here(ray_here: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Studies of this process train in it, and not in a process of Ray Train's: for what says nothing of Ray Train.
 
-    They are validated at their end alone. It saves each of them some 20 s of a core. While the event is cleared, no
-    training begins.
+    They are validated at their end alone. It saves each of them some 20 s of a core.
     """
     import ray.train.torch
 
@@ -67,9 +62,6 @@ def trainer_here(ray_here: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", WorkerHere)
     context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
     monkeypatch.setattr(ray.train, "get_context", lambda: context)
-    WorkerHere.begin.set()
-    yield WorkerHere.begin
-    WorkerHere.begin.set()
 
 
 @pytest.fixture

@@ -7,11 +7,13 @@ import sys
 import threading
 import time
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 
 from headrace.online_training import remote_slots
@@ -406,10 +408,28 @@ def test_a_feeder_ends_with_its_trainer(tmp_path) -> None:
         "print(feed._process.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     with real_intake(tmp_path, make_layout()) as intake:
-        output = subprocess.run([sys.executable, "-c", program, intake.addresses], capture_output=True, text=True)
-        assert output.returncode == -9
-        command = Path(f"/proc/{int(output.stdout)}/cmdline")  # empty where it ended and nobody has asked how
-        wait_until(lambda: not command.exists() or not command.read_bytes(), what="the feeder's end")
+        with (tmp_path / "said").open("w") as said:  # a pipe would be read to the end of the feeder, too
+            ended = subprocess.run([sys.executable, "-c", program, intake.addresses], stdout=said, check=False)
+        assert ended.returncode == -9
+        number = int((tmp_path / "said").read_text())
+
+        def gone() -> bool:
+            with suppress(psutil.NoSuchProcess):
+                return psutil.Process(number).status() == psutil.STATUS_ZOMBIE
+            return True
+
+        wait_until(gone, what="the feeder's end")
+
+
+def test_a_feeder_ends_in_order_after_an_error_of_the_gpu(tmp_path) -> None:
+    def broken() -> bool:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with real_intake(tmp_path, make_layout()) as intake:
+        feed = open_feed(intake, process=True)
+        feed._spent.append(SimpleNamespace(copied=SimpleNamespace(query=broken)))
+        feed.close()
+        assert feed._process.returncode == 0, "it was told, and not killed after a minute"
 
 
 def test_no_more_is_in_the_memory_of_a_feeder_than_has_room() -> None:

@@ -102,7 +102,7 @@ def ask_without_token(port: int) -> bytes:
     return said if said.startswith(b"HTTP/1.1 2") else b""
 
 
-def test_a_study_loses_nothing_by_deaths_and_stops_behind_its_token(tmp_path, monkeypatch, trainer_here):
+def test_a_study_loses_nothing_by_deaths_and_stops_behind_its_token(tmp_path, monkeypatch, ray_here):
     run_dir, ledger, hold = tmp_path / "run", tmp_path / "run" / "ledger", Path(os.environ[HOLD])
     with monkeypatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "3")
@@ -135,10 +135,8 @@ def test_a_study_loses_nothing_by_deaths_and_stops_behind_its_token(tmp_path, mo
         meanwhile.wait_until((ledger / "intake-2.log").exists)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    trainer_here.clear()
     assert Meanwhile().run(study_here(run_dir, **SPOOLING), sigterm, resume=True).status == "stopped"
     assert not list(ledger.glob("trainer-2-*")), "it stopped before the trainer was up, and did not wait for it"
-    trainer_here.set()
 
     def kill_the_intake(meanwhile: Meanwhile) -> None:
         meanwhile.wait_until(lambda: batches_of(run_dir) > stopped_at + 5)

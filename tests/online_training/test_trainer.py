@@ -276,7 +276,8 @@ def test_a_stop_before_the_first_batch_ends_in_order(live):
     assert not (run / "checkpoints").exists()
 
 
-def test_what_would_fail_again_is_not_repeated(tmp_path, trainer_here):
+@pytest.mark.ray
+def test_what_would_fail_again_is_not_repeated(tmp_path, ray_here):
     run = make_run(tmp_path)
     with pytest.raises(RuntimeError, match=r"batch 5 is not finite, on windows of the simulations \d+;"):
         run_trainer(settings_for(run, 10), 1, 3, connect=connect_poisoned)

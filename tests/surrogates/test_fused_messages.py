@@ -111,7 +111,7 @@ def test_the_network_takes_the_kernels_on_a_gpu_and_says_the_same():
     expected = model.eval().training_loss(batch)
     on_gpu = {name: getattr(batch, name).cuda() for name in ("states", "times", "parameters")}
     found = model.cuda().training_loss(WindowBatch(**on_gpu))
-    assert fused_messages.usable(torch.zeros(2, 40, 128, device="cuda"))
+    assert fused_messages.usable(torch.zeros(2, 40, 128, device="cuda"), offsets=6, rounds=6)
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=0)
 
 
