@@ -1,8 +1,6 @@
 """Explicit steps of the staggered scheme on tensors, which grade networks and are their rival: the solver's own."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,18 +12,11 @@ from headrace.solvers.mac_residual import MacResidual
 from headrace.solvers.scheme import RK4
 from headrace.solvers.simulate import simulate
 
-FOLDER = Path(__file__).resolve().parent.parent.parent / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def staggered():
-    """Return modules of the benchmark, whose folder is no package."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        from staggered import channel, mac_steps, training
-    finally:
-        sys.path.remove(str(FOLDER))
-    return channel, mac_steps, training
+def staggered(benchmark):
+    """Return modules of the benchmark."""
+    return tuple(benchmark(f"staggered.{name}") for name in ("channel", "mac_steps", "training"))
 
 
 def slow_block(channel):

@@ -1,23 +1,13 @@
 """Flow in a periodic box for staggered networks: turned flows, and changes without divergence."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-FOLDER = Path(__file__).resolve().parent.parent.parent / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def box():
-    """Return the module of the benchmark, whose folder is no package."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        from staggered import box
-    finally:
-        sys.path.remove(str(FOLDER))
-    return box
+def box(benchmark):
+    """Return the module of the benchmark."""
+    return benchmark("staggered.box")
 
 
 @pytest.mark.parametrize("seed", range(4))
