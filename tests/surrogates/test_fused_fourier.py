@@ -145,5 +145,36 @@ def test_the_compiler_agrees_with_float64_on_a_gpu():
     assert farthest(found, expected) < 1e-5
 
 
+def no_number():
+    """Return the NaN that a GPU makes, all ones: rounded to TF32 as a whole number it would become zero."""
+    return torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+
+
+@needs_gpu
+def test_what_is_no_number_stays_none_in_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    torch.manual_seed(0)
+    network = FourierNetwork(3, 1, 64, modes=(16, 16), periods=(1.0, 1.0), layers=2).cuda()
+    x = torch.randn(2, 3, 64, 64)
+    x[0, 1, 5, 7] = no_number()
+    out = network(x.cuda())
+    assert out[0].isnan().all()
+    assert out[1].isfinite().all()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no two NVIDIA GPUs")
+def test_kernels_run_on_the_gpu_of_their_tensors():
+    """Triton starts its kernels on the current device, which here is another one."""
+    torch.manual_seed(0)
+    network = FourierNetwork(3, 1, 20, modes=(8, 8), periods=(1.0, 1.0), layers=2)
+    x, gradients = torch.randn(2, 3, 32, 32), []
+    for device in ("cpu", "cuda:1"):
+        network.to(device)
+        made = values_and_gradients(network(x.to(device)), list(network.parameters()))
+        gradients.append([slope.detach().cpu() for slope in made])
+    assert torch.cuda.current_device() == 0
+    assert farthest(gradients[1], gradients[0]) < 1e-4
+
+
 if __name__ == "__main__":
     print(*distances_of_layers(), distance_of_lifted_layers(), distance_of_projection())

@@ -12,7 +12,7 @@ from headrace.surrogates import MessagePassing, WindowBatch, fused_messages
 from headrace.surrogates.graph import offsets_within
 from headrace.surrogates.message_passing import PUBLISHED, Band, MessageRound
 from tests.surrogates.problems import wave_problem, wave_windows
-from tests.surrogates.test_fused_fourier import farthest, needs_gpu, needs_triton
+from tests.surrogates.test_fused_fourier import farthest, needs_gpu, needs_triton, no_number
 
 # Hidden, states, conditions, batch, grid, periodic, radius, rounds: sizes that fill no tile, walls, a plane.
 CASES = [
@@ -113,6 +113,17 @@ def test_the_network_takes_the_kernels_on_a_gpu_and_says_the_same():
     found = model.cuda().training_loss(WindowBatch(**on_gpu))
     assert fused_messages.usable(torch.zeros(2, 40, 128, device="cuda"), offsets=6, rounds=6)
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=0)
+
+
+@needs_gpu
+def test_what_is_no_number_stays_none_in_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    network, band, h, u, theta = made(64, 4, 2, 3, (17, 9), (True, False), 2.0, 2, device="cuda")
+    with torch.no_grad():
+        h[0, 3, 4, 5] = no_number()
+    out = fused(network, band, h, u, theta)
+    assert out[0].isnan().any()
+    assert out[1:].isfinite().all()
 
 
 if __name__ == "__main__":
