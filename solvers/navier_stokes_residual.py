@@ -40,6 +40,7 @@ class SpectralResidual:
             x = np.meshgrid(*(case.grid.points(axis, periodic=True) for axis in (0, 1)), indexing="ij")
             given = np.broadcast_to(np.asarray(forcing(tuple(x)), dtype=float), self._shape)
             self._source = integrator.admitted(self._torus, np.fft.rfft2(given))
+        self._planes: dict[tuple[Any, Any], _Plane] = {}
 
     def __call__(self, old: Any, new: Any, dt: float, *, viscosity: Any, steps: int = 1) -> Any:
         """Return (new - step(old)) / dt, in the shape of the states.
@@ -47,43 +48,58 @@ class SpectralResidual:
         old, new : (*batch, nx, ny) vorticity, arrays or tensors.
         dt : time between them, taken in `steps` equal steps.
         viscosity : a number, or one per sample, broadcast against (*batch, 1, 1); taken as given, without a gradient.
+            With a tensor on the states' device nothing is asked of the host.
         """
-        plane = _Plane(old, self._torus, self._shape)
-        nu = np.asarray(viscosity.detach().cpu() if hasattr(viscosity, "detach") else viscosity, dtype=float)
-        step = self._integrator.stepper(-nu * self._torus.squared - self._drag, dt / steps, convert=plane.constant)
+        plane = self._plane(old)
+        linear = -plane.real(viscosity) * plane.squared - self._drag
+        step = self._integrator.stepper(linear, dt / steps, convert=plane.constant)
         products = isinstance(self._integrator, CrankNicolsonEuler)
         advection = plane.advection_of_products if products else plane.advection
-        source = plane.constant(self._source)
 
         def rest(w: Any) -> Any:
-            return advection(w) + source
+            return advection(w) + plane.source
 
         w = plane.forward(old)
         if not self._integrator.whole:
-            w = w * plane.constant(self._torus.kept)
+            w = w * plane.kept
         for _ in range(steps):
             w = step(w, rest(w), rest)
         return (new - plane.inverse(w)) * (1 / dt)
+
+    def _plane(self, example: Any) -> _Plane:
+        # Kept, because an upload in every call costs time and cannot be part of a CUDA graph.
+        key = (example.dtype, getattr(example, "device", None))
+        if key not in self._planes:
+            self._planes[key] = _Plane(example[..., :0, :0], self._torus, self._source, self._shape)
+        return self._planes[key]
 
 
 class _Plane:
     """The terms of `Torus` on all of the plane, by numpy or torch after the kind of an example."""
 
-    def __init__(self, example: Any, torus: Torus, shape: tuple[int, int]) -> None:
+    def __init__(self, example: Any, torus: Torus, source: np.ndarray, shape: tuple[int, int]) -> None:
         self._example, self._shape = example, shape
         self._fft = sys.modules["torch"].fft if hasattr(example, "new_tensor") else np.fft
         velocity, products = torus.factors, torus.product_factors
         self._to_u, self._to_v = map(self.constant, velocity)
         self._of_uv, self._of_difference, self._kept_of_products = map(self.constant, products)
         self._kx, self._ky = self.constant(1j * torus.kx), self.constant(1j * torus.ky)
+        self.source, self.kept, self.squared = self.constant(source), self.constant(torus.kept), self.real(torus.squared)
 
-    def constant(self, values: np.ndarray) -> Any:
+    def constant(self, values: Any) -> Any:
         """Return complex factors of the example's kind."""
         if not hasattr(self._example, "new_tensor"):
             return np.asarray(values, dtype=complex)
         torch = sys.modules["torch"]
         kind = torch.complex64 if self._example.dtype == torch.float32 else torch.complex128
-        return torch.as_tensor(np.asarray(values, dtype=complex), dtype=kind, device=self._example.device)
+        return torch.as_tensor(values, device=self._example.device).to(kind)
+
+    def real(self, values: Any) -> Any:
+        """Return real numbers in float64 where the example lies, without a gradient."""
+        if not hasattr(self._example, "new_tensor"):
+            return np.asarray(values, dtype=float)
+        torch = sys.modules["torch"]
+        return torch.as_tensor(values, device=self._example.device).detach().double()
 
     def forward(self, a: Any) -> Any:
         """Return the spectrum."""

@@ -9,6 +9,7 @@ The mean of ω is that of the initial state, and there is no mean flow.
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -103,7 +104,7 @@ class Torus:
 
 
 Step = Callable[[Any, Any, Callable], Any]
-Convert = Callable[[np.ndarray], Any]
+Convert = Callable[[Any], Any]
 
 
 def complex_array(values: np.ndarray) -> np.ndarray:
@@ -124,9 +125,10 @@ class Integrator(ABC):
         """Return the spectrum of -u·∇ω in the form that this integrator takes. Collective."""
 
     @abstractmethod
-    def stepper(self, linear: np.ndarray, dt: float, *, convert: Convert = complex_array) -> Step:
+    def stepper(self, linear: Any, dt: float, *, convert: Convert = complex_array) -> Step:
         """Return the function (w, N(w), N) -> w after dt, for w' = linear·w + N(w).
 
+        linear : a real array or tensor in float64; what follows from it is computed where it lies.
         convert : turns the real coefficients into complex ones of the states' kind.
         """
 
@@ -151,7 +153,7 @@ class CrankNicolsonEuler(Integrator):
         """Return -u·∇ω from products in physical space."""
         return torus.advection_of_products(w)
 
-    def stepper(self, linear: np.ndarray, dt: float, *, convert: Convert = complex_array) -> Step:
+    def stepper(self, linear: Any, dt: float, *, convert: Convert = complex_array) -> Step:
         """Return the step."""
         old, new = (1 + 0.5 * dt * linear) / (1 - 0.5 * dt * linear), dt / (1 - 0.5 * dt * linear)
         old, new = convert(old), convert(new)
@@ -176,12 +178,13 @@ class ExponentialRungeKutta4(Integrator):
         """Return the spectrum within 2/3 of the wavenumbers."""
         return np.where(torus.kept, w, 0.0)
 
-    def stepper(self, linear: np.ndarray, dt: float, *, convert: Convert = complex_array) -> Step:
+    def stepper(self, linear: Any, dt: float, *, convert: Convert = complex_array) -> Step:
         """Return the step."""
         z = dt * linear
         phi1, phi2, phi3 = phi_functions(z)
+        exp = _library(z).exp
         real = (
-            np.exp(z / 2), np.exp(z), 0.5 * dt * first_phi_function(z / 2),
+            exp(z / 2), exp(z), 0.5 * dt * first_phi_function(z / 2),
             dt * (phi1 - 3 * phi2 + 4 * phi3), dt * (2 * phi2 - 4 * phi3), dt * (4 * phi3 - phi2),
         )  # fmt: skip
         half, whole, q, f1, f2, f3 = map(convert, real)
@@ -212,26 +215,32 @@ ETDRK4 = ExponentialRungeKutta4()
 ALL_INTEGRATORS: tuple[Integrator, ...] = (CRANK_NICOLSON_EULER, ETDRK4)
 
 
-def phi_functions(z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def phi_functions(z: Any) -> tuple[Any, Any, Any]:
     """Return φ1 = (e^z - 1)/z, φ2 = (φ1 - 1)/z, φ3 = (φ2 - 1/2)/z for real z, without loss of digits at z = 0."""
-    small = np.abs(z) < 1
-    large, near = np.where(small, 1.0, z), np.where(small, z, 0.0)
+    where = _library(z).where
+    small = abs(z) < 1
+    large, near = where(small, 1.0, z), where(small, z, 0.0)
     phi1 = first_phi_function(z)
     phi2 = (phi1 - 1) / large
     phi3 = (phi2 - 0.5) / large
     # φ3 = Σ z^j / (j + 3)!; 18 terms reach the last digit for |z| < 1, and recurrences upwards lose none.
-    series = np.zeros_like(near)
+    series = 0 * near
     for j in range(18, -1, -1):
         series = series * near + 1 / math.factorial(j + 3)
-    phi3 = np.where(small, series, phi3)
-    phi2 = np.where(small, 0.5 + near * phi3, phi2)
+    phi3 = where(small, series, phi3)
+    phi2 = where(small, 0.5 + near * phi3, phi2)
     return phi1, phi2, phi3
 
 
-def first_phi_function(z: np.ndarray) -> np.ndarray:
+def first_phi_function(z: Any) -> Any:
     """Return φ1 = (e^z - 1)/z for real z, 1 at z = 0."""
-    nonzero = np.where(z == 0, 1.0, z)
-    return np.where(z == 0, 1.0, np.expm1(nonzero) / nonzero)
+    library = _library(z)
+    nonzero = library.where(z == 0, 1.0, z)
+    return library.where(z == 0, 1.0, library.expm1(nonzero) / nonzero)
+
+
+def _library(a: Any) -> Any:
+    return sys.modules["torch"] if hasattr(a, "new_tensor") else np
 
 
 def solve_vorticity(

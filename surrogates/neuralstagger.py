@@ -51,7 +51,7 @@ class NeuralStagger(Surrogate):
         two were compared (docs/decisions.md); own ones are for parts that differ by more than their place.
     backbone : the network of a part, of `BACKBONES`. width : its channels. modes : of "fno", at most what a part has.
     unroll : windows that the gradient goes back through. pushforward : windows before those without a gradient, from 0
-        to this number at random, so that the networks learn from states of their own making.
+        to this number for equal shares of a batch, so that the networks learn from states of their own making.
     streamed : whether training starts from the states of the stream. Else the stream gives no more than mean and
         deviation: states are drawn as the case's initial ones and stepped by the networks themselves.
     data_weight : of the error against the streamed states of the next window.
@@ -85,6 +85,11 @@ class NeuralStagger(Surrogate):
         self._correction: Correction | None = None
         self._case: Case | None = None
         self._pool: StatePool | None = None
+
+    @property
+    def recordable(self) -> bool:
+        """Whether every batch takes the same operations: not where states come from a pool that the host keeps."""
+        return self.streamed
 
     def setup(self, problem: Problem, *, seed: int = 0) -> None:
         """Build the weights.
@@ -168,15 +173,24 @@ class NeuralStagger(Surrogate):
         if self.data_weight:
             error = (self.stepped(known, rows) - batch.states[:, self.history :]) / self._scale()
             loss = loss + self.data_weight * error.square().flatten(1).mean(1)
-        free = int(torch.randint(self.pushforward + 1, ())) if self.training else 0
-        with torch.no_grad():
-            for _ in range(free):
-                known, times = self._carried(known, self.stepped(known, rows), times)
+        if self.training:
+            known, times = self._pushed_forward(known, rows, times)
         for _ in range(self.unroll):
             new = self.stepped(known, rows)
             loss = loss + self._graded(known[:, -1], new, times, rows) / self.unroll
             known, times = self._carried(known, new, times)
         return loss
+
+    @torch.no_grad()
+    def _pushed_forward(
+        self, known: torch.Tensor, rows: torch.Tensor, times: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Carry equal shares of the samples on by 0, 1, ... `pushforward` windows of the networks' own."""
+        for call in range(1, self.pushforward + 1):
+            stay = len(known) * call // (self.pushforward + 1)
+            further, later = self._carried(known[stay:], self.stepped(known[stay:], rows[stay:]), times[stay:])
+            known, times = torch.cat((known[:stay], further)), torch.cat((times[:stay], later))
+        return known, times
 
     def stepped(self, known: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
         """Return the next states (batch, time, fields, *grid) of (batch, history, fields, *grid), with gradients."""

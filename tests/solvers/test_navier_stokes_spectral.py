@@ -205,8 +205,10 @@ def test_phi_functions_keep_their_digits(z):
                 term = term * Fraction(z) / (n + j)
                 total += term
             expected.append(float(total))
-    found = [float(phi) for phi in phi_functions(np.array(z))]
-    np.testing.assert_allclose(found, expected, rtol=2e-14)
+    torch = pytest.importorskip("torch")
+    for given in (np.array(z), torch.tensor(z, dtype=torch.float64)):
+        found = [float(phi) for phi in phi_functions(given)]
+        np.testing.assert_allclose(found, expected, rtol=2e-14)
 
 
 def test_random_vorticity_has_the_published_variance():

@@ -12,6 +12,7 @@ from headrace.solvers import Case, Dirichlet, Grid, MemorySink, Periodic, Unifor
 from headrace.solvers.simulate import simulate
 from headrace.solvers.step_correction import step_correction
 from headrace.surrogates import NeuralStagger, Problem, WindowBatch, load_surrogate
+from headrace.surrogates.recorded import Recorded
 
 
 def swirl(u, d, p, t):
@@ -127,6 +128,47 @@ def test_it_learns_from_the_equation(arguments, simulations):
         optimiser.step()
     error = error_of(surrogate.eval(), simulations)
     assert error < 0.5, error  # 1 is persistence
+
+
+def test_equal_shares_of_a_batch_are_pushed_forward_before_they_are_graded(simulations):
+    surrogate = made(pushforward=2)
+    torch.nn.init.normal_(surrogate.network.network.output.weight, std=0.1, generator=torch.Generator().manual_seed(2))
+    batch = windows(simulations, 1, 5, count=6)
+    trained, known = surrogate.train()(batch), batch.states
+    surrogate.eval()
+    for share in range(3):
+        of_share = slice(2 * share, 2 * share + 2)
+        graded = surrogate(replace(batch, states=known))  # the equation does not depend on the time
+        torch.testing.assert_close(trained[of_share], graded[of_share])
+        if share:
+            assert not torch.allclose(trained[of_share], surrogate(batch)[of_share], rtol=1e-3)
+        known = surrogate.predict(known, batch.parameters, torch.tensor([CASE.duration / 10])).detach()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_recorded_losses_and_gradients_are_those_that_were_not_recorded():
+    case = navier_stokes2d.resized((32, 32))
+    surrogate = NeuralStagger(width=8, modes=6)
+    surrogate.setup(Problem.of(case))
+    surrogate.set_statistics([0.0], [0.3])
+    surrogate.use_case(case)
+    surrogate.to("cuda").train()
+    assert surrogate.recordable and not NeuralStagger(streamed=False).recordable
+    generator = torch.Generator().manual_seed(0)
+
+    def batch(scale):
+        states = scale * torch.randn(4, 1, 1, 32, 32, generator=generator)
+        return states.cuda(), torch.zeros(4, 1).cuda(), torch.tensor([[1e-3], [1e-4], [3e-5], [1e-5]]).cuda() * scale
+
+    def graded(states, times, rows):
+        loss = surrogate(WindowBatch(states=states, times=times, parameters=rows))
+        slopes = torch.autograd.grad(loss.sum(), list(surrogate.network.parameters()))
+        return loss.detach(), torch.stack([slope.abs().max() for slope in slopes])
+
+    recorded = Recorded(graded, *batch(0.3))
+    for other in (batch(0.2), batch(0.5)):
+        found = [result.clone() for result in recorded(*other)]
+        torch.testing.assert_close(found, list(graded(*other)), rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("backbone", ["fno", "unet", "mixer"])
