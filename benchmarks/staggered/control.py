@@ -112,13 +112,15 @@ def classical(plane: Plane, like: torch.Tensor) -> Callable[[torch.Tensor], torc
     return lambda w: solver.advanced(w, steps)
 
 
-def gradient_check(objective: Callable[[torch.Tensor], torch.Tensor], control: torch.Tensor) -> tuple[float, float]:
-    """Return relative distance and cosine of the gradient's and differences' slopes along eight directions."""
+def gradient_check(
+    objective: Callable[[torch.Tensor], torch.Tensor], control: torch.Tensor, directions: int = 8
+) -> tuple[float, float]:
+    """Return relative distance and cosine of the gradient's and differences' slopes along so many directions."""
     at = control.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(objective(at).sum(), at)
     generator, found, wanted = torch.Generator().manual_seed(5), [], []
     with torch.no_grad():
-        for _ in range(8):
+        for _ in range(directions):
             direction = torch.randn(control.shape, generator=generator, dtype=torch.float64).to(control)
             found.append(float((gradient * direction).sum()))
             ends = [float(objective(control + h * direction).sum()) for h in (1e-5, -1e-5)]

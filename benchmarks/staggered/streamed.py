@@ -38,7 +38,7 @@ class Size:
     batch: int
 
 
-SIZES = {"cpu": Size(32, 12, 16, 45.0, 16), "cuda": Size(64, 24, 120, 20.0, 32)}
+SIZES = {"cpu": Size(32, 12, 16, 45.0, 16), "cuda": Size(64, 24, 120, 45.0, 32)}
 
 
 def held_out(case: Case, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,7 +63,7 @@ def learned(device: str, streamed: bool, size: Size) -> tuple[list[float], str]:
         Study(
             reference, NeuralStagger(space=2, width=size.width, streamed=streamed), run_dir=run,
             simulations=size.simulations, held_out=2, ranks=1, jobs=3 if cuda else 1, views=size.views,
-            batch_size=size.batch, learning_rate=2e-3, device=device, buffer="200MB",
+            batch_size=size.batch, learning_rate=2e-3, device=device, buffer="200MB", record_steps=cuda,
         ).run()  # fmt: skip
         surrogate = load_surrogate(run / "model")
     found = surrogate.predict(truth[:, :1], rows, times)

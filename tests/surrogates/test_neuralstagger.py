@@ -273,6 +273,18 @@ def test_a_part_alone_for_100_steps_equals_its_slice_of_the_full_run():
         torch.testing.assert_close(frame, stagger.part(window, index)[:, 0], rtol=1e-9, atol=1e-11)
 
 
+def test_it_does_so_bit_for_bit_where_parts_run_one_after_another():
+    stagger = Stagger((2, 2))
+    network, window = networks(stagger, scale=0.05, streams=1), vorticity(1)
+    with torch.no_grad():
+        alone = [stagger.part(window, i)[:, 0] for i in range(stagger.parts)]
+        for _ in range(100):
+            window = network(window)
+            alone = [network.alone(i, frame) for i, frame in enumerate(alone)]
+    assert all(torch.equal(frame, stagger.part(window, i)[:, 0]) for i, frame in enumerate(alone))
+    assert bool(window.isfinite().all()) and float(window.abs().max()) > 0
+
+
 def test_without_exchange_a_part_is_bitwise_blind_to_the_others():
     stagger = Stagger((2, 2))
     network, window = networks(stagger), vorticity(1)

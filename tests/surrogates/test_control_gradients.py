@@ -1,0 +1,63 @@
+"""Gradients of the two control problems through staggered networks are those that differences find."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from headrace.surrogates.fourier_network import FourierNetwork
+from headrace.surrogates.stagger import Stagger
+from headrace.surrogates.staggered_network import StaggeredNetwork
+
+
+@pytest.fixture(scope="module")
+def modules(benchmark):
+    """Return modules of the benchmark."""
+    return tuple(benchmark(f"staggered.{name}") for name in ("channel", "control", "planes", "shedding", "training"))
+
+
+def stirred(network, size):
+    """Give weights that are zero at first some values, so that every part of the network counts."""
+    generator = torch.Generator().manual_seed(0)
+    for values in network.parameters():
+        values.data += size * torch.randn(values.shape, generator=generator, dtype=values.dtype)
+    return network.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("horizon", [1, 10, 50])
+def test_of_the_shedding_with_respect_to_the_inflow(modules, horizon):
+    channel, control, _, shedding, training = modules
+    scene = channel.CHANNELS["P5, 60 x 20"]
+    row = training.Row(scene.name, 2, "projected", "steps", shared=True)
+    network = stirred(training.network_of(row, scene, 0, "cpu").double(), 0.02)
+    window = scene.start_windows("", 1, 1, "cpu", 3, torch.ones(1)).double()
+    flow = shedding.Flow(scene, network, window)
+
+    def objective(inflow):
+        return flow.signal(flow.with_inflow(window, inflow[0]), horizon).square().mean()[None]
+
+    distance, cosine = control.gradient_check(objective, window.new_full((1, 1), 0.8), directions=1)
+    assert distance <= 1e-3 and cosine >= 0.99, (distance, cosine)
+
+
+@pytest.mark.parametrize("horizon", [1, 10, 50])
+def test_of_the_mixing_with_respect_to_the_first_vorticity(modules, horizon):
+    _, control, planes, *_ = modules
+    plane, like = replace(planes.PLANES["P0"], points=16), torch.zeros((), dtype=torch.float64)
+
+    def make(inputs):
+        return FourierNetwork(inputs, 1, 8, modes=(3, 3), periods=(1.0, 1.0), layers=2)
+
+    torch.manual_seed(0)
+    network = stirred(StaggeredNetwork(make, Stagger((2, 2), 2), shared=True, scale=0.1).double(), 0.02)
+    solver = control.classical(plane, like)
+    dye, modes = control.Dye(plane.points, plane.frame, like), control.waves(plane.points, like)
+    roll_out = control.by_network(network, solver, 2)
+
+    def objective(at):
+        return dye.mixed(roll_out(control.vorticity_of(at, modes), horizon))
+
+    generator = torch.Generator().manual_seed(1)
+    at = torch.randn(1, len(modes), generator=generator).double()
+    distance, cosine = control.gradient_check(objective, at, directions=3)
+    assert distance <= 1e-3 and cosine >= 0.99, (distance, cosine)
