@@ -84,7 +84,8 @@ class _Plane:
         self._to_u, self._to_v = map(self.constant, velocity)
         self._of_uv, self._of_difference, self._kept_of_products = map(self.constant, products)
         self._kx, self._ky = self.constant(1j * torus.kx), self.constant(1j * torus.ky)
-        self.source, self.kept, self.squared = self.constant(source), self.constant(torus.kept), self.real(torus.squared)
+        self.source, self.kept = self.constant(source), self.constant(torus.kept)
+        self.squared = self.real(torus.squared)
 
     def constant(self, values: Any) -> Any:
         """Return complex factors of the example's kind."""
