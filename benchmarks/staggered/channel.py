@@ -253,7 +253,7 @@ class Channel:
         """Yield how far the flow of a long roll-out is from our solver's, its divergence, defect and speed."""
         window = self.start_windows(loss, frames, 1, device, 1_000_000, torch.ones(1))
         window[:, :, -2] = self.pressure(torch.movedim(window[:, :, : self.ndim], 2, 0), window[:, :, -1])
-        equation = ChannelSteps(self, device, by_change=False)
+        equation = ChannelSteps(self, device, weighed=False)
         found, lines, defects, number = [], [], [], self.rolled if count > 1 else 3
 
         def judged(old: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -410,7 +410,7 @@ CHANNELS = {
                 {**FLOW, "shedding": 0.05, "residual": 1.5}, frame=0.2, steps=8, batch=8, pool=128),
         Channel("P7", (128, 64, 64), 16, (1.0, 1.0, 1.0), (2.0, 2.0, 2.0), 100.0, 1000, 6.0,
                 {**FLOW, "steps per second": 20.0}, frame=0.2, steps=3, end=20.0, inflows=(0.9, 1.1), width=8,
-                multipliers=(1, 2, 2), batch=2, pool=16, still=1e-2),
+                multipliers=(1, 2, 2), batch=2, pool=16, still=3e-3),
         # For CPUs: P5 on a twenty-fifth of the cells.
         Channel("P5, 60 x 20", (60, 20), 4, (0.5, 1.0), (2.5, 2.5), 400.0, 1000, 160.0, {**FLOW, "shedding": 0.05},
                 frame=0.2, steps=2, end=40.0, width=8, multipliers=(1, 2, 2), batch=64, pool=32),

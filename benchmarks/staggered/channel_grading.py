@@ -14,21 +14,34 @@ if TYPE_CHECKING:
 
 WILD = 50.0
 """What no velocity or pressure comes to, in units of the inflow."""
+LASTING, MORE = 4, 2.0
+"""Cells of the blocks whose mean errors count for more, and by how much more. What alternates from cell to cell is gone
+within a frame by friction; what does not lasts until the flow has carried it away, and adds up."""
 AGES = 16
 """States of one simulation in a pool of all ages."""
+
+
+def block_means(fields: torch.Tensor, cells: int, ndim: int) -> torch.Tensor:
+    """Return fields (*lead, *grid) with the means over blocks of so many cells along each axis in place of values."""
+    shape, lead = fields.shape, fields.shape[: fields.ndim - ndim]
+    blocks = fields.reshape(*lead, *(size for n in shape[-ndim:] for size in (n // cells, cells)))
+    means = blocks.mean(tuple(range(-2 * ndim + 1, 0, 2)), keepdim=True)
+    return means.expand_as(blocks).reshape(shape)
 
 
 class ChannelSteps:
     """Explicit steps of a frame as an equation for velocity and pressure of states (*lead, fields, *grid).
 
     Old states carry no gradient. New ones are graded as the network gives them, which makes them nearly free of
-    divergence; the steps start from the projection of the old ones. Where a channel has `still`, and by_change is not
-    taken away, errors are in units of what the flow changes by in a frame and that share of the flow, times the flow:
-    the loss is then the square of their ratio to the change, in a flow that comes to rest as in a young one.
+    divergence; the steps start from the projection of the old ones.
+
+    weighed : errors for training, of which those count for more that last (`LASTING`). Where a channel has `still` they
+        are in units of what the flow changes by in a frame and that share of the flow, times the flow: the loss is then
+        the square of their ratio to the change, in a flow that comes to rest as in a young one.
     """
 
-    def __init__(self, channel: Channel, device: str, *, compiled: bool = False, by_change: bool = True) -> None:
-        self._channel, self._by_change = channel, by_change and channel.still > 0
+    def __init__(self, channel: Channel, device: str, *, compiled: bool = False, weighed: bool = True) -> None:
+        self._channel, self._weighed = channel, weighed
         self._solver = channel.compiled(device) if compiled else channel.solver(device, torch.float32)
 
     def _inflow(self, states: torch.Tensor) -> torch.Tensor:
@@ -48,9 +61,12 @@ class ChannelSteps:
         with torch.no_grad():
             velocity, pressure = self._stepped(channel.read(old)[:-1], self._inflow(old))
             wanted = torch.cat((velocity - channel.base_like(old), pressure[None]))
-            weight = self._weight(old, wanted) if self._by_change else 1.0
+            weight = self._weight(old, wanted) if self._weighed and channel.still else 1.0
         found = torch.movedim(new[(..., slice(0, -1), *[slice(None)] * channel.ndim)], -1 - channel.ndim, 0)
-        return torch.movedim((found - wanted) * weight, 0, -1 - channel.ndim)
+        error = (found - wanted) * weight
+        if self._weighed:
+            error = error + MORE * block_means(error, LASTING, channel.ndim)
+        return torch.movedim(error, 0, -1 - channel.ndim)
 
     def _weight(self, old: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Return the size of old states over that of their change, with the axes of (*lead, *grid)."""

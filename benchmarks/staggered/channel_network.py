@@ -30,24 +30,32 @@ class KeepsInflow(torch.nn.Module):
 
 
 class CommonLayers(torch.nn.Module):
-    """Two convolutions on the grid of all parts, which correct what these give together; without effect at first.
+    """Four convolutions on the grid of all parts, which correct what these give together; without effect at first.
 
-    What parts are off by mostly alternates from point to point, as each of them is off by itself: neighbours tell.
+    What parts are off by mostly alternates from point to point, as each of them is off by itself: neighbours tell, and
+    those that the flow comes from, up to eight cells away in a plane. The two in the middle add to the first.
     """
 
     def __init__(self, ndim: int, channels: int) -> None:
         super().__init__()
         walls = (False,) * ndim
         self.first = BoxConv(2 * ndim + 2, channels, periodic=walls, kernel=5)
+        middle = 5 if ndim == 2 else 3  # in space it would cost as much as all parts
+        self.middle = torch.nn.ModuleList(
+            BoxConv(channels, channels, periodic=walls, kernel=middle) for _ in range(2)
+        )  # fmt: skip
         self.second = BoxConv(channels, ndim, periodic=walls, kernel=5)
-        torch.nn.init.zeros_(self.second.conv.weight)
-        torch.nn.init.zeros_(self.second.conv.bias)
+        for last in (self.middle[-1], self.second):
+            torch.nn.init.zeros_(last.conv.weight)
+            torch.nn.init.zeros_(last.conv.bias)
 
     def forward(self, window: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         """Return the velocities of new windows, corrected; window and new as networks see and give them."""
         old, change = window.flatten(0, 1), (new - window[:, :, : new.shape[2]]).flatten(0, 1)
-        seen = torch.cat((old, change / CHANGE), dim=1)
-        return new + CHANGE * self.second(silu(self.first(seen))).reshape(new.shape)
+        seen = self.first(torch.cat((old, change / CHANGE), dim=1))
+        one, other = self.middle
+        seen = seen + other(silu(one(silu(seen))))
+        return new + CHANGE * self.second(silu(seen)).reshape(new.shape)
 
 
 class Projected(KeepsInflow):

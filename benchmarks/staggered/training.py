@@ -29,6 +29,7 @@ from .box import P6, Box, turned, without_divergence
 from .cavity import CAVITIES, Cavity
 from .channel import CHANNELS, Channel, young_of
 from .channel_network import KeepsInflow, Projected
+from .channel_pool import mirrored_at_random, own_states
 from .figures import timed, weights
 from .planes import HELD_OUT, PLANES, Plane
 
@@ -40,7 +41,7 @@ PROBLEMS: dict[str, Problem] = {**PLANES, **CAVITIES, P6.name: P6, **CHANNELS}
 class Row:
     """A network to train: "network" as published, "corrected" (networks correct a spectral step of every part),
     "unshuffled" (one network that sees all parts as channels), or "projected" (past a block, what the parts give
-    together is projected before they see it; `common`: channels of two layers in common before that).
+    together is projected before they see it; `common`: channels of the layers in common before that).
     """
 
     problem: str
@@ -84,6 +85,8 @@ LOST = 0.1
 """Mean square error of a step over that of the state, with which a flow past a block is none any more."""
 AWAY_IN_CHANGES, LOST_IN_CHANGES = 5.0, 1e3
 """The same two where errors are in units of what the flow changes by (`Channel.still`)."""
+RENEWED, ALONE, ROLLED = 1000, 480, 2
+"""Steps after which states of the network's own making are made anew, frames that it is left alone for, roll-outs."""
 RISING = 500
 """Steps in which the learning rate rises, at most."""
 LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -178,7 +181,12 @@ def network_of(
         ).to(device)  # fmt: skip
         if row.shared or s == 1:  # the layout in which convolutions are fast on a GPU
             network = network.to(memory_format=LAST[problem.ndim])
-        return Projected(network, problem, row.common).to(device) if projected else KeepsInflow(network)
+        if not projected:
+            return KeepsInflow(network)
+        network = Projected(network, problem, row.common)
+        if network.common is not None:
+            network.common.to(memory_format=LAST[problem.ndim])
+        return network.to(device)
     if isinstance(problem, Box):
         make = without_divergence(
             unet(width, 1, problem.multipliers, (True,) * problem.ndim, problem.fields), problem.points // s
@@ -272,12 +280,18 @@ class Run:
         generator = torch.Generator().manual_seed(3 + self.steps)
         grows = isinstance(problem, Channel) and row.loss == "steps"
         rests, starts = grows and problem.still > 0, young_of(count)
+        own = bank[:0]
 
         def fresh(count: int) -> torch.Tensor:
             places = torch.randint(len(bank), (count,), generator=generator)
             if rests:  # as often at the start, from a jerk, as at any age
                 places = torch.where(torch.rand(count, generator=generator) < 0.5, places % starts, places)
             drawn = bank[places.to(bank.device)]
+            if grows:
+                if len(own):
+                    mine = torch.rand(count, generator=generator) < 1 / 3
+                    drawn[mine] = own[torch.randint(len(own), (int(mine.sum()),), generator=generator)]
+                return mirrored_at_random(drawn, generator)
             return turned(drawn, generator) if isinstance(problem, Box) else drawn
 
         lifetime = math.ceil(1.2 * problem.end / problem.frame / row.frames)
@@ -314,6 +328,8 @@ class Run:
                 # In the second half it has to learn what becomes of its own errors in the end.
                 late = 2 * self.spent / limit - 1
                 pool.lifetime = min(lifetime, max(1, round(away / error), round(late * lifetime)))
+                if late > 0 and here % RENEWED == 0:
+                    own = own_states(self.network, fresh(ROLLED), ALONE, LARGEST)
             loss = next(training)
             error = 0.95 * error + 0.05 * math.sqrt(loss) if math.isfinite(loss) else 1.0
             self.steps, here, now = self.steps + 1, here + 1, time.perf_counter()

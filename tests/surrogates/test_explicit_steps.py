@@ -105,7 +105,39 @@ def test_standing_still_is_as_wrong_as_the_flow_changes_for_errors_in_units_of_t
     scene = replace(channel.CHANNELS["P5, 60 x 20"], still=still)
     plain, by_change = (replace(scene, still=s).equation("steps", "cpu") for s in (0.0, still))
     old = scene.start_windows("", 1, 2, "cpu", 3, torch.tensor([0.5, 1.0]))
-    wrong, size = plain.correction(old, old, 0.0, scene.frame), plain.size(old)
-    share = wrong.square().flatten(1).mean(1) / size.square().flatten(1).mean(1)
-    found = by_change.correction(old, old, 0.0, scene.frame).square().flatten(1).mean(1)
-    torch.testing.assert_close(found / size.square().flatten(1).mean(1), share / (share + still**2))
+    size = plain.size(old).square().flatten(1).mean(1)
+    unweighed = channel.ChannelSteps(scene, "cpu", weighed=False).correction(old, old, 0.0, scene.frame)
+    change = unweighed.square().flatten(1).mean(1) / size
+    wrong, found = (
+        e.correction(old, old, 0.0, scene.frame).square().flatten(1).mean(1) / size for e in (plain, by_change)
+    )
+    torch.testing.assert_close(found, wrong / (change + still**2))
+
+
+def test_errors_that_last_count_for_more_in_training_and_what_alternates_does_not(staggered):
+    channel, *_ = staggered
+    scene = channel.CHANNELS["P5, 60 x 20"]
+    old = scene.start_windows("", 1, 1, "cpu", 3, torch.ones(1))
+    uniform, alternating = torch.zeros(2, *old.shape)
+    uniform[:, :, 0], alternating[:, :, 0, ::2], alternating[:, :, 0, 1::2] = 1e-2, 1e-2, -1e-2
+    told, judged = scene.equation("steps", "cpu"), channel.ChannelSteps(scene, "cpu", weighed=False)
+    for wrong, factor in ((uniform, 3.0), (alternating, 1.0)):
+        found, plain = (
+            e.correction(old, old + wrong, 0.0, 0.2) - e.correction(old, old, 0.0, 0.2) for e in (told, judged)
+        )
+        torch.testing.assert_close(found, factor * plain, rtol=0, atol=1e-6)
+
+
+def test_the_mirror_image_of_a_step_past_the_block_is_the_step_of_the_mirror_image(staggered, benchmark):
+    channel, *_ = staggered
+    mirrored = benchmark("staggered.channel_pool").mirrored
+    scene = channel.CHANNELS["P5, 60 x 20"]
+    old = scene.start_windows("", 1, 2, "cpu", 3, torch.tensor([0.5, 1.0]))
+    steps = channel.ChannelSteps(scene, "cpu", weighed=False)
+    new = old.clone()
+    new[:, :, :-1] -= steps.correction(old, old, 0.0, scene.frame)
+    image = mirrored(old, 1, 2)
+    assert float((image - old).abs().max()) > 1e-2
+    torch.testing.assert_close(mirrored(image, 1, 2), old, rtol=0, atol=1e-6)
+    left = steps.correction(image, mirrored(new, 1, 2), 0.0, scene.frame)
+    torch.testing.assert_close(left, torch.zeros_like(left), rtol=0, atol=2e-5)
