@@ -22,7 +22,8 @@ from .surrogate import Surrogate
 class Channels:
     """What a network is given and must give: (batch, inputs, *grid) -> (batch, outputs, *grid).
 
-    inputs : channels; the first `states` of them are the known states, oldest first, then the linear step if any.
+    inputs : channels; the first `states` of them are the known states, oldest first, or rates of change to the
+        last one, then the linear step if any.
     outputs : channels, bundle x fields, all fields of the first wanted state first.
     conditions : entries of the second argument of the network, (batch, conditions); 0 where it takes one argument.
     """
@@ -205,7 +206,7 @@ class Autoregressive(Surrogate):
         # Not the logarithm of time too: it lowers the loss of one step, but roll-outs came out worse with it.
         values = {"parameters": self.normaliser.scale_parameters(parameters),
                   "time": self.normaliser.clock(time)[..., :1]}  # (batch, numbers) each  # fmt: skip
-        seen, condition = [known.flatten(1, 2)], []
+        seen, condition = [(rates_of_change(known) if s.rates else known).flatten(1, 2)], []
         linear = self.linear_step(known[:, -1]) if self.linear_step is not None else None
         if linear is not None:
             seen.append(linear)
@@ -230,6 +231,17 @@ class Autoregressive(Surrogate):
             share = torch.arange(1, s.bundle + 1, dtype=new.dtype, device=new.device) / s.bundle
             new = new * share.reshape(-1, *(1,) * (1 + len(grid)))
         return known[:, -1:] + new
+
+
+def rates_of_change(known: torch.Tensor) -> torch.Tensor:
+    """Return known states (batch, history, ..) with each but the last as its mean rate of change to that one.
+
+    The unit of time is the whole history, so that rates have about the size of states.
+    """
+    history, last = known.shape[1], known[:, -1:]
+    steps = torch.arange(history - 1, 0, -1, dtype=known.dtype, device=known.device)
+    weights = (history / steps).reshape(-1, *(1,) * (known.ndim - 2))
+    return torch.cat(((last - known[:, :-1]) * weights, last), dim=1)
 
 
 def box_position(grid: tuple[int, ...], periodic: Sequence[bool], like: torch.Tensor) -> torch.Tensor:

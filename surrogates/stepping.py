@@ -24,6 +24,9 @@ class Stepping:
         "linear", it sees what the best linear step makes of the last known state and gives what that lacks, on
         periodic axes (`LinearStep`, fitted to the first batch).
     noise : deviation of normal noise on the known states in training, in deviations of the fields.
+    rates : whether the network sees, in the place of each known state before the last one, the mean rate of change from
+        it to that one, (u_last - u) history / steps between them. States that follow one another closely are nearly
+        equal, and what tells of the equation is their small differences, which a network is slow to learn to take.
     inputs : what the network sees beside the known states, of `INPUTS`: the parameters, the time of the first wanted
         state, the position in the box (sine and cosine on periodic axes). Leave out what the equation lacks.
     conditioning : how parameters and time enter: "channels", at every point as input channels, or "film", in every
@@ -36,6 +39,7 @@ class Stepping:
     pushforward: int = 0
     target: str = "delta"
     noise: float = 0.0
+    rates: bool = False
     inputs: tuple[str, ...] = INPUTS
     conditioning: str = "channels"
 
@@ -55,6 +59,8 @@ class Stepping:
         object.__setattr__(self, "inputs", tuple(self.inputs))
         if not self.noise >= 0:
             raise ValueError(f"Stepping noise {self.noise} must not be negative.")
+        if self.rates and self.history < 2:
+            raise ValueError(f"Stepping rates need a history of 2 or more known states; history is {self.history}.")
 
     @classmethod
     def of(cls, value: Stepping | Mapping[str, Any] | None) -> Stepping:

@@ -86,6 +86,18 @@ def test_a_bundle_gives_changes_that_grow_with_their_time():
     assert all(torch.allclose(a[:, 0, 0], b) for a, b in zip(clocks, wanted, strict=True))
 
 
+def test_rates_of_states_that_change_evenly_are_all_their_slope():
+    """A field that is a + b t has the mean rate b between any two times, here in units of the history."""
+    surrogate = made(history=4, rates=True)
+    start, slope = torch.randn(2, 3, 1, 2, 16, 12, generator=torch.Generator().manual_seed(0)).unbind(0)
+    states = start + torch.arange(4.0).reshape(1, 4, 1, 1, 1) * slope
+    surrogate.step(states, torch.zeros(3, len(surrogate.problem.parameters)), torch.zeros(3))
+    seen = surrogate.network.calls[0][0][:, :8].unflatten(1, (4, 2))
+    scaled = 4 * slope / torch.tensor(STD).reshape(2, 1, 1)
+    torch.testing.assert_close(seen[:, :3], scaled.expand(-1, 3, -1, -1, -1), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(seen[:, 3], normalised(states[:, 3]))
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
 def test_predictions_need_not_fill_their_last_bundle(steps):
     surrogate = made(bundle=2, history=2)
@@ -167,7 +179,8 @@ def test_a_stepping_survives_its_plain_data():
     ("arguments", "words"),
     [({"unroll": 0}, "unroll 0"), ({"history": 1.5}, "1.5"), ({"pushforward": -1}, "pushforward -1"),
      ({"target": "next"}, "delta, direct"), ({"inputs": ("weather",)}, "weather"), ({"inputs": "time"}, "selection"),
-     ({"noise": float("nan")}, "noise nan"), ({"conditioning": "x"}, "channels, film")],
+     ({"noise": float("nan")}, "noise nan"), ({"rates": True}, "history is 1"),
+     ({"conditioning": "x"}, "channels, film")],
 )  # fmt: skip
 def test_a_stepping_names_what_is_wrong(arguments, words):
     with pytest.raises(ValueError, match=words):
