@@ -7,7 +7,7 @@ parameter: which part of the variance goes when the parameter is known.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -150,17 +150,6 @@ class FieldStatistics:
             seen = zip(file["state/simulations"][...].tolist(), file["state/seen"][...], strict=True)
             one._seen = {number: steps.copy() for number, steps in seen}
         return one
-
-
-def unit_point(values: Mapping[str, float], bounds: Mapping[str, tuple[float, float, bool]]) -> np.ndarray:
-    """Return parameters mapped to the unit cube by their bounds: name -> (low, high, logarithmic)."""
-    point = []
-    for name, (low, high, logarithmic) in bounds.items():
-        value = float(values[name])
-        if logarithmic:
-            value, low, high = np.log(value), np.log(low), np.log(high)
-        point.append((value - low) / (high - low) if high > low else 0.5)
-    return np.array(point)
 
 
 def _beside(per_step: np.ndarray, like: np.ndarray, *, positive: bool = False) -> np.ndarray:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from headrace.solvers.parameters import Distribution, LogUniform
+from headrace.solvers.parameters import Distribution
 
-from .field_statistics import FieldStatistics, unit_point
+from .field_statistics import FieldStatistics
 from .layout import StreamLayout
 
 SAVE_SECONDS = 60.0
@@ -29,10 +29,7 @@ class StreamStatistics:
 
     def __init__(self, path: str | Path, layout: StreamLayout, distributions: Mapping[str, Distribution]) -> None:
         self.path, self._layout = Path(path), layout
-        self._bounds = {
-            name: (*sorted((float(one.from_unit(0.0)), float(one.from_unit(1.0)))), isinstance(one, LogUniform))
-            for name, one in distributions.items()
-        }
+        self._distributions = distributions
         if self.path.exists():
             self._statistics = FieldStatistics.read(self.path)
         else:
@@ -43,7 +40,8 @@ class StreamStatistics:
     def take(self, simulation: int, step: int, parameters: Mapping[str, float], values: np.ndarray) -> None:
         """Take one step, values (fields, *grid); a step that was taken before changes nothing."""
         if not self._statistics.has(simulation, step):
-            self._statistics.add(simulation, step, unit_point(parameters, self._bounds), values)
+            point = np.array([one.to_unit(parameters[name]) for name, one in self._distributions.items()])
+            self._statistics.add(simulation, step, point, values)
             self._changed = True
 
     def save(self, *, at_most_every: float = 0.0) -> None:

@@ -5,9 +5,10 @@ import pytest
 
 from headrace.online_training.client import Connection
 from headrace.online_training.design import draw_design
-from headrace.online_training.field_statistics import FieldStatistics, unit_point
+from headrace.online_training.field_statistics import FieldStatistics
 from headrace.online_training.stream_statistics import StreamStatistics
 from headrace.solvers import Uniform
+from headrace.solvers.parameters import Choice
 
 from .intake_setup import make_layout, plan, running_intake, use_environment, wait_until
 
@@ -99,9 +100,15 @@ def test_a_step_counts_once_also_after_a_restart(tmp_path):
         FieldStatistics.read(tmp_path / "other.h5")
 
 
-def test_parameters_are_mapped_as_they_are_drawn():
-    bounds = {"a": (1.0, 3.0, False), "b": (1e-4, 1e-2, True), "c": (2.0, 2.0, False)}
-    np.testing.assert_allclose(unit_point({"c": 2, "b": 1e-3, "a": 1.5}, bounds), [0.25, 0.5, 0.5])
+def test_each_value_of_a_choice_has_bins_of_its_own(tmp_path):
+    """Of numbers far apart, too: they are mapped as they are drawn, equally likely, and all variance is theirs."""
+    layout, choice = make_layout(parameters=("nu",)), Choice((1.0, 2.0, 1000.0))
+    statistics = StreamStatistics(tmp_path / "statistics.h5", layout, {"nu": choice})
+    for number in range(30):
+        value = choice.values[number % 3]
+        statistics.take(number, 0, {"nu": value}, np.full((1, 7, 5), value % 7, np.float32))
+    statistics.save()
+    np.testing.assert_allclose(FieldStatistics.read(statistics.path).sobol()[0, 0], 1.0, rtol=1e-12)
 
 
 def test_the_intake_keeps_the_statistics_of_what_it_accepts(tmp_path, monkeypatch):
