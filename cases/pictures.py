@@ -226,6 +226,10 @@ def _make_room_for_labels(axis: Axes) -> None:
     axis.set_position((left, box.y0, box.x1 - left, box.height - factor))
 
 
+def _is_round(value: float) -> bool:
+    return f"{value:e}"[0] in "235"
+
+
 def _finish(axis: Axes, x: str, y: str, *, logarithmic: bool, percent: bool) -> None:
     axis.set_xlabel(x)
     axis.set_title(y, loc="left")
@@ -235,7 +239,10 @@ def _finish(axis: Axes, x: str, y: str, *, logarithmic: bool, percent: bool) -> 
         low, high = axis.get_ylim()
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         few = math.floor(math.log10(high)) - math.ceil(math.log10(low)) < 1
-        axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if few and f"{value:e}"[0] in "235" else "")
+        # Round ones where there are two of them in sight, else all.
+        round_ones = [value for value in axis.yaxis.get_minorticklocs() if low <= value <= high and _is_round(value)]
+        every = few and len(round_ones) < 2
+        axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if every or (few and _is_round(value)) else "")
     else:
         axis.set_ylim(bottom=0.0)
     if percent:

@@ -171,6 +171,15 @@ def test_pictures_of_one_two_and_three_dimensions(shape):
     assert min(pixels.shape[:2]) > 150
 
 
+@pytest.mark.parametrize("losses", [(0.936, 0.611, 0.544), (0.61, 0.65), (0.7,), (0.02, 3.0)])
+def test_curves_within_a_decade_have_numbers_beside_them(losses):
+    """A short training's losses: the axes begin where their labels end, so there must be some."""
+    png = pictures.curves({"loss": (list(range(len(losses))), losses)}, x="batches", y="Loss", logarithmic=True)
+    pixels = matplotlib.image.imread(io.BytesIO(png), format="png")[..., :3].min(axis=-1)
+    axis = int(np.argmax((pixels < 0.5).mean(axis=0) > 0.5))
+    assert (pixels[:, : axis - 8] < 0.5).any(), "left of the axis and its ticks there are words"
+
+
 def test_frames_show_x_to_the_right_and_y_upwards():
     """A state that is 1 for large x and 0 for small x is bright on the right."""
     values = np.zeros((2, 8, 8))
