@@ -43,6 +43,7 @@ def make_model(name: str, arguments: list[str]) -> Surrogate:
         if key not in known:
             raise ValueError(unknown_name(f"argument of {MODELS[name.lower()]} named", key, known))
         single = _value(value)
+        _require_kind(key, value, single, defaults[key])
         values[key] = (single,) if isinstance(defaults[key], tuple) and not isinstance(single, tuple) else single
     if stepping:
         values["stepping"] = stepping | {key: values.pop(key) for key in list(values) if key in stepping}
@@ -50,6 +51,23 @@ def make_model(name: str, arguments: list[str]) -> Surrogate:
         return model(**values)
     except TypeError as error:
         raise ValueError(f"--architecture does not fit {MODELS[name.lower()]}: {error}") from error
+
+
+_KINDS = {bool: (bool, "true or false"), int: (int, "a whole number"), float: ((int, float), "a number")}
+
+
+def _require_kind(key: str, text: str, value: Any, default: Any) -> None:
+    """See that each part of a value is of the kind of the default's parts; a default of None allows anything."""
+    example = default[0] if isinstance(default, tuple) and default else default
+    if type(example) not in _KINDS:
+        return
+    kind, words = _KINDS[type(example)]
+    for part in value if isinstance(value, tuple) else (value,):
+        if not isinstance(part, kind) or (isinstance(part, bool) and kind is not bool):
+            raise ValueError(
+                f"--architecture {key}={text} is not allowed: {part!r} is not {words}; the default is "
+                f"{key}={','.join(map(str, default)) if isinstance(default, tuple) else default}."
+            )
 
 
 def _value(text: str) -> Any:

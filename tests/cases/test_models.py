@@ -30,3 +30,19 @@ def test_wrong_values_of_the_training_form_are_named():
         make_model("fno", ["unroll=0"])
     with pytest.raises(ValueError, match=r"'unrol'.*unroll"):
         make_model("fno", ["unrol=2"])
+
+
+@pytest.mark.parametrize(
+    ("model", "argument", "message"),
+    [
+        ("fno", "modes=abc", "'abc' is not a whole number; the default is modes=12"),
+        ("fno", "modes=8,1.5", "1.5 is not a whole number"),
+        ("fno", "padding=wide", "'wide' is not a number; the default is padding=0.25"),
+        ("fno", "width=true", "True is not a whole number"),
+        ("unet", "norm=1", "1 is not true or false; the default is norm=True"),
+        ("mlp", "hidden=64,x", "'x' is not a whole number; the default is hidden=256,256"),
+    ],
+)
+def test_a_value_of_another_kind_is_named(model, argument, message):
+    with pytest.raises(ValueError, match=f"--architecture {argument} is not allowed: {message}"):
+        make_model(model, [argument])
