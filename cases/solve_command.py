@@ -157,3 +157,6 @@ def _require_folder(file: Path, plot: Path | None) -> None:
             raise OSError(f"Cannot write {path}: there is no folder {path.absolute().parent}.")
         if path is not None and path.is_dir():
             raise OSError(f"Cannot write {path}: it is a folder; give a file name.")
+        if path is not None and path.exists() and not path.is_file():
+            # Its replacement by a file would take a device, say /dev/null, away from everybody.
+            raise OSError(f"Cannot write {path}: it is a device or a pipe; give the name of a file.")
