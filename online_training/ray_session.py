@@ -152,7 +152,7 @@ def _patiently(*arguments: Any, **settings: Any) -> Any:
 
     for attempt in range(1, _STARTS + 1):
         try:
-            with _without_monitors():
+            with _few_processes_apart():
                 return ray.init(*arguments, **settings)
         except Exception as error:  # Ray raises the bare class here
             ray.shutdown()
@@ -161,22 +161,30 @@ def _patiently(*arguments: Any, **settings: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _without_monitors() -> Iterator[None]:
+def _few_processes_apart() -> Iterator[None]:
     """Let `ray.init` in the block start nothing that copies logs to the driver, asks an autoscaler for nodes, or serves
-    Ray's dashboard, which without its pages only sends statistics home, and which `ray.init` waits for.
+    Ray's dashboard, which without its pages only sends statistics home, and which `ray.init` waits for; and what it
+    starts, in a session of its own. `timeout`, batch systems and a closed terminal send their signal to all processes
+    of a group: it is the driver's to answer, which cannot stop in order without its Ray.
 
     `ray start` has switches for the first two, `ray.init` has none.
     """
+    from ray._private import services
     from ray._private.node import Node
 
-    kept = {name: getattr(Node, name) for name in _UNUSED_PROCESSES if hasattr(Node, name)}
-    for name in kept:
-        setattr(Node, name, lambda self, **unused: None)
+    kept: dict[tuple[Any, str], Any] = {
+        (Node, name): getattr(Node, name) for name in _UNUSED_PROCESSES if hasattr(Node, name)
+    }
+    for owner, name in kept:
+        setattr(owner, name, lambda self, **unused: None)
+    if hasattr(services, "ConsolePopen"):
+        kept[services, "ConsolePopen"] = services.ConsolePopen
+        services.ConsolePopen = partial(services.ConsolePopen, start_new_session=True)
     try:
         yield
     finally:
-        for name, method in kept.items():
-            setattr(Node, name, method)
+        for (owner, name), value in kept.items():
+            setattr(owner, name, value)
 
 
 def _reachable(settings: StudySettings) -> str:

@@ -54,8 +54,8 @@ class Driver:
         return Path(self.output.name).read_text()
 
     def stop(self, number: int, seconds=500.0) -> None:
-        """Send a signal and see that it ends the study in order."""
-        self.process.send_signal(number)
+        """Send a signal to all of the driver's process group, as a batch system does; it ends the study in order."""
+        os.killpg(self.process.pid, number)
         self.process.wait(seconds)
         assert self.process.returncode == 0 and "status stopped" in self.text(), self.text()
         require_no_process(self.run_dir)

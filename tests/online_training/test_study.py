@@ -122,7 +122,7 @@ def test_a_study_loses_nothing_by_deaths_and_stops_behind_its_token(tmp_path, mo
     require_guarded(driver)
     driver.kill("RayTrainWorker")
     driver.wait_until(lambda: (last_record(run_dir / "metrics.jsonl") or {}).get("generation", 0) >= 2)
-    driver.stop(signal.SIGINT)
+    driver.stop(signal.SIGTERM)
     stopped_at = batches_of(run_dir)
 
     (run_dir / "secrets" / "ray-folder").unlink()
@@ -131,11 +131,11 @@ def test_a_study_loses_nothing_by_deaths_and_stops_behind_its_token(tmp_path, mo
     driver.stop(signal.SIGTERM)
     assert len(list(ledger.glob("study-*.log"))) == 1, "no session was begun"
 
-    def sigterm(meanwhile: Meanwhile) -> None:
+    def sigint(meanwhile: Meanwhile) -> None:
         meanwhile.wait_until((ledger / "intake-2.log").exists)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
 
-    assert Meanwhile().run(study_here(run_dir, **SPOOLING), sigterm, resume=True).status == "stopped"
+    assert Meanwhile().run(study_here(run_dir, **SPOOLING), sigint, resume=True).status == "stopped"
     assert not list(ledger.glob("trainer-2-*")), "it stopped before the trainer was up, and did not wait for it"
 
     def kill_the_intake(meanwhile: Meanwhile) -> None:
