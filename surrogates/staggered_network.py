@@ -67,8 +67,11 @@ class StaggeredNetwork(torch.nn.Module):
         networks = [make(inputs) for _ in range(stagger.parts)]
         parameters, buffers = stack_module_state(networks)
         self._names = list(parameters)
-        lay_out = _slices_channels_last if streams else torch.Tensor.detach
-        self.stacked = torch.nn.ParameterList(lay_out(parameters[name]) for name in self._names)
+        convolutions = _weights_of_convolutions(networks[0]) if streams else set()
+        self.stacked = torch.nn.ParameterList(
+            _slices_channels_last(parameters[name]) if name in convolutions else parameters[name].detach()
+            for name in self._names
+        )
         self._buffer_names = list(buffers)
         for number, name in enumerate(self._buffer_names):
             self.register_buffer(f"buffer{number}", buffers[name])
@@ -169,9 +172,13 @@ class StaggeredNetwork(torch.nn.Module):
         return torch.stack(results)
 
 
+def _weights_of_convolutions(network: torch.nn.Module) -> set[str]:
+    """Return the names of those of convolutions in a plane; spectral weights have as many axes, and another layout."""
+    kinds = (torch.nn.Conv2d, torch.nn.ConvTranspose2d)
+    return {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, kinds)}
+
+
 def _slices_channels_last(stacked: torch.Tensor) -> torch.Tensor:
-    """Return stacked weights (parts, ...), those of convolutions in a plane laid out as a GPU likes each of them."""
-    if stacked.ndim != 5:
-        return stacked.detach()
+    """Return stacked weights of convolutions, (parts, out, in, *kernel), laid out as a GPU likes each of them."""
     flat = stacked.detach().flatten(0, 1).contiguous(memory_format=torch.channels_last)
     return flat.unflatten(0, stacked.shape[:2])

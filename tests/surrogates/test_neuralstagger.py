@@ -240,6 +240,16 @@ def test_one_after_another_equals_the_batch_with_gradients(make):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12 * scale)
 
 
+@pytest.mark.parametrize(("make", "some"), [(lambda inputs: unet(inputs), True), (lambda inputs: fno(inputs), False)],
+                         ids=["unet", "fno"])  # fmt: skip
+def test_weights_of_convolutions_alone_are_laid_out_for_them(make, some):
+    """A GPU reads the channels of a convolution side by side; a spectral layer's matrices stay as they are."""
+    network = StaggeredNetwork(make, Stagger((2, 2), 2), streams=1)
+    # Of one channel, or a kernel of one point, both layouts are the same.
+    steps = [values.stride(2) for values in network.stacked if values.ndim == 5 and min(values.shape[2:]) > 1]
+    assert steps and all((step == 1) == some for step in steps)
+
+
 def test_a_classical_step_of_every_part_is_corrected_batched_and_alone():
     stagger, window = Stagger((2, 4), 2), vorticity(2, frames=2)
     pace = torch.arange(1.0, 17.0, dtype=torch.float64).reshape(-1, 1, 1, 1, 1)
