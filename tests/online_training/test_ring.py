@@ -205,16 +205,9 @@ def test_a_rank_that_does_not_look_there_gets_messages(tmp_path: Path) -> None:
     """As clients of before, and those in C and Fortran."""
     with running_intake(tmp_path, make_layout()) as intake:
         plan(intake, 1)
-        link = solver(intake)
-        declare(link)
-        link.send(Kind.REQUEST, value=1)
-        assert [link.receive(PATIENCE)[0].kind for _ in range(2)] == [Kind.ASSIGN, Kind.CREDIT]
-        placed = link.transport.place([np.ones((7, 5))], np.dtype("<f4"))
-        link.send_block(
-            Header(Kind.BLOCK, simulation=0, attempt=1, dtype=1, num_blocks=1, global_shape=(7, 5), offset=(0, 0),
-                   block_shape=(7, 5), payload_length=placed.length, checksum=placed.checksum, flags=placed.flags,
-                   value=2 * placed.position + 1), b"",
-        )  # fmt: skip
+        link, header = solver_with_a_block(intake)
+        assert link.receive(PATIENCE)[0].kind == Kind.CREDIT
+        link.send_block(header, b"")
         wait_until(lambda: link.receive(PATIENCE)[0].kind == Kind.ACK)
         assert link.transport.heard() == (0, 0)
         link.close()
@@ -230,6 +223,20 @@ def solver(intake, job: str = "1-0001") -> Link:
 def declare(link: Link) -> None:
     link.send(Kind.DECLARE, {"fields": [{"name": "u", "shape": [7, 5], "dtype": "float32"}]})
     assert link.receive(PATIENCE)[0].kind == Kind.DECLARED
+
+
+def solver_with_a_block(intake) -> tuple[Link, Header]:
+    """A rank that has got its simulation and placed a step in its ring, and the header that would say so."""
+    link = solver(intake)
+    declare(link)
+    link.send(Kind.REQUEST, value=1)
+    assert link.receive(PATIENCE)[0].kind == Kind.ASSIGN
+    placed = link.transport.place([np.ones((7, 5))], np.dtype("<f4"))
+    return link, Header(
+        Kind.BLOCK, simulation=0, attempt=1, dtype=1, num_blocks=1, global_shape=(7, 5), offset=(0, 0),
+        block_shape=(7, 5), payload_length=placed.length, checksum=placed.checksum, flags=placed.flags,
+        value=2 * placed.position + 1,
+    )  # fmt: skip
 
 
 def rings_mapped() -> int:
@@ -311,17 +318,8 @@ def stream_all(intake, simulation: int) -> None:
 def test_a_ring_whose_content_changes_costs_its_own_attempt_only(tmp_path: Path) -> None:
     with running_intake(tmp_path, make_layout()) as intake:
         plan(intake, 1)
-        link = solver(intake)
-        declare(link)
-        link.send(Kind.REQUEST, value=1)
-        assert link.receive(PATIENCE)[0].kind == Kind.ASSIGN
-        placed = link.transport.place([np.ones((7, 5))], np.dtype("<f4"))
-        header = Header(
-            Kind.BLOCK, simulation=0, attempt=1, dtype=1, num_blocks=1, global_shape=(7, 5), offset=(0, 0),
-            block_shape=(7, 5), payload_length=placed.length, checksum=placed.checksum ^ 1, flags=placed.flags,
-            value=2 * placed.position + 1,
-        )  # fmt: skip
-        link.send_block(header, b"")
+        link, header = solver_with_a_block(intake)
+        link.send_block(header._replace(checksum=header.checksum ^ 1), b"")
         wait_until(lambda: link.receive(0.1) is None and link.lost)
         assert "was damaged on its way" in link.lost
         status = intake.status()

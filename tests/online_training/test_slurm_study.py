@@ -99,7 +99,7 @@ def test_a_node_dies_the_time_limit_requeues_the_study_and_scancel_stops_it_in_o
     run, log = tmp_path / "run", tmp_path / "run.log"
     study = [*STUDY, "--simulations", "2000", "--jobs", "2", "--run-dir", str(run), "--jobs-apart"]
     study.append("--scheduler-options=--ntasks-per-node=2")
-    said = headrace(cluster, "submit", *study, "--nodes", "1", "--cores", "2", "--minutes", "30", "--notice", "119")
+    said = headrace(cluster, "submit", *study, "--nodes", "1", "--cores", "2", "--minutes", "30", "--notice", "299")
     number = said.split()[1].rstrip(",")
     wait_for(lambda: samples(run) and on_both_nodes(cluster), log)
     if cluster.separate:
@@ -109,9 +109,9 @@ def test_a_node_dies_the_time_limit_requeues_the_study_and_scancel_stops_it_in_o
         before = samples(run)
         cluster.start_missing_nodes()
         wait_for(lambda: samples(run) > before and on_both_nodes(cluster), log)
-    # Slurm signals when less than the notice is left: at once.
+    # Slurm signals when less than the notice is left: at once, with four minutes or more to stop in order.
     elapsed = int(cluster.run("squeue", "-h", "-j", number, "-o", "%M").split(":")[-2])
-    cluster.run("scontrol", "update", f"JobId={number}", f"TimeLimit={elapsed + 2}")
+    cluster.run("scontrol", "update", f"JobId={number}", f"TimeLimit={elapsed + 5}")
     requeued = "the time limit was near"
     wait_for(lambda: log.exists() and requeued in log.read_text(), log)
     wait_for(lambda: queue(cluster, "%T") == ["PENDING"], log)
