@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ import typer
 
 from . import rom_command
 from .models import MODELS
-from .ranks import USER_ERRORS, launched_rank, leave
+from .ranks import USER_ERRORS, launched_rank, launched_size, leave
 from .study_flags import setting_parameters
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ def main(arguments: Sequence[str] | None = None, *, own_case: CaseReference | No
     own_case : the case of a user's script; its verbs then take no CASE.
     """
     app = build_app(own_case)
+    if launched_size() == 1:
+        # As Ctrl-C: files and processes are left in order. A study has a handler of its own; ranks end with mpirun.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:
         if launched_rank() > 0:
             # Only rank 0 talks, so that help, usage errors and progress come once.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing, contextmanager
@@ -15,6 +16,7 @@ import typer
 from rich.console import Console
 
 from headrace.online_training.design import ADAPTIVE, check_sampler, draw_design, extensible, own_sampler
+from headrace.online_training.die_with_parent import die_with_parent
 from headrace.solvers.hdf5 import HDF5Sink
 from headrace.solvers.simulate import simulate
 
@@ -119,6 +121,9 @@ def solve_into(case: Case, file: str | Path, seed: int, simulation: int, point: 
     except USER_ERRORS as error:
         sink.close(failure=str(error))
         return str(error)
+    except KeyboardInterrupt:
+        sink.close(failure="interrupted")
+        raise
     return ""
 
 
@@ -160,14 +165,22 @@ _case: Case | None = None
 """The case of this worker process."""
 
 
-def _load(reference: CaseReference) -> None:
+def _load(reference: CaseReference, parent: int) -> None:
     global _case
+    die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a key pressed in a terminal is the parent's to answer
     _case = reference.load()
 
 
 def _task(file: str, seed: int, simulation: int, point: list[float]) -> str:
     assert _case is not None
-    return solve_into(_case, file, seed, simulation, point)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no unfinished file stays
+    try:
+        return solve_into(_case, file, seed, simulation, point)
+    except KeyboardInterrupt:
+        os._exit(1)  # an exception would only be the result of this task, and the next one begin
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _on_cores(
@@ -193,17 +206,19 @@ def _one_by_one(reference: CaseReference, seed: int, tasks: list[Task]) -> Outco
 def _in_processes(reference: CaseReference, seed: int, tasks: list[Task], jobs: int) -> Outcomes:
     # Fresh processes: a fork of one that has loaded MPI is not safe.
     context = multiprocessing.get_context("spawn")
-    with (
-        _one_thread_each(),
-        ProcessPoolExecutor(jobs, mp_context=context, initializer=_load, initargs=(reference,)) as pool,
-    ):
-        running = {pool.submit(_task, file, seed, n, point): n for file, n, point in tasks}
+    with _one_thread_each():
+        pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_load, initargs=(reference, os.getpid()))
         try:
+            running = {pool.submit(_task, file, seed, n, point): n for file, n, point in tasks}
             for future in as_completed(running):
                 yield running[future], future.result()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # Those that run now may take hours, and some that wait are with the workers already.
+            for worker in multiprocessing.active_children():
+                worker.terminate()
             raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def solve_case(
             sink = WatchedSink(sink, stack.enter_context(StepProgress(case.name, case.num_snapshots, plain=plain)))
         try:
             simulate(case, parameters, sink, comm=comm, study_seed=seed)
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             # Closing after a failure communicates nothing, and rank 0 removes the unfinished file.
             sink.close(failure=str(error))
             raise

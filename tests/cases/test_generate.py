@@ -1,8 +1,13 @@
 """Data sets: every simulation once, the same whoever runs it, and nothing lost by an interruption."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -15,6 +20,7 @@ from headrace.solvers.case_file import CaseReference
 from headrace.solvers.hdf5 import read_trajectory
 from headrace.solvers.simulate import simulate
 from tests.mpi_run import run_mpi
+from tests.online_training.intake_setup import PATIENCE, wait_until
 
 FRAGILE = '''
 from headrace.solvers import Case, Grid, Uniform
@@ -120,3 +126,42 @@ def test_the_data_set_describes_itself(data):
     description = json.loads((data / "dataset.json").read_text())
     assert description["format"] == "headrace-dataset" and description["seed"] == 0 and description["shape"] == [128]
     assert CaseReference.of(data / "case.py").sha256 == description["sha256"]
+
+
+ENDLESS = """
+import os, pathlib, time
+from headrace.solvers import Case, Grid, Periodic, Snapshot, Uniform
+
+
+def wait(case, p, comm, rng):
+    '''du/dt = 0, for ever.'''
+    yield Snapshot(step=0, time=0.0, values=__import__("numpy").zeros((1, 4)), where=(slice(0, 4),))
+    (pathlib.Path(__file__).parent / f"begun-{os.getpid()}").touch()
+    time.sleep(3600)
+
+
+case = Case(name="endless", fields=("u",), grid=Grid(shape=(4,), extent=(1.0,)), boundary=Periodic(),
+            parameters={"rate": Uniform(0.0, 2.0)}, initial=lambda x, p, rng: 0 * x[0], solver=wait, duration=1.0,
+            num_snapshots=2)
+"""
+
+
+@pytest.mark.parametrize("how", ["ctrl-c", "sigterm", "sigkill"])
+def test_an_interrupted_set_begins_no_other_simulation_and_leaves_nothing_behind(how, tmp_path):
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    begun = lambda: sorted(tmp_path.glob("**/begun-*"))  # noqa: E731
+    command = ["-m", "headrace.cases", "generate", "endless.py", "--simulations", "6", "--jobs", "2", "--output", "set"]
+    process = subprocess.Popen([sys.executable, *command], cwd=tmp_path, start_new_session=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    wait_until(lambda: len(begun()) == 2)
+    workers = [psutil.Process(int(path.name.partition("-")[2])) for path in begun()]
+    if how == "ctrl-c":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGTERM if how == "sigterm" else signal.SIGKILL)
+    said, _ = process.communicate(timeout=PATIENCE)
+    wait_until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in workers))
+    assert len(begun()) == 2
+    if how != "sigkill":
+        assert process.returncode == 130 and said.strip().splitlines()[-1] == "interrupted", said
+        assert "Traceback" not in said and not list((tmp_path / "set").glob("sim-*")), said
