@@ -51,7 +51,7 @@ def draw_curves(axes: Any, runs_of: dict[str, list[list[list[float]]]]) -> None:
     axes.axhline(1.0, color="black", lw=1)
     axes.set(yscale="log", xlabel="seconds of training on an H100 or H200", ylabel="error / published error",
              title="Published tables")  # fmt: skip
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # within it would hide runs
 
 
 def draw_errors(axes: Any, table: dict[str, dict[str, float]]) -> None:
@@ -63,7 +63,7 @@ def draw_errors(axes: Any, table: dict[str, dict[str, float]]) -> None:
                   color="black" if who == "ours" else COLOURS[number % len(COLOURS)], label=who)  # fmt: skip
     axes.set(yscale="log", ylabel="geometric mean nRMSE, 100 steps", title="APEBench, test runs")
     axes.set_xticks(range(len(table)), [name.removeprefix("diff_") for name in table], rotation=30, ha="right")
-    axes.legend(fontsize=8, ncols=2)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def draw(path: Path) -> None:
@@ -74,7 +74,7 @@ def draw(path: Path) -> None:
     from matplotlib import pyplot
 
     runs_of, table = curves(read("tables")), errors(read("emulators"))
-    figure, axes = pyplot.subplots(1, 2 if table else 1, figsize=(11 if table else 5.5, 4.2), layout="constrained",
+    figure, axes = pyplot.subplots(1, 2 if table else 1, figsize=(13 if table else 6.5, 4.2), layout="constrained",
                                    squeeze=False)  # fmt: skip
     draw_curves(axes[0, 0], runs_of)
     if table:

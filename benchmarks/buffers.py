@@ -129,10 +129,10 @@ def draw(report: Report, folder: Path) -> None:
                 axes[0, column].plot(t, [point["population"] for point in curve], label=name)
                 axes[1, column].plot(t, [point["draws"] for point in curve], label=name)
         axes[0, column].set_title(title)
-        axes[0, column].legend()
         axes[1, column].set_xlabel("seconds")
     axes[0, 0].set_ylabel("windows in the buffer")
     axes[1, 0].set_ylabel("windows drawn")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")  # within it would hide curves
     figure.savefig(folder / "buffers.png", dpi=110)
 
 

@@ -140,6 +140,7 @@ def draw(report: Report, folder: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     models = [model for model in MODELS if any(f"/{model}/online" in line["name"] for line in report.lines)]
     figure, axes = plt.subplots(1, len(models), figsize=(3 * len(models), 3.4), squeeze=False, constrained_layout=True)
@@ -162,9 +163,9 @@ def draw(report: Report, folder: Path) -> None:
         )
         axis.set_xticks(FRACTIONS, [f"1/{round(1 / f)}" for f in FRACTIONS])
         axis.xaxis.set_minor_locator(plt.NullLocator())
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 6)))
         axis.yaxis.set_major_formatter("{x:.3g}")
-        axis.yaxis.set_minor_formatter("{x:.2g}")
-        axis.tick_params(axis="y", which="minor", labelsize=7)
+        axis.yaxis.set_minor_formatter("")
     axes[0, 0].set_ylabel("nRMSE of roll-outs")
     axes[0, 0].legend()
     figure.savefig(folder / "online_vs_offline.png", dpi=110)
