@@ -151,8 +151,10 @@ def test_an_interrupted_set_begins_no_other_simulation_and_leaves_nothing_behind
     (tmp_path / "endless.py").write_text(ENDLESS)
     begun = lambda: sorted(tmp_path.glob("**/begun-*"))  # noqa: E731
     command = ["-m", "headrace.cases", "generate", "endless.py", "--simulations", "6", "--jobs", "2", "--output", "set"]
-    process = subprocess.Popen([sys.executable, *command], cwd=tmp_path, start_new_session=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    # A shell's background jobs, and all that they start, ignore SIGINT.
+    process = subprocess.Popen([sys.executable, *command], cwd=tmp_path, start_new_session=True, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
     wait_until(lambda: len(begun()) == 2)
     workers = [psutil.Process(int(path.name.partition("-")[2])) for path in begun()]
     if how == "ctrl-c":
