@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,28 +22,17 @@ def thermal_strain(expansion: Coefficient, reference_temperature: float, tempera
 
 
 @dataclass(frozen=True, kw_only=True)
-class IsotropicElasticity(ConstitutiveLaw):
-    """σ = λ tr(ε - ε_th) I + 2 μ (ε - ε_th), with ε_th = α(T) (T - T_ref) I.
+class LinearElasticity(ConstitutiveLaw):
+    """σ = C(T) (ε - ε_th), with ε_th = α(T) (T - T_ref) I, whatever the stiffness C.
 
     Parameters
     ----------
-    young, poisson : E > 0 and -1 < ν < 0.5; numbers or tables over temperature.
     expansion : secant coefficient α from the reference temperature.
     reference_temperature : where the thermal strain is zero.
-
-    Raises
-    ------
-    ValueError : coefficients out of range.
     """
 
-    young: Coefficient
-    poisson: Coefficient
     expansion: Coefficient = 0.0
     reference_temperature: float = 20.0
-
-    def __post_init__(self) -> None:
-        require_range("IsotropicElasticity", "young", self.young, above=0.0)
-        require_range("IsotropicElasticity", "poisson", self.poisson, above=-1.0, below=0.5)
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -54,17 +44,9 @@ class IsotropicElasticity(ConstitutiveLaw):
         """The stiffness is symmetric."""
         return True
 
-    def moduli(self, temperature: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return bulk and shear modulus at temperatures."""
-        E, nu = coefficient_at(self.young, temperature), coefficient_at(self.poisson, temperature)
-        return E / (3 * (1 - 2 * nu)), E / (2 * (1 + nu))
-
+    @abstractmethod
     def stiffness(self, temperature: np.ndarray) -> np.ndarray:
-        """Return the elastic stiffness, (num_points, 6, 6)."""
-        bulk, shear = self.moduli(temperature)
-        volumetric = np.outer(IDENTITY, IDENTITY)
-        deviatoric = np.diag(TENSOR_FROM_ENGINEERING) - volumetric / 3
-        return bulk[:, None, None] * volumetric + 2 * shear[:, None, None] * deviatoric
+        """Return the stiffness in the global frame, (num_points, 6, 6)."""
 
     def elastic_strain(self, temperature: np.ndarray, strain: np.ndarray) -> np.ndarray:
         """Return the strain less the thermal strain, (num_points, 6)."""
@@ -80,18 +62,54 @@ class IsotropicElasticity(ConstitutiveLaw):
         dt: float,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return stress, the empty state and stiffness at the end of the step; see `ConstitutiveLaw.update`."""
-        return _linear_response(self, temperature1, strain0 + strain_increment, state)
+        C = self.stiffness(temperature1)
+        stress = np.einsum("pij,pj->pi", C, self.elastic_strain(temperature1, strain0 + strain_increment))
+        return stress, state.copy(), C
 
 
 @dataclass(frozen=True, kw_only=True)
-class CubicElasticity(ConstitutiveLaw):
+class IsotropicElasticity(LinearElasticity):
+    """σ = λ tr(ε - ε_th) I + 2 μ (ε - ε_th), with ε_th = α(T) (T - T_ref) I.
+
+    Parameters
+    ----------
+    young, poisson : E > 0 and -1 < ν < 0.5; numbers or tables over temperature.
+    expansion, reference_temperature : as in `LinearElasticity`.
+
+    Raises
+    ------
+    ValueError : coefficients out of range.
+    """
+
+    young: Coefficient
+    poisson: Coefficient
+
+    def __post_init__(self) -> None:
+        require_range("IsotropicElasticity", "young", self.young, above=0.0)
+        require_range("IsotropicElasticity", "poisson", self.poisson, above=-1.0, below=0.5)
+
+    def moduli(self, temperature: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return bulk and shear modulus at temperatures."""
+        E, nu = coefficient_at(self.young, temperature), coefficient_at(self.poisson, temperature)
+        return E / (3 * (1 - 2 * nu)), E / (2 * (1 + nu))
+
+    def stiffness(self, temperature: np.ndarray) -> np.ndarray:
+        """Return the elastic stiffness, (num_points, 6, 6)."""
+        bulk, shear = self.moduli(temperature)
+        volumetric = np.outer(IDENTITY, IDENTITY)
+        deviatoric = np.diag(TENSOR_FROM_ENGINEERING) - volumetric / 3
+        return bulk[:, None, None] * volumetric + 2 * shear[:, None, None] * deviatoric
+
+
+@dataclass(frozen=True, kw_only=True)
+class CubicElasticity(LinearElasticity):
     """σ = C(T) (ε - ε_th) with the cubic symmetry of a single crystal: C11, C12, C44 in the crystal's axes.
 
     Parameters
     ----------
     c11, c12, c44 : stiffnesses, C11 > |C12|, C11 + 2 C12 > 0, C44 > 0 at every temperature; numbers or tables.
     axes : the crystal's axes in the global frame, as rows of a rotation, (3, 3); default: aligned.
-    expansion, reference_temperature : as in `IsotropicElasticity` (expansion of a cubic crystal is isotropic).
+    expansion, reference_temperature : as in `LinearElasticity` (expansion of a cubic crystal is isotropic).
 
     Raises
     ------
@@ -102,8 +120,6 @@ class CubicElasticity(ConstitutiveLaw):
     c12: Coefficient
     c44: Coefficient
     axes: tuple[tuple[float, float, float], ...] = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
-    expansion: Coefficient = 0.0
-    reference_temperature: float = 20.0
 
     def __post_init__(self) -> None:
         Q = np.array(self.axes, dtype=float)
@@ -119,16 +135,6 @@ class CubicElasticity(ConstitutiveLaw):
                     "definite; they need C11 > |C12|, C11 + 2 C12 > 0 and C44 > 0."
                 )
 
-    @property
-    def state_names(self) -> tuple[str, ...]:
-        """No internal variables."""
-        return ()
-
-    @property
-    def symmetric(self) -> bool:
-        """The stiffness is symmetric."""
-        return True
-
     def stiffness(self, temperature: np.ndarray) -> np.ndarray:
         """Return the stiffness in the global frame, (num_points, 6, 6)."""
         c11, c12, c44 = (coefficient_at(c, temperature) for c in (self.c11, self.c12, self.c44))
@@ -138,29 +144,6 @@ class CubicElasticity(ConstitutiveLaw):
         C[:, range(3, 6), range(3, 6)] = c44[:, None]
         M = strain_rotation(np.array(self.axes))
         return M.T @ C @ M
-
-    def elastic_strain(self, temperature: np.ndarray, strain: np.ndarray) -> np.ndarray:
-        """Return the strain less the thermal strain, (num_points, 6)."""
-        return strain - thermal_strain(self.expansion, self.reference_temperature, temperature)
-
-    def update(
-        self,
-        temperature0: np.ndarray,
-        temperature1: np.ndarray,
-        strain0: np.ndarray,
-        strain_increment: np.ndarray,
-        state: np.ndarray,
-        dt: float,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return stress, the empty state and stiffness at the end of the step; see `ConstitutiveLaw.update`."""
-        return _linear_response(self, temperature1, strain0 + strain_increment, state)
-
-
-def _linear_response(
-    law: IsotropicElasticity | CubicElasticity, temperature: np.ndarray, strain: np.ndarray, state: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    C = law.stiffness(temperature)
-    return np.einsum("pij,pj->pi", C, law.elastic_strain(temperature, strain)), state.copy(), C
 
 
 def strain_rotation(axes: np.ndarray) -> np.ndarray:
