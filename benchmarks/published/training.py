@@ -21,8 +21,6 @@ class Plan:
     """How a network is trained: Adam, and a rate that falls as half a cosine over the training.
 
     warm : fraction of the training over which the rate rises from zero at first.
-    turn : fraction after which the last of several losses is taken alone; before, it is not taken. Its gradients may
-        have another size, so that Adam begins anew there, and the rate rises again.
     decay : weights by which Adam's gradient grows, as the published programs have it.
     """
 
@@ -31,15 +29,12 @@ class Plan:
     decay: float = 0.0
     warm: float = 0.0
     clip: float = math.inf
-    turn: float | None = None
 
     def rate_at(self, done: float) -> float:
         """Return the rate when that fraction of the training is done."""
         if done < self.warm:
             return self.rate * done / self.warm
-        rate = self.rate * 0.5 * (1 + math.cos(math.pi * (done - self.warm) / (1 - self.warm)))
-        turned = self.turn is not None and self.turn <= done < self.turn + self.warm
-        return rate * (done - self.turn) / self.warm if turned else rate
+        return self.rate * 0.5 * (1 + math.cos(math.pi * (done - self.warm) / (1 - self.warm)))
 
 
 TOGETHER = 10
@@ -49,8 +44,7 @@ TOGETHER = 10
 class Run:
     """A network in training, for a number of steps or of seconds; each call goes on.
 
-    losses : alternatives, one of which is drawn for every step, such as with and without a free step before; see
-        `Plan.turn`.
+    losses : alternatives, one of which is drawn for every step, such as with and without a free step before.
     windows : how many indices there are.
     recorded : whether each alternative becomes a CUDA graph; `SideBySide` records many runs at once instead.
     """
@@ -63,7 +57,7 @@ class Run:
         self.device = next(network.parameters()).device
         self._draw = torch.Generator().manual_seed(seed)
         self._index = torch.randint(windows, (plan.batch,), generator=self._draw).to(self.device)
-        self._order, self._turned = self._index[:0], False
+        self._order = self._index[:0]
         on_gpu = self.device.type == "cuda"
         # A tensor on the device: a recorded step reads it at every replay.
         self._rate = torch.zeros((), device=self.device)
@@ -96,22 +90,14 @@ class Run:
         self._order = self._order[self.plan.batch :]
         self._rate.fill_(self.plan.rate_at(done))
         self.step += 1
-        last = len(self.steps) - 1
-        if self.plan.turn is not None and done >= self.plan.turn:
-            if not self._turned:
-                self._turned = True
-                for moment in self._moments():
-                    moment.zero_()
-            return last
-        several = last if self.plan.turn is not None else last + 1
-        return int(torch.randint(several, (), generator=self._draw)) if several > 1 else 0
+        return int(torch.randint(len(self.steps), (), generator=self._draw)) if len(self.steps) > 1 else 0
 
     def state(self) -> dict[str, Any]:
         """Return what `go_on` needs, on the host."""
         tensors = [tensor.detach().cpu() for tensor in self._tensors()]
         order = self._order.cpu()
         return {"tensors": tensors, "draw": self._draw.get_state(), "order": order, "step": self.step,
-                "seconds": self.seconds, "turned": self._turned}  # fmt: skip
+                "seconds": self.seconds}  # fmt: skip
 
     def go_on(self, state: Mapping[str, Any]) -> None:
         """Go on where another run of the same network was when it gave its state."""
@@ -121,16 +107,12 @@ class Run:
             mine.copy_(tensor)  # in place: recorded steps know where it lies
         self._draw.set_state(state["draw"])
         self._order = state["order"].to(self.device)
-        self.step, self.seconds, self._turned = state["step"], state["seconds"], state["turned"]
+        self.step, self.seconds = state["step"], state["seconds"]
 
     def _tensors(self) -> list[torch.Tensor]:
         """Return the weights, and of each the number of steps and the moments."""
         weights = [weight.detach() for group in self._optimizer.param_groups for weight in group["params"]]
-        return weights + self._moments()
-
-    def _moments(self) -> list[torch.Tensor]:
-        """Return what Adam keeps."""
-        return [moment for made in self._optimizer.state.values() for moment in made.values()]
+        return weights + [moment for made in self._optimizer.state.values() for moment in made.values()]
 
     def train(self, steps: int) -> None:
         """Make all steps of a training of so many."""

@@ -1,8 +1,5 @@
 """The published tables made again: their errors, their data and their schedule."""
 
-
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -47,44 +44,18 @@ def test_rates_rise_and_fall_to_zero(tables):
     assert rates == pytest.approx([0.0, 5e-4, 1e-3, 5e-4, 0.0], abs=1e-8)
 
 
-def test_the_last_loss_is_taken_alone_after_the_turn_and_never_before(tables):
-    network = torch.nn.Linear(1, 1)
-    losses = [lambda index: network(index[:, None].float())] * 3
-    run = tables.Run(network, losses, 12, tables.Plan(batch=5, turn=0.5), seed=0)
-    assert {run.draw(0.49) for _ in range(20)} == {0, 1}
-    assert {run.draw(done) for done in (0.5, 0.7, 1.0)} == {2}
-
-
-def test_adam_begins_anew_at_the_turn_and_the_rate_rises_again(tables):
-    network = torch.nn.Linear(1, 1)
-    plan = tables.Plan(batch=5, turn=0.5, warm=0.1)
-    run = tables.Run(network, [lambda index: network(index[:, None].float())] * 2, 12, plan, seed=0)
-    moments = lambda: [moment for moment in run.state()["tensors"][2:] if moment.any()]  # noqa: E731
-    for done in (0.3, 0.4):
-        run.steps[run.draw(done)]()
-    assert moments()
-    run.draw(0.5)
-    assert not moments()
-    run.steps[run.draw(0.55)]()
-    run.draw(0.6)
-    assert moments()
-    rates = [plan.rate_at(done) for done in (0.5, 0.55, 0.6)]
-    whole = tables.Plan(batch=5, warm=0.1)
-    assert rates == pytest.approx([0.0, whole.rate_at(0.55) / 2, whole.rate_at(0.6)])
-
-
-def test_bundles_graded_together_are_a_roll_out(tables):
-    table = dataclasses.replace(tables.TABLES["e1"], unroll=2)
+def test_a_bundle_after_a_free_one_is_the_end_of_a_roll_out(tables):
+    table = tables.TABLES["e1"]
     draw = torch.Generator().manual_seed(0)
     seen = tables.data.Trajectories(
         states=torch.randn(3, 75, 1, 100, generator=draw), times=torch.arange(75.0) / 62, parameters=torch.zeros(3, 0)
     )
     network = tables.prepared(table, seen, 0, quick=True)
     torch.nn.init.normal_(network.network.output.weight, std=0.1, generator=draw)
-    _, _, together = tables.losses(table, network, seen)[0]
+    _, pushed = tables.losses(table, network, seen)[0]
     found = network.predict(seen.states[:, :25], seen.parameters, seen.times[25:])
-    expected = ((found - seen.states[:, 25:]) / network.normaliser.std).square().flatten(1).mean(1)
-    torch.testing.assert_close(together(torch.arange(3)), expected)
+    squares = ((found - seen.states[:, 25:]) / network.normaliser.std).square()[:, 25:]
+    torch.testing.assert_close(pushed(torch.arange(3)), squares.flatten(1).mean(1).sqrt())
 
 
 def test_a_training_that_was_put_aside_goes_on_as_if_it_had_not_been(tables, tmp_path):
