@@ -137,7 +137,7 @@ class Buffer(ABC):
         return table, [len(table)]
 
     @abstractmethod
-    def release(self, tickets: Iterable[int], *, used: bool = True) -> None:
+    def release(self, tickets: Sequence[int] | np.ndarray, *, used: bool = True) -> None:
         """The draws were used, or (used=False) given back unseen.
 
         Raises

@@ -11,6 +11,7 @@ import numpy as np
 
 from .buffer import Buffer, StreamEnded, window_dtype
 from .client import MAX_BLOCK, WireError
+from .tickets import Tickets
 
 MAX_PENDING = 64
 
@@ -73,7 +74,7 @@ class Draws:
         self._asked: dict[int, dict[int, tuple[int, int]]] = {}
         self._batches: dict[int, _Batch] = {}
         # Whether a draw that is not released counts as its window's first; and how many more workers have it.
-        self._tickets: dict[int, bool] = {}
+        self._tickets = Tickets()
         self._copies: Counter[int] = Counter()
 
     @property
@@ -83,8 +84,8 @@ class Draws:
 
     def begin_generation(self, generation: int, num_workers: int) -> None:
         """A restarted trainer starts afresh: what the older workers had not used goes back to the buffer."""
-        if self._tickets:
-            self._buffer.release(list(self._tickets), used=False)
+        if len(self._tickets):
+            self._buffer.release(self._tickets.out(), used=False)
             self.drawn -= len(self._tickets)
         self.generation, self._num_workers = generation, num_workers
         self._next, self.ended = None, False
@@ -146,7 +147,7 @@ class Draws:
         """Draw the batches that are asked for, up to one that must wait."""
         while self._next in self._asked and not self.ended and (drawn := self._sample()) is not None:
             records, sizes = self._tabulate(drawn[0]), drawn[1]
-            self._tickets.update(zip(records["ticket"].tolist(), records["first"].tolist(), strict=True))
+            self._tickets.put(records["ticket"].astype(np.int64), records["first"])
             for begin, end in pairwise([0, *accumulate(sizes)]):
                 slices = self._slices(records[begin:end])
                 self._batches[self._next] = _Batch(slices, set(range(self._num_workers)))
@@ -192,13 +193,19 @@ class Draws:
 
     def release(self, tickets: np.ndarray) -> None:
         """Windows were used; tickets that are unknown, e.g. released before, are ignored."""
-        out, copies, done = self._tickets, self._copies, []
-        for number in tickets.tolist():
-            if copies and copies[number] and number in out:
-                copies[number] -= 1
-            elif (first := out.pop(number, None)) is not None:
-                self.starts_used += first
-                done.append(number)
-        self.released += len(done)
-        if done:
-            self._buffer.release(done, used=True)
+        tickets = tickets.astype(np.int64)
+        if self._copies:
+            tickets = tickets[[not self._has_copy(number) for number in tickets.tolist()]]
+        first = self._tickets.look(tickets)
+        tickets, first = tickets[first >= 0], first[first >= 0]
+        self._tickets.remove(tickets)
+        self.starts_used += int(first.sum())
+        self.released += len(tickets)
+        if len(tickets):
+            self._buffer.release(tickets, used=True)
+
+    def _has_copy(self, ticket: int) -> bool:
+        """Whether another worker has yet to use a window that was dealt twice; one has by now."""
+        found = self._copies[ticket] > 0
+        self._copies[ticket] -= found
+        return found

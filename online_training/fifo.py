@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from .random_set import RandomSet
 from .slot_buffer import SlotBuffer
+from .slot_set import SlotSet
 
 
 class FIFO(SlotBuffer):
@@ -41,13 +41,13 @@ class FIRO(SlotBuffer):
 
     def __init__(self, capacity: int, window: int, watermark: int = 1, seed: int = 0, shards: int = 1) -> None:
         super().__init__(capacity, window, watermark, seed, shards)
-        self._offered: RandomSet[int] = RandomSet(self._generator)
+        self._offered = SlotSet(range(capacity), self._generator)
 
     def _offer(self, start: int, *, again: bool) -> None:
         self._offered.add(start)
 
     def _withdraw(self, start: int) -> None:
-        self._offered.discard(start)
+        self._offered.discard((start,))
 
     def _choose(self, count: int) -> tuple[list[int], bool] | None:
         """Choose uniformly."""
@@ -59,6 +59,6 @@ class FIRO(SlotBuffer):
         if not here:
             self._require_more_to_come()
             return None
-        starts = self._offered.sample(min(count, here))
-        self._offered.discard(*starts)
+        starts = self._offered.sample([min(count, here)]).tolist()
+        self._offered.discard(starts)
         return starts, True

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import numpy as np
+
 from .buffer import Buffer, StreamEnded, Window
 from .slot_buffer import SlotBuffer
 
@@ -142,7 +144,7 @@ class FixedOrder(Buffer):
         self._length.setdefault(simulation, max(self._arrived[simulation], self._applied[simulation]))
         self._go_on()
 
-    def release(self, tickets: Iterable[int], *, used: bool = True) -> None:
+    def release(self, tickets: Sequence[int] | np.ndarray, *, used: bool = True) -> None:
         """The draws were used; their windows are released when it is their turn.
 
         Raises
@@ -151,7 +153,7 @@ class FixedOrder(Buffer):
         """
         if not used:
             raise ValueError("In a fixed order draws cannot be given back; the session must be started again.")
-        self._returned.update(tickets)
+        self._returned.update(map(int, tickets))
         self._go_on()
 
     def close(self) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .random_set import RandomSet
 from .slot_buffer import SlotBuffer
+from .slot_set import SlotSet
 
 
 class Reservoir(SlotBuffer):
@@ -19,24 +19,24 @@ class Reservoir(SlotBuffer):
 
     def __init__(self, capacity: int, window: int, watermark: int = 1, seed: int = 0, shards: int = 1) -> None:
         super().__init__(capacity, window, watermark, seed, shards)
-        self._offered: RandomSet[int] = RandomSet(self._generator)
+        self._offered = SlotSet(range(capacity), self._generator)
 
     def _offer(self, start: int, *, again: bool) -> None:
         self._offered.add(start)
 
     def _withdraw(self, start: int) -> None:
-        self._offered.discard(start)
+        self._offered.discard((start,))
 
-    def _choose(self, count: int) -> tuple[list[int], bool] | None:
+    def _choose(self, count: int) -> tuple[np.ndarray, bool] | None:
         """Choose uniformly, each start once in a batch where there are enough; once closed, each for the last time."""
         if not self.ready:
             return None
-        starts = self._offered.sample(min(count, len(self._offered)) if self._closed else count)
-        if not starts:
+        starts = self._offered.sample([min(count, len(self._offered)) if self._closed else count])
+        if not len(starts):
             self._require_more_to_come()
             return None
         if self._closed:
-            self._offered.discard(*starts)
+            self._offered.discard(starts.tolist())
         return starts, self._closed
 
     def sample_many(self, counts: Sequence[int]) -> tuple[np.ndarray, list[int]] | None:
@@ -50,10 +50,7 @@ class Reservoir(SlotBuffer):
         """
         if self._closed or not self.ready or not len(self._offered):
             return super().sample_many(counts)
-        starts: list[int] = []
-        for count in counts:
-            starts += self._offered.sample(count)
-        return self._deal(starts, last=False), list(counts)
+        return self._deal(self._offered.sample(counts), last=False), list(counts)
 
 
 def check_capacity(capacity: int, max_running: int, window: int, batch: int, spare: int = 0) -> None:

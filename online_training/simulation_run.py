@@ -43,7 +43,7 @@ class Assignment:
 class SimulationRun:
     """The state of one simulation; steps are accepted in order, so what was accepted is always a prefix.
 
-    packed : values of the study's parameters, float64 in the order of their names, as bytes.
+    values : of the study's parameters, float64 in the order of their names.
     granted : steps 0..granted-1 of this attempt may be sent.
     received : steps 0..received-1 of this attempt are complete.
     done : (step, word) of those that are complete and not acknowledged yet.
@@ -65,7 +65,7 @@ class SimulationRun:
     def __init__(self, assignment: Assignment, layout: StreamLayout) -> None:
         self.assignment, self._layout = assignment, layout
         self.number, self.attempt = assignment.simulation, assignment.attempt
-        self.packed = np.array([assignment.parameters[name] for name in layout.parameters], "<f8").tobytes()
+        self.values = np.array([assignment.parameters[name] for name in layout.parameters], np.float64)
         self.status = QUEUED
         self.reason: str | None = None
         self.failures = 0

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from .buffer import Buffer, StreamEnded, Window
-from .random_set import RandomSet
+from .holds import Holds
+from .slot_set import SlotSet
 from .start_table import StartTable
 
 
@@ -73,8 +74,7 @@ class SlotBuffer(Buffer):
         self._shard = [slot * shards // capacity for slot in range(capacity)]
         self._owner: list[tuple[_Trajectory, int] | None] = [None] * capacity
         self._needed = [0] * capacity
-        self._held = [0] * capacity
-        self._reclaimable: list[RandomSet[int]] = [RandomSet(self._generator) for _ in range(shards)]
+        self._holds = Holds(capacity, shards, self._generator)
         self._next_victim: list[tuple[_Trajectory, int] | None] = [None] * shards
         self._reserved: set[int] = set()
         self._trajectories: dict[int, _Trajectory] = {}
@@ -94,7 +94,7 @@ class SlotBuffer(Buffer):
         """A start was evicted."""
 
     @abstractmethod
-    def _choose(self, count: int) -> tuple[list[int], bool] | None:
+    def _choose(self, count: int) -> tuple[Sequence[int] | np.ndarray, bool] | None:
         """Return starts to draw, and whether that is for the last time; None where the trainer must wait.
 
         Raises
@@ -165,7 +165,7 @@ class SlotBuffer(Buffer):
             return 0
         trajectory = self._trajectory(simulation)
         if trajectory.shard is None:
-            room = [len(free) + len(seen) for free, seen in zip(self._free, self._reclaimable, strict=True)]
+            room = [len(free) + len(seen) for free, seen in zip(self._free, self._holds.reclaimable(), strict=True)]
             trajectory.shard = room.index(max(room))
         return trajectory.shard
 
@@ -204,7 +204,8 @@ class SlotBuffer(Buffer):
             return
         trajectory.slots[step] = slot
         self._owner[slot] = (trajectory, step)
-        self._needed[slot] = self._held[slot] = len(starts)
+        self._needed[slot] = len(starts)
+        self._holds.begin(slot, len(starts))
         for index in starts:
             here = trajectory.pending.get(index, 0) + 1
             if here < self._window:
@@ -219,7 +220,7 @@ class SlotBuffer(Buffer):
         for index in range(max(0, step - self._window + 1), step + 1):
             trajectory.dead.add(index)
             if trajectory.pending.pop(index, None) is not None:
-                self._unhold(self._slots_of(trajectory, index))
+                self._holds.add(self._slots_of(trajectory, index), -1)
                 self._unneed(trajectory, index)
 
     def _complete(self, trajectory: _Trajectory, index: int) -> None:
@@ -237,7 +238,7 @@ class SlotBuffer(Buffer):
         if trajectory is None:
             return
         for index in trajectory.pending:
-            self._unhold(self._slots_of(trajectory, index))
+            self._holds.add(self._slots_of(trajectory, index), -1)
             self._unneed(trajectory, index)
         trajectory.pending.clear()
         self._forget_if_empty(trajectory)
@@ -268,33 +269,6 @@ class SlotBuffer(Buffer):
         steps = range(index, index + self._window)
         return [slot for step in steps if (slot := trajectory.slots.get(step)) is not None]
 
-    def _hold(self, slots: Iterable[int]) -> None:
-        held, newly = self._held, []
-        for slot in slots:
-            held[slot] += 1
-            if held[slot] == 1:
-                newly.append(slot)
-        for reclaimable, some in self._by_shard(newly):
-            reclaimable.discard(*some)
-
-    def _unhold(self, slots: Iterable[int]) -> None:
-        held, newly = self._held, []
-        for slot in slots:
-            held[slot] -= 1
-            if held[slot] == 0:
-                newly.append(slot)
-        for reclaimable, some in self._by_shard(newly):
-            reclaimable.add(*some)
-
-    def _by_shard(self, slots: list[int]) -> Iterable[tuple[RandomSet[int], list[int]]]:
-        """Deal slots to the sets of their shards, in their order."""
-        if self.shards == 1:
-            return ((self._reclaimable[0], slots),)
-        dealt: dict[int, list[int]] = {}
-        for slot in slots:
-            dealt.setdefault(self._shard[slot], []).append(slot)
-        return [(self._reclaimable[shard], some) for shard, some in dealt.items()]
-
     def _unneed(self, trajectory: _Trajectory, index: int) -> None:
         for step in range(index, index + self._window):
             slot = trajectory.slots.get(step)
@@ -303,7 +277,7 @@ class SlotBuffer(Buffer):
                 if self._needed[slot] == 0:
                     del trajectory.slots[step]
                     self._owner[slot] = None
-                    self._reclaimable[self._shard[slot]].discard(slot)
+                    self._holds.end(slot)
                     self._free_slot(slot)
                     self._refused = False
 
@@ -318,11 +292,12 @@ class SlotBuffer(Buffer):
 
     def _reclaim(self, shard: int) -> bool:
         """Evict the seen starts that need some slot, in a shard if it has one; say whether there was one."""
-        if not self._reclaimable[shard]:
-            shard = max(range(self.shards), key=lambda i: len(self._reclaimable[i]))
-        if not self._reclaimable[shard]:
+        reclaimable = self._holds.reclaimable()
+        if not reclaimable[shard]:
+            shard = max(range(self.shards), key=lambda i: len(reclaimable[i]))
+        if not reclaimable[shard]:
             return False
-        slot = self._victim(shard)
+        slot = self._victim(shard, reclaimable[shard])
         trajectory, step = self._owner[slot]
         for index in range(max(0, step - self._window + 1), step + 1):
             start = trajectory.starts.get(index)
@@ -332,7 +307,7 @@ class SlotBuffer(Buffer):
         self._next_victim[shard] = (trajectory, step + 1)
         return True
 
-    def _victim(self, shard: int) -> int:
+    def _victim(self, shard: int, reclaimable: SlotSet) -> int:
         """Windows of one step are evicted at random.
 
         Longer ones overlap: each gap in a trajectory costs window-1 starts that free no slot. So a trajectory that was
@@ -344,9 +319,9 @@ class SlotBuffer(Buffer):
             slot = trajectory.slots.get(step)
             if slot is None and trajectory.slots:
                 slot = trajectory.slots[min(trajectory.slots)]
-            if slot is not None and slot in self._reclaimable[shard]:
+            if slot is not None and slot in reclaimable:
                 return slot
-        return self._reclaimable[shard].choose()
+        return reclaimable.choose()
 
     # -- draws -----------------------------------------------------------------------------------------------------
 
@@ -375,28 +350,28 @@ class SlotBuffer(Buffer):
         chosen = self._choose(counts[0])
         return None if chosen is None else (self._deal(chosen[0], last=chosen[1]), [len(chosen[0])])
 
-    def _deal(self, starts: Sequence[int], *, last: bool) -> np.ndarray:
+    def _deal(self, starts: Sequence[int] | np.ndarray, *, last: bool) -> np.ndarray:
         """Pin starts and return a table of their draws; last: they were taken and die once used."""
         table, unpinned = self._starts.deal(starts, last=last)
-        if unpinned:
-            self._hold(self._starts.slots(unpinned))
+        if len(unpinned):
+            self._holds.add(self._starts.slots(unpinned), 1)
         return table
 
-    def release(self, tickets: Iterable[int], *, used: bool = True) -> None:
+    def release(self, tickets: Sequence[int] | np.ndarray, *, used: bool = True) -> None:
         """The draws were used, or (used=False) given back unseen.
 
         Raises
         ------
         KeyError : a ticket is not out; those before it were released.
         """
-        codes, error = self._starts.take_back(tickets)
+        codes, error = self._starts.take_back(np.asarray(tickets, np.int64))
         again = self._starts.used_again(codes) if used else None
         if again is not None:
             self._unseen -= again[0]
-            if again[1]:
-                self._unhold(self._starts.slots(again[1]))
+            if len(again[1]):
+                self._holds.add(self._starts.slots(again[1]), -1)
         else:
-            for code in codes:
+            for code in codes.tolist():
                 self._release(code >> 2, first=bool(code & 2), last=bool(code & 1), used=used)
         if error is not None:
             raise error
@@ -417,12 +392,12 @@ class SlotBuffer(Buffer):
             if starts.used_up[start]:
                 self._settle(start)
             elif starts.seen[start]:
-                self._unhold(starts.slots(start))
+                self._holds.add(starts.slots(start), -1)
 
     def _settle(self, start: int) -> None:
         """The last draw of a start that is used up was released: it dies, or waits for its first use."""
         if self._starts.seen[start]:
-            self._unhold(self._starts.slots(start))
+            self._holds.add(self._starts.slots(start), -1)
             self._kill(start)
         else:
             # Its last draw was used but its first one, which would be on record, was given back.

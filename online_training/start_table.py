@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from .buffer import window_dtype
+from .tickets import Tickets
 
 
 class StartTable:
@@ -25,7 +26,7 @@ class StartTable:
         self.drawn = np.zeros(capacity, window_dtype(window))
         self.seen, self.first_is_out, self.used_up = (np.zeros(capacity, bool) for _ in range(3))
         self.pins = np.zeros(capacity, np.int64)
-        self.tickets: dict[int, int] = {}
+        self.tickets = Tickets()
         self._last_ticket = 0
 
     def add(self, simulation: int, attempt: int, index: int, slots: Sequence[int]) -> int:
@@ -36,16 +37,16 @@ class StartTable:
         self.pins[start] = 0
         return start
 
-    def slots(self, starts: int | Sequence[int]) -> list[int]:
+    def slots(self, starts: int | np.ndarray) -> np.ndarray:
         """Return the slots of a start, or of several, one after the other."""
-        return self.drawn["slots"][starts].ravel().tolist()
+        return self.drawn["slots"][starts].ravel()
 
-    def deal(self, starts: Sequence[int], *, last: bool) -> tuple[np.ndarray, list[int]]:
+    def deal(self, starts: Sequence[int] | np.ndarray, *, last: bool) -> tuple[np.ndarray, np.ndarray]:
         """Pin starts; return a table of their draws, and which of them were seen and had no pin before.
 
         last : they were taken and die once used.
         """
-        index = np.array(starts)
+        index = np.asarray(starts, np.int64)
         seen = self.seen[index]
         first = ~(seen | self.first_is_out[index])
         if first.any():
@@ -55,37 +56,35 @@ class StartTable:
             first[where] = False
             first[where[earliest]] = True
             self.first_is_out[index[first]] = True
-        unpinned = list(dict.fromkeys(index[seen & (self.pins[index] == 0)].tolist()))
+        unpinned = np.unique(index[seen & (self.pins[index] == 0)])
         np.add.at(self.pins, index, 1)
         table = self.drawn[index]
-        table["first"], table["ticket"] = first, np.arange(self._last_ticket + 1, self._last_ticket + 1 + len(index))
+        tickets = np.arange(self._last_ticket + 1, self._last_ticket + 1 + len(index))
+        table["first"], table["ticket"] = first, tickets
         self._last_ticket += len(index)
-        self.tickets.update(zip(table["ticket"].tolist(), (4 * index + 2 * first + last).tolist(), strict=True))
+        self.tickets.put(tickets, 4 * index + 2 * first + last)
         return table, unpinned
 
-    def take_back(self, tickets: Iterable[int]) -> tuple[list[int], KeyError | None]:
+    def take_back(self, tickets: np.ndarray) -> tuple[np.ndarray, KeyError | None]:
         """Return what `tickets` says of draws, which are out no more, up to the first that was not out."""
-        out, codes = self.tickets, []
-        for number in tickets:
-            code = out.pop(number, None)
-            if code is None:
-                return codes, KeyError(number)
-            codes.append(code)
-        return codes, None
+        codes, error = self.tickets.look(tickets), None
+        if len(codes) and codes.min() < 0:
+            end = int(np.argmax(codes < 0))
+            error, codes, tickets = KeyError(int(tickets[end])), codes[:end], tickets[:end]
+        self.tickets.remove(tickets)
+        return codes, error
 
-    def used_again(self, codes: Sequence[int]) -> tuple[int, list[int]] | None:
+    def used_again(self, codes: np.ndarray) -> tuple[int, np.ndarray] | None:
         """Unpin starts whose draws were used; None, and nothing happens, where one of them is used up by that.
 
         Returns
         -------
-        How many were used for the first time, and which have no pin any more, in the order of their last draws.
+        How many were used for the first time, and which have no pin any more.
         """
-        draws = np.array(codes, np.int64)
-        index = draws >> 2
-        if (draws & 1).any() or self.used_up[index].any():
+        index = codes >> 2
+        if (codes & 1).any() or self.used_up[index].any():
             return None
-        first = index[draws & 2 > 0]
+        first = index[codes & 2 > 0]
         self.first_is_out[first], self.seen[first] = False, True
         np.subtract.at(self.pins, index, 1)
-        done = index[self.seen[index] & (self.pins[index] == 0)]
-        return len(first), list(dict.fromkeys(done[::-1].tolist()))[::-1]
+        return len(first), np.unique(index[self.seen[index] & (self.pins[index] == 0)])

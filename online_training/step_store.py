@@ -34,6 +34,7 @@ class StepStore(BlockIntake):
         self._buffer, self._slots = buffer, slots
         self.runs: dict[int, SimulationRun] = {}
         self.slot_times = np.zeros(len(slots))
+        self._slot_parameters = np.zeros((len(slots), len(layout.parameters)))
         self._records = batch_dtype(layout.window, len(layout.parameters))
         self.frozen = False
         self.statistics = RunningStatistics(len(layout.fields))
@@ -104,7 +105,7 @@ class StepStore(BlockIntake):
             return False
         slots = [run.slots.pop(step) for step in steps]
         self._slots[slots] = values.reshape(-1, *self._layout.step_shape)
-        self.slot_times[slots] = times
+        self.slot_times[slots], self._slot_parameters[slots] = times, run.values
         before = self.counts["steps_accepted"]
         self.counts["steps_accepted"] += len(steps)
         if not self.frozen:
@@ -121,7 +122,7 @@ class StepStore(BlockIntake):
 
     def _take_in(self, run: SimulationRun, attempt: int, step: int, slot: int, time: float) -> None:
         """A step of a training simulation is complete in its slot."""
-        self.slot_times[slot] = time
+        self.slot_times[slot], self._slot_parameters[slot] = time, run.values
         if not self._in_order:
             self._count(slot)
         self._put(run, attempt, step, slot)
@@ -148,11 +149,10 @@ class StepStore(BlockIntake):
 
     def tabulate(self, draws: np.ndarray) -> np.ndarray:
         """Return BATCH's records of a table of draws."""
-        records, runs = np.empty(len(draws), self._records), self.runs
-        for name in draws.dtype.names:
-            records[name] = draws[name]
+        records = np.empty(len(draws), self._records)
+        # A record begins with its draw: as bytes it takes one copy.
+        size = draws.itemsize
+        records.view(np.uint8).reshape(len(draws), -1)[:, :size] = draws.view(np.uint8).reshape(len(draws), size)
         records["times"] = self.slot_times[draws["slots"]]
-        # As bytes: from nested sequences numpy takes the numbers one by one.
-        parameters = b"".join([runs[number].packed for number in draws["simulation"].tolist()])
-        records["parameters"] = np.ndarray((len(draws), len(self._layout.parameters)), "<f8", parameters)
+        records["parameters"] = self._slot_parameters[draws["slots"][:, 0]]
         return records

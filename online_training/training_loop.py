@@ -244,7 +244,11 @@ class _Training:
         The only place where a GPU is waited for, about once a second.
         """
         now, starved = time.monotonic(), self._feed.starved_seconds
-        losses = [values.double().cpu().numpy() for _, _, values in self._history]
+        losses = []
+        if self._history:
+            # One copy for all: a small network makes thousands of batches from one report to the next.
+            sizes = np.cumsum([len(values) for _, _, values in self._history])
+            losses = np.split(torch.cat([values for _, _, values in self._history]).double().cpu().numpy(), sizes[:-1])
         bad = next((index for index, values in enumerate(losses) if not np.isfinite(values).all()), None)
         row = np.full(4 + _NAMED, -1.0)
         row[:3] = sum(values.sum() for values in losses), sum(map(len, losses)), starved - self._reported_starved

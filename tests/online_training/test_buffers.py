@@ -47,7 +47,8 @@ def drain(buffer, count: int = 3) -> list[tuple[int, int]]:
 
 def require_consistent(buffer) -> None:
     """Recount from the trajectories everything that the buffer keeps up to date step by step."""
-    window, pins = buffer._window, Counter(code // 4 for code in buffer._starts.tickets.values())
+    tickets = buffer._starts.tickets
+    window, pins = buffer._window, Counter((tickets.look(tickets.out()) // 4).tolist())
     needed, held, population, unseen = Counter(), Counter(), 0, 0
     for trajectory in buffer._trajectories.values():
         assert not set(trajectory.starts) & trajectory.dead
@@ -68,9 +69,10 @@ def require_consistent(buffer) -> None:
                 held[slot] += len(waiting)
     owned = {slot: key for slot, key in enumerate(buffer._owner) if key is not None}
     assert set(needed) == set(owned)
-    assert all(needed[slot] == buffer._needed[slot] and held[slot] == buffer._held[slot] for slot in owned)
-    assert all((held[slot] == 0) == (slot in buffer._reclaimable[buffer.shard_of(slot)]) for slot in owned)
-    assert sum(map(len, buffer._reclaimable)) <= len(owned)
+    assert all(needed[slot] == buffer._needed[slot] and held[slot] == buffer._holds.count(slot) for slot in owned)
+    reclaimable = buffer._holds.reclaimable()
+    assert all((held[slot] == 0) == (slot in reclaimable[buffer.shard_of(slot)]) for slot in owned)
+    assert sum(map(len, reclaimable)) == sum(held[slot] == 0 for slot in owned)
     # Free, reserved and needed slots are all slots, each in one of these states only, and in its own shard.
     free = [slot for shard in buffer._free for slot in shard]
     assert sorted([*free, *buffer._reserved, *owned]) == list(range(buffer.capacity))
@@ -110,7 +112,7 @@ class Story(RuleBasedStateMachine):
         if slot is None:
             # Only where evicting all seen starts would free nothing.
             assert not any(self.buffer._free) and all(
-                self.buffer._held[slot] for slot, key in enumerate(self.buffer._owner) if key is not None
+                self.buffer._holds.count(slot) for slot, key in enumerate(self.buffer._owner) if key is not None
             )
             return
         assert all(slot not in window.slots for window in self.out.values()), "a slot in use was given away"

@@ -4,11 +4,14 @@ import random
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from headrace.online_training.client import WireError
 from headrace.online_training.draws import Draws, batch_dtype
-from headrace.online_training.random_set import RandomSet
 from headrace.online_training.reservoir import Reservoir
+from headrace.online_training.slot_set import SlotSet
+from headrace.online_training.tickets import Tickets
 
 BATCH, RECORDS = 6, batch_dtype(2, 0)
 
@@ -98,9 +101,55 @@ def test_batches_of_other_lengths_come_by_themselves() -> None:
 @pytest.mark.parametrize("size", [1, 5, 64, 90, 500, 4096, 5000])
 def test_members_are_those_that_the_library_would_draw(size: int) -> None:
     mine, library = random.Random(7), random.Random(7)
-    members: RandomSet[int] = RandomSet(mine)
+    members = SlotSet(range(10, 10 + size), mine)
     for member in range(size):
-        members.add(member)
-    for count in (1, 5, min(size, 32)):
-        assert members.sample(min(count, size)) == library.sample(range(size), min(count, size))
+        members.add(10 + member)
+    for counts in ([1], [5], [min(size, 32)], [3, 1, 17, 4], [7] * 9):
+        counts = [min(count, size) for count in counts]
+        expected = [10 + place for count in counts for place in library.sample(range(size), count)]
+        assert members.sample(counts).tolist() == expected
     assert mine.getstate() == library.getstate()
+
+
+@settings(max_examples=100, deadline=None)
+@given(changes=st.lists(st.tuples(st.sampled_from("adsc"), st.sets(st.integers(5, 24))), max_size=30))
+def test_a_set_of_slots_holds_what_a_set_would(changes) -> None:
+    mine, there = SlotSet(range(5, 25), random.Random(0)), set()
+    for kind, slots in changes:
+        if kind == "a":
+            for slot in slots:
+                mine.add(slot)
+            there |= slots
+        elif kind == "d":
+            mine.discard(slots)
+            there -= slots
+        elif kind == "s":
+            wanted = np.array([slot % 3 > 0 for slot in sorted(slots)], bool)
+            mine.settle(np.array(sorted(slots), np.int64), wanted)
+            there = (there - slots) | {slot for slot in slots if slot % 3}
+        assert len(mine) == len(there) and all((slot in mine) == (slot in there) for slot in range(5, 25))
+        if there:
+            assert sorted(mine.sample([len(there)]).tolist()) == sorted(there) and mine.choose() in there
+
+
+def test_tickets_are_out_once_until_they_are_removed_however_many_come() -> None:
+    tickets, out, next_ticket, random_numbers = Tickets(), {}, 1, np.random.default_rng(0)
+    for turn in range(300):
+        new = next_ticket + random_numbers.permutation(int(random_numbers.integers(1, 60)))
+        next_ticket += len(new)
+        tickets.put(new, new % 7)
+        out |= {int(one): int(one) % 7 for one in new}
+        here = np.array(sorted(out))
+        # Some are asked for twice, some were never out; ticket 1 stays out for a long time.
+        asked = random_numbers.choice(np.concatenate([here, here, [0, next_ticket, 10**12, -3]]), 50)
+        codes, seen = tickets.look(asked), set()
+        for ticket, code in zip(asked.tolist(), codes.tolist(), strict=True):
+            assert code == (-1 if ticket in seen else out.get(ticket, -1))
+            seen.add(ticket)
+        gone = [ticket for ticket in out if ticket in seen and (ticket > 1 or turn > 200)]
+        tickets.remove(np.array(gone, np.int64))
+        for ticket in gone:
+            del out[ticket]
+        assert len(tickets) == len(out) and tickets.out().tolist() == sorted(out)
+    tickets.clear()
+    assert len(tickets) == 0 and not len(tickets.out())

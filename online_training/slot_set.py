@@ -1,0 +1,107 @@
+"""A set of slots from which a seeded generator draws members at random: arrays, for many slots at a time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+
+class SlotSet:
+    """Slots in an arbitrary but reproducible order: the same calls with the same seed give the same draws.
+
+    possible : slots that may ever be members, contiguous.
+    """
+
+    def __init__(self, possible: range, generator: random.Random) -> None:
+        self._generator, self._first = generator, possible.start
+        self._members = np.zeros(len(possible), np.int64)
+        self._places = np.full(len(possible), -1, np.int64)
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __contains__(self, slot: int) -> bool:
+        place = slot - self._first
+        return 0 <= place < len(self._places) and self._places[place] >= 0
+
+    def add(self, slot: int) -> None:
+        """Add a slot; one that is there already stays."""
+        if self._places[slot - self._first] < 0:
+            self._members[self._size] = slot
+            self._places[slot - self._first] = self._size
+            self._size += 1
+
+    def discard(self, slots: Iterable[int]) -> None:
+        """Remove slots that are there, one after the other; each time the last one takes its place."""
+        members, places, first = self._members, self._places, self._first
+        for slot in slots:
+            place = places[slot - first]
+            if place >= 0:
+                self._size -= 1
+                last = members[self._size]
+                members[place] = last
+                places[last - first] = place
+                places[slot - first] = -1
+
+    def settle(self, slots: np.ndarray, wanted: np.ndarray) -> None:
+        """Of slots, each named once, let those be members that are wanted, and the others not."""
+        here = self._places[slots - self._first] >= 0
+        self._remove(slots[here & ~wanted])
+        new = slots[wanted & ~here]
+        end = self._size + len(new)
+        self._members[self._size : end] = new
+        self._places[new - self._first] = np.arange(self._size, end)
+        self._size = end
+
+    def _remove(self, gone: np.ndarray) -> None:
+        """Remove members; those at the end take their places."""
+        places, first = self._places, self._first
+        end, holes = self._size - len(gone), places[gone - first]
+        places[gone - first] = -1
+        tail = self._members[end : self._size]
+        movers, holes = tail[places[tail - first] >= 0], holes[holes < end]
+        self._members[holes] = movers
+        places[movers - first] = holes
+        self._size = end
+
+    def choose(self) -> int:
+        """Return one member, uniformly."""
+        return int(self._members[self._generator.randrange(self._size)])
+
+    def sample(self, counts: Sequence[int]) -> np.ndarray:
+        """Return members uniformly, so many for each of some batches, one batch behind the other.
+
+        Without repetition in a batch where there are enough, else with as little as possible.
+        """
+        # Where members are many, `random.Random.sample` would choose the same, in ten times as long.
+        many = self._size > 21 + 12 * max(counts)
+        places = self._places_among_many(counts) if many else self._places_among_few(counts)
+        return self._members[places]
+
+    def _places_among_few(self, counts: Sequence[int]) -> list[int]:
+        chosen: list[int] = []
+        for count in counts if self._size else ():
+            for part in (self._size,) * (count // self._size) + (count % self._size,):
+                chosen += self._generator.sample(range(self._size), part)
+        return chosen
+
+    def _places_among_many(self, counts: Sequence[int]) -> list[int]:
+        bits, chosen, number, missing = self._size.bit_length(), [], 0, sum(counts)
+        batch: dict[int, None] = {}
+        while missing:
+            # As many words as are needed at least, so that the generator stands where it would after single draws.
+            words = np.frombuffer(self._generator.getrandbits(32 * missing).to_bytes(4 * missing, "little"), "<u4")
+            found = words >> (32 - bits)
+            found, begin = found[found < self._size].tolist(), 0
+            while begin < len(found):
+                end = begin + counts[number] - len(batch)
+                batch.update(dict.fromkeys(found[begin:end]))
+                begin = end
+                if len(batch) == counts[number]:
+                    chosen += batch
+                    batch, number = {}, number + 1
+            missing = sum(counts[number:]) - len(batch)
+        return chosen
