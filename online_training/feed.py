@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from .client import Word
+from .draws import MAX_PENDING
 from .supply import RELEASE_SECONDS, Pace, Supply, gather
 
 if TYPE_CHECKING:
@@ -38,7 +42,57 @@ class Draw:
     on_device: OnDevice | None = None
 
 
-class Feed:
+class DrawSource(ABC):
+    """A worker's batches of windows, one after the other. Not thread-safe."""
+
+    starved_seconds = 0.0
+    """Time that `next` has waited for a batch."""
+
+    def __init__(self) -> None:
+        self.before_telling: Callable[[], None] = lambda: None
+        """Called before the intake, which may forget them then, is told of batches that were used."""
+
+    @abstractmethod
+    def statistics(self) -> dict[str, Any]:
+        """Wait until the normaliser is frozen; return {"count", "mean", "std"}, lists in the order of the fields.
+
+        Raises
+        ------
+        ConnectionError : the intake is gone.
+        """
+
+    def begin_at(self, batch: int) -> None:  # noqa: B027
+        """Do nothing: after a restart the intake goes on with what was not used, whatever the batch's number."""
+
+    @abstractmethod
+    def next(self) -> Draw | None:
+        """Return this worker's slice of the next batch; None where the stream has ended.
+
+        Raises
+        ------
+        ConnectionError : the intake is gone, or who fetches from it.
+        """
+
+    @abstractmethod
+    def release(self, draw: Draw) -> None:
+        """Say that a draw was used, so that its windows may be replaced."""
+
+    @abstractmethod
+    def steer(self, simulation: int, word: Word, reason: str) -> None:
+        """Let the intake say a word to a running simulation, with the acknowledgement of its next step."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave the intake and give memory back; a second call does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Feed(DrawSource):
     """Batches of windows from the intake, in the same order and number for all workers. Not thread-safe.
 
     While the trainer works on one batch, the next ones are asked for and, as soon as the intake has answered, gathered
@@ -66,24 +120,21 @@ class Feed:
         self, address: str, token: bytes, study: int, *, rank: int = 0, num_ranks: int = 1, generation: int = 0,
         batch_size: int, prefetch: int | None = None,
     ) -> None:  # fmt: skip
+        super().__init__()
         require_batch(batch_size, num_ranks, prefetch)
         self._supply = Supply(
-            self._gather, address, token, study, rank=rank, num_ranks=num_ranks, generation=generation,
+            self._take, address, token, study, rank=rank, num_ranks=num_ranks, generation=generation,
             batch_size=batch_size, prefetch=prefetch,
         )  # fmt: skip
+        self._supply.before_telling = lambda: self.before_telling()
+        self._gatherer = ThreadPoolExecutor(1, thread_name_prefix="headrace-gather")
+        self._gathered: dict[int, Future[list[Draw]]] = {}  # what comes together, by the first of its batches
         self._pace = Pace()
         self._ready: deque[Draw] = deque()
         self._next = 0
-        self.starved_seconds = 0.0
-        """Time that `next` has waited for a batch."""
 
     def statistics(self) -> dict[str, Any]:
-        """Wait until the normaliser is frozen; return {"count", "mean", "std"}, lists in the order of the fields.
-
-        Raises
-        ------
-        ConnectionError : the intake is gone.
-        """
+        """Wait for them, and return them."""
         supply = self._supply
         if supply.statistics is None:
             supply.ask_statistics()
@@ -91,28 +142,20 @@ class Feed:
             supply.receive(1.0)
         return supply.statistics
 
-    def begin_at(self, batch: int) -> None:
-        """Do nothing: after a restart the intake goes on with what was not used, whatever the batch's number."""
-
     def next(self) -> Draw | None:
-        """Return this worker's slice of the next batch; None where the stream has ended.
-
-        Raises
-        ------
-        ConnectionError : the intake is gone.
-        """
+        """Return the next batch."""
         began, supply = time.monotonic(), self._supply
         seconds = self._pace.tick(began)
         supply.want(self._next, self._pace.seconds)
         if seconds > RELEASE_SECONDS:
             supply.receive(0.0)  # which finds out, too, whether the intake is still there
         supply.take_all()
-        while not self._ready and self._next not in supply.gathered and not self._ended:
+        while not self._ready and self._next not in self._gathered and not self._ended:
             # What is waited for may need the room, or the uses, of what was used.
             supply.send_released()
             supply.receive(1.0)
         if not self._ready and not self._ended:
-            self._ready.extend(supply.gathered.pop(self._next).result())
+            self._ready.extend(self._gathered.pop(self._next).result())
         draw = self._ready.popleft() if self._ready else None
         if draw is None:
             supply.send_released()
@@ -121,28 +164,26 @@ class Feed:
         return draw
 
     def release(self, draw: Draw) -> None:
-        """Say that a draw was used, so that its windows may be replaced."""
+        """Say that a draw was used."""
         self._supply.release(draw.table["ticket"])
 
     def steer(self, simulation: int, word: Word, reason: str) -> None:
-        """Let the intake say a word to a running simulation, with the acknowledgement of its next step."""
+        """Let the intake say a word to a simulation."""
         self._supply.steer(simulation, word, reason)
 
     def close(self) -> None:
-        """Leave the intake and unmap the reservoir; a second call does nothing."""
+        """Leave the intake and unmap the reservoir."""
+        self._gatherer.shutdown(cancel_futures=True)
         self._supply.close()
-
-    def __enter__(self) -> Feed:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     @property
     def _ended(self) -> bool:
         return self._supply.end is not None and self._next >= self._supply.end
 
-    def _gather(self, index: int, table: np.ndarray, count: int, steps: np.ndarray, where: np.ndarray) -> list[Draw]:
+    def _take(self, index: int, *content: Any) -> None:
+        self._gathered[index] = self._gatherer.submit(self._gather, *content)
+
+    def _gather(self, table: np.ndarray, count: int, steps: np.ndarray, where: np.ndarray) -> list[Draw]:
         states = np.empty((len(table), where.shape[1], *steps.shape[1:]), np.float32)
         checksums = np.zeros(where.shape, np.uint32)
         gather(table, steps, where, states, checksums)
@@ -171,3 +212,5 @@ def require_batch(batch_size: int, num_ranks: int, prefetch: int | None) -> None
         raise ValueError(f"A batch of {batch_size} windows cannot be dealt to {num_ranks} workers; enlarge it.")
     if prefetch is not None and prefetch < 0:
         raise ValueError(f"prefetch is a number of batches, 0 or more; got {prefetch}.")
+    if prefetch is not None and prefetch >= MAX_PENDING:
+        raise ValueError(f"prefetch {prefetch} is more than an intake draws ahead, {MAX_PENDING - 1} batches.")

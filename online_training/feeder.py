@@ -26,8 +26,7 @@ import json
 import socket
 import struct
 import sys
-import threading
-import time
+from collections import deque
 from dataclasses import asdict
 from typing import Any
 
@@ -43,7 +42,6 @@ MOST = 2**16
 """Bytes of a message."""
 
 _TICK_SECONDS = 1.0
-_ROOM_SECONDS = 0.0005
 ERRORS = (ConnectionError, RuntimeError, ValueError, OSError)
 """What the trainer raises as what it was here."""
 
@@ -62,15 +60,17 @@ class _Feeder:
         self._control = control
         options = json.loads(self._message()[1:])
         token = bytes.fromhex(options.pop("token"))
-        self._supply: Supply[None] = Supply(self._gather, token=token, **options)
-        layout, ahead = self._supply.layout, self._supply.most_ahead
+        self._supply = Supply(self._arrive, token=token, **options)
+        layout, ahead, large = self._supply.layout, self._supply.most_ahead, self._supply.large
         rows = -(-options["batch_size"] // options["num_ranks"])
-        # What is ahead, as much again that is in use or on its way to the GPU, and what the end of the ring wastes.
-        size = (2 * ahead + 4) * SharedBlocks.size_of(rows, layout)
+        # What is ahead, as much again that is in use or on its way to the GPU, and what the end of the ring wastes;
+        # large batches come one by one and are given back one by one.
+        size = (ahead + 3 if large else 2 * ahead + 4) * SharedBlocks.size_of(rows, layout)
         descriptor = SharedBlocks.create(size)
-        welcome = {"layout": asdict(layout), "size": size, "large": self._supply.large}
+        welcome = {"layout": asdict(layout), "size": size, "large": large}
         socket.send_fds(control, [b"H" + json.dumps(welcome).encode()], [descriptor])
-        self._blocks, self._lock = SharedBlocks(descriptor, size, layout), threading.Lock()
+        self._blocks = SharedBlocks(descriptor, size, layout)
+        self._arrived: deque[tuple[int, np.ndarray, int, np.ndarray, np.ndarray]] = deque()  # waits to be gathered
         self._tickets: dict[int, np.ndarray] = {}  # of each batch that was gathered and is not used yet
         self._wanted, self._pace = -1, 0.0
         self._used = self._freed = 0
@@ -79,10 +79,9 @@ class _Feeder:
     def run(self) -> None:
         """Feed until the trainer has enough."""
         supply = self._supply
-        supply.link.wake_by(self._control.fileno())
         try:
             while True:
-                supply.link.watch(_TICK_SECONDS)
+                supply.link.wait_beside(self._control.fileno(), _TICK_SECONDS)
                 waiting = self._take_news()
                 if self._closing:
                     break
@@ -90,11 +89,10 @@ class _Feeder:
                     supply.want(self._wanted, self._pace)
                 if waiting:
                     supply.send_released()
-                supply.receive(0.0)
                 supply.take_all()
+                self._gather()
                 self._tell()
         finally:
-            self._closing = True  # ends a wait for room in the gathering thread
             supply.close()
 
     def _message(self) -> bytes:
@@ -131,16 +129,13 @@ class _Feeder:
         for batch in range(self._used, used):
             self._supply.release(self._tickets.pop(batch))
         self._used = used
-        with self._lock:
-            for _ in range(self._freed, blocks):
-                self._blocks.give_back()
+        for _ in range(self._freed, blocks):
+            self._blocks.give_back()
         self._freed = blocks
 
     def _tell(self) -> None:
-        """Tell the trainer what it waits for besides batches, and raise what gathering raised."""
+        """Tell the trainer what it waits for besides batches."""
         supply = self._supply
-        for index in [index for index, gathered in supply.gathered.items() if gathered.done()]:
-            supply.gathered.pop(index).result()
         if supply.end is not None and not self._told_end:
             self._told_end = True
             self._control.send(b"E" + json.dumps(supply.end).encode())
@@ -148,22 +143,19 @@ class _Feeder:
             self._asked_statistics = False
             self._control.send(b"S" + json.dumps(supply.statistics).encode())
 
-    def _gather(self, index: int, table: np.ndarray, count: int, steps: np.ndarray, where: np.ndarray) -> None:
-        """Gather batches into a block and tell the trainer; by the supply's thread."""
-        while (offset := self._take(len(table))) is None:
-            if self._closing:
-                return
-            time.sleep(_ROOM_SECONDS)
-        block = self._blocks.block(offset, len(table))
-        block.checksums[...] = 0
-        gather(table, steps, where, block.states, block.checksums)
-        block.times[...], block.parameters[...], block.table[...] = table["times"], table["parameters"], table
-        self._tickets.update(enumerate(np.split(table["ticket"].copy(), count), index))
-        self._control.send(BLOCK.pack(b"B", index, count, len(table), offset, self._supply.together))
+    def _arrive(self, *batches: Any) -> None:
+        self._arrived.append(batches)
 
-    def _take(self, rows: int) -> int | None:
-        with self._lock:
-            return self._blocks.take(rows)
+    def _gather(self) -> None:
+        """Gather the batches that came, as far as there is room, into blocks, and tell the trainer of each."""
+        while self._arrived and (offset := self._blocks.take(len(self._arrived[0][1]))) is not None:
+            index, table, count, steps, where = self._arrived.popleft()
+            block = self._blocks.block(offset, len(table))
+            block.checksums[...] = 0
+            gather(table, steps, where, block.states, block.checksums)
+            block.times[...], block.parameters[...], block.table[...] = table["times"], table["parameters"], table
+            self._tickets.update(enumerate(table["ticket"].reshape(count, -1), index))
+            self._control.send(BLOCK.pack(b"B", index, count, len(table), offset, self._supply.together))
 
 
 def feed(control: socket.socket) -> None:

@@ -10,11 +10,10 @@ import subprocess
 import sys
 import time
 from collections import deque
-from types import TracebackType
 from typing import Any
 
 from .client import Word
-from .feed import Draw, cut, require_batch
+from .feed import Draw, DrawSource, cut, require_batch
 from .feeder import BLOCK, ERRORS, MOST, NEWS
 from .layout import StreamLayout
 from .shared_blocks import SharedBlocks
@@ -24,7 +23,7 @@ _LONG = 60.0
 _FEW = 2  # batches left at which those that have come are taken over
 
 
-class FeederProcess:
+class FeederProcess(DrawSource):
     """Batches of windows from the intake by a process of its own, for a trainer on a GPU. Not thread-safe.
 
     The process (feeder.py) does all that `Feed` does, into memory that the trainer has registered with the GPU; the
@@ -40,6 +39,7 @@ class FeederProcess:
         self, address: str, token: bytes, study: int, *, rank: int = 0, num_ranks: int = 1, generation: int = 0,
         batch_size: int, prefetch: int | None = None, device: str,
     ) -> None:  # fmt: skip
+        super().__init__()
         require_batch(batch_size, num_ranks, prefetch)
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -64,8 +64,6 @@ class FeederProcess:
         self._statistics: dict[str, Any] | None = None
         self._blocks: SharedBlocks | None = None
         self._copies = None
-        self.starved_seconds = 0.0
-        """Time that `next` has waited for a batch."""
         options = {
             "address": address, "token": token.hex(), "study": study, "rank": rank, "num_ranks": num_ranks,
             "generation": generation, "batch_size": batch_size, "prefetch": prefetch,
@@ -92,28 +90,15 @@ class FeederProcess:
             self._copies = DeviceBlocks(device, self._blocks.memory)
 
     def statistics(self) -> dict[str, Any]:
-        """Wait until the normaliser is frozen; return {"count", "mean", "std"}, lists in the order of the fields.
-
-        Raises
-        ------
-        ConnectionError : the intake is gone.
-        """
+        """Wait for them, and return them."""
         if self._statistics is None:
             self._send(b"S")
         while self._statistics is None:
             self._hear(1.0)
         return self._statistics
 
-    def begin_at(self, batch: int) -> None:
-        """Do nothing: after a restart the intake goes on with what was not used, whatever the batch's number."""
-
     def next(self) -> Draw | None:
-        """Return this worker's slice of the next batch; None where the stream has ended.
-
-        Raises
-        ------
-        ConnectionError : the intake is gone, or the process.
-        """
+        """Return the next batch."""
         began = time.monotonic()
         self._pace.tick(began)
         if self._next - self._told_next >= self._together or began - self._told > RELEASE_SECONDS:
@@ -131,7 +116,7 @@ class FeederProcess:
         return self._ready.popleft()
 
     def release(self, draw: Draw) -> None:
-        """Say that a draw was used, so that its windows may be replaced."""
+        """Say that a draw was used."""
         self._used += 1
         oldest = self._held[0]
         oldest[0] -= 1
@@ -142,11 +127,11 @@ class FeederProcess:
             self._tell(now)
 
     def steer(self, simulation: int, word: Word, reason: str) -> None:
-        """Let the intake say a word to a running simulation, with the acknowledgement of its next step."""
+        """Let the intake say a word to a simulation."""
         self._send(b"W" + json.dumps({"simulation": simulation, "word": int(word), "reason": reason[:2000]}).encode())
 
     def close(self) -> None:
-        """Let the process leave the intake and end, and unmap the memory; a second call does nothing."""
+        """Let the process leave the intake and end, and unmap the memory."""
         if self._control.fileno() < 0:
             return
         if self._blocks is None:
@@ -168,12 +153,6 @@ class FeederProcess:
             if self._blocks is not None:
                 self._blocks.close()
 
-    def __enter__(self) -> FeederProcess:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
     @property
     def _ended(self) -> bool:
         return self._end is not None and self._next >= self._end
@@ -183,6 +162,7 @@ class FeederProcess:
         while self._spent and (self._spent[0] is None or self._spent[0].copied.query()):
             self._spent.popleft()
             self._freed += 1
+        self.before_telling()
         self._send(NEWS.pack(b"N", self._next, self._used, self._freed, self._pace.seconds, waiting))
         self._told_next, self._told = self._next, now
 

@@ -1,4 +1,4 @@
-"""Asks the intake for a worker's batches ahead of need, several together, and has them gathered by a thread."""
+"""Asks the intake for a worker's batches ahead of need, several together, and says where their steps lie."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import zmq
@@ -25,26 +24,36 @@ RELEASE_SECONDS = 0.005
 _LEAST_AHEAD, _MOST_AHEAD = 2, 48
 _AHEAD_BYTES = 16 * 2**20
 
-Gathered = TypeVar("Gathered")
+
+Take = Callable[[int, np.ndarray, int, np.ndarray, np.ndarray], None]
+"""What is to be done with some batches that came: see `Supply`."""
 
 
 class _TrainerLink(Link):
     """Where a solver's process ends with its lease, a trainer must be able to say why it stops."""
+
+    _both: zmq.Poller | None = None
 
     @property
     def has_message(self) -> bool:
         """Whether one is here; a tenth of the price of finding out by `receive`."""
         return bool(self._socket.get(zmq.EVENTS) & zmq.POLLIN)
 
-    def wake_by(self, descriptor: int) -> None:
-        """Let `watch` return, too, when there is something to read from a file."""
-        self._poller.register(descriptor, zmq.POLLIN)
+    def wait_beside(self, descriptor: int, timeout: float) -> None:
+        """Wait until a message is there, or something can be read from a file, or the time in seconds is over."""
+        if self._both is None:
+            # Another poller than that of `send`, which waits for room only, whatever else is to be read.
+            self._both = zmq.Poller()
+            for one in (self._socket, self._monitor, descriptor):
+                self._both.register(one, zmq.POLLIN)
+        if any(one is self._monitor for one, _ in self._both.poll(int(1000 * timeout))):
+            self.watch()
 
     def _expire(self) -> None:
         self.lost = f"the intake at {self.address} was silent for {self.lease:g} s"
 
 
-class Supply(Generic[Gathered]):
+class Supply:
     """A worker's batches from the intake, in the same order and number for all workers. Not thread-safe.
 
     Where it may hold more than two batches ahead, it asks for several at a time, which are drawn, sent and gathered
@@ -56,9 +65,9 @@ class Supply(Generic[Gathered]):
 
     An intake that is gone is not waited for: what it held went with it, and answers may have been lost on the way.
 
-    gather : (index, table, count, steps, where) -> what is made of `count` batches of one length whose records are in
-        one table and of which `index` is the first. steps (any number, fields, *grid), of which where (records, window)
-        names those of each window. Called by a thread, in the order of the batches.
+    take : (index, table, count, steps, where) takes over `count` batches of one length whose records are in one table
+        and of which `index` is the first. steps (any number, fields, *grid), of which where (records, window) names
+        those of each window; they stay as they are until the draws are released. Called by `receive`.
     prefetch : None: as many as are wanted in 10 ms, so that a new sample waits no longer than that for what was drawn
         before it came; 2 to 48, no more than have 16 MiB here and a quarter of the reservoir in all workers.
 
@@ -66,10 +75,10 @@ class Supply(Generic[Gathered]):
     """
 
     def __init__(  # noqa: PLR0913
-        self, gather: Callable[[int, np.ndarray, int, np.ndarray, np.ndarray], Gathered], address: str, token: bytes,
-        study: int, *, rank: int, num_ranks: int, generation: int, batch_size: int, prefetch: int | None,
+        self, take: Take, address: str, token: bytes, study: int, *, rank: int,
+        num_ranks: int, generation: int, batch_size: int, prefetch: int | None,
     ) -> None:  # fmt: skip
-        self._gather, self._rank, self._num_ranks, self._batch_size = gather, rank, num_ranks, batch_size
+        self._take, self._rank, self._num_ranks, self._batch_size = take, rank, num_ranks, batch_size
         hello = {"role": "trainer", "job": "trainer", "rank": rank, "ranks": num_ranks, "generation": generation}
         self.link = _TrainerLink(address, token, study, hello=hello)
         try:
@@ -88,10 +97,9 @@ class Supply(Generic[Gathered]):
         self._remote = RemoteSlots(self.link, self.layout) if self._memory is None else None
         self._fetched: dict[int, tuple[np.ndarray, int]] = {}
         self.records = batch_dtype(self.layout.window, len(self.layout.parameters))
-        self._gatherer = ThreadPoolExecutor(1, thread_name_prefix="headrace-gather")
-        self.gathered: dict[int, Future[Gathered]] = {}
-        """What comes together, by the first of its batches; for the user of this object to take out."""
         self._next = self._asked = 0
+        self.before_telling: Callable[[], None] = lambda: None
+        """Called before the intake is told what was used."""
         self._used: list[np.ndarray] = []  # tickets of used batches that the intake has not been told of
         self._released = time.monotonic()
         self.end: int | None = None
@@ -119,9 +127,10 @@ class Supply(Generic[Gathered]):
         if self._adapts:
             self.prefetch = max(_LEAST_AHEAD, min(self.most_ahead, int(AHEAD_SECONDS / max(pace, 1e-6))))
         count = self.prefetch + 1 - (self._asked - batch)
-        if self.end is not None or count < self.together:
+        if self.end is not None:
             return
-        at_once = 1 if self.large else count
+        # No more at a time: what is first of many would wait for the last.
+        at_once = 1 if self.large else self.together
         for _ in range(count // at_once):
             self.link.send(
                 Kind.DRAW, {"batch": self._batch_size, "count": at_once},
@@ -139,6 +148,7 @@ class Supply(Generic[Gathered]):
     def send_released(self) -> None:
         """Tell the intake now what was used."""
         if self._used:
+            self.before_telling()
             self.link.send(Kind.RELEASE, np.concatenate(self._used).tobytes())
             self._used.clear()
             self._released = time.monotonic()
@@ -148,8 +158,13 @@ class Supply(Generic[Gathered]):
         self.link.send(Kind.STEER, {"reason": reason[:2000]}, simulation=simulation, value=int(word))
 
     def take_all(self) -> None:
-        """Take the messages that are here."""
-        while self.link.has_message:
+        """Take the messages that are here.
+
+        Raises
+        ------
+        ConnectionError : the intake is gone.
+        """
+        while self.link.has_message or self.link.lost is not None:
             self.receive(0.0)
 
     def receive(self, timeout: float) -> bool:
@@ -181,7 +196,6 @@ class Supply(Generic[Gathered]):
         if self._closed:
             return
         self._closed = True
-        self._gatherer.shutdown(cancel_futures=True)
         self.send_released()
         self.link.close()
         if self._memory is not None:
@@ -216,7 +230,7 @@ class Supply(Generic[Gathered]):
             self._fetched[header.value] = table, count
             self._remote.fetch(header.value, table["slots"])
             return
-        self._submit(header.value, table, count, self._memory.array, table["slots"])
+        self._take(header.value, table, count, self._memory.array, table["slots"])
 
     def _take_content(self, header: Header, payload: bytes) -> None:
         try:
@@ -228,10 +242,7 @@ class Supply(Generic[Gathered]):
             ) from error
         if complete is not None:
             index, steps, where = complete
-            self._submit(index, *self._fetched.pop(index), steps, where)
-
-    def _submit(self, index: int, *content: Any) -> None:
-        self.gathered[index] = self._gatherer.submit(self._gather, index, *content)
+            self._take(index, *self._fetched.pop(index), steps, where)
 
 
 class Pace:
@@ -259,7 +270,7 @@ def gather(table: np.ndarray, steps: np.ndarray, where: np.ndarray, states: np.n
     """
     # Checked indices may be clipped, which spares numpy a copy through a buffer; the copy runs without the GIL.
     np.take(steps, where, axis=0, out=states, mode="clip")
-    # Here and not in the training loop: this thread has time while the trainer works.
+    # Here and not in the training loop: there is time while the trainer works.
     for row in np.flatnonzero(table["first"]):
         checksums[row] = [checksum_of(step, "xxh3") for step in states[row]]
 

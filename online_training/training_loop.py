@@ -187,9 +187,18 @@ class _Training:
         self._history: list[tuple[int, np.ndarray, torch.Tensor]] = []
         self._reported = self._checkpointed = self._started = time.monotonic()
         self._reported_windows, self._reported_starved = self._windows, feed.starved_seconds
+        feed.before_telling = records.flush
 
     def run(self) -> dict[str, Any]:
         """Train until the stream ends."""
+        with self._step.own_stream():
+            ended = self._train()
+        if ended != self._settings.num_ranks:
+            raise RuntimeError(f"The stream ended for {ended} of {self._settings.num_ranks} workers only.")
+        return self._finish()
+
+    def _train(self) -> int:
+        """Train until the stream ends; return for how many workers it has."""
         while True:
             draw = self._feed.next()
             now = time.monotonic() if self._settings.rank == 0 else math.inf
@@ -202,7 +211,7 @@ class _Training:
             losses = None if draw is None else self._losses(draw)
             agreed = outcome()
             if agreed.ended:
-                break
+                return agreed.ended
             self._update(losses, agreed.windows)
             self._history.append((self._batch, draw.table["simulation"], losses.detach()))
             self._records.first_uses(draw, self._batch)
@@ -211,9 +220,6 @@ class _Training:
                 self._report()
             if agreed.checkpoint:
                 self._save()
-        if agreed.ended != self._settings.num_ranks:
-            raise RuntimeError(f"The stream ended for {agreed.ended} of {self._settings.num_ranks} workers only.")
-        return self._finish()
 
     def _losses(self, draw: Draw) -> torch.Tensor:
         """Loss of each window of a draw, (batch,)."""

@@ -46,7 +46,7 @@ class TrainingStep:
         self._record = record and on_gpu and num_ranks == 1
         self._recorded: Recorded | None = None
         self._eager = 0
-        self._done = False
+        self._done = self._on_own = False
         self._block: Block | None = None
 
     @property
@@ -56,7 +56,7 @@ class TrainingStep:
 
     def losses(self, draw: Draw, rate: float) -> torch.Tensor:
         """Return the loss of each window of a draw, (batch,); rate is what a recorded step updates with."""
-        with self._own_stream():
+        with self.own_stream():
             return self._losses(draw, rate)
 
     def _losses(self, draw: Draw, rate: float) -> torch.Tensor:
@@ -73,22 +73,27 @@ class TrainingStep:
         """Step along the gradient of the mean loss over the windows of the whole batch."""
         if self._done:
             return
-        with self._own_stream():
+        with self.own_stream():
             self._set_rate(rate)
             self._optimizer.zero_grad()
             self._descend(losses, windows)
         self._eager += 1
 
     @contextmanager
-    def _own_stream(self) -> Iterator[None]:
-        if self._computing is None:
+    def own_stream(self) -> Iterator[None]:
+        """Let what is done meanwhile run on the steps' stream, so that each of them need not wait for the usual one."""
+        if self._computing is None or self._on_own:
             yield
             return
         usual = torch.cuda.current_stream(self._device)
         self._computing.wait_stream(usual)
-        with torch.cuda.stream(self._computing):
-            yield
-        usual.wait_stream(self._computing)
+        self._on_own = True
+        try:
+            with torch.cuda.stream(self._computing):
+                yield
+        finally:
+            self._on_own = False
+            usual.wait_stream(self._computing)
 
     def _descend(self, losses: torch.Tensor, windows: int) -> None:
         # Gradients are averaged over the workers, whose slices may differ in size at the end of a stream.
@@ -109,7 +114,7 @@ class TrainingStep:
         if draw.on_device is not None:
             if draw.on_device.block is not self._block:
                 self._block = draw.on_device.block
-                self._block.await_on(torch.cuda.current_stream(self._device))
+                self._block.await_on(self._computing)
             return list(draw.on_device.tensors)
         computing = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._copies):

@@ -26,9 +26,13 @@ class WorkerRecords:
         self._ledger = RecordWriter(run_dir / "ledger" / f"trainer-{name}.log")
         self._metrics = MetricsLog(run_dir, "metrics") if worker[2] == 0 else None
         self._losses = LossLog(run_dir, name) if losses else None
+        self._unwritten = False
 
     def first_uses(self, draw: Draw, batch: int) -> None:
-        """Record the windows that were never used before, with the checksum of each step as it was trained on."""
+        """Record the windows that were never used before, with the checksum of each step as it was trained on.
+
+        `flush` is to be called before the intake may forget them.
+        """
         table = draw.table
         rows = np.flatnonzero(table["first"])
         for row in rows:
@@ -37,9 +41,13 @@ class WorkerRecords:
                 f'{{"e":"used","s":{table["simulation"][row]},"t":{table["start"][row]},"k":{len(checksums)},'
                 f'"h":[{",".join(map(str, checksums))}],"n":{batch}}}'
             )
-        if len(rows):
-            # Before the release: once the intake may forget a window, the record must outlive this process.
+            self._unwritten = True
+
+    def flush(self) -> None:
+        """Hand the records of first uses to the operating system, so that they outlive this process."""
+        if self._unwritten:
             self._ledger.flush()
+            self._unwritten = False
 
     def metrics(self, record: dict[str, Any]) -> None:
         """Append to metrics.jsonl, on worker 0."""
@@ -56,6 +64,7 @@ class WorkerRecords:
 
     def __exit__(self, *exception: object) -> None:
         self._ledger.close()
+        self._unwritten = False
         if self._metrics is not None:
             self._metrics.close()
         if self._losses is not None:

@@ -73,7 +73,11 @@ class FakeFeed:
             on_device=None,
         )  # fmt: skip
 
+    def before_telling(self):
+        pass
+
     def release(self, draw):
+        self.before_telling()
         self.released += draw.table["ticket"].tolist()
 
     def steer(self, simulation, word, reason):

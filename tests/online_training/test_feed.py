@@ -287,7 +287,7 @@ def test_large_batches_come_one_by_one(tmp_path, monkeypatch) -> None:
         plan(intake, 3)
         with open_feed(intake) as feed:
             while (draw := feed.next()) is not None:
-                assert not feed._ready and all(len(one.result()) == 1 for one in feed._supply.gathered.values())
+                assert not feed._ready and all(len(one.result()) == 1 for one in feed._gathered.values())
                 np.testing.assert_array_equal(draw.states, expected_states(draw.table, layout))
                 uses += len(draw.table)
                 feed.release(draw)
