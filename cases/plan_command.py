@@ -86,7 +86,14 @@ def forecast_study(
         "simulation": "given" if simulation_seconds is not None else on_ranks,
         "batch": "given" if batch_seconds is not None else "measured on one core, workers taken to help fully",
     }
-    return forecast(layout, settings, costs), costs, sources
+    return forecast(layout, settings, costs, on_gpus=_trains_on_gpus(settings.device)), costs, sources
+
+
+def _trains_on_gpus(device: str) -> bool:
+    """Whether workers would have GPUs, as far as this machine tells."""
+    import torch
+
+    return device == "cuda" or (device == "auto" and torch.cuda.is_available())
 
 
 def time_simulation(reference: CaseReference, ranks: int, busy: int) -> tuple[float, float]:

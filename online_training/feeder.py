@@ -33,8 +33,9 @@ from typing import Any
 import numpy as np
 
 from .client import Word
+from .layout import StreamLayout
 from .shared_blocks import SharedBlocks
-from .supply import Supply, gather
+from .supply import Supply, gather, is_large
 
 NEWS = struct.Struct("<cqqqd?")
 BLOCK = struct.Struct("<cqqqqq")
@@ -61,11 +62,8 @@ class _Feeder:
         options = json.loads(self._message()[1:])
         token = bytes.fromhex(options.pop("token"))
         self._supply = Supply(self._arrive, token=token, **options)
-        layout, ahead, large = self._supply.layout, self._supply.most_ahead, self._supply.large
-        rows = -(-options["batch_size"] // options["num_ranks"])
-        # What is ahead, as much again that is in use or on its way to the GPU, and what the end of the ring wastes;
-        # large batches come one by one and are given back one by one.
-        size = (ahead + 3 if large else 2 * ahead + 4) * SharedBlocks.size_of(rows, layout)
+        layout, large = self._supply.layout, self._supply.large
+        size = memory_bytes(layout, options["batch_size"], options["num_ranks"], self._supply.most_ahead)
         descriptor = SharedBlocks.create(size)
         welcome = {"layout": asdict(layout), "size": size, "large": large}
         socket.send_fds(control, [b"H" + json.dumps(welcome).encode()], [descriptor])
@@ -156,6 +154,14 @@ class _Feeder:
             block.times[...], block.parameters[...], block.table[...] = table["times"], table["parameters"], table
             self._tickets.update(enumerate(table["ticket"].reshape(count, -1), index))
             self._control.send(BLOCK.pack(b"B", index, count, len(table), offset, self._supply.together))
+
+
+def memory_bytes(layout: StreamLayout, batch_size: int, num_ranks: int, ahead: int) -> int:
+    """Return the size of the memory that a feeder shares with its trainer, for so many batches ahead."""
+    # What is ahead, as much again that is in use or on its way to the GPU, and what the end of the ring wastes; large
+    # batches come one by one and are given back one by one.
+    blocks = ahead + 3 if is_large(layout, batch_size, num_ranks) else 2 * ahead + 4
+    return blocks * SharedBlocks.size_of(-(-batch_size // num_ranks), layout)
 
 
 def feed(control: socket.socket) -> None:

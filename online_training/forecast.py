@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .feeder import memory_bytes
 from .layout import StreamLayout
 from .settings import StudySettings
+from .supply import most_ahead
 
 INTAKE_BYTES_PER_SECOND = 0.7e9
 """What one intake takes in over tcp in blocks of 400 kB: the least of benchmarks/results/scaling-cpu.json, rounded."""
@@ -17,7 +19,9 @@ _CHECKPOINTS = 2  # that stay
 _ADAM = 4  # weights, gradients and two moments
 _DRAWS = 4  # batches in a worker's hands: two asked for, one in use, one as tensors
 _RING_BYTES, _ALL_RINGS_BYTES = 16 * 2**20, 2**30  # as IntakeSettings has them
-_INTERPRETER_BYTES = {"trainer": 450e6, "intake": 100e6, "ray": 1150e6, "driver": 570e6, "validator": 240e6}
+_INTERPRETER_BYTES = {
+    "trainer": 450e6, "feeder": 21e6, "intake": 100e6, "ray": 1150e6, "driver": 570e6, "validator": 240e6
+}  # fmt: skip
 """Memory of a process beside what it holds, pages shared with others by their shares, as benchmarks/plan.py saw it on
 CPUs; Ray: its processes on one node, and Ray Train's own actors."""
 
@@ -73,10 +77,12 @@ class Forecast:
         return self.streamed / self.total_seconds
 
 
-def forecast(layout: StreamLayout, settings: StudySettings, costs: Costs) -> Forecast:
+def forecast(layout: StreamLayout, settings: StudySettings, costs: Costs, *, on_gpus: bool = False) -> Forecast:
     """Return what a study will need.
 
     The parts work at the same time: a study is as long as its longest part. Held-out simulations are solved too.
+
+    on_gpus : whether its workers have GPUs; then each has a feeder process.
 
     Raises
     ------
@@ -95,6 +101,11 @@ def forecast(layout: StreamLayout, settings: StudySettings, costs: Costs) -> For
     slots = min(settings.buffer_bytes, settings.simulations * layout.num_steps * layout.step_bytes)
     rings = min(ranks * _RING_BYTES, _ALL_RINGS_BYTES) if settings.scheduler == "local" else 0
     workers = settings.workers * (_INTERPRETER_BYTES["trainer"] + _ADAM * costs.model_bytes) + _DRAWS * batch_bytes
+    feeders = 0.0
+    if on_gpus:
+        size, count = settings.batch_size, settings.workers
+        ahead = most_ahead(layout, size, count, settings.buffer_bytes // layout.step_bytes)
+        feeders = count * (_INTERPRETER_BYTES["feeder"] + memory_bytes(layout, size, count, ahead))
     training = uses / settings.batch_size * costs.batch
     streamed = float(steps * layout.step_bytes)
     seconds = {
@@ -109,7 +120,8 @@ def forecast(layout: StreamLayout, settings: StudySettings, costs: Costs) -> For
     return Forecast(
         memory={
             "reservoir (shared memory)": float(slots), "rings (shared memory)": float(rings),
-            "intake": _INTERPRETER_BYTES["intake"], "trainer": workers, "Ray": _INTERPRETER_BYTES["ray"],
+            "intake": _INTERPRETER_BYTES["intake"], "trainer": workers, **({"feeders": feeders} if on_gpus else {}),
+            "Ray": _INTERPRETER_BYTES["ray"],
             "driver": _INTERPRETER_BYTES["driver"], "validator": _INTERPRETER_BYTES["validator"],
             "solvers": ranks * costs.rank_bytes,
         },

@@ -85,9 +85,9 @@ class Supply:
             welcome = self.link.join()
             self.layout = _layout_of(welcome)
             self._num_slots = welcome["num_slots"]
-            self.batch_bytes = -(-batch_size // num_ranks) * self.layout.window * self.layout.step_bytes
-            self.large = self.batch_bytes > _AHEAD_BYTES
-            self.most_ahead = self._room_ahead() if prefetch is None else prefetch
+            self.large = is_large(self.layout, batch_size, num_ranks)
+            most = most_ahead(self.layout, batch_size, num_ranks, self._num_slots)
+            self.most_ahead = most if prefetch is None else prefetch
             self._adapts = prefetch is None and self.most_ahead > _LEAST_AHEAD
             self.prefetch = _LEAST_AHEAD if prefetch is None else prefetch
             self._memory = self._attach(welcome)
@@ -211,11 +211,6 @@ class Supply:
             logger.info("%s. Steps are fetched from the intake instead.", error)
             return None
 
-    def _room_ahead(self) -> int:
-        """Return how many batches may be held ahead; all workers hold their slots."""
-        slots = self._batch_size * self.layout.window
-        return max(_LEAST_AHEAD, min(_MOST_AHEAD, _AHEAD_BYTES // self.batch_bytes, self._num_slots // (4 * slots)))
-
     def _take_batch(self, header: Header, payload: bytes) -> None:
         if header.num_blocks == 0:
             self.end = header.value if self.end is None else min(self.end, header.value)
@@ -243,6 +238,21 @@ class Supply:
         if complete is not None:
             index, steps, where = complete
             self._take(index, *self._fetched.pop(index), steps, where)
+
+
+def is_large(layout: StreamLayout, batch_size: int, num_ranks: int) -> bool:
+    """Whether a worker's slices of batches come one by one."""
+    return _slice_bytes(layout, batch_size, num_ranks) > _AHEAD_BYTES
+
+
+def most_ahead(layout: StreamLayout, batch_size: int, num_ranks: int, num_slots: int) -> int:
+    """Return how many batches a worker may hold ahead; all workers hold their slots."""
+    in_memory = _AHEAD_BYTES // _slice_bytes(layout, batch_size, num_ranks)
+    return max(_LEAST_AHEAD, min(_MOST_AHEAD, in_memory, num_slots // (4 * batch_size * layout.window)))
+
+
+def _slice_bytes(layout: StreamLayout, batch_size: int, num_ranks: int) -> int:
+    return -(-batch_size // num_ranks) * layout.window * layout.step_bytes
 
 
 class Pace:

@@ -199,14 +199,16 @@ def test_what_feeds_the_second_gpu_opens_no_context_on_the_first(tmp_path, monke
 
 
 def test_two_workers_get_slices_of_the_same_batches(tmp_path, monkeypatch) -> None:
+    """One of them by a feeder, in whose memory the slices of later batches come to lie."""
     layout = make_layout()
     with real_intake(tmp_path, layout, views=2.0) as intake, solver(monkeypatch, intake):
         plan(intake, 5)
         seen: list[list[np.ndarray]] = [[], []]
 
         def work(rank: int) -> None:
-            with open_feed(intake, rank=rank, num_ranks=2, batch_size=6) as feed:
+            with open_feed(intake, rank=rank, num_ranks=2, batch_size=6, process=rank == 1) as feed:
                 while (draw := feed.next()) is not None:
+                    np.testing.assert_array_equal(draw.states, expected_states(draw.table, layout))
                     seen[rank].append(draw.table)
                     feed.release(draw)
 
@@ -215,6 +217,7 @@ def test_two_workers_get_slices_of_the_same_batches(tmp_path, monkeypatch) -> No
             thread.start()
         for thread in threads:
             thread.join(PATIENCE)
+        assert not any(thread.is_alive() for thread in threads)
     assert len(seen[0]) == len(seen[1]) >= 5 * 5 * 2 // 6
     assert [len(table) for table in seen[0]] == [len(table) for table in seen[1]]
     rows = [row for tables in seen for table in tables for row in table]
@@ -389,9 +392,11 @@ def test_steps_that_were_damaged_on_their_way_are_no_batch(tmp_path, monkeypatch
                 feed.next()
 
 
-def test_a_batch_smaller_than_the_workers_is_refused() -> None:
+def test_a_batch_smaller_than_the_workers_is_refused_and_a_prefetch_beyond_what_is_drawn_ahead() -> None:
     with pytest.raises(ValueError, match="cannot be dealt to 4 workers"):
         Feed("tcp://127.0.0.1:1", TOKEN, STUDY, num_ranks=4, batch_size=3)
+    with pytest.raises(ValueError, match="prefetch 64 is more than an intake draws ahead, 63 batches"):
+        Feed("tcp://127.0.0.1:1", TOKEN, STUDY, batch_size=3, prefetch=64)
 
 
 def test_a_feeder_that_is_killed_is_an_error_that_says_what_to_do(tmp_path) -> None:

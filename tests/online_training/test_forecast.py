@@ -42,6 +42,9 @@ def test_memory_and_storage_are_counted_by_part() -> None:
     assert small.memory["rings (shared memory)"] == 20 * 16 * 2**20
     more = forecast(LAYOUT, SETTINGS.model_copy(update={"workers": 2}), COSTS)
     assert more.memory["trainer"] - needs.memory["trainer"] == pytest.approx(450e6 + 4e6)
+    # A batch has 30 windows of two steps of 8,000 bytes: 34 are 16 MiB, and twice as many and four are in memory.
+    feeders = forecast(LAYOUT, SETTINGS, COSTS, on_gpus=True).memory["feeders"]
+    assert "feeders" not in needs.memory and feeders == pytest.approx(21e6 + (2 * 34 + 4) * 30 * 2 * step, rel=0.01)
 
 
 def test_solvers_and_trainer_share_the_cores_of_one_node() -> None:

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from headrace.online_training.client import CONTINUE, SLOW, STOP, Connection, Kind
+from headrace.online_training.feeder_process import FeederProcess
 from headrace.online_training.ledger import Ledger, RecordWriter, read_records
 from headrace.online_training.training_loop import train
 from tests.mpi_run import run_mpi
 from tests.online_training.fake_feed import FakeFeed, make_run, settings_for
 from tests.online_training.intake_setup import (
     MPI_PROGRAM,
+    STUDY,
+    TOKEN,
     TrainerDouble,
     field_of,
     make_layout,
@@ -25,10 +28,6 @@ from tests.online_training.intake_setup import (
 
 STEPS = 30
 LAYOUT = make_layout(num_steps=STEPS)
-
-
-def steer(trainer: TrainerDouble, simulation: int, word: int, reason: str = "why") -> None:
-    trainer.link.send(Kind.STEER, {"reason": reason}, simulation=simulation, value=int(word))
 
 
 def test_a_callback_sees_the_losses_of_simulations_and_stops_one(tmp_path: Path, monkeypatch) -> None:
@@ -62,8 +61,9 @@ def test_one_simulation_is_stopped_and_its_job_goes_on_with_the_next(tmp_path: P
     with running_intake(tmp_path, LAYOUT, slots=200) as intake:
         plan(intake, 2)
         use_environment(intake, monkeypatch)
-        trainer, words = TrainerDouble(intake), {0: [], 1: []}
-        steer(trainer, 1, STOP)  # does not run yet
+        # By way of a feeder, as a trainer on a GPU says them.
+        trainer, words = FeederProcess(intake.addresses, TOKEN, STUDY, batch_size=4, device="cpu"), {0: [], 1: []}
+        trainer.steer(1, STOP, "it does not run yet")
         with Connection({"u": LAYOUT.shape}) as connection:
             for stream in connection.simulations():
                 for step in range(STEPS):
@@ -75,10 +75,10 @@ def test_one_simulation_is_stopped_and_its_job_goes_on_with_the_next(tmp_path: P
                     if (stream.simulation, step) in ((0, 9), (0, 14)):  # the trainer's words do not overtake it
                         wait_until(lambda: intake.status()["steps_accepted"] > step)  # noqa: B023
                     if (stream.simulation, step) == (0, 9):
-                        steer(trainer, 0, SLOW)
+                        trainer.steer(0, SLOW, "why")
                         wait_until(lambda: steered(intake, tmp_path) == 1)
                     if (stream.simulation, step) == (0, 14):
-                        steer(trainer, 0, STOP, "enough")
+                        trainer.steer(0, STOP, "enough")
                         wait_until(lambda: steered(intake, tmp_path) == 2)
         assert words[1] == [CONTINUE] * STEPS
         # Step 15 ends the wait for the word to step 14, decided before; the word to 15 is the first one after.
@@ -110,7 +110,7 @@ def test_all_ranks_stop_at_the_same_step(tmp_path: Path) -> None:
         thread = threading.Thread(target=run)
         thread.start()
         wait_until(lambda: intake.status()["steps_accepted"] >= 5)
-        steer(trainer, 0, STOP)
+        trainer.link.send(Kind.STEER, {"reason": "why"}, simulation=0, value=int(STOP))
         thread.join()
         trainer.close()
     assert done[0].returncode == 0, done[0].stderr
