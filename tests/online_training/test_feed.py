@@ -254,16 +254,23 @@ def test_runs_that_are_compared_achieve_the_same_reuse_whoever_is_slow(tmp_path,
     assert all(0 <= used - views * windows <= batch + slots / views for used in uses), uses
 
 
-def test_it_holds_no_more_batches_than_it_says(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("process", [False, True])
+def test_it_holds_no_more_batches_than_it_says_and_says_so_before_it_gives_one_back(
+    tmp_path, monkeypatch, process: bool
+) -> None:
     with real_intake(tmp_path, make_layout(), views=50.0) as intake, solver(monkeypatch, intake):
         plan(intake, 2)
-        with open_feed(intake, prefetch=2) as feed:
-            draws = [feed.next()]
+        with open_feed(intake, prefetch=2, process=process) as feed:
+            draws, held = [feed.next()], []
             wait_until(lambda: intake.status()["unreleased"] == 3 * 4)
             time.sleep(0.1)
             assert intake.status()["unreleased"] == 3 * 4
+            feed.before_telling = lambda: held.append(intake.status()["unreleased"])
             feed.release(draws[0])
-            wait_until(lambda: intake.status()["unreleased"] == 2 * 4)
+            # A feeder is told with it that the next batch may be drawn.
+            wait_until(lambda: intake.status()["draws"] - intake.status()["unreleased"] == 4)
+            wait_until(lambda: intake.status()["unreleased"] == (3 if process else 2) * 4)
+            assert held[0] == 3 * 4
 
 
 def test_a_quick_trainer_holds_more_ahead_than_a_slow_one_and_never_more_than_it_works_on_in_10_ms(tmp_path) -> None:

@@ -77,6 +77,7 @@ class WatchedFeed(FakeFeed):
             steps = [checksum_of(step, "xxh3") for step in draw.states[row]]
             key = int(table["simulation"][row]), int(table["start"][row]), steps, self.n
             self.expected.append(key)
+        self.before_telling()
         found = [(r["s"], r["t"], r["h"], r["n"]) for r in read_records(self.path) if r["e"] == "used" and r["k"] == 1]
         assert found == self.expected
         super().release(draw)
