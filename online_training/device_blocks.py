@@ -1,30 +1,33 @@
-"""Blocks of batches on their way to a GPU: registered memory, and one copy for several by a stream of their own."""
+"""Blocks of batches on their way to a GPU: one copy for several, and a copy of the reservoir that they draw from."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+from .shared_blocks import SharedBlock
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Several batches on a GPU, in one tensor; it may be read once `copied` has happened."""
+    """Several batches on a device; its tensors may be read once `copied` has happened; None: it has."""
 
-    tensor: torch.Tensor
-    copied: torch.cuda.Event
+    tensors: tuple[torch.Tensor, ...]
+    copied: torch.cuda.Event | None
 
     def await_on(self, stream: torch.cuda.Stream) -> None:
-        """Let a stream read the tensor, and its memory be used again only when it has done so."""
-        stream.wait_event(self.copied)
-        self.tensor.record_stream(stream)
+        """Let a stream read the tensors, and their memory be used again only when it has done so."""
+        if self.copied is not None:
+            stream.wait_event(self.copied)
+            for tensor in self.tensors:
+                tensor.record_stream(stream)
 
 
 @dataclass(frozen=True)
@@ -39,35 +42,63 @@ class OnDevice:
 
 
 class DeviceBlocks:
-    """Sends batches to a GPU and never waits for it.
+    """Sends batches to a device, on a GPU by a stream of its own, and never waits for it.
 
-    device : as torch names it, "cuda" or "cuda:1".
-    memory : bytes, from where they are sent; registered with the GPU, which copies from there by itself.
+    With slots the device keeps a copy of the reservoir: a step is sent when it is first drawn, and windows are put
+    together there. A slot is overwritten only after the windows drawn before were, since one stream does both.
+
+    device : as torch names it, "cuda", "cuda:1" or "cpu".
+    memory : bytes, from where they are sent; registered with a GPU, which copies from there by itself.
+    slots : of the reservoir; 0: the windows' states come with the blocks.
+    step : numbers of one step.
     """
 
-    def __init__(self, device: str, memory: np.ndarray) -> None:
+    def __init__(self, device: str, memory: np.ndarray, *, slots: int = 0, step: int = 0) -> None:
         self._device, self._address = torch.device(device), memory.ctypes.data
-        self._stream = torch.cuda.Stream(self._device)
+        self._registered, self._stream = False, None
+        if self._device.type == "cuda":
+            self._stream = torch.cuda.Stream(self._device)
+            self._register(memory.nbytes)
+        with self._here():
+            self._copy = torch.empty((slots, step), device=self._device) if slots else None
+
+    def _register(self, size: int) -> None:
         with torch.cuda.device(self._device):
-            error = int(torch.cuda.cudart().cudaHostRegister(self._address, memory.nbytes, 0))
+            error = int(torch.cuda.cudart().cudaHostRegister(self._address, size, 0))
         self._registered = not error
         if error:  # then CUDA copies by way of memory of its own, which takes the trainer's time
-            logger.warning("The memory of batches could not be registered with %s: CUDA error %d.", device, error)
+            logger.warning("The memory of batches could not be registered with %s: CUDA error %d.", self._device, error)
             with contextlib.suppress(RuntimeError):  # the next call, whichever it is, reports the error once more
                 torch.zeros(1, device=self._device)
 
-    def send(self, floats: np.ndarray, shapes: Sequence[tuple[int, ...]], count: int) -> list[OnDevice]:
-        """Start the copy of some batches of one length, whose windows lie one behind the other.
-
-        floats : float32, the parts one after the other: of these shapes, whose first axis is that of the windows.
-        """
+    @contextlib.contextmanager
+    def _here(self) -> Iterator[None]:
+        if self._stream is None:
+            yield
+            return
         # The device too: leaving the stream alone would open a context on the first GPU.
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-            there = torch.from_numpy(floats).to(self._device, non_blocking=True)
-            block = Block(there, self._stream.record_event())
-        parts = there.split([math.prod(shape) for shape in shapes])
-        cut = [part.view(shape).split(shape[0] // count) for part, shape in zip(parts, shapes, strict=True)]
-        return [OnDevice(batch, block) for batch in zip(*cut, strict=True)]
+            yield
+
+    def send(self, block: SharedBlock, count: int) -> list[OnDevice]:
+        """Start the copy of some batches of one length, whose windows lie one behind the other."""
+        rows, window = block.times.shape
+        indices = block.slots.nbytes + block.where.nbytes
+        sizes = [block.times.size, block.parameters.size, block.steps.size]
+        with self._here():
+            there = torch.from_numpy(block.moved).to(self._device, non_blocking=True, copy=True)
+            times, parameters, states = there[indices:].view(torch.float32).split(sizes)
+            if self._copy is not None:
+                slots, where = there[:indices].view(torch.int64).split([block.slots.size, block.where.size])
+                if len(slots):
+                    self._copy.index_copy_(0, slots, states.view(len(slots), -1))
+                states = self._copy.index_select(0, where)
+            copied = None if self._stream is None else self._stream.record_event()
+        whole = Block((there, states) if self._copy is not None else (there,), copied)
+        shapes = [(rows, window, *block.steps.shape[1:]), (rows, window), block.parameters.shape]
+        parts = zip((states, times, parameters), shapes, strict=True)
+        cut = [part.view(shape).split(rows // count) for part, shape in parts]
+        return [OnDevice(batch, whole) for batch in zip(*cut, strict=True)]
 
     def close(self) -> None:
         """Wait for the copies and let the memory go."""
@@ -76,3 +107,10 @@ class DeviceBlocks:
             with torch.cuda.device(self._device):
                 torch.cuda.cudart().cudaHostUnregister(self._address)
             self._registered = False
+
+
+def room_for_slots(device: str) -> int:
+    """Return how many bytes of a device a copy of the reservoir may take: a quarter of what is free on a GPU."""
+    if not device.startswith("cuda"):
+        return 0
+    return torch.cuda.mem_get_info(torch.device(device))[0] // 4

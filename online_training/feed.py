@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 class Draw:
     """This worker's slice of one batch, in memory that the reservoir does not share, but batches that came with it do.
 
-    states : (batch, window, fields, *grid), float32.
+    states : (batch, window, fields, *grid), float32; None where they lie on a device only.
     times : (batch, window), float64.
     parameters : (batch, number of parameters), float64, in the order of the study's names.
     table : (batch,) records with ticket, simulation, attempt, start and first (1: never used before).
     checksums : (batch, window), XXH3 of each step of the windows that were never used before; else 0.
-    on_device : states, times and parameters on a GPU, where the feed has sent them there; then those in memory are
+    on_device : states, times and parameters on a device, where the feed has sent them there; then those in memory are
         overwritten once the draw was released.
     """
 
-    states: np.ndarray
+    states: np.ndarray | None
     times: np.ndarray
     parameters: np.ndarray
     table: np.ndarray
@@ -190,8 +190,10 @@ class Feed(DrawSource):
         return cut(table, states, checksums, count)
 
 
-def cut(table: np.ndarray, states: np.ndarray, checksums: np.ndarray, count: int,
-        on_device: list[OnDevice | None] | None = None) -> list[Draw]:  # fmt: skip
+def cut(
+    table: np.ndarray, states: np.ndarray | None, checksums: np.ndarray, count: int,
+    on_device: list[OnDevice | None] | None = None,
+) -> list[Draw]:  # fmt: skip
     """Return the draws of `count` batches of one length, whose records lie one behind the other."""
     # Copies: a single record's column counts as contiguous, but its strides are those of the packed record.
     times, parameters = table["times"].copy(), table["parameters"].copy()
@@ -199,8 +201,8 @@ def cut(table: np.ndarray, states: np.ndarray, checksums: np.ndarray, count: int
     rows = [slice(size * number, size * (number + 1)) for number in range(count)]
     return [
         Draw(
-            states=states[one], times=times[one], parameters=parameters[one], table=table[one],
-            checksums=checksums[one], on_device=there,
+            states=None if states is None else states[one], times=times[one], parameters=parameters[one],
+            table=table[one], checksums=checksums[one], on_device=there,
         )
         for one, there in zip(rows, on_device or [None] * count, strict=True)
     ]  # fmt: skip

@@ -5,15 +5,16 @@ and a small network's step is launched in a fraction of a millisecond. The proce
 
 FD is one end of a pair of sockets that keep messages apart. A message's first byte says what it is:
 
-to the feeder     H  {address, token, study, ...}         what a `Supply` needs; the first message
+to the feeder     H  {address, token, room, ...}          what a `Supply` needs, and how many bytes of a GPU a copy of
+                                                          the reservoir may take; the first message
                   N  number, used, blocks, pace, waiting  the batch wanted now, of how many batches and whole blocks the
                                                           trainer has no more need, seconds a batch, whether it waits
                   S                                       asks for the statistics
                   W  {simulation, word, reason}           a word for a running simulation
                   C                                       the end; what was used is told the intake first
 to the trainer    H  {layout, size, ...} and a descriptor of the shared memory
-                  B  index, count, rows, offset, together some batches lie in the memory; of how many the feeder wants
-                                                          to hear at a time
+                  B  index, count, rows, steps,           some batches lie in the memory, with so many steps; of how
+                     offset, together                     many batches the feeder wants to hear at a time
                   E  index                                the first batch that will not come
                   S  {count, mean, std}
                   X  {kind, text}                         an error, after which the process ends
@@ -26,7 +27,6 @@ import json
 import socket
 import struct
 import sys
-from collections import deque
 from dataclasses import asdict
 from typing import Any
 
@@ -34,11 +34,12 @@ import numpy as np
 
 from .client import Word
 from .layout import StreamLayout
+from .resident_slots import ResidentSlots
 from .shared_blocks import SharedBlocks
-from .supply import Supply, gather, is_large
+from .supply import Supply, gather, is_large, take_steps
 
 NEWS = struct.Struct("<cqqqd?")
-BLOCK = struct.Struct("<cqqqqq")
+BLOCK = struct.Struct("<cqqqqqq")
 MOST = 2**16
 """Bytes of a message."""
 
@@ -60,15 +61,24 @@ class _Feeder:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         options = json.loads(self._message()[1:])
+        room = options.pop("room")
         token = bytes.fromhex(options.pop("token"))
         self._supply = Supply(self._arrive, token=token, **options)
         layout, large = self._supply.layout, self._supply.large
         size = memory_bytes(layout, options["batch_size"], options["num_ranks"], self._supply.most_ahead)
         descriptor = SharedBlocks.create(size)
-        welcome = {"layout": asdict(layout), "size": size, "large": large}
+        reservoir = self._supply.num_slots * layout.step_bytes
+        self._resident = ResidentSlots(self._supply.num_slots) if reservoir <= room else None
+        self._missing: dict[int, np.ndarray] = {}  # slots whose steps go to the GPU with the batches that begin so
+        if self._resident is not None:
+            self._supply.choose = self._choose
+        slots = 0 if self._resident is None else self._supply.num_slots
+        welcome = {"layout": asdict(layout), "size": size, "large": large, "slots": slots}
         socket.send_fds(control, [b"H" + json.dumps(welcome).encode()], [descriptor])
-        self._blocks = SharedBlocks(descriptor, size, layout)
-        self._arrived: deque[tuple[int, np.ndarray, int, np.ndarray, np.ndarray]] = deque()  # waits to be gathered
+        self._blocks = SharedBlocks(descriptor, size, layout, indexed=self._resident is not None)
+        # What waits to be gathered, by the first of its batches, and which is next.
+        self._arrived: dict[int, tuple[np.ndarray, int, np.ndarray, np.ndarray]] = {}
+        self._following = 0
         self._tickets: dict[int, np.ndarray] = {}  # of each batch that was gathered and is not used yet
         self._wanted, self._pace = -1, 0.0
         self._used = self._freed = 0
@@ -141,19 +151,37 @@ class _Feeder:
             self._asked_statistics = False
             self._control.send(b"S" + json.dumps(supply.statistics).encode())
 
-    def _arrive(self, *batches: Any) -> None:
-        self._arrived.append(batches)
+    def _choose(self, index: int, table: np.ndarray) -> np.ndarray:
+        self._missing[index] = self._resident.missing(table)
+        return self._missing[index]
+
+    def _arrive(self, index: int, *batches: Any) -> None:
+        self._arrived[index] = batches
 
     def _gather(self) -> None:
-        """Gather the batches that came, as far as there is room, into blocks, and tell the trainer of each."""
-        while self._arrived and (offset := self._blocks.take(len(self._arrived[0][1]))) is not None:
-            index, table, count, steps, where = self._arrived.popleft()
-            block = self._blocks.block(offset, len(table))
-            block.checksums[...] = 0
-            gather(table, steps, where, block.states, block.checksums)
+        """Gather the batches whose turn it is, as far as there is room, into blocks, and tell the trainer of each."""
+        while (batches := self._arrived.get(self._following)) is not None:
+            table, count, steps, where = batches
+            offset = self._blocks.take(len(table), where.size)
+            if offset is None:
+                return
+            index = self._following
+            del self._arrived[index]
+            self._following += count
+            block = self._blocks.block(offset, len(table), where.size)
+            if self._resident is None:
+                block.checksums[...] = 0
+                gather(table, steps, where, block.states, block.checksums)
+            else:
+                block.slots[...], block.where[...] = self._missing.pop(index), table["slots"]
+                take_steps(steps, where, block.steps)
+                self._resident.note(block.slots, block.steps)
+                block.checksums[...] = self._resident.checksums(table["slots"])
             block.times[...], block.parameters[...], block.table[...] = table["times"], table["parameters"], table
             self._tickets.update(enumerate(table["ticket"].reshape(count, -1), index))
-            self._control.send(BLOCK.pack(b"B", index, count, len(table), offset, self._supply.together))
+            self._control.send(
+                BLOCK.pack(b"B", index, count, len(table), where.size, offset, self._supply.together)
+            )  # fmt: skip
 
 
 def memory_bytes(layout: StreamLayout, batch_size: int, num_ranks: int, ahead: int) -> int:

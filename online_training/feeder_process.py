@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import select
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from collections import deque
 from typing import Any
 
 from .client import Word
+from .device_blocks import DeviceBlocks, room_for_slots
 from .feed import Draw, DrawSource, cut, require_batch
 from .feeder import BLOCK, ERRORS, MOST, NEWS
 from .layout import StreamLayout
@@ -30,14 +32,18 @@ class FeederProcess(DrawSource):
     trainer starts one copy to it for the batches that come together, as soon as it finds them. Batches of more than
     16 MiB are copied when they are used. What the process does not outlive is its trainer.
 
+    Where the GPU has room for a copy of the reservoir, a step goes there once, when it is first drawn, and windows are
+    put together there; else each window is sent whenever it is drawn.
+
     The draws are to be released in the order in which they came. Arguments and errors are those of `Feed`.
 
-    device : where batches are trained on, as torch names it; "cpu": they stay in the shared memory.
+    device : where batches are trained on, as torch names it.
+    room : bytes of it that a copy of the reservoir may take; None: a quarter of what is free on a GPU, else none.
     """
 
     def __init__(  # noqa: PLR0913
         self, address: str, token: bytes, study: int, *, rank: int = 0, num_ranks: int = 1, generation: int = 0,
-        batch_size: int, prefetch: int | None = None, device: str,
+        batch_size: int, prefetch: int | None = None, device: str, room: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         require_batch(batch_size, num_ranks, prefetch)
@@ -52,7 +58,7 @@ class FeederProcess(DrawSource):
         self._poll.register(self._control, select.POLLIN)
         self._pace = Pace()
         self._ready: deque[Draw] = deque()
-        self._arrived: dict[int, tuple[int, int, int]] = {}  # count, rows, offset by the first batch
+        self._arrived: dict[int, tuple[int, int, int, int]] = {}  # count, rows, steps, offset by the first batch
         # Of each block in use, oldest first: batches that are not released yet, and its copy where there is one.
         self._held: deque[list[Any]] = deque()
         self._spent: deque[Any] = deque()  # copies of blocks of which all batches were released
@@ -63,10 +69,11 @@ class FeederProcess(DrawSource):
         self._end: int | None = None
         self._statistics: dict[str, Any] | None = None
         self._blocks: SharedBlocks | None = None
-        self._copies = None
+        self._copies: DeviceBlocks | None = None
         options = {
             "address": address, "token": token.hex(), "study": study, "rank": rank, "num_ranks": num_ranks,
             "generation": generation, "batch_size": batch_size, "prefetch": prefetch,
+            "room": room_for_slots(device) if room is None else room,
         }  # fmt: skip
         try:
             self._send(b"H" + json.dumps(options).encode())
@@ -83,11 +90,9 @@ class FeederProcess(DrawSource):
         layout = {name: tuple(value) if isinstance(value, list) else value for name, value in welcome["layout"].items()}
         self.layout = StreamLayout(**layout)
         self._large = welcome["large"]
-        self._blocks = SharedBlocks(descriptors[0], welcome["size"], self.layout)
-        if device.startswith("cuda"):
-            from .device_blocks import DeviceBlocks
-
-            self._copies = DeviceBlocks(device, self._blocks.memory)
+        slots = welcome["slots"]
+        self._blocks = SharedBlocks(descriptors[0], welcome["size"], self.layout, indexed=slots > 0)
+        self._copies = DeviceBlocks(device, self._blocks.memory, slots=slots, step=math.prod(self.layout.step_shape))
 
     def statistics(self) -> dict[str, Any]:
         """Wait for them, and return them."""
@@ -159,7 +164,7 @@ class FeederProcess(DrawSource):
 
     def _tell(self, now: float, *, waiting: bool = False) -> None:
         """Tell the process where the trainer is, for some batches at a time."""
-        while self._spent and (self._spent[0] is None or self._spent[0].copied.query()):
+        while self._spent and (self._spent[0].copied is None or self._spent[0].copied.query()):
             self._spent.popleft()
             self._freed += 1
         self.before_telling()
@@ -184,8 +189,8 @@ class FeederProcess(DrawSource):
     def _take(self, message: bytes) -> None:
         kind, content = message[:1], message[1:]
         if kind == b"B":
-            _, index, count, rows, offset, self._together = BLOCK.unpack(message)
-            self._arrived[index] = count, rows, offset
+            _, index, count, rows, steps, offset, self._together = BLOCK.unpack(message)
+            self._arrived[index] = count, rows, steps, offset
             self._open_arrived()
         elif kind == b"E":
             self._end = json.loads(content)
@@ -203,14 +208,11 @@ class FeederProcess(DrawSource):
     def _open_arrived(self) -> None:
         """Make draws of the blocks whose turn it is; a large batch is sent to the GPU only when it is wanted."""
         while self._coming in self._arrived and not (self._large and self._ready):
-            count, rows, offset = self._arrived.pop(self._coming)
-            block, there, copy = self._blocks.block(offset, rows), None, None
-            if self._copies is not None:
-                parts = (block.states, block.times, block.parameters)
-                there = self._copies.send(block.floats, [part.shape for part in parts], count)
-                copy = there[0].block
+            count, rows, steps, offset = self._arrived.pop(self._coming)
+            block = self._blocks.block(offset, rows, steps)
+            there = self._copies.send(block, count)
             self._ready.extend(cut(block.table.copy(), block.states, block.checksums.copy(), count, there))
-            self._held.append([count, copy])
+            self._held.append([count, there[0].block])
             self._coming += count
 
     def _gone(self) -> ConnectionError:

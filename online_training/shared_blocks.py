@@ -21,15 +21,21 @@ _ALIGNMENT = 64
 class SharedBlock:
     """Batches of one length, one behind the other, as views of the memory.
 
-    floats : states, times and parameters, all that a GPU gets, in one piece.
-    states (rows, window, fields, *grid), times (rows, window), parameters (rows, number) : float32, views of floats.
+    moved : slots, where, times, parameters and steps, all that a GPU gets, in one piece of bytes.
+    slots (steps,), where (rows, window) : int64; empty where the windows' states come as such. Slots of the reservoir
+        into whose copy on the GPU the steps go, and those of each window.
+    times (rows, window), parameters (rows, number) : float32.
+    steps : (steps, fields, *grid), float32. states : the same as (rows, window, fields, *grid), or None.
     checksums : (rows, window), uint32. table : (rows,), records of BATCH.
     """
 
-    floats: np.ndarray
-    states: np.ndarray
+    moved: np.ndarray
+    slots: np.ndarray
+    where: np.ndarray
     times: np.ndarray
     parameters: np.ndarray
+    steps: np.ndarray
+    states: np.ndarray | None
     checksums: np.ndarray
     table: np.ndarray
 
@@ -38,13 +44,14 @@ class SharedBlocks:
     """A mapping of the memory; one process takes blocks and gives them back in the same order, the other looks.
 
     descriptor : of the memory, from `create` or from the other process; closed here.
+    indexed : whether blocks hold the slots of windows and some steps, and not the windows' states.
 
     Raises
     ------
     ValueError : it has not the size given.
     """
 
-    def __init__(self, descriptor: int, size: int, layout: StreamLayout) -> None:
+    def __init__(self, descriptor: int, size: int, layout: StreamLayout, *, indexed: bool = False) -> None:
         try:
             found = os.fstat(descriptor).st_size
             if found != size:
@@ -52,10 +59,8 @@ class SharedBlocks:
             self._mapping = mmap.mmap(descriptor, size)
         finally:
             os.close(descriptor)
-        self._layout, self._records = layout, batch_dtype(layout.window, len(layout.parameters))
-        # Of one row: bytes of all, and numbers of states, times and parameters.
-        self._row_bytes = _row_bytes(layout)
-        self._numbers = layout.window * math.prod(layout.step_shape), layout.window, len(layout.parameters)
+        self._layout, self._indexed = layout, indexed
+        self._records = batch_dtype(layout.window, len(layout.parameters))
         self.memory = np.frombuffer(self._mapping, np.uint8)
         """All of it, bytes."""
         self._taken: deque[tuple[int, int]] = deque()  # offset and end of each block, oldest first
@@ -82,17 +87,17 @@ class SharedBlocks:
 
     @staticmethod
     def size_of(rows: int, layout: StreamLayout) -> int:
-        """Return the bytes of a block."""
-        return rows * _row_bytes(layout) + 2 * _ALIGNMENT
+        """Return the bytes of the largest block of so many windows."""
+        return _bytes(layout, rows, rows * layout.window, indexed=True) + 2 * _ALIGNMENT
 
-    def take(self, rows: int) -> int | None:
-        """Return the offset of a free block; None where none of its length is free now.
+    def take(self, rows: int, steps: int) -> int | None:
+        """Return the offset of a free block for so many windows and steps; None where none of its length is free now.
 
         Raises
         ------
         ValueError : the memory is smaller than that.
         """
-        size, whole = self._size(rows), len(self.memory)
+        size, whole = self._size(rows, steps), len(self.memory)
         if size > whole:
             raise ValueError(f"Batches of {rows} windows need {size} bytes; the feeder's memory has {whole}.")
         offset = 0
@@ -112,32 +117,40 @@ class SharedBlocks:
         """The oldest block may be taken again."""
         self._taken.popleft()
 
-    def block(self, offset: int, rows: int) -> SharedBlock:
+    def block(self, offset: int, rows: int, steps: int) -> SharedBlock:
         """Return the views of a block.
 
         Raises
         ------
         ValueError : it does not lie in the memory.
         """
-        if rows < 1 or offset % _ALIGNMENT or not 0 <= offset <= len(self.memory) - self._size(rows):
+        inside = 0 <= offset <= len(self.memory) and rows >= 1 and 0 <= steps <= rows * self._layout.window
+        if not inside or offset % _ALIGNMENT or offset + self._size(rows, steps) > len(self.memory):
             raise ValueError(f"A block of {rows} windows at byte {offset} does not lie in the feeder's memory.")
-        window, memory = self._layout.window, self.memory
-        first, second, third = (rows * number for number in self._numbers)
-        at = offset + 4 * (first + second + third)
-        floats = memory[offset:at].view(np.float32)
-        table = -(-(at + 4 * second) // 8) * 8
+        window, number, end = self._layout.window, len(self._layout.parameters), offset
+
+        def part(shape: tuple[int, ...], kind: type) -> np.ndarray:
+            nonlocal end
+            begin, end = end, end + math.prod(shape) * np.dtype(kind).itemsize
+            return self.memory[begin:end].view(kind).reshape(shape)
+
+        indices = int(self._indexed)
+        slots, where = part((indices * steps,), np.int64), part((indices * rows, window), np.int64)
+        times, parameters = part((rows, window), np.float32), part((rows, number), np.float32)
+        content = part((steps, *self._layout.step_shape), np.float32)
+        moved = self.memory[offset:end]
+        checksums = part((rows, window), np.uint32)
+        end = -(-end // 8) * 8
+        states = None if self._indexed else content.reshape(rows, window, *self._layout.step_shape)
         return SharedBlock(
-            floats=floats,
-            states=floats[:first].reshape(rows, window, *self._layout.step_shape),
-            times=floats[first : first + second].reshape(rows, window),
-            parameters=floats[first + second :].reshape(rows, len(self._layout.parameters)),
-            checksums=memory[at : at + 4 * second].view(np.uint32).reshape(rows, window),
-            table=memory[table : table + rows * self._records.itemsize].view(self._records),
+            moved=moved, slots=slots, where=where, times=times, parameters=parameters, steps=content, states=states,
+            checksums=checksums, table=part((rows,), self._records),
         )  # fmt: skip
 
-    def _size(self, rows: int) -> int:
+    def _size(self, rows: int, steps: int) -> int:
         """Bytes of a block, as a multiple of the alignment."""
-        return -(-(rows * self._row_bytes + _ALIGNMENT) // _ALIGNMENT) * _ALIGNMENT
+        size = _bytes(self._layout, rows, steps, indexed=self._indexed)
+        return -(-(size + 8) // _ALIGNMENT) * _ALIGNMENT
 
     def close(self) -> None:
         """Unmap."""
@@ -148,7 +161,9 @@ class SharedBlocks:
             pass  # somebody still holds a view: the mapping goes with the last one
 
 
-def _row_bytes(layout: StreamLayout) -> int:
-    """Bytes of a row of a block: states, times, parameters, checksums and a record."""
-    numbers = layout.window * (math.prod(layout.step_shape) + 2) + len(layout.parameters)
-    return 4 * numbers + batch_dtype(layout.window, len(layout.parameters)).itemsize
+def _bytes(layout: StreamLayout, rows: int, steps: int, *, indexed: bool) -> int:
+    """Bytes of a block's parts: slots, windows' slots, times, parameters, steps, checksums and records."""
+    windows = rows * layout.window
+    indices = 8 * (steps + windows) if indexed else 0
+    numbers = 2 * windows + rows * len(layout.parameters) + steps * math.prod(layout.step_shape)
+    return indices + 4 * numbers + rows * batch_dtype(layout.window, len(layout.parameters)).itemsize

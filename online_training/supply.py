@@ -67,7 +67,8 @@ class Supply:
 
     take : (index, table, count, steps, where) takes over `count` batches of one length whose records are in one table
         and of which `index` is the first. steps (any number, fields, *grid), of which where (records, window) names
-        those of each window; they stay as they are until the draws are released. Called by `receive`.
+        those of each window; they stay as they are until the draws are released. Called by `receive`, and not always
+        in the order of the batches.
     prefetch : None: as many as are wanted in 10 ms, so that a new sample waits no longer than that for what was drawn
         before it came; 2 to 48, no more than have 16 MiB here and a quarter of the reservoir in all workers.
 
@@ -84,9 +85,9 @@ class Supply:
         try:
             welcome = self.link.join()
             self.layout = _layout_of(welcome)
-            self._num_slots = welcome["num_slots"]
+            self.num_slots = welcome["num_slots"]
             self.large = is_large(self.layout, batch_size, num_ranks)
-            most = most_ahead(self.layout, batch_size, num_ranks, self._num_slots)
+            most = most_ahead(self.layout, batch_size, num_ranks, self.num_slots)
             self.most_ahead = most if prefetch is None else prefetch
             self._adapts = prefetch is None and self.most_ahead > _LEAST_AHEAD
             self.prefetch = _LEAST_AHEAD if prefetch is None else prefetch
@@ -98,6 +99,8 @@ class Supply:
         self._fetched: dict[int, tuple[np.ndarray, int]] = {}
         self.records = batch_dtype(self.layout.window, len(self.layout.parameters))
         self._next = self._asked = 0
+        self.choose: Callable[[int, np.ndarray], np.ndarray] = lambda index, table: table["slots"]
+        """(index, table) -> the slots whose steps `take` is to be given, in `where`; called in the batches' order."""
         self.before_telling: Callable[[], None] = lambda: None
         """Called before the intake is told what was used."""
         self._used: list[np.ndarray] = []  # tickets of used batches that the intake has not been told of
@@ -216,16 +219,19 @@ class Supply:
             self.end = header.value if self.end is None else min(self.end, header.value)
             return
         table = np.frombuffer(payload, self.records)
-        if len(table) and table["slots"].max() >= self._num_slots:
+        if len(table) and table["slots"].max() >= self.num_slots:
             raise RuntimeError(f"Batch {header.value} names slot {table['slots'].max()}, which the reservoir has not.")
         count = max(1, header.step)
         if len(table) % count:
             raise RuntimeError(f"Batch {header.value} comes as {count} batches in {len(table)} records.")
-        if self._remote is not None:
+        slots = self.choose(header.value, table)
+        if self._remote is None:
+            self._take(header.value, table, count, self._memory.array, slots)
+        elif not slots.size:
+            self._take(header.value, table, count, np.empty((0, *self.layout.step_shape), np.float32), slots)
+        else:
             self._fetched[header.value] = table, count
-            self._remote.fetch(header.value, table["slots"])
-            return
-        self._take(header.value, table, count, self._memory.array, table["slots"])
+            self._remote.fetch(header.value, slots)
 
     def _take_content(self, header: Header, payload: bytes) -> None:
         try:
@@ -272,14 +278,19 @@ class Pace:
         return passed
 
 
+def take_steps(steps: np.ndarray, where: np.ndarray, out: np.ndarray) -> None:
+    """Copy the steps that `where` names, of any shape, to `out`, (*where, fields, *grid)."""
+    # Checked indices may be clipped, which spares numpy a copy through a buffer; the copy runs without the GIL.
+    np.take(steps, where, axis=0, out=out, mode="clip")
+
+
 def gather(table: np.ndarray, steps: np.ndarray, where: np.ndarray, states: np.ndarray, checksums: np.ndarray) -> None:
     """Gather the windows of records, and the checksum of each step of those that were never used before.
 
     table : (records,). steps : (any number, fields, *grid). where : (records, window), indices of steps.
     states : (records, window, fields, *grid), is filled. checksums : (records, window), zero; filled where first.
     """
-    # Checked indices may be clipped, which spares numpy a copy through a buffer; the copy runs without the GIL.
-    np.take(steps, where, axis=0, out=states, mode="clip")
+    take_steps(steps, where, states)
     # Here and not in the training loop: there is time while the trainer works.
     for row in np.flatnonzero(table["first"]):
         checksums[row] = [checksum_of(step, "xxh3") for step in states[row]]

@@ -108,14 +108,14 @@ class TrainingStep:
                 group["lr"] = rate
 
     def _on_device(self, draw: Draw) -> list[torch.Tensor]:
-        arrays = (draw.states, draw.times, draw.parameters)
-        if self._copies is None:
-            return [torch.from_numpy(array).to(self._device, dtype=torch.float32) for array in arrays]
         if draw.on_device is not None:
             if draw.on_device.block is not self._block:
                 self._block = draw.on_device.block
                 self._block.await_on(self._computing)
             return list(draw.on_device.tensors)
+        arrays = (draw.states, draw.times, draw.parameters)
+        if self._copies is None:
+            return [torch.from_numpy(array).to(self._device, dtype=torch.float32) for array in arrays]
         computing = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._copies):
             copies = [torch.from_numpy(array).to(self._device, non_blocking=True) for array in arrays]

@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from headrace.online_training import remote_slots
-from headrace.online_training.client import Connection, WireError
-from headrace.online_training.feed import Feed
+from headrace.online_training.client import Connection, WireError, checksum_of
+from headrace.online_training.feed import Draw, Feed
 from headrace.online_training.feeder_process import FeederProcess
 from headrace.online_training.reservoir import Reservoir
 from headrace.online_training.shared_blocks import SharedBlocks
@@ -34,6 +34,8 @@ from tests.online_training.intake_setup import (
     running_intake,
     wait_until,
 )
+
+ROOM = 2**20
 
 
 @contextmanager
@@ -75,8 +77,13 @@ def solver(monkeypatch: pytest.MonkeyPatch, intake, *, pause: float = 0.0):
 
 
 def open_feed(intake, *, process: bool = False, **changes) -> Feed | FeederProcess:
-    kind = partial(FeederProcess, device="cpu") if process else Feed
+    kind = partial(FeederProcess, device="cpu", room=ROOM) if process else Feed
     return kind(intake.addresses, TOKEN, STUDY, **{"batch_size": 4, **changes})
+
+
+def states_of(draw: Draw) -> np.ndarray:
+    """What is trained on."""
+    return draw.states if draw.on_device is None else draw.on_device.tensors[0].numpy()
 
 
 def expected_states(table: np.ndarray, layout) -> np.ndarray:
@@ -89,17 +96,21 @@ def expected_states(table: np.ndarray, layout) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("prefetch", "block", "strict", "process"),
+    ("prefetch", "block", "strict", "room"),
     [
-        (0, 0, False, False), (2, 0, False, False), (2, 4 * 2**20, True, False), (2, 600, False, False),
-        (0, 100, False, False), (12, 0, False, False), (12, 600, False, False),
-        (0, 0, False, True), (12, 0, False, True), (None, 4 * 2**20, True, True),
+        (0, 0, False, None), (2, 0, False, None), (2, 4 * 2**20, True, None), (2, 600, False, None),
+        (0, 100, False, None), (12, 0, False, None), (12, 600, False, None),
+        (0, 0, False, 0), (12, 0, False, ROOM), (None, 4 * 2**20, True, 0), (12, 4 * 2**20, True, ROOM),
     ],
 )  # fmt: skip
 def test_batches_hold_what_the_solver_sent_and_use_every_window(
-    tmp_path, monkeypatch, prefetch: int | None, block: int, strict: bool, process: bool
+    tmp_path, monkeypatch, prefetch: int | None, block: int, strict: bool, room: int | None
 ) -> None:
-    """block: bytes of a message that brings steps of 280 bytes to another node; 0: the worker is on the intake's."""
+    """block: bytes of a message that brings steps of 280 bytes to another node; 0: the worker is on the intake's.
+
+    room: of the device for a copy of the reservoir, where a process feeds it; None: none does.
+    """
+    process = {} if room is None else {"process": True, "room": room}
     layout = make_layout(fields=("u", "v"), num_steps=9, window=3)
     changes = {"slots": 16, "watermark": 4, "views": 3.0, "strict": strict}
     with real_intake(tmp_path, layout, **changes) as intake, solver(monkeypatch, intake):
@@ -108,27 +119,30 @@ def test_batches_hold_what_the_solver_sent_and_use_every_window(
             Path(intake.settings.memory.path).unlink()
         plan(intake, 6)
         first_uses, uses = [], 0
-        with open_feed(intake, prefetch=prefetch, process=process) as feed:
+        with open_feed(intake, prefetch=prefetch, **process) as feed:
             statistics = feed.statistics()
             assert statistics["count"] > 0 and len(statistics["mean"]) == len(statistics["std"]) == 2
             kept = []
             while (draw := feed.next()) is not None:
                 table = draw.table
-                assert draw.states.shape == (len(table), 3, 2, 7, 5) and draw.states.dtype == np.float32
-                assert draw.states.flags.c_contiguous and draw.times.shape == (len(table), 3)
-                np.testing.assert_array_equal(draw.states, expected_states(table, layout))
+                states = states_of(draw)
+                assert states.shape == (len(table), 3, 2, 7, 5) and states.dtype == np.float32
+                assert states.flags.c_contiguous and draw.times.shape == (len(table), 3)
+                np.testing.assert_array_equal(states, expected_states(table, layout))
                 np.testing.assert_allclose(draw.times, 0.1 * (table["start"][:, None] + np.arange(3)))
                 np.testing.assert_array_equal(draw.parameters, table["simulation"][:, None] + 0.5)
                 first_uses += [(int(r["simulation"]), int(r["start"])) for r in table if r["first"]]
                 uses += len(table)
-                kept.append((draw, draw.states.copy()))
+                kept.append((states, states.copy()))
+                for row in np.flatnonzero(table["first"]):
+                    assert draw.checksums[row].tolist() == [checksum_of(step, "xxh3") for step in states[row]]
                 feed.release(draw)
             assert feed.next() is None  # and stays so
             assert feed.starved_seconds >= 0
         assert sorted(first_uses) == [(s, k) for s in range(6) for k in range(7)]
         assert uses >= 3 * 6 * 7 - 4
-        # The reservoir went on under released draws; their memory is their own, or a feeder's, which used it again.
-        assert process or all(np.array_equal(draw.states, copy) for draw, copy in kept)
+        # The reservoir went on under released draws; their memory is their own.
+        assert all(np.array_equal(states, copy) for states, copy in kept)
         wait_until(lambda: intake.status()["unreleased"] == 0)
         status = intake.status()
         assert status["starts_used"] == 42 and status["ended"] and status["error"] is None
@@ -149,19 +163,21 @@ def test_a_batch_of_one_window_has_ordinary_strides(tmp_path, monkeypatch) -> No
                 feed.release(draw)
 
 
-def test_batches_that_the_feed_has_sent_to_a_gpu_are_those_in_memory(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("room", [0, ROOM])
+def test_batches_that_the_feed_has_sent_to_a_gpu_are_what_the_solver_sent(tmp_path, monkeypatch, room: int) -> None:
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
     layout = make_layout(num_steps=9, window=3)
-    with real_intake(tmp_path, layout, views=3.0) as intake, solver(monkeypatch, intake):
-        plan(intake, 6)
-        with FeederProcess(intake.addresses, TOKEN, STUDY, batch_size=4, prefetch=12, device="cuda") as feed:
+    # A dozen slots: they are used again while what was drawn from them is on its way.
+    with real_intake(tmp_path, layout, slots=12, views=3.0) as intake, solver(monkeypatch, intake):
+        plan(intake, 12)
+        options = {"batch_size": 4, "prefetch": 12, "device": "cuda", "room": room}
+        with FeederProcess(intake.addresses, TOKEN, STUDY, **options) as feed:
             while (draw := feed.next()) is not None:
                 draw.on_device.block.await_on(torch.cuda.current_stream())
-                for mine, there in zip(
-                    (draw.states, draw.times, draw.parameters), draw.on_device.tensors, strict=True
-                ):  # fmt: skip
+                parts = expected_states(draw.table, layout), draw.times, draw.parameters
+                for mine, there in zip(parts, draw.on_device.tensors, strict=True):
                     np.testing.assert_array_equal(there.cpu().numpy(), mine.astype(np.float32))
                 feed.release(draw)
 
@@ -172,13 +188,18 @@ def test_memory_that_cannot_be_registered_with_a_gpu_is_sent_all_the_same() -> N
         pytest.skip("needs a GPU")
     from headrace.online_training.device_blocks import DeviceBlocks
 
-    floats = np.arange(4096, dtype=np.float32)
-    first, second = (DeviceBlocks("cuda", floats.view(np.uint8)) for _ in range(2))  # it can be registered but once
-    for blocks in (first, second):
-        states, times = blocks.send(floats[:12], [(2, 4), (2, 2)], 2)[1].tensors
+    layout = make_layout()
+    size = SharedBlocks.size_of(4, layout)
+    blocks = SharedBlocks(SharedBlocks.create(size), size, layout)
+    block = blocks.block(blocks.take(4, 8), 4, 8)
+    block.states[...] = np.arange(block.states.size).reshape(block.states.shape)
+    block.times[...] = 7.0
+    first, second = (DeviceBlocks("cuda", blocks.memory) for _ in range(2))  # it can be registered but once
+    for device_blocks in (first, second):
+        states, times, _ = device_blocks.send(block, 2)[1].tensors
         torch.cuda.synchronize()
-        assert states.tolist() == [[4.0, 5.0, 6.0, 7.0]] and times.tolist() == [[10.0, 11.0]]
-        blocks.close()
+        assert np.array_equal(states.cpu().numpy(), block.states[2:]) and (times == 7).all()
+        device_blocks.close()
 
 
 def test_what_feeds_the_second_gpu_opens_no_context_on_the_first(tmp_path, monkeypatch) -> None:
@@ -208,7 +229,7 @@ def test_two_workers_get_slices_of_the_same_batches(tmp_path, monkeypatch) -> No
         def work(rank: int) -> None:
             with open_feed(intake, rank=rank, num_ranks=2, batch_size=6, process=rank == 1) as feed:
                 while (draw := feed.next()) is not None:
-                    np.testing.assert_array_equal(draw.states, expected_states(draw.table, layout))
+                    np.testing.assert_array_equal(states_of(draw), expected_states(draw.table, layout))
                     seen[rank].append(draw.table)
                     feed.release(draw)
 
@@ -447,23 +468,26 @@ def test_a_feeder_ends_in_order_after_an_error_of_the_gpu(tmp_path) -> None:
 def test_no_more_is_in_the_memory_of_a_feeder_than_has_room() -> None:
     layout = make_layout()
     size = 4 * SharedBlocks.size_of(3, layout)
-    blocks, taken, written = SharedBlocks(SharedBlocks.create(size), size, layout), deque(), 0
+    blocks, taken, written = SharedBlocks(SharedBlocks.create(size), size, layout, indexed=True), deque(), 0
     rng = np.random.default_rng(0)
     for number in range(400):
         rows = int(rng.integers(1, 4))
-        while (offset := blocks.take(rows)) is None:
+        steps = int(rng.integers(0, rows * layout.window + 1))
+        while (offset := blocks.take(rows, steps)) is None:
             old, value = taken.popleft()
             assert all((part == value).all() for part in old), "a block was written to that was not given back"
             blocks.give_back()
-        block = blocks.block(offset, rows)
-        parts = block.states, block.times, block.parameters, block.checksums, block.table["ticket"]
+        block = blocks.block(offset, rows, steps)
+        parts = (
+            block.slots, block.where, block.times, block.parameters, block.steps, block.checksums, block.table["ticket"]
+        )  # fmt: skip
         for part in parts:
             part[...] = number
         taken.append((parts, number))
         written += rows
     assert written > 10 * 4 * 3 and len(taken) >= 2
     with pytest.raises(ValueError, match="14 windows need"):
-        blocks.take(14)
+        blocks.take(14, 28)
 
 
 def test_it_loads_neither_torch_nor_ray() -> None:
