@@ -1,8 +1,9 @@
-"""How many window starts hold each slot, and which slots nobody holds: counts in an array, for many at a time."""
+"""How often each slot is held, and which slots nobody holds: counts in an array, for many at a time."""
 
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,10 +14,9 @@ _MOST_TOUCHED = 64
 
 
 class Holds:
-    """Counts of holders, and the slots in use that have none: those can be reclaimed.
+    """Counts of holds, and the slots in use that have none: those can be reclaimed.
 
-    A draw and a release only count. Which slots are free of holders by that is settled when somebody asks, as a slot
-    that is drawn again in the meantime is not even noticed.
+    A draw and a release only count. Which slots nobody holds after them is settled when somebody asks.
 
     capacity, shards : slots, and into how many equal and contiguous parts they are divided.
     generator : chooses among those that can be reclaimed.
@@ -26,22 +26,22 @@ class Holds:
         self._counts = np.zeros(capacity, np.int64)
         self._in_use = np.zeros(capacity, bool)
         bounds = [-(-capacity * shard // shards) for shard in range(shards + 1)]
-        self._bounds = np.array(bounds)
         self._reclaimable = [SlotSet(range(*bounds[shard : shard + 2]), generator) for shard in range(shards)]
+        self._bounds = bounds
         self._touched: list[np.ndarray] = []
+        self._places = np.zeros(capacity, np.int64)
 
     def begin(self, slot: int, holders: int) -> None:
-        """A slot is in use from now on, held by so many."""
+        """A slot is in use from now on, held so often."""
         self._counts[slot], self._in_use[slot] = holders, True
 
     def end(self, slot: int) -> None:
         """A slot that nobody holds is not in use any more."""
         self._in_use[slot] = False
-        shard = int(np.searchsorted(self._bounds, slot, side="right")) - 1
-        self._reclaimable[shard].discard((slot,))
+        self._reclaimable[bisect_right(self._bounds, slot) - 1].discard((slot,))
 
     def add(self, slots: np.ndarray | Sequence[int], change: int) -> None:
-        """Change the number of holders of slots, of each as often as it is named, by 1 or -1."""
+        """Change how often slots are held, each as often as it is named, by 1 or -1."""
         slots = np.asarray(slots, np.int64)
         np.add.at(self._counts, slots, change)
         self._touched.append(slots)
@@ -49,7 +49,7 @@ class Holds:
             self._settle()
 
     def count(self, slot: int) -> int:
-        """Return how many hold a slot."""
+        """Return how often a slot is held."""
         return int(self._counts[slot])
 
     def reclaimable(self) -> list[SlotSet]:
@@ -59,10 +59,16 @@ class Holds:
         return self._reclaimable
 
     def _settle(self) -> None:
-        slots = np.unique(np.concatenate(self._touched))
+        slots = np.concatenate(self._touched)
         self._touched.clear()
+        # Each once: of those that are named again the last stays.
+        places = np.arange(len(slots))
+        self._places[slots] = places
+        slots = slots[self._places[slots] == places]
         free = self._in_use[slots] & (self._counts[slots] == 0)
-        cuts = np.searchsorted(slots, self._bounds)
+        if len(self._reclaimable) == 1:
+            self._reclaimable[0].settle(slots, free)
+            return
         for shard, members in enumerate(self._reclaimable):
-            part = slice(cuts[shard], cuts[shard + 1])
-            members.settle(slots[part], free[part])
+            here = (slots >= self._bounds[shard]) & (slots < self._bounds[shard + 1])
+            members.settle(slots[here], free[here])

@@ -20,6 +20,7 @@ class ResidentSlots:
         self._simulations = np.zeros(num_slots, np.uint64)
         self._attempts = np.zeros(num_slots, np.uint32)
         self._checksums = np.zeros(num_slots, np.uint32)
+        self._places = np.zeros(num_slots, np.int64)
 
     def missing(self, table: np.ndarray) -> np.ndarray:
         """Return the slots, each once, whose steps are to be sent before these windows; from now on they count as sent.
@@ -33,11 +34,13 @@ class ResidentSlots:
         attempts = np.broadcast_to(table["attempt"][:, None], shape)
         new = (self._steps[slots] != steps) | (self._simulations[slots] != simulations)
         new |= self._attempts[slots] != attempts
-        found, where = np.unique(slots[new], return_index=True)
-        self._steps[found] = steps[new][where]
-        self._simulations[found] = simulations[new][where]
-        self._attempts[found] = attempts[new][where]
-        return found
+        found = slots[new]
+        # Where a slot is named again the same is written once more.
+        self._steps[found], self._simulations[found] = steps[new], simulations[new]
+        self._attempts[found] = attempts[new]
+        places = np.arange(len(found))
+        self._places[found] = places
+        return found[self._places[found] == places]
 
     def note(self, slots: np.ndarray, steps: np.ndarray) -> None:
         """Keep the checksums of steps, (slots, fields, *grid), that are being sent."""

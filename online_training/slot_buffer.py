@@ -38,8 +38,8 @@ class _Trajectory:
 class SlotBuffer(Buffer):
     """Everything but the choice of what to draw.
 
-    Each slot counts the living starts that need its step, and among them those that hold it: starts still
-    to be completed, unseen or drawn. A slot that nobody holds can be reclaimed by evicting the seen starts that
+    Each slot counts the living starts that need its step, and how often it is held: by starts still to be completed or
+    unseen, and by every draw that is out. A slot that nobody holds can be reclaimed by evicting the seen starts that
     need it. So `reserve` says None only where no eviction of seen starts would free a slot. A draw, a release, a put
     and a reserve cost O(window), whatever the capacity.
 
@@ -352,9 +352,8 @@ class SlotBuffer(Buffer):
 
     def _deal(self, starts: Sequence[int] | np.ndarray, *, last: bool) -> np.ndarray:
         """Pin starts and return a table of their draws; last: they were taken and die once used."""
-        table, unpinned = self._starts.deal(starts, last=last)
-        if len(unpinned):
-            self._holds.add(self._starts.slots(unpinned), 1)
+        table = self._starts.deal(starts, last=last)
+        self._holds.add(table["slots"].ravel(), 1)
         return table
 
     def release(self, tickets: Sequence[int] | np.ndarray, *, used: bool = True) -> None:
@@ -367,9 +366,11 @@ class SlotBuffer(Buffer):
         codes, error = self._starts.take_back(np.asarray(tickets, np.int64))
         again = self._starts.used_again(codes) if used else None
         if again is not None:
-            self._unseen -= again[0]
-            if len(again[1]):
-                self._holds.add(self._starts.slots(again[1]), -1)
+            used_starts, first = again
+            self._unseen -= len(first)
+            self._holds.add(self._starts.slots(used_starts), -1)
+            if len(first):
+                self._holds.add(self._starts.slots(first), -1)
         else:
             for code in codes.tolist():
                 self._release(code >> 2, first=bool(code & 2), last=bool(code & 1), used=used)
@@ -379,25 +380,23 @@ class SlotBuffer(Buffer):
     def _release(self, start: int, *, first: bool, last: bool, used: bool) -> None:
         starts = self._starts
         starts.pins[start] -= 1
+        self._holds.add(starts.slots(start), -1)
         if first:
             starts.first_is_out[start] = False
             if used:
                 starts.seen[start] = True
                 self._unseen -= 1
+                self._holds.add(starts.slots(start), -1)
         if last:
             starts.used_up[start] = used
             if not used:
                 self._offer(start, again=True)
-        if starts.pins[start] == 0:
-            if starts.used_up[start]:
-                self._settle(start)
-            elif starts.seen[start]:
-                self._holds.add(starts.slots(start), -1)
+        if starts.pins[start] == 0 and starts.used_up[start]:
+            self._settle(start)
 
     def _settle(self, start: int) -> None:
         """The last draw of a start that is used up was released: it dies, or waits for its first use."""
         if self._starts.seen[start]:
-            self._holds.add(self._starts.slots(start), -1)
             self._kill(start)
         else:
             # Its last draw was used but its first one, which would be on record, was given back.

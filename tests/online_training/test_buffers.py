@@ -60,7 +60,7 @@ def require_consistent(buffer) -> None:
             for step in range(index, index + window):
                 slot = trajectory.slots[step]
                 needed[slot] += 1
-                held[slot] += pins[start] > 0 or not buffer._starts.seen[start]
+                held[slot] += pins[start] + (not buffer._starts.seen[start])
         if trajectory.simulation not in buffer._ended:
             for step, slot in trajectory.slots.items():
                 waiting = [s for s in range(max(0, step - window + 1), step + 1)
