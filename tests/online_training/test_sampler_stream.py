@@ -102,7 +102,9 @@ def test_the_windows_of_a_batch_do_not_depend_on_the_number_of_workers(tmp_path,
     for workers in (1, 2, 4):
         with streaming(tmp_path / str(workers), monkeypatch, 1) as (intake, memory, _):
             streams.append(draws_of(intake, memory, workers))
-    assert streams[0] == streams[1] == streams[2]
+    # Everybody needs a window: of a last batch with too few some are dealt twice.
+    for workers, stream in zip((2, 4), streams[1:], strict=True):
+        assert stream == [[one[n % len(one)] for n in range(max(len(one), workers))] for one in streams[0]]
     assert len({window for batch in streams[0] for window in batch}) == SIMULATIONS * LAYOUT.num_starts
 
     # Cut after eight batches on one worker, of which the checkpoint has five; resumed on four, and again on two.
