@@ -28,16 +28,17 @@ class Holds:
         bounds = [-(-capacity * shard // shards) for shard in range(shards + 1)]
         self._reclaimable = [SlotSet(range(*bounds[shard : shard + 2]), generator) for shard in range(shards)]
         self._bounds = bounds
+        self._count, self._used = memoryview(self._counts), memoryview(self._in_use)  # for single numbers
         self._touched: list[np.ndarray] = []
         self._places = np.zeros(capacity, np.int64)
 
     def begin(self, slot: int, holders: int) -> None:
         """A slot is in use from now on, held so often."""
-        self._counts[slot], self._in_use[slot] = holders, True
+        self._count[slot], self._used[slot] = holders, True
 
     def end(self, slot: int) -> None:
         """A slot that nobody holds is not in use any more."""
-        self._in_use[slot] = False
+        self._used[slot] = False
         self._reclaimable[bisect_right(self._bounds, slot) - 1].discard((slot,))
 
     def add(self, slots: np.ndarray | Sequence[int], change: int) -> None:
@@ -50,7 +51,7 @@ class Holds:
 
     def count(self, slot: int) -> int:
         """Return how often a slot is held."""
-        return int(self._counts[slot])
+        return self._count[slot]
 
     def reclaimable(self) -> list[SlotSet]:
         """Return the slots in use that nobody holds, of each shard; to look at, and valid until the next change."""

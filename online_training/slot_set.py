@@ -18,6 +18,8 @@ class SlotSet:
         self._generator, self._first = generator, possible.start
         self._members = np.zeros(len(possible), np.int64)
         self._places = np.full(len(possible), -1, np.int64)
+        # The same memory: of a single number Python makes a fifth of the work that numpy does.
+        self._member, self._place = memoryview(self._members), memoryview(self._places)
         self._size = 0
 
     def __len__(self) -> int:
@@ -25,18 +27,18 @@ class SlotSet:
 
     def __contains__(self, slot: int) -> bool:
         place = slot - self._first
-        return 0 <= place < len(self._places) and self._places[place] >= 0
+        return 0 <= place < len(self._place) and self._place[place] >= 0
 
     def add(self, slot: int) -> None:
         """Add a slot; one that is there already stays."""
-        if self._places[slot - self._first] < 0:
-            self._members[self._size] = slot
-            self._places[slot - self._first] = self._size
+        if self._place[slot - self._first] < 0:
+            self._member[self._size] = slot
+            self._place[slot - self._first] = self._size
             self._size += 1
 
     def discard(self, slots: Iterable[int]) -> None:
         """Remove slots that are there, one after the other; each time the last one takes its place."""
-        members, places, first = self._members, self._places, self._first
+        members, places, first = self._member, self._place, self._first
         for slot in slots:
             place = places[slot - first]
             if place >= 0:
@@ -69,7 +71,7 @@ class SlotSet:
 
     def choose(self) -> int:
         """Return one member, uniformly."""
-        return int(self._members[self._generator.randrange(self._size)])
+        return self._member[self._generator.randrange(self._size)]
 
     def sample(self, counts: Sequence[int]) -> np.ndarray:
         """Return members uniformly, so many for each of some batches, one batch behind the other.

@@ -30,13 +30,15 @@ class StartTable:
         self.tickets = Tickets()
         self._last_ticket = 0
         self._places = np.zeros(capacity, np.int64)
+        # For single starts: the same memory, of which Python makes a fifth of the work that numpy does.
+        self._new = tuple(map(memoryview, (self.seen, self.first_is_out, self.used_up, self.pins)))
 
     def add(self, simulation: int, attempt: int, index: int, slots: Sequence[int]) -> int:
         """Add the start with this index in its simulation, whose steps lie in slots; return its name."""
         start = slots[0]
         self.drawn[start] = 0, simulation, attempt, index, 0, slots
-        self.seen[start] = self.first_is_out[start] = self.used_up[start] = False
-        self.pins[start] = 0
+        for column in self._new:
+            column[start] = 0
         return start
 
     def slots(self, starts: int | np.ndarray) -> np.ndarray:

@@ -44,7 +44,6 @@ class Recorded:
 
     def __call__(self, *tensors: torch.Tensor) -> Any:
         """Return the results for other values."""
-        for mine, tensor in zip(self._inputs, tensors, strict=True):
-            mine.copy_(tensor)
+        torch._foreach_copy_(self._inputs, tensors)  # in one launch
         self._graph.replay()
         return self._results
