@@ -147,6 +147,29 @@ def test_training_works_after_a_first_use_in_inference_mode():
     assert conv.weight.matrices.grad.abs().sum() > 0
 
 
+def test_distributed_training_and_a_fused_optimiser_take_the_network(tmp_path):
+    """Both refuse complex weights; over gloo, of one process, whose mean over processes is its own gradient."""
+    x = torch.randn(4, 3, 12, 10, generator=torch.Generator().manual_seed(0))
+
+    def trained(wrap, **how):
+        torch.manual_seed(0)
+        network = FourierNetwork(3, 1, 4, modes=(3, 3), periods=(1.0, 1.0), layers=2)
+        called, optimizer = wrap(network), torch.optim.Adam(network.parameters(), lr=1e-2, **how)
+        for _ in range(3):
+            optimizer.zero_grad()
+            called(x).square().mean().backward()
+            optimizer.step()
+        return torch.cat([weight.detach().flatten() for weight in network.parameters()])
+
+    meeting = f"file://{tmp_path / 'meeting'}"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
+    try:
+        found = trained(torch.nn.parallel.DistributedDataParallel, fused=True)
+    finally:
+        torch.distributed.destroy_process_group()
+    torch.testing.assert_close(found, trained(lambda network: network), rtol=1e-4, atol=1e-5)
+
+
 def test_the_compiler_takes_the_whole_network_in_one_piece_without_complex_numbers():
     graphs = []
 
