@@ -1295,9 +1295,10 @@ class Stream:
         if self._ended or not self.active:
             return
         self._release()
-        link, last = self._connection.link, self._next - 1
-        if failure is None and last >= 0 and not self._stopped_or_lost:
-            self._wait(last + 1, credit=False)
+        link = self._connection.link
+        # To whom has sent all steps ENDED says as much as the word to the last one would.
+        if failure is None and 0 < self._next < self.num_steps and not self._stopped_or_lost:
+            self._wait(self._next, credit=False)
         self.lost = self.lost or link.lost
         status = FAILED if failure is not None else STOPPED if self._word == STOP else COMPLETED
         self._connection.log([f'{{"e": "end", "s": {self.simulation}, "a": {self.attempt}, "status": {status}}}'])
@@ -1310,11 +1311,12 @@ class Stream:
             }
             link.send(Kind.END, report, simulation=self.simulation, attempt=self.attempt, value=status)
             # After a failure the other ranks may never come to their end: do not wait for them.
-            deadline = clock.monotonic() + 2.0
-            while not self._ended and link.lost is None and (failure is None or clock.monotonic() < deadline):
+            began = clock.monotonic()
+            while not self._ended and link.lost is None and (failure is None or clock.monotonic() < began + 2.0):
                 message = link.receive(0.5)
                 if message is not None:
                     self._take(message[0])
+            self.blocked_seconds += clock.monotonic() - began
             self.lost = link.lost
         self._ended = True
 

@@ -16,6 +16,7 @@ from headrace.online_training.client import (
     MAX_BLOCK,
     STOP,
     Connection,
+    Stream,
     StudyFinished,
     checksum_of,
     connect,
@@ -189,6 +190,25 @@ def test_an_exception_ends_the_simulation_as_failed(study) -> None:
         _ = 1 / 0
     (entry,) = study.status()["quarantined"]
     assert entry == {"simulation": 0, "parameters": {"nu": 0.5}, "reason": "ZeroDivisionError: division by zero"}
+
+
+def test_the_last_word_is_waited_for_where_steps_are_missing_only(study, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan(study, 2)
+    waits, wait = [], Stream._wait
+
+    def noted(stream: Stream, step: int, *, credit: bool) -> None:
+        waits.append((step, credit))
+        wait(stream, step, credit=credit)
+
+    monkeypatch.setattr(Stream, "_wait", noted)
+    with Connection({"u": (7, 5)}) as connection:
+        for stream in connection.simulations():
+            with stream:
+                for step in range(6 - stream.simulation):
+                    stream.send(step=step, time=0.0, values=field_of(stream.simulation, step, (7, 5))[None])
+                waits.clear()
+            assert waits == [[], [(5, False)]][stream.simulation] and stream.lost is None
+    assert study.status()["done"] == 2 and study.status()["steps_accepted"] == 11
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "int32"])
