@@ -385,6 +385,10 @@ class Transport:
         """Place the beginning of what `room` returned last."""
         return Placed(checksum_of(content, self.checksum), content.nbytes, self.flags, frame=content.data)
 
+    def fits(self, length: int) -> bool:
+        """Whether so many bytes go this way at all."""
+        return True
+
     def heard(self) -> tuple[int, int]:
         """Return to how many steps the word is continue, and how many may be sent, as far as it stands here."""
         return 0, 0
@@ -1014,9 +1018,9 @@ class Stream:
         return True
 
     def _send_like_before(self, step: int, time: float, values: Any, where: Any) -> bool:
-        """Send a step through the ring without another look, if it is like the last one; say so.
+        """Send a step without another look, if it is like the last one; say so.
 
-        This rank must hold credit for it, no word other than continue may be known, and there must be room in the ring.
+        This rank must hold credit for it, no word other than continue may be known, and there must be room for it.
         """
         like = self._repeated
         if like is None or step != self._next or self._held is not None or self.lost is not None or self._words:
@@ -1039,8 +1043,10 @@ class Stream:
             ready.append((self._header(step, time, block, placed, last=last), placed))
         self.bytes_sent += sum(placed.length for _, placed in ready)
         self._next = step + 1
-        self._dispatch(ready)
+        trackers = self._dispatch(ready)
         self._wait(step, credit=False)
+        if trackers:
+            self._wait_until_free(trackers)
         self._latest = clock.monotonic()
         return True
 
@@ -1677,8 +1683,9 @@ class Connection:
     def repeated(self, values: Any, where: Any) -> _RepeatedStep | None:
         """Return what a step that was sent has in common with more of its like; None where each must be looked at."""
         transport = self.link.transport
-        plain = isinstance(values, np.ndarray) and (where is None or isinstance(where, tuple))
-        if not plain or not transport.says_words:
+        if not isinstance(values, np.ndarray) or not (where is None or isinstance(where, tuple)):
+            return None
+        if self.link.welcome.get("strict"):
             return None
         parts, size = [], self.dtype.itemsize
         # Several large pieces had better leave one by one, while the next is copied.
