@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -69,7 +70,10 @@ class StepAssembly:
     cells : numbers of the cells, in C order, of those that have an owner.
     """
 
-    __slots__ = ("_checksum", "_digest", "_hashed", "boxes", "cells", "finished_ranks", "missing", "target", "time")
+    __slots__ = (
+        "_checksum", "_digest", "_following", "_hashed", "boxes", "cells", "finished_ranks", "missing", "target",
+        "time",
+    )  # fmt: skip
 
     def __init__(self, target: np.ndarray | None, num_cells: int, time: float) -> None:
         self.target, self.missing, self.time = target, num_cells, time
@@ -79,20 +83,19 @@ class StepAssembly:
         # Checksum of the target's first so many cells, taken while they are in the cache; or of all at once.
         self._digest: Digest | None = None
         self._hashed = 0
+        self._following = threading.Lock()
         self._checksum: int | None = None
 
     def place(
         self, box: Box, values: np.ndarray, checksum: str, cells: np.ndarray | None = None
     ) -> tuple[int, bool]:  # fmt: skip
-        """Put the values of a sub-block, its fields one behind the other, in their place.
+        """Put the values of a sub-block, its fields one behind the other, in their place; threads may do so at once.
 
         Return their checksum, and whether all are finite. Where their place is one piece of memory both are of
         what lies there, so that a sender which shares the values' memory cannot change them in between.
 
         cells : where the box has an owner, the numbers of its cells.
         """
-        self.boxes.add(box)
-        self.missing -= values.size
         target = self.target
         if target is not None and cells is None and values.size == target.size <= _CHUNK_CELLS:
             whole = target.reshape(-1)
@@ -113,10 +116,12 @@ class StepAssembly:
             digest.update(values)
             return digest.value, all_finite(values)
         place, finite = place.reshape(-1), True
+        # The step's own checksum goes on with this block if it lies behind what was read, and nobody else goes on.
+        alone = self._following.acquire(blocking=False)
         if values.size == self.target.size:
             follows = not self._hashed
         else:
-            follows = _address(place) - _address(self.target) == self._hashed * values.itemsize
+            follows = alone and _address(place) - _address(self.target) == self._hashed * values.itemsize
         if follows and not self._hashed:
             self._digest = digest if checksum == "xxh3" else Digest("xxh3")  # the beginning of both is the same
         for first in range(0, values.size, _CHUNK_CELLS):
@@ -126,13 +131,14 @@ class StepAssembly:
             finite = finite and all_finite(chunk)
             if follows and self._digest is not digest:
                 self._digest.update(chunk)
+        found = digest.value
         self._hashed += values.size if follows else 0
-        return digest.value, finite
+        if alone:
+            self._following.release()
+        return found, finite
 
     def put(self, box: Box, values: np.ndarray, place: tuple[slice, ...]) -> None:
         """Put values that were checked already into the place of a box of the grid."""
-        self.boxes.add(box)
-        self.missing -= values.size
         if self.target is not None:
             target = self.target[place]
             target[...] = values.reshape(target.shape)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from .client import (
 from .intake_settings import IntakeSettings
 from .layout import StreamLayout
 from .ledger import RecordWriter
+from .placing import Placement
 from .simulation_run import SimulationRun
 
 _COUNTS = (
@@ -42,6 +44,17 @@ class ChecksumError(WireError):
     """A block was damaged on its way."""
 
 
+class Arrival(NamedTuple):
+    """A block that belongs to a step, on the way to its place."""
+
+    run: SimulationRun
+    header: Header
+    box: Box
+    assembly: StepAssembly
+    values: np.ndarray
+    placement: Placement
+
+
 class BlockIntake(ABC):
     """What happens to blocks, whatever becomes of the steps that they make.
 
@@ -54,6 +67,7 @@ class BlockIntake(ABC):
         self._dtype = np.dtype(layout.dtype)
         self._num_cells = math.prod(layout.step_shape)
         self.counts: Counter[str] = Counter(dict.fromkeys(_COUNTS, 0))
+        self._placements: list[Placement] = []
 
     @abstractmethod
     def _target(self, run: SimulationRun, step: int) -> np.ndarray | None:
@@ -71,14 +85,16 @@ class BlockIntake(ABC):
     def _stop_if_asked(self, run: SimulationRun) -> None:
         """A simulation failed: end the study where its policy says so."""
 
-    def take_block(self, run: SimulationRun, header: Header, payload: Any, cells: CellList | None = None) -> None:
-        """Store one sub-block of one or more fields in its place; `advance` accepts the steps that are complete.
+    def begin_block(
+        self, run: SimulationRun, header: Header, payload: Any, cells: CellList | None = None
+    ) -> Arrival | None:
+        """Take one sub-block of one or more fields, whose way `finish_block` ends; None: it is there already.
 
         cells : those that the sending rank owns, where it has named them.
 
         Raises
         ------
-        WireError : a block that does not belong here; ChecksumError: its content was damaged.
+        WireError : a block that does not belong here.
         """
         if not header.flags & BY_INDEX:
             cells = None
@@ -92,24 +108,45 @@ class BlockIntake(ABC):
         self.counts["bytes_received"] += header.payload_length
         assembly = self._assembly(run, header, box)
         if assembly is None:
-            return
+            return None
         values = np.frombuffer(payload, dtype=self._dtype)
-        # Into its slot first, and checked there: what was damaged on its way ends the attempt, and its slots with it.
         named = None if cells is None else cells.part(header.offset[0], header.block_shape[0])
-        checksum, finite = assembly.place(box, values, _checksum_name(header), named)
+        placement = Placement(partial(assembly.place, box, values, _checksum_name(header), named))
+        self._placements.append(placement)
+        return Arrival(run, header, box, assembly, values, placement)
+
+    def finish_block(self, arrival: Arrival) -> None:
+        """Put a block in its place, if nobody has, and see what follows; `advance` accepts the steps that are complete.
+
+        Blocks of a rank are finished in the order in which they were begun.
+
+        Raises
+        ------
+        ChecksumError : its content was damaged.
+        """
+        # Into its slot first, and checked there: what was damaged on its way ends the attempt, and its slots with it.
+        run, header, box, assembly, values, placement = arrival
+        checksum, finite = placement.result()
+        self._placements.remove(placement)
+        if run.assemblies.get(header.step) is not assembly:
+            return  # its attempt has ended meanwhile
         if checksum != header.checksum:
             raise ChecksumError("checksum")
         if self._settle_block(run, header, box, assembly, values, finite=finite):
             self._note_block(run, header, box)
 
-    def take_steps(
-        self, run: SimulationRun, header: Header, payload: Any, cells: CellList | None = None
-    ) -> None:  # fmt: skip
+    def _wait_for_blocks(self) -> None:
+        """Return when nothing is written into slots any more."""
+        for placement in self._placements:
+            placement.wait()
+
+    def take_steps(self, run: SimulationRun, header: Header, payload: Any) -> None:
         """Store the same sub-block of several steps in a row, which came in one message.
 
         Raises
         ------
-        WireError, ChecksumError : as `take_block`; "steps" where there are too many, or their cells have numbers.
+        WireError : as `begin_block`; "steps" where there are too many, or their cells have numbers.
+        ChecksumError : as `finish_block`.
         """
         number = header.flags >> STEPS_SHIFT
         if not 2 <= number <= MOST_TOGETHER or header.payload_length > MOST_GATHERED or header.flags & BY_INDEX:
@@ -170,6 +207,7 @@ class BlockIntake(ABC):
         if assembly is None:
             assembly = StepAssembly(self._target(run, header.step), self._num_cells, header.time)
             run.assemblies[header.step] = assembly
+        assembly.boxes.add(box)
         return assembly
 
     def _settle_block(
@@ -180,6 +218,7 @@ class BlockIntake(ABC):
         if not finite and self._limits.nan_policy != "keep" and not self._in_order:
             self._quarantine_infinite(run, header, values.reshape(box.count, -1))
         kept = assembly.target is not None
+        assembly.missing -= values.size
         if header.value & 1:
             assembly.finished_ranks.add(header.block)
         self._settle_tiling(run, header, assembly)

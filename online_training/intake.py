@@ -183,6 +183,7 @@ class Intake:
         self._wake()
         if self._thread is not None:
             self._thread.join()
+            self._solvers.close()
             self._socket.close()
         for peer in self._peers:
             self._peers.remove(peer)
@@ -220,7 +221,10 @@ class Intake:
         for _ in range(_BURST):
             frames = None if self._trainers.wanted else self._socket.receive()
             if frames is None:
-                break
+                # While a block is put in its place another message may come.
+                if not self._solvers.work():
+                    break
+                continue
             self._messages += 1
             try:
                 self._take(*self._socket.verify(frames))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .block_intake import ChecksumError
+from .block_intake import Arrival, ChecksumError
 from .cell_list import CellList
 from .client import IN_RING, PAYLOAD_SIGNED, SKIP_NEXT, Header, Kind, WireError, Word
 from .peers import Job, Peer, Peers, read_json, rejoin
+from .placing import Helper
 from .simulation_run import SimulationRun
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from .simulation_table import SimulationTable
 
 _TOGETHER_BYTES = 64 * 1024
+_HELPED_BYTES = 256 * 1024
+_MOST_ARRIVING = 8
 _IN_RING = frozenset((Kind.ACK, Kind.CREDIT))
 
 
@@ -40,6 +43,9 @@ class SolverDesk:
         # Runs whose latest blocks are in their place, while their steps are not accepted yet; and these blocks' bytes.
         self._unsettled: dict[int, SimulationRun] = {}
         self._unsettled_bytes = 0
+        # Blocks on the way to their places, in order, each with its sender.
+        self._arriving: deque[tuple[Peer, Arrival]] = deque()
+        self._helper = Helper()
         self.handlers: dict[int, Callable[[Peer, Header, Any], None]] = {
             Kind.DECLARE: self._on_declare, Kind.CELLS: self._on_cells, Kind.REQUEST: self._on_request,
             Kind.BLOCK: self._on_block, Kind.STEPS: self._on_block, Kind.SKIP: self._on_skip, Kind.END: self._on_end,
@@ -152,18 +158,21 @@ class SolverDesk:
         return job, run
 
     def _on_block(self, peer: Peer, header: Header, payload: Any) -> None:
-        if not header.flags & IN_RING:
-            self._store(peer, header, payload)
-            return
-        if peer.ring is None:
-            raise WireError("ring")
-        position = header.value // 2
-        content = peer.ring.content(position, header.payload_length)
+        if header.flags & IN_RING:
+            if peer.ring is None:
+                raise WireError("ring")
+            payload = peer.ring.content(header.value // 2, header.payload_length)
         try:
-            self._store(peer, header, content)
-        finally:
-            if peer.ring is not None:
-                peer.ring.release(position + header.payload_length)
+            self._store(peer, header, payload)
+        except WireError:
+            self._finish()
+            self._free(peer, header)
+            raise
+
+    def _free(self, peer: Peer, header: Header) -> None:
+        """A block's content is no longer needed, nor what came before it."""
+        if header.flags & IN_RING and peer.ring is not None:
+            peer.ring.release(header.value // 2 + header.payload_length)
 
     def _store(self, peer: Peer, header: Header, payload: Any) -> None:
         _, run = self._running(peer, header)
@@ -172,27 +181,86 @@ class SolverDesk:
         if (header.block, header.num_blocks) != (peer.hello.rank, peer.hello.ranks):
             raise WireError("rank")
         try:
-            cells = peer.cells if peer.cells is not None and peer.cells.complete else None
-            take = self._table.take_block if header.kind == Kind.BLOCK else self._table.take_steps
-            take(run, header, payload, cells)
+            if header.kind == Kind.BLOCK:
+                cells = peer.cells if peer.cells is not None and peer.cells.complete else None
+                self._arrive(peer, header, self._table.begin_block(run, header, payload, cells))
+                return
+            self._finish()
+            self._table.take_steps(run, header, payload)
         except ChecksumError:
-            # The sender cannot send it again: its memory may have changed. The whole attempt is run again.
-            self.settle()
-            reason = f"a block of step {header.step} from rank {header.block} was damaged on its way"
-            self.drop_job(peer.hello.job, reason, notify=True)
+            self._give_up(peer, header)
             raise
         except WireError as error:
             text = f"a block of field {header.field} at step {header.step} is wrong: {error}; see docs/wire.md"
             self._tell(peer, Kind.REFUSED, {"error": text})
             raise
-        # Small blocks come by many; what is said of their steps, credits and words, is said of all together.
+        self._free(peer, header)
+        self._note(run, header)
+
+    def _arrive(self, peer: Peer, header: Header, arrival: Arrival | None) -> None:
+        """Put a block in its place; a large one waits for that as long as another may come at once."""
+        if arrival is None:
+            self._finish()
+            self._free(peer, header)
+            return
+        if self._arriving and header.payload_length >= _HELPED_BYTES:
+            self._helper.offer(self._arriving[-1][1].placement)
+        self._arriving.append((peer, arrival))
+        if header.payload_length < _HELPED_BYTES:
+            self._finish()
+        while self._arriving and (len(self._arriving) > _MOST_ARRIVING or self._arriving[0][1].placement.done):
+            self._finish_first()
+
+    def work(self) -> bool:
+        """Put a block in its place, or wait until the first one is there; False where none is on its way."""
+        if not self._arriving:
+            return False
+        first = self._arriving[0][1].placement
+        # The last one first, which the helper has not been offered: it has the others.
+        ran = not first.done and any(arrival.placement.run() for _, arrival in reversed(self._arriving))
+        if first.done or not ran:
+            self._finish_first()
+        return True
+
+    def _finish(self) -> None:
+        """Put all blocks that are on their way in their places."""
+        while self._arriving:
+            self._finish_first()
+
+    def _finish_first(self) -> None:
+        peer, arrival = self._arriving.popleft()
+        try:
+            self._table.finish_block(arrival)
+            self._note(arrival.run, arrival.header)
+        except ChecksumError as error:
+            self._rejected[str(error)] += 1
+            self._give_up(peer, arrival.header)
+        finally:
+            self._free(peer, arrival.header)
+
+    def _give_up(self, peer: Peer, header: Header) -> None:
+        """A block was damaged, and may have changed at its sender's: the whole attempt is run again."""
+        self._acknowledge_all()
+        reason = f"a block of step {header.step} from rank {header.block} was damaged on its way"
+        self.drop_job(peer.hello.job, reason, notify=True)
+
+    def _note(self, run: SimulationRun, header: Header) -> None:
+        """A block is in its place. Small ones come by many: what is said of their steps is said of all together."""
         self._unsettled[run.number] = run
         self._unsettled_bytes += header.payload_length
         if self._unsettled_bytes >= _TOGETHER_BYTES:
-            self.settle()
+            self._acknowledge_all()
 
     def settle(self) -> None:
-        """Accept and acknowledge the steps that the latest blocks have completed."""
+        """Accept and acknowledge the steps that the latest blocks complete."""
+        self._finish()
+        self._acknowledge_all()
+
+    def close(self) -> None:
+        """End the helper."""
+        self._helper.close()
+
+    def _acknowledge_all(self) -> None:
         if self._unsettled:
             runs, self._unsettled, self._unsettled_bytes = self._unsettled, {}, 0
             for run in runs.values():

@@ -125,6 +125,7 @@ class StepCredits(StepStore):
 
     def _free_room(self, run: SimulationRun) -> None:
         """Give back the slots and places of steps that will not come."""
+        self._wait_for_blocks()
         for slot in run.slots.values():
             self._buffer.cancel(slot)
         for place in run.places.values():

@@ -43,8 +43,7 @@ def test_a_step_has_the_checksum_of_its_memory_however_it_was_cut(name: str, che
         box = Box(*cut)
         values = np.ascontiguousarray(step[field : field + count, i : i + rows, j : j + columns]).reshape(-1)
         assert assembly.place(box, values, checksum) == (checksum_of(values, checksum), True)
-    assert assembly.missing == 0
-    assert not overlap(assembly.boxes, step.shape, {})
+    assert not overlap([Box(*cut) for cut in CUTS[name]], step.shape, {})
     if kept:
         assert np.array_equal(assembly.target, step)
         assert assembly.checksum() == checksum_of(step, "xxh3")
