@@ -69,8 +69,8 @@ OVERHEAD = (
     Setting("heat2d", (512, 512), 8, 6), Setting("fisher_kpp", (256, 256), snapshots=12),
 )  # fmt: skip
 SHIPPED = tuple(Setting(name, None, snapshots=snapshots) for name, snapshots in (
-    ("heat2d", 100), ("burgers1d", 40), ("kuramoto_sivashinsky", 40), ("gray_scott", 8), ("kolmogorov", 12),
-    ("navier_stokes2d", 8), ("heat3d", 8), ("taylor_green3d", 4), ("cavity", 2), ("fisher_kpp", 8),
+    ("heat2d", 100), ("burgers1d", 100), ("kuramoto_sivashinsky", 100), ("gray_scott", 8), ("kolmogorov", 25),
+    ("navier_stokes2d", 20), ("heat3d", 50), ("taylor_green3d", 4), ("cavity", 4), ("fisher_kpp", 50),
 ))  # fmt: skip
 
 
