@@ -14,7 +14,8 @@ tcp also with the checks of ours, a checksum before sending, and checksum and fi
 copy into shared memory (not over tcp and ipc) and checksum of the sender; copy into the slot, checksum and finite check
 of the intake. Solver and intake share this work, so that ours can be faster where each has a core. A rank has two
 steps on the way, so that small fields measure the round trip. The load of the machine at the end is part of each line.
-Medians over the repetitions. One JSON line per figure, also in benchmarks/results/stream-cpu.json.
+Medians of three rounds, in which ours and the raw transfers run in turn, the smallest and the largest beside; ratios
+are those of a round. One JSON line per figure, also in benchmarks/results/stream-cpu.json.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -367,9 +369,14 @@ def time_in_place(shape: Shape, repetitions: int) -> tuple[float, float]:
     return tuple(median_seconds(work, repetitions) for work in (plain, checked))
 
 
-def measure(shape: Shape, repetitions: int) -> Iterator[dict[str, Any]]:
-    """Yield the figures of one shape."""
-    ours, raw = time_ours(shape, repetitions), time_raw(shape, repetitions)
+def measure(shape: Shape, quick: bool) -> Iterator[dict[str, Any]]:
+    """Yield the figures of one shape; ours and raw transfers in turn, for a machine has slower moments."""
+    rounds, repetitions = (1, 2) if quick else (3, 2)
+    ways = [time_ours, time_raw]
+    if shape.part == "fields" and shape.transport == "tcp":
+        ways.append(partial(time_raw, checked=True))
+    times = np.array([[way(shape, repetitions) for way in ways] for _ in range(rounds)])
+    ours, raw = np.median(times[:, :2], axis=0)
     if shape.part == "messages":
         count = shape.ranks * shape.fields * shape.steps
         yield figure(shape, "blocks of 1 KiB", count / ours, "1/s", count / raw, goal=20_000)
@@ -377,25 +384,26 @@ def measure(shape: Shape, repetitions: int) -> Iterator[dict[str, Any]]:
     plain, checked = time_in_place(shape, repetitions)
     megabytes = shape.steps * shape.step_bytes / 1e6
     goal, fraction, shared = {"shm": (3000, None, 0.8), "tcp": (1000, 0.75, None)}.get(shape.transport, (None,) * 3)
-    yield figure(shape, "solver to reservoir", megabytes / ours, "MB/s", megabytes / raw, goal=goal)
-    yield figure(shape, "fraction of raw pyzmq", raw / ours, "1", 1.0, goal=fraction)
+    yield figure(shape, "solver to reservoir", megabytes / times[:, 0], "MB/s", megabytes / raw, goal=goal)
+    yield figure(shape, "fraction of raw pyzmq", times[:, 1] / times[:, 0], "1", 1.0, goal=fraction)
     if shape.transport == "tcp":
-        checked_raw = time_raw(shape, repetitions, checked=True)
-        yield figure(shape, "raw pyzmq with our checks", megabytes / checked_raw, "MB/s", megabytes / raw)
-        yield figure(shape, "fraction of raw pyzmq with our checks", checked_raw / ours, "1", 1.0)
+        yield figure(shape, "raw pyzmq with our checks", megabytes / times[:, 2], "MB/s", megabytes / raw)
+        yield figure(shape, "fraction of raw pyzmq with our checks", times[:, 2] / times[:, 0], "1", 1.0)
     yield figure(shape, "plain copy", megabytes / plain, "MB/s", None)
     yield figure(shape, "checksums and copies alone", megabytes / checked, "MB/s", megabytes / plain)
     yield figure(shape, "fraction of checksums and copies", checked / ours, "1", 1.0, goal=shared)
 
 
 def figure(
-    shape: Shape, name: str, value: float, unit: str, baseline: float | None, *, goal: float | None = None
+    shape: Shape, name: str, values: Any, unit: str, baseline: float | None, *, goal: float | None = None
 ) -> dict[str, Any]:
-    """Return the line of one figure."""
+    """Return the line of one figure: of the median where it was measured in turn with others."""
+    value = float(np.median(values))
+    spread = {"spread": [float(np.min(values)), float(np.max(values))]} if np.size(values) > 1 else {}
     setup = f"{shape.steps} steps, authentication on, baseline: raw pyzmq PUSH/PULL of the same pieces (for checksums:"
     return line_of(
         f"{shape.part} {shape}: {name}", value, unit, baseline, goal=goal, met=None if goal is None else value >= goal,
-        setup=f"{setup} plain copy)",
+        **spread, setup=f"{setup} plain copy)",
     )  # fmt: skip
 
 
@@ -421,7 +429,7 @@ def main() -> None:
     report = Report("stream", quick=options.quick, resume=options.resume)
     for shape in shapes(options.quick):
         if options.only in (None, shape.part):
-            report.measure(f"{shape.part} {shape}:", measure(shape, 2 if options.quick else 5))
+            report.measure(f"{shape.part} {shape}:", measure(shape, options.quick))
     if options.only in (None, "ray"):
         report.measure("ray", (line_of(**figure) for figure in ray_calls(options.quick, SLOT_BYTES)))
 

@@ -198,15 +198,16 @@ class SolverDesk:
         self._note(run, header)
 
     def _arrive(self, peer: Peer, header: Header, arrival: Arrival | None) -> None:
-        """Put a block in its place; a large one waits for that as long as another may come at once."""
+        """Put a block in its place; a large one of several ranks waits for that as long as another may come at once."""
         if arrival is None:
             self._finish()
             self._free(peer, header)
             return
-        if self._arriving and header.payload_length >= _HELPED_BYTES:
+        waits = header.payload_length >= _HELPED_BYTES and (peer.hello.ranks > 1 or len(self._peers.jobs) > 1)
+        if self._arriving and waits:
             self._helper.offer(self._arriving[-1][1].placement)
         self._arriving.append((peer, arrival))
-        if header.payload_length < _HELPED_BYTES:
+        if not waits:
             self._finish()
         while self._arriving and (len(self._arriving) > _MOST_ARRIVING or self._arriving[0][1].placement.done):
             self._finish_first()
