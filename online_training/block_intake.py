@@ -15,6 +15,7 @@ from .cell_list import CellList
 from .client import (
     BY_INDEX,
     DTYPE_CODES,
+    IN_RING,
     MOST_GATHERED,
     MOST_TOGETHER,
     STEPS_SHIFT,
@@ -157,7 +158,7 @@ class BlockIntake(ABC):
         if rest:
             raise WireError("length")
         box = self._box(run, header, length - 8, None)
-        content = bytes(payload)  # of their own: the ring belongs to the sender, too
+        content = bytes(payload) if header.flags & IN_RING else payload  # the ring belongs to the sender, too
         name = _checksum_name(header)
         if checksum_of(content, name) != header.checksum:
             raise ChecksumError("checksum")

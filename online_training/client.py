@@ -70,8 +70,9 @@ OLDEST_VERSION = 1
 """Its headers lie alike: it can be told that it is too old, and files of its blocks can be read."""
 STEPS_SHIFT = 16
 """In STEPS, where in the flags the number of steps stands."""
-MOST_TOGETHER, MOST_GATHERED = 64, 256 * 1024 + 64 * 8
+MOST_TOGETHER, MOST_GATHERED = 64, 2**20 + 64 * 8
 """Steps in one message, and bytes of its payload."""
+_LEAST_GATHERED = 256 * 1024 + 64 * 8  # what every intake of this version takes
 _HELLO_PATIENCE = 2.0
 _ZERO_COPY_FROM = 64 * 1024
 _TOGETHER = 64 * 1024
@@ -360,6 +361,8 @@ class Transport:
 
     says_words = False
     """Whether words and credit stand in memory that both sides see; messages say them only to who asks."""
+    gathered = MOST_GATHERED
+    """Bytes of several steps that had better travel together."""
 
     def __init__(self, checksum: str = "crc32") -> None:
         self.checksum = checksum
@@ -432,6 +435,7 @@ class RingTransport(Transport):
             self._mapping.close()
             raise FileNotFoundError(f"{offer['path']} is another process's memory.")
         self._bytes = np.frombuffer(self._mapping, np.uint8)
+        self.gathered = self._size // 3  # one is written, one read, and one on the way between
         self._head = self._sent = 0
         self._begun: int | None = None
         self._arrays: dict[tuple[int, tuple[int, ...], np.dtype], np.ndarray] = {}
@@ -572,6 +576,7 @@ class Link:
         self.lease = DEFAULT_LEASE if lease is None else lease
         self.welcome: dict[str, Any] = {}
         self.transport = Transport()
+        self.gathered = _LEAST_GATHERED
 
     def join(self) -> dict[str, Any]:
         """Say HELLO until an intake answers; return what its WELCOME says.
@@ -658,6 +663,8 @@ class Link:
                 self.transport = RingTransport(welcome["ring"], checksum)
             except OSError:
                 pass  # a host of the same name whose memory is not ours: blocks travel as frames
+        told = min(MOST_GATHERED, int(welcome.get("gathered", _LEAST_GATHERED)))
+        self.gathered = min(told, self.transport.gathered)
 
     def send(self, kind: Kind, payload: Mapping[str, Any] | bytes | None = None, **fields: Any) -> None:
         """Send a message whose payload, if any, is authenticated; mappings travel as JSON."""
@@ -1010,7 +1017,7 @@ class Stream:
             return False
         if self._held is None:
             self._held = held
-            held.begin(step, min(_HELD_STEPS, self._credit - step), self._connection.link.transport)
+            held.begin(step, min(_HELD_STEPS, self._credit - step), self._connection.link)
         self._latest, self._next, self._word = now, step + 1, CONTINUE
         held.add(values, time)
         if held.full:
@@ -1083,7 +1090,8 @@ class Stream:
         if self._held is not None and not self._held.takes(block):
             self._release()
         if self._held is None:
-            if not quick or not _HeldSteps.can_take(block, self._connection.dtype.itemsize):
+            size = self._connection.dtype.itemsize
+            if not quick or not _HeldSteps.can_take(block, size, self._connection.link.gathered):
                 return False
             self._wait(step, credit=True)
             if self._stopped_or_lost:
@@ -1093,7 +1101,7 @@ class Stream:
             if not keep:
                 return False
             self._held = self._pattern = _HeldSteps(block, self._connection.dtype, values, where)
-            self._held.begin(step, min(_HELD_STEPS, self._credit - step), self._connection.link.transport)
+            self._held.begin(step, min(_HELD_STEPS, self._credit - step), self._connection.link)
         self._held.add_block(block, time)
         if self._held.full or not keep:
             self._release()
@@ -1355,19 +1363,19 @@ class _HeldSteps:
         # A mapping's parts are looked at one by one.
         self._asked = self._shape if isinstance(values, np.ndarray) else None
 
-    def begin(self, first: int, most: int, transport: Transport) -> None:
-        """Begin a message with a step, of at most so many, in the memory of a transport if it has some now."""
+    def begin(self, first: int, most: int, link: Link) -> None:
+        """Begin a message with a step, of at most so many, in the memory of a link's transport if it has some now."""
         self.first, self.times = first, []
-        self._most = min(most, MOST_GATHERED // (self._step_bytes + 8))
-        self._bytes = transport.room(self._most * (self._step_bytes + 8))
+        self._most = min(most, link.gathered // (self._step_bytes + 8))
+        self._bytes = link.transport.room(self._most * (self._step_bytes + 8))
         values = self._bytes[: self._most * self._step_bytes].view(self._dtype)
         self._values = values.reshape(self._most, *self._shape)
 
     @staticmethod
-    def can_take(block: _Block, itemsize: int) -> bool:
-        """Whether some such blocks fit into a message. Blocks by number may come with a new list of cells."""
+    def can_take(block: _Block, itemsize: int, gathered: int) -> bool:
+        """Whether some such blocks fit into a message of so many bytes. Blocks by number may come with new cells."""
         size = itemsize * _fields_of(block) * math.prod(block.shape)
-        return not block.by_index and 0 < 4 * (size + 8) <= MOST_GATHERED
+        return not block.by_index and 0 < 4 * (size + 8) <= gathered
 
     def takes(self, block: _Block) -> bool:
         """Whether a block has the place of the first one."""
@@ -1696,7 +1704,9 @@ class Connection:
                 return None
             part = (first, *piece) if last == first + 1 else slice(first, last)
             parts.append((_Block(first, [], offset, shape, global_shape), part))
-        held = len(parts) == 1 and _HeldSteps.can_take(parts[0][0]._replace(parts=[values[parts[0][1]]]), size)
+        held = len(parts) == 1 and _HeldSteps.can_take(
+            parts[0][0]._replace(parts=[values[parts[0][1]]]), size, self.link.gathered
+        )
         return _RepeatedStep(values.shape, where, parts, held)
 
     @staticmethod

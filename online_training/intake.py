@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .client import CHECKSUMS, Header, Kind, WireError
+from .client import CHECKSUMS, MOST_GATHERED, Header, Kind, WireError
 from .held_out_writer import HeldOutResult, HeldOutWriter
 from .intake_settings import IntakeSettings
 from .intake_socket import Content, IntakeSocket
@@ -301,7 +301,7 @@ class Intake:
         else:
             # A spool is the intake's own affair: its solvers do what they do where there is room.
             when_full = "skip" if settings.when_full == "skip" else "block"
-            welcome.update(when_full=when_full, checksums=CHECKSUMS)
+            welcome.update(when_full=when_full, checksums=CHECKSUMS, gathered=MOST_GATHERED)
             self._offer_ring(peer, welcome)
         self._tell(peer, Kind.WELCOME, welcome)
 

@@ -13,6 +13,7 @@ from .client import RING_ASKED, RING_GRANTED, RING_HEAD, RING_SAID, WireError
 _SEALS = ("F_ADD_SEALS", "F_SEAL_SHRINK", "F_SEAL_GROW", "F_SEAL_SEAL")
 SMALLEST = 2**20
 _STEPS = 4
+_SMALL_STEPS, _LARGE_ENOUGH = 64, 2**22
 
 
 def ring_bytes(share: int, largest: int) -> int:
@@ -20,7 +21,8 @@ def ring_bytes(share: int, largest: int) -> int:
     if largest < SMALLEST or not hasattr(os, "memfd_create") or not all(hasattr(fcntl, name) for name in _SEALS):
         return 0
     page = mmap.PAGESIZE
-    return min(max(SMALLEST, _STEPS * share), largest) // page * page
+    small = min(_SMALL_STEPS * share, _LARGE_ENOUGH)  # several messages of steps that travel together
+    return min(max(SMALLEST, small, _STEPS * share), largest) // page * page
 
 
 class Ring:

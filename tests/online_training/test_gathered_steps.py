@@ -110,6 +110,29 @@ def test_they_arrive_as_they_were_sent_and_the_audit_is_clean(
     assert report.counts["blocks sent"] == report.counts["blocks received"] == 200 * ranks
 
 
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("most", [MOST_GATHERED, 256 * 1024 + 512])
+def test_as_many_travel_together_as_the_intake_takes(quick, tmp_path: Path, monkeypatch, transport: str, most: int):
+    """Steps of 64 KiB: up to sixteen in a message, and four where an intake takes no more than it always did."""
+    monkeypatch.setattr("headrace.online_training.intake.MOST_GATHERED", most)
+    layout = make_layout(shape=(128, 128), num_steps=64, window=1)
+    with running_intake(tmp_path, layout, slots=512, transport=transport) as intake:
+        use_environment(intake, monkeypatch)
+        plan(intake, 1)
+        values = np.empty((1, 128, 128), np.float32)
+        with Connection({"u": (128, 128)}) as connection, connection.next() as stream:
+            for step in range(64):
+                values[...] = step
+                stream.send(step=step, time=0.5 * step, values=values)
+        status, slots = intake.status(), intake.settings.buffer.slots
+        assert status["steps_accepted"] == 64 and status["rejected"] == {} and status["error"] is None
+        for step in range(64):
+            assert np.all(intake.settings.memory.array[slots[0, step]] == step)
+    together = [record.get("m", 1) for record in blocks_of(tmp_path / "ledger", "intake-*")]
+    assert sum(together) == 64
+    assert 4 < max(together) <= 16 if most == MOST_GATHERED else 1 < max(together) <= 4
+
+
 def test_nothing_is_held_back_where_a_rank_waits(quick, tmp_path: Path, monkeypatch) -> None:
     """Nobody draws: the solver waits for room, and every step that had some is in the reservoir."""
     with running_intake(tmp_path, make_layout(num_steps=400, window=1), slots=300) as intake:
@@ -232,7 +255,7 @@ def test_nan_in_one_of_them_keeps_those_before_it(intake: Intake) -> None:
         (np.ones((2, *SHAPE)), [0.0], {"number": 2}, "length"),
         (np.ones((2, *SHAPE)), [0.0, 1.0], {"offset": (1, 0)}, "block"),
         (np.ones((2, *SHAPE)), [0.0, 1.0], {"flags": 8}, "steps"),
-        (np.ones((2, MOST_GATHERED // 8, 5)), [0.0, 1.0], {}, "steps"),
+        (np.ones((2, MOST_GATHERED // 32, 5)), [0.0, 1.0], {}, "steps"),
     ],
     ids=["time", "credit", "many", "one", "number", "times", "block", "cells", "bytes"],
 )

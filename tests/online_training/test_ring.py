@@ -125,7 +125,9 @@ def test_another_process_memory_is_not_taken_for_the_ring(tmp_path: Path) -> Non
 
 
 def test_a_ring_is_some_steps_long_and_bounded() -> None:
-    assert ring_bytes(100, 2**24) == SMALLEST
+    assert ring_bytes(100, 2**24) == ring_bytes(2**14, 2**24) == SMALLEST
+    assert ring_bytes(2**15, 2**24) == 2**21
+    assert ring_bytes(2**17, 2**24) == 2**22
     assert ring_bytes(2**20, 2**24) == 2**22
     assert ring_bytes(2**30, 2**24) == 2**24
     assert ring_bytes(2**20, 0) == 0
