@@ -18,7 +18,7 @@ from .fourier_network import FourierNetwork
 from .low_rank_mixer import LowRankMixer
 from .normaliser import Normaliser
 from .problem import Problem, WindowBatch
-from .request import require_setup, stepping_request
+from .request import parameter_rows, require_setup, stepping_request
 from .stagger import Stagger
 from .staggered_network import READINGS, StaggeredNetwork
 from .surrogate import Surrogate
@@ -261,3 +261,34 @@ class NeuralStagger(Surrogate):
             states += new.unbind(1)
             known = torch.cat((known, new), 1)[:, -self.history :]
         return torch.stack(states[: len(times)], 1)
+
+    @torch.no_grad()
+    def predict_part(
+        self, index: int, initial: torch.Tensor, parameters: torch.Tensor, num_frames: int
+    ) -> torch.Tensor:
+        """Return the next frames of one part by itself, (batch, num_frames, fields, *coarse): a coarse solver.
+
+        Frames are `time` snapshots apart in reading "phase", in "offset" as many as the part looks ahead.
+
+        index : of the part in `network.stagger.places`, which tell its first frame and point.
+        initial : a frame at the part's points, (batch, fields, *coarse).
+
+        Raises
+        ------
+        ValueError : there is no such part, a shape does not fit, or the parts exchange, so that none runs alone.
+        RuntimeError : the surrogate has no weights yet.
+        """
+        problem, like = require_setup(self), self.normaliser.mean
+        stagger = self.network.stagger
+        if not 0 <= index < stagger.parts:
+            raise ValueError(f"NeuralStagger part {index} must be from 0 to {stagger.parts - 1}.")
+        rows, frame = parameter_rows(parameters, problem, like), torch.as_tensor(initial).to(like)
+        wanted = (len(rows), len(problem.fields), *stagger.coarse(problem.shape))
+        if tuple(frame.shape) != wanted:
+            raise ValueError(f"Initial has shape {tuple(frame.shape)}; a part of case {problem.case}, with {len(rows)} "
+                             f"rows of parameters, needs {wanted}.")  # fmt: skip
+        frame, conditions, frames = self.normaliser.normalise(frame), self.normaliser.scale_parameters(rows), []
+        for _ in range(num_frames):
+            frame = self.network.alone(index, frame, conditions)
+            frames.append(self.normaliser.denormalise(frame))
+        return torch.stack(frames, 1)

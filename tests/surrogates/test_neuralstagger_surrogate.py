@@ -189,6 +189,25 @@ def test_every_backbone_is_saved_loaded_and_predicts_the_same_without_its_case(b
         loaded(windows(simulations, loaded.window, 0))
 
 
+@pytest.mark.parametrize("reading", ["phase", "offset"])
+def test_a_part_by_itself_is_a_coarse_solver_that_gives_its_points_of_the_whole(reading, simulations):
+    surrogate = made(space=(2, 1), time=2, reading=reading).eval()
+    for parameter in surrogate.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    states, rows = simulations
+    known, stagger = states[:3, : surrogate.history], surrogate.network.stagger
+    count = 6 if reading == "phase" else 2
+    whole = surrogate.predict(known, rows[:3], torch.arange(surrogate.history, surrogate.history + count) * 0.04)
+    for index, (frame, first, _) in enumerate(stagger.places):
+        start = known[:, frame if reading == "phase" else 0, :, first::2]
+        found = surrogate.predict_part(index, start, rows[:3], count // 2)
+        torch.testing.assert_close(found, stagger.part(whole, index), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="from 0 to 3"):
+        surrogate.predict_part(4, start, rows[:3], 1)
+    with pytest.raises(ValueError, match=r"needs \(3, 2, 8, 16\)"):
+        surrogate.predict_part(0, known[:, 0], rows[:3], 1)
+
+
 def test_weights_depend_on_the_seed_alone():
     before = torch.get_rng_state()
     one, same, other = made(seed=3).state_dict(), made(seed=3).state_dict(), made(seed=4).state_dict()
