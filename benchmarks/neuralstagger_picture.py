@@ -90,9 +90,9 @@ def streamed(lines: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
     found = {}
     for name, line in lines.items():
         match = re.match(r"navier_stokes2d, (states [^:]*): error at t = 1$", name)
-        curve = re.search(r"errors at t = 1, 2, ...: ([^;]*)", line["setup"])
+        curve = re.search(r" on (\d+ x \d+),.*errors at t = 1, 2, ...: ([^;]*)", line["setup"])
         if match and curve:
-            found[match[1]] = [float(e) for e in curve[1].split(",")]
+            found[f"{match[1]}, {curve[1]}"] = [float(e) for e in curve[2].split(",")]
     return found
 
 
@@ -124,7 +124,7 @@ def draw(path: Path) -> None:
     for axes in unused:
         axes.set_axis_off()
     cavity.axhline(0.03, color="grey", lw=0.8, ls=":")
-    studies = streamed(read("cpu"))
+    studies = streamed(lines) | streamed(read("cpu"))
     for axes, curves, title in ((cavity, transients(lines), "cavity, 128 x 128: error to our solver"),
                                 (study, studies, "online study, (2,2,1): error to our solver")):  # fmt: skip
         for name, errors in curves.items():
