@@ -131,7 +131,7 @@ def draw(path: Path) -> None:
             axes.plot(range(1, len(errors) + 1), errors, "-", label=name)
         axes.set(yscale="log", xlabel="t", ylabel="error", title=title)
         plain_ticks(axes, "y")
-        axes.legend(fontsize=6)
+        axes.legend(fontsize=6, framealpha=0.5)
     for axes, problem in zip(panels.flat, problems, strict=False):
         for batch, words in BATCHES.items():
             style = {"ls": "--", "mfc": "none"} if batch else {"ls": "-"}
@@ -147,7 +147,7 @@ def draw(path: Path) -> None:
             axes.annotate(f"{name}, no training", (0.02, error), xycoords=PLACE, fontsize=6)
         axes.set(xscale="log", yscale="log", xlabel="milliseconds of a trajectory", ylabel="error", title=problem)
         plain_ticks(axes, "x", "y")
-        axes.legend(fontsize=6)
+        axes.legend(fontsize=6, framealpha=0.5)
     figure.savefig(path, dpi=110)
 
 
