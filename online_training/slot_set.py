@@ -80,8 +80,7 @@ class SlotSet:
         """
         # Where members are many, `random.Random.sample` would choose the same, in ten times as long.
         many = self._size > 21 + 12 * max(counts)
-        places = self._places_among_many(counts) if many else self._places_among_few(counts)
-        return self._members[places]
+        return self._members[self._places_among_many(counts) if many else self._places_among_few(counts)]
 
     def _places_among_few(self, counts: Sequence[int]) -> list[int]:
         chosen: list[int] = []
@@ -90,20 +89,29 @@ class SlotSet:
                 chosen += self._generator.sample(range(self._size), part)
         return chosen
 
-    def _places_among_many(self, counts: Sequence[int]) -> list[int]:
-        bits, chosen, number, missing = self._size.bit_length(), [], 0, sum(counts)
-        batch: dict[int, None] = {}
+    def _places_among_many(self, counts: Sequence[int]) -> np.ndarray:
+        bits, number, missing = self._size.bit_length(), 0, sum(counts)
+        chosen: list[np.ndarray] = []
+        batch: dict[int, None] = {}  # of which some are still missing
         while missing:
             # As many words as are needed at least, so that the generator stands where it would after single draws.
             words = np.frombuffer(self._generator.getrandbits(32 * missing).to_bytes(4 * missing, "little"), "<u4")
             found = words >> (32 - bits)
-            found, begin = found[found < self._size].tolist(), 0
-            while begin < len(found):
-                end = begin + counts[number] - len(batch)
-                batch.update(dict.fromkeys(found[begin:end]))
-                begin = end
-                if len(batch) == counts[number]:
-                    chosen += batch
-                    batch, number = {}, number + 1
+            found = found[found < self._size]
+            values, begin = found.tolist(), 0
+            while begin < len(values):
+                count = counts[number]
+                end = begin + count - len(batch)
+                part = values[begin:end]
+                if len(part) == count == len(set(part)):
+                    chosen.append(found[begin:end])
+                else:
+                    batch.update(dict.fromkeys(part))
+                    if len(batch) < count:
+                        begin = end
+                        continue
+                    chosen.append(np.fromiter(batch, np.uint32, count))
+                    batch = {}
+                begin, number = end, number + 1
             missing = sum(counts[number:]) - len(batch)
-        return chosen
+        return np.concatenate(chosen)

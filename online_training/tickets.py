@@ -39,10 +39,16 @@ class Tickets:
 
     def look(self, tickets: np.ndarray) -> np.ndarray:
         """Return the codes of tickets, (number,); -1 where one is not out, or stands here for the second time."""
+        if not len(tickets):
+            return np.empty(0, np.int64)
+        begin, end = int(tickets[0]) - self._first, int(tickets[-1]) - self._first + 1
+        ascending = bool((tickets[1:] > tickets[:-1]).all())
+        if ascending and end - begin == len(tickets) and begin >= 0 and end <= len(self._codes):
+            return self._codes[begin:end].copy()  # as they were given out
         places = tickets - self._first
         inside = (places >= 0) & (places < len(self._codes))
         codes = np.where(inside, self._codes[np.where(inside, places, 0)], -1)
-        if not (tickets[1:] > tickets[:-1]).all():
+        if not ascending:
             again = np.ones(len(tickets), bool)
             again[np.unique(tickets, return_index=True)[1]] = False
             codes[again] = -1
