@@ -357,12 +357,12 @@ def test_a_long_stream_leaves_all_times_in_the_reservoir_and_few_gaps() -> None:
     """Windows of 8 of trajectories of 50 steps: memory is spent on windows, and early, middle and late ones alike."""
     window, length, capacity = 8, 50, 500
     buffer, times, populations = Reservoir(capacity, window, seed=1), Counter(), []
-    for simulation in range(250):
+    for simulation in range(130):
         for step in range(length):
             put_steps(buffer, simulation, [step])
             use(buffer, 5)
         buffer.end(simulation)
-        if simulation >= 50:
+        if simulation >= 30:
             populations.append(buffer.population)
             times.update(start for t in buffer._trajectories.values() for start in t.starts)
     # A full trajectory of 50 slots has 43 starts.
