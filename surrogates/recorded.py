@@ -44,6 +44,7 @@ class Recorded:
 
     def __call__(self, *tensors: torch.Tensor) -> Any:
         """Return the results for other values."""
-        torch._foreach_copy_(self._inputs, tensors)  # in one launch
+        if tensors:  # the copies of none are refused
+            torch._foreach_copy_(self._inputs, tensors)  # in one launch
         self._graph.replay()
         return self._results
