@@ -53,7 +53,7 @@ def measure_training(options: argparse.Namespace) -> Iterator[Figure]:
     budget = Budget(
         minutes=options.minutes or (0.05 if options.quick else 1.0), state=state, resume=options.resume,
         graph=not options.eager, streams=options.streams, until=time.perf_counter() + options.seconds,
-        beside=os.environ.get("BESIDE", ""),
+        beside=os.environ.get("BESIDE", ""), unroll=options.unroll,
     )  # fmt: skip
     rows = [ROWS[number] for number in options.row or (range(2) if options.quick else range(len(ROWS)))]
     pairs = [(row, seed) for row in rows for seed in options.seed or [0]]
@@ -214,6 +214,7 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="train without CUDA graphs")
     parser.add_argument("--together", action="store_true", help="on a GPU, train all rows and seeds at the same time")
     parser.add_argument("--streams", type=int, default=0, help="train networks of parts on so many streams")
+    parser.add_argument("--unroll", type=int, default=1, help="frames past a block that are graded as one roll-out")
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--seconds", type=float, default=math.inf)
     parser.add_argument("--row", type=int, nargs="+", choices=range(len(ROWS)), metavar="N")

@@ -30,8 +30,9 @@ def block_means(fields: torch.Tensor, cells: int, ndim: int) -> torch.Tensor:
 
 
 class ChannelSteps:
-    """Explicit steps of a frame as an equation for velocity and pressure of states (*lead, fields, *grid).
+    """Explicit steps of frames as an equation for velocity and pressure of windows (count, frames, fields, *grid).
 
+    The frames of a window are graded as one roll-out, beside that of explicit steps from the frame before the first.
     Old states carry no gradient. New ones are graded as the network gives them, which makes them nearly free of
     divergence; the steps start from the projection of the old ones.
 
@@ -59,8 +60,12 @@ class ChannelSteps:
         """Return the error of new velocities and pressures, (*lead, ndim + 1, *grid)."""
         channel = self._channel
         with torch.no_grad():
-            velocity, pressure = self._stepped(channel.read(old)[:-1], self._inflow(old))
-            wanted = torch.cat((velocity - channel.base_like(old), pressure[None]))
+            first = old[:, :1]
+            velocity, frames = channel.read(first)[:-1], []
+            for _ in range(old.shape[1]):
+                velocity, pressure = self._stepped(velocity, self._inflow(first))
+                frames.append(torch.cat((velocity - channel.base_like(first), pressure[None])))
+            wanted = torch.cat(frames, 2)
             weight = self._weight(old, wanted) if self._weighed and channel.still else 1.0
         found = torch.movedim(new[(..., slice(0, -1), *[slice(None)] * channel.ndim)], -1 - channel.ndim, 0)
         error = (found - wanted) * weight

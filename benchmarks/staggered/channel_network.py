@@ -101,3 +101,18 @@ class Projected(KeepsInflow):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.training):
             pressure = channel.pressure(known, window[:, :, -1], compiled=compiled)
         return torch.cat((torch.movedim(flow, 0, 2), pressure[:, :, None], window[:, :, -1:]), dim=2)
+
+
+class Unrolled(torch.nn.Module):
+    """A network's roll-out of so many frames from the last of a window, which the gradient goes back through."""
+
+    def __init__(self, network: torch.nn.Module, frames: int) -> None:
+        super().__init__()
+        self.network, self.frames = network, frames
+
+    def forward(self, window: torch.Tensor) -> torch.Tensor:
+        """Return the window of the frames after a window."""
+        made = [window[:, -1:]]
+        for _ in range(self.frames):
+            made.append(self.network(made[-1]))
+        return torch.cat(made[1:], dim=1)

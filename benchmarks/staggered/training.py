@@ -28,7 +28,7 @@ from headrace.surrogates.unshuffled_network import UnshuffledNetwork
 from .box import P6, Box, turned, without_divergence
 from .cavity import CAVITIES, Cavity
 from .channel import CHANNELS, Channel, young_of
-from .channel_network import KeepsInflow, Projected
+from .channel_network import KeepsInflow, Projected, Unrolled
 from .channel_pool import mirrored_at_random, own_states
 from .figures import timed, weights
 from .planes import HELD_OUT, PLANES, Plane
@@ -126,7 +126,8 @@ class Budget:
     """What a training may take.
 
     minutes : of training in all, over which the learning rate falls. until : `time.perf_counter` at which this call
-    stops, to be resumed later. state : folder of the weights. beside : words on what else the device did.
+    stops, to be resumed later. state : folder of the weights. beside : words on what else the device did. unroll :
+    frames past a block that are graded as one roll-out, in batches of half as many.
     """
 
     minutes: float
@@ -138,6 +139,7 @@ class Budget:
     graph: bool = True
     streams: int = 0
     beside: str = ""
+    unroll: int = 1
 
 
 def fourier(
@@ -245,6 +247,10 @@ class Run:
         self.network = network_of(row, self.problem, budget.seed, device, streams=budget.streams)
         self.steps, self.spent, self.diverged = 0, 0.0, 0
         self.batch = self.problem.batch if device == "cuda" else max(1, self.problem.batch // 8)
+        if budget.unroll > 1:
+            if not isinstance(self.problem, Channel):
+                raise ValueError(f"unroll={budget.unroll}: only flows past a block are unrolled, not {row.problem}.")
+            self.batch = max(1, self.batch // 2)
         if budget.resume and self._file is not None and self._file.exists():
             self._load()
 
@@ -299,18 +305,20 @@ class Run:
                 return mirrored_at_random(drawn, generator)
             return turned(drawn, generator) if isinstance(problem, Box) else drawn
 
-        lifetime = math.ceil(1.2 * problem.end / problem.frame / row.frames)
+        lifetime = math.ceil(1.2 * problem.end / problem.frame / row.frames / budget.unroll)
         jerked = isinstance(problem, Cavity) and row.loss == "steps"
         away, lost = (AWAY_IN_CHANGES, LOST_IN_CHANGES) if rests else (AWAY, LOST)
-        pool = StatePool((lambda count: bank[[0] * count]) if jerked else fresh,
+        windows = (1, budget.unroll, *[1] * (1 + problem.ndim))
+        pool = StatePool((lambda count: bank[[0] * count]) if jerked else (lambda count: fresh(count).repeat(windows)),
                          min(len(bank), problem.pool), lifetime=1 if grows else lifetime,
                          largest=LARGEST if grows else 50.0, seed=self.steps, octaves=jerked or grows)  # fmt: skip
         if jerked:  # from rest, which is the first of the bank, but at first of all ages
             pool.feed(bank)
         rate = torch.tensor(1e-6, device=self.device) if cuda else 1e-6
         optimiser = torch.optim.Adam(self.network.parameters(), lr=rate, capturable=cuda)
+        network = Unrolled(self.network, budget.unroll) if budget.unroll > 1 else self.network
         training = train_without_data(
-            self.network, equation, pool, optimiser, dt=problem.frame, batch=self.batch, graph=cuda and budget.graph,
+            network, equation, pool, optimiser, dt=problem.frame, batch=self.batch, graph=cuda and budget.graph,
             **({"lost": lost} if grows else {}),
         )  # fmt: skip
         next(training)  # compiles and records
@@ -371,9 +379,10 @@ class Run:
     def figures(self, count: int = HELD_OUT) -> Iterator[Figure]:
         """Yield the errors of roll-outs from states that no training saw."""
         row, problem, budget = self.row, self.problem, self.budget
+        unrolled = f", the last ones over {budget.unroll} frames each," if budget.unroll > 1 else ""
         setup = (
             f"{'U-Net' if isinstance(problem, Channel | Box) else 'FNO'} width {problem.width}, "
-            f"{weights(self.network):,} weights, {self.steps} steps of batch {self.batch} "
+            f"{weights(self.network):,} weights, {self.steps} steps of batch {self.batch}{unrolled} "
             f"in {self.spent / 60:.2f} minutes{budget.beside}, {self.diverged} states diverged, seed {budget.seed}; "
         )
         yield (f"{row.name}, seed {budget.seed}: training", self.spent / 60, "min", None, None, setup)

@@ -162,3 +162,26 @@ def test_the_mean_over_mirror_images_is_as_symmetric_as_the_channel(staggered, b
         found.append(max(float(gap[:, :, :ndim].abs().max()) for gap in gaps))
     assert found[0] > 1e-3
     assert found[1] < 1e-2 * found[0]
+
+
+def test_a_window_is_graded_as_one_roll_out_of_the_solver_from_the_frame_before_it(staggered, benchmark):
+    channel, *_ = staggered
+    unrolled = benchmark("staggered.channel_network").Unrolled
+    scene = channel.CHANNELS["P5, 60 x 20"]
+    old = scene.start_windows("", 1, 2, "cpu", 3, torch.tensor([0.5, 1.0]))
+    steps = channel.ChannelSteps(scene, "cpu", weighed=False)
+
+    def solved(window):
+        step = steps.correction(window, window, 0.0, scene.frame)
+        return torch.cat((window[:, :, :-1] - step, window[:, :, -1:]), dim=2)
+
+    found = unrolled(solved, 3)(old.repeat(1, 3, 1, 1, 1))
+    torch.testing.assert_close(found[:, :1], solved(old))
+    before = torch.cat((old, found[:, :-1]), dim=1)
+    wrong = steps.correction(before, found, 0.0, scene.frame)
+    assert float(wrong.abs().max()) < 1e-4
+    shifted = found.clone()
+    shifted[:, 0, 0] += 1e-2  # the frames after it are the solver's own, whatever is in it
+    left = steps.correction(torch.cat((old, shifted[:, :-1]), dim=1), shifted, 0.0, scene.frame)
+    assert float(left[:, 1:].abs().max()) < 1e-4
+    assert float(left[:, 0].abs().max()) > 9e-3
