@@ -51,12 +51,14 @@ class Workers:
 
         windows : of this worker's slice.
         """
+        if self.count == 1:
+            alone = Agreed(windows=windows, ended=int(ended), report=report, checkpoint=checkpoint)
+            return lambda: alone
         mine = torch.tensor([windows, ended, report, checkpoint], dtype=torch.int64)
-        work = dist.all_reduce(mine, group=self._group, async_op=True) if self.count > 1 else None
+        work = dist.all_reduce(mine, group=self._group, async_op=True)
 
         def outcome() -> Agreed:
-            if work is not None:
-                work.wait()
+            work.wait()
             total, num_ended, wants_report, wants_checkpoint = mine.tolist()
             return Agreed(windows=total, ended=num_ended, report=bool(wants_report), checkpoint=bool(wants_checkpoint))
 

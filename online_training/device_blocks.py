@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from .layout import StreamLayout
 from .shared_blocks import SharedBlock
 
 logger = logging.getLogger(__name__)
@@ -50,17 +52,17 @@ class DeviceBlocks:
     device : as torch names it, "cuda", "cuda:1" or "cpu".
     memory : bytes, from where they are sent; registered with a GPU, which copies from there by itself.
     slots : of the reservoir; 0: the windows' states come with the blocks.
-    step : numbers of one step.
     """
 
-    def __init__(self, device: str, memory: np.ndarray, *, slots: int = 0, step: int = 0) -> None:
+    def __init__(self, device: str, memory: np.ndarray, layout: StreamLayout, *, slots: int = 0) -> None:
+        self._layout, self._step = layout, math.prod(layout.step_shape)
         self._device, self._address = torch.device(device), memory.ctypes.data
         self._registered, self._stream = False, None
         if self._device.type == "cuda":
             self._stream = torch.cuda.Stream(self._device)
             self._register(memory.nbytes)
         with self._here():
-            self._copy = torch.empty((slots, step), device=self._device) if slots else None
+            self._copy = torch.empty((slots, self._step), device=self._device) if slots else None
 
     def _register(self, size: int) -> None:
         with torch.cuda.device(self._device):
@@ -82,23 +84,27 @@ class DeviceBlocks:
 
     def send(self, block: SharedBlock, count: int) -> list[OnDevice]:
         """Start the copy of some batches of one length, whose windows lie one behind the other."""
-        rows, window = block.times.shape
-        indices = block.slots.nbytes + block.where.nbytes
-        sizes = [block.times.size, block.parameters.size, block.steps.size]
+        layout, rows, steps, indices = self._layout, block.rows, block.steps, block.index_bytes
+        windows, numbers = rows * layout.window, rows * len(layout.parameters)
         with self._here():
             there = torch.from_numpy(block.moved).to(self._device, non_blocking=True, copy=True)
-            times, parameters, states = there[indices:].view(torch.float32).split(sizes)
+            floats = there[indices:].view(torch.float32)
+            times, parameters, states = floats.split([windows, numbers, steps * self._step])
             if self._copy is not None:
-                slots, where = there[:indices].view(torch.int64).split([block.slots.size, block.where.size])
-                if len(slots):
-                    self._copy.index_copy_(0, slots, states.view(len(slots), -1))
+                slots, where = there[:indices].view(torch.int64).split([steps, windows])
+                if steps:
+                    self._copy.index_copy_(0, slots, states.view(steps, -1))
                 states = self._copy.index_select(0, where)
             copied = None if self._stream is None else self._stream.record_event()
         whole = Block((there, states) if self._copy is not None else (there,), copied)
-        shapes = [(rows, window, *block.steps.shape[1:]), (rows, window), block.parameters.shape]
-        parts = zip((states, times, parameters), shapes, strict=True)
-        cut = [part.view(shape).split(rows // count) for part, shape in parts]
-        return [OnDevice(batch, whole) for batch in zip(*cut, strict=True)]
+        size = rows // count
+        batches = zip(
+            states.view(rows, layout.window, *layout.step_shape).split(size),
+            times.view(rows, layout.window).split(size),
+            parameters.view(rows, len(layout.parameters)).split(size),
+            strict=True,
+        )
+        return [OnDevice(batch, whole) for batch in batches]
 
     def close(self) -> None:
         """Wait for the copies and let the memory go."""

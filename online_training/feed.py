@@ -30,8 +30,7 @@ class Draw:
     parameters : (batch, number of parameters), float64, in the order of the study's names.
     table : (batch,) records with ticket, simulation, attempt, start and first (1: never used before).
     checksums : (batch, window), XXH3 of each step of the windows that were never used before; else 0.
-    on_device : states, times and parameters on a device, where the feed has sent them there; then those in memory are
-        overwritten once the draw was released.
+    on_device : states, times and parameters on a device, where the feed has sent them there.
     """
 
     states: np.ndarray | None
@@ -195,8 +194,10 @@ def cut(
     on_device: list[OnDevice | None] | None = None,
 ) -> list[Draw]:  # fmt: skip
     """Return the draws of `count` batches of one length, whose records lie one behind the other."""
-    # Copies: a single record's column counts as contiguous, but its strides are those of the packed record.
-    times, parameters = table["times"].copy(), table["parameters"].copy()
+    times, parameters = table["times"], table["parameters"]
+    if on_device is None:
+        # A single record's column counts as contiguous, but its strides are those of the packed record.
+        times, parameters = times.copy(), parameters.copy()
     size = len(table) // count
     rows = [slice(size * number, size * (number + 1)) for number in range(count)]
     return [

@@ -174,8 +174,9 @@ class _Feeder:
                 gather(table, steps, where, block.states, block.checksums)
             else:
                 block.slots[...], block.where[...] = self._missing.pop(index), table["slots"]
-                take_steps(steps, where, block.steps)
-                self._resident.note(block.slots, block.steps)
+                content = block.content
+                take_steps(steps, where, content)
+                self._resident.note(block.slots, content)
                 block.checksums[...] = self._resident.checksums(table["slots"])
             block.times[...], block.parameters[...], block.table[...] = table["times"], table["parameters"], table
             self._tickets.update(enumerate(table["ticket"].reshape(count, -1), index))

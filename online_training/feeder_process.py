@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import select
 import socket
 import subprocess
@@ -92,7 +91,7 @@ class FeederProcess(DrawSource):
         self._large = welcome["large"]
         slots = welcome["slots"]
         self._blocks = SharedBlocks(descriptors[0], welcome["size"], self.layout, indexed=slots > 0)
-        self._copies = DeviceBlocks(device, self._blocks.memory, slots=slots, step=math.prod(self.layout.step_shape))
+        self._copies = DeviceBlocks(device, self._blocks.memory, self.layout, slots=slots)
 
     def statistics(self) -> dict[str, Any]:
         """Wait for them, and return them."""
@@ -211,7 +210,7 @@ class FeederProcess(DrawSource):
             count, rows, steps, offset = self._arrived.pop(self._coming)
             block = self._blocks.block(offset, rows, steps)
             there = self._copies.send(block, count)
-            self._ready.extend(cut(block.table.copy(), block.states, block.checksums.copy(), count, there))
+            self._ready.extend(cut(block.table.copy(), None, block.checksums.copy(), count, there))
             self._held.append([count, there[0].block])
             self._coming += count
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import math
 import mmap
 import os
 from collections import deque
-from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
@@ -17,27 +17,88 @@ from .layout import StreamLayout
 _ALIGNMENT = 64
 
 
-@dataclass(frozen=True)
 class SharedBlock:
-    """Batches of one length, one behind the other, as views of the memory.
+    """Batches of one length, one behind the other, in the memory; each part is a view, made when it is asked for.
 
-    moved : slots, where, times, parameters and steps, all that a GPU gets, in one piece of bytes.
-    slots (steps,), where (rows, window) : int64; empty where the windows' states come as such. Slots of the reservoir
-        into whose copy on the GPU the steps go, and those of each window.
-    times (rows, window), parameters (rows, number) : float32.
-    steps : (steps, fields, *grid), float32. states : the same as (rows, window, fields, *grid), or None.
-    checksums : (rows, window), uint32. table : (rows,), records of BATCH.
+    memory : bytes, from where the block begins. rows : windows.
+    steps : with them; slots of the reservoir into whose copy on the GPU they go, and those of each window, are there
+        where the block is indexed; else the steps are the windows' states.
     """
 
-    moved: np.ndarray
-    slots: np.ndarray
-    where: np.ndarray
-    times: np.ndarray
-    parameters: np.ndarray
-    steps: np.ndarray
-    states: np.ndarray | None
-    checksums: np.ndarray
-    table: np.ndarray
+    __slots__ = ("_ends", "_layout", "_memory", "_records", "rows", "steps")
+
+    def __init__(
+        self, memory: np.ndarray, layout: StreamLayout, records: np.dtype, rows: int, steps: int, *, indexed: bool
+    ) -> None:
+        self._memory, self._layout, self._records, self.rows, self.steps = memory, layout, records, rows, steps
+        windows = rows * layout.window
+        sizes = (
+            8 * steps * indexed, 8 * windows * indexed, 4 * windows, 4 * rows * len(layout.parameters),
+            steps * layout.step_bytes, 4 * windows,
+        )  # fmt: skip
+        ends = list(accumulate(sizes))
+        ends.append(-(-ends[-1] // 8) * 8)
+        ends.append(ends[-1] + rows * records.itemsize)
+        self._ends = ends
+
+    def _part(self, number: int, kind: Any, shape: tuple[int, ...]) -> np.ndarray:
+        begin = self._ends[number - 1] if number else 0
+        return self._memory[begin : self._ends[number]].view(kind).reshape(shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole block."""
+        return self._ends[-1]
+
+    @property
+    def moved(self) -> np.ndarray:
+        """Slots, where, times, parameters and content, all that a GPU gets, in one piece of bytes."""
+        return self._memory[: self._ends[4]]
+
+    @property
+    def index_bytes(self) -> int:
+        """Of what is moved, the first bytes: slots and where."""
+        return self._ends[1]
+
+    @property
+    def slots(self) -> np.ndarray:
+        """(steps,), int64: of the reservoir's copy, where the steps go."""
+        return self._part(0, np.int64, (-1,))
+
+    @property
+    def where(self) -> np.ndarray:
+        """(rows, window), int64: the slots of each window."""
+        return self._part(1, np.int64, (-1, self._layout.window))
+
+    @property
+    def times(self) -> np.ndarray:
+        """(rows, window), float32."""
+        return self._part(2, np.float32, (self.rows, self._layout.window))
+
+    @property
+    def parameters(self) -> np.ndarray:
+        """(rows, number), float32."""
+        return self._part(3, np.float32, (self.rows, len(self._layout.parameters)))
+
+    @property
+    def content(self) -> np.ndarray:
+        """(steps, fields, *grid), float32."""
+        return self._part(4, np.float32, (self.steps, *self._layout.step_shape))
+
+    @property
+    def states(self) -> np.ndarray:
+        """(rows, window, fields, *grid), float32: the same, where the steps are those of all windows."""
+        return self.content.reshape(self.rows, self._layout.window, *self._layout.step_shape)
+
+    @property
+    def checksums(self) -> np.ndarray:
+        """(rows, window), uint32: of each step."""
+        return self._part(5, np.uint32, (self.rows, self._layout.window))
+
+    @property
+    def table(self) -> np.ndarray:
+        """(rows,), records of BATCH."""
+        return self._part(7, self._records, (self.rows,))
 
 
 class SharedBlocks:
@@ -88,7 +149,9 @@ class SharedBlocks:
     @staticmethod
     def size_of(rows: int, layout: StreamLayout) -> int:
         """Return the bytes of the largest block of so many windows."""
-        return _bytes(layout, rows, rows * layout.window, indexed=True) + 2 * _ALIGNMENT
+        records = batch_dtype(layout.window, len(layout.parameters))
+        largest = SharedBlock(np.empty(0, np.uint8), layout, records, rows, rows * layout.window, indexed=True)
+        return largest.nbytes + 2 * _ALIGNMENT
 
     def take(self, rows: int, steps: int) -> int | None:
         """Return the offset of a free block for so many windows and steps; None where none of its length is free now.
@@ -118,39 +181,24 @@ class SharedBlocks:
         self._taken.popleft()
 
     def block(self, offset: int, rows: int, steps: int) -> SharedBlock:
-        """Return the views of a block.
+        """Return a block.
 
         Raises
         ------
         ValueError : it does not lie in the memory.
         """
         inside = 0 <= offset <= len(self.memory) and rows >= 1 and 0 <= steps <= rows * self._layout.window
-        if not inside or offset % _ALIGNMENT or offset + self._size(rows, steps) > len(self.memory):
+        block = self._at(offset, rows, steps) if inside and not offset % _ALIGNMENT else None
+        if block is None or offset + block.nbytes > len(self.memory):
             raise ValueError(f"A block of {rows} windows at byte {offset} does not lie in the feeder's memory.")
-        window, number, end = self._layout.window, len(self._layout.parameters), offset
+        return block
 
-        def part(shape: tuple[int, ...], kind: type) -> np.ndarray:
-            nonlocal end
-            begin, end = end, end + math.prod(shape) * np.dtype(kind).itemsize
-            return self.memory[begin:end].view(kind).reshape(shape)
-
-        indices = int(self._indexed)
-        slots, where = part((indices * steps,), np.int64), part((indices * rows, window), np.int64)
-        times, parameters = part((rows, window), np.float32), part((rows, number), np.float32)
-        content = part((steps, *self._layout.step_shape), np.float32)
-        moved = self.memory[offset:end]
-        checksums = part((rows, window), np.uint32)
-        end = -(-end // 8) * 8
-        states = None if self._indexed else content.reshape(rows, window, *self._layout.step_shape)
-        return SharedBlock(
-            moved=moved, slots=slots, where=where, times=times, parameters=parameters, steps=content, states=states,
-            checksums=checksums, table=part((rows,), self._records),
-        )  # fmt: skip
+    def _at(self, offset: int, rows: int, steps: int) -> SharedBlock:
+        return SharedBlock(self.memory[offset:], self._layout, self._records, rows, steps, indexed=self._indexed)
 
     def _size(self, rows: int, steps: int) -> int:
         """Bytes of a block, as a multiple of the alignment."""
-        size = _bytes(self._layout, rows, steps, indexed=self._indexed)
-        return -(-(size + 8) // _ALIGNMENT) * _ALIGNMENT
+        return -(-self._at(0, rows, steps).nbytes // _ALIGNMENT) * _ALIGNMENT
 
     def close(self) -> None:
         """Unmap."""
@@ -159,11 +207,3 @@ class SharedBlocks:
             self._mapping.close()
         except BufferError:
             pass  # somebody still holds a view: the mapping goes with the last one
-
-
-def _bytes(layout: StreamLayout, rows: int, steps: int, *, indexed: bool) -> int:
-    """Bytes of a block's parts: slots, windows' slots, times, parameters, steps, checksums and records."""
-    windows = rows * layout.window
-    indices = 8 * (steps + windows) if indexed else 0
-    numbers = 2 * windows + rows * len(layout.parameters) + steps * math.prod(layout.step_shape)
-    return indices + 4 * numbers + rows * batch_dtype(layout.window, len(layout.parameters)).itemsize

@@ -194,7 +194,7 @@ def test_memory_that_cannot_be_registered_with_a_gpu_is_sent_all_the_same() -> N
     block = blocks.block(blocks.take(4, 8), 4, 8)
     block.states[...] = np.arange(block.states.size).reshape(block.states.shape)
     block.times[...] = 7.0
-    first, second = (DeviceBlocks("cuda", blocks.memory) for _ in range(2))  # it can be registered but once
+    first, second = (DeviceBlocks("cuda", blocks.memory, layout) for _ in range(2))  # it can be registered but once
     for device_blocks in (first, second):
         states, times, _ = device_blocks.send(block, 2)[1].tensors
         torch.cuda.synchronize()
@@ -479,7 +479,8 @@ def test_no_more_is_in_the_memory_of_a_feeder_than_has_room() -> None:
             blocks.give_back()
         block = blocks.block(offset, rows, steps)
         parts = (
-            block.slots, block.where, block.times, block.parameters, block.steps, block.checksums, block.table["ticket"]
+            block.slots, block.where, block.times, block.parameters, block.content, block.checksums,
+            block.table["ticket"],
         )  # fmt: skip
         for part in parts:
             part[...] = number
