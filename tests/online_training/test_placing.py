@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from headrace.online_training.assembly import Box, StepAssembly
-from headrace.online_training.client import checksum_of
+from headrace.online_training.client import Connection, Header, Kind, Link, checksum_of
 from headrace.online_training.placing import Helper, Placement
+from tests.online_training.intake_setup import make_layout, plan, running_intake, use_environment, wait_until
+from tests.online_training.test_intake import next_of, solver_link
+
+SHAPE, STEPS = (512, 512), 6
+HELPERS = {
+    "helped": lambda helper, placement: placement.run(), "alone": lambda helper, placement: None, "as it comes": None
+}  # fmt: skip
 
 
 def test_a_block_is_put_in_its_place_once_whoever_comes_first() -> None:
@@ -61,3 +71,82 @@ def test_a_step_that_two_threads_put_together_is_the_same(checksum: str) -> None
         assert found == [(checksum_of(values, checksum), True) for _, values in order]
         assert np.array_equal(assembly.target, step)
         assert assembly.checksum() == checksum_of(step, "xxh3")
+
+
+def step_of(step: int) -> np.ndarray:
+    return np.random.default_rng(step).random(SHAPE, np.float32)
+
+
+def solve(rank: int) -> None:
+    """Be one of two ranks, which own half of the rows each."""
+    rows = slice(256 * rank, 256 * rank + 256)
+    with Connection({"u": SHAPE}, SimpleNamespace(rank=rank, size=2)) as connection:
+        for stream in connection.simulations():
+            for step in range(STEPS):
+                stream.send(step=step, time=0.0, values=step_of(step)[None, rows], where=(rows, slice(0, 512)))
+
+
+def solve_all(intake) -> None:
+    """Let both ranks run what is planned, and see that it lies in the reservoir."""
+    threads = [threading.Thread(target=solve, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    status, slots = intake.status(), intake.settings.buffer.slots
+    assert status["done"] == 1 and status["steps_accepted"] == STEPS and status["error"] is None
+    for step in range(STEPS):
+        assert np.array_equal(intake.settings.memory.array[slots[0, step], 0], step_of(step))
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("helper", HELPERS)
+def test_large_blocks_of_two_ranks_arrive_as_they_were_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str, helper: str
+) -> None:
+    if HELPERS[helper] is not None:
+        monkeypatch.setattr(Helper, "offer", HELPERS[helper])
+    layout = make_layout(shape=SHAPE, num_steps=STEPS, window=1)
+    with running_intake(tmp_path, layout, slots=STEPS, transport=transport) as intake:
+        use_environment(intake, monkeypatch)
+        plan(intake, 1)
+        solve_all(intake)
+        assert intake.status()["rejected"] == {} and intake.status()["duplicates"] == 0
+
+
+@pytest.mark.parametrize("helper", HELPERS)
+def test_damage_to_one_of_many_costs_the_attempt_and_no_slot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, helper: str
+) -> None:
+    """Eight blocks come at once, the fourth is damaged; the next attempt needs every slot there is."""
+    if HELPERS[helper] is not None:
+        monkeypatch.setattr(Helper, "offer", HELPERS[helper])
+    layout = make_layout(shape=SHAPE, num_steps=STEPS, window=1)
+    with running_intake(tmp_path, layout, slots=STEPS, transport="tcp") as intake:
+        use_environment(intake, monkeypatch)
+        plan(intake, 1)
+        links = [solver_link(intake, "1-0001", rank, 2) for rank in range(2)]
+        for link in links:
+            link.send(Kind.REQUEST, value=1)
+        assert all(next_of(link, Kind.CREDIT) for link in links)
+        with intake._lock:
+            for step in range(4):
+                for rank, link in enumerate(links):
+                    send_half(link, step, rank, damaged=(step, rank) == (1, 1))
+        wait_until(lambda: intake.status()["rejected"].get("checksum") == 1)
+        assert intake.status()["queued"] == 1 and intake.status()["steps_accepted"] <= 1
+        assert all(next_of(link, Kind.END) is None and link.lost for link in links), "both are told to join again"
+        for link in links:
+            link.close()
+        solve_all(intake)
+
+
+def send_half(link: Link, step: int, rank: int, *, damaged: bool) -> None:
+    rows = step_of(step)[256 * rank : 256 * rank + 256]
+    payload = rows.tobytes()
+    header = Header(
+        Kind.BLOCK, attempt=1, dtype=1, step=step, block=rank, num_blocks=2, global_shape=SHAPE,
+        offset=(256 * rank, 0), block_shape=rows.shape, payload_length=len(payload),
+        checksum=zlib.crc32(payload) ^ damaged, value=1,
+    )  # fmt: skip
+    link.send_block(header, payload)
