@@ -442,7 +442,7 @@ class RingTransport(Transport):
 
     def place(self, parts: Sequence[np.ndarray], dtype: np.dtype) -> Placed | None:
         """Copy parts into the ring as dtype; None where what lies there is not read yet."""
-        length = dtype.itemsize * sum(part.size for part in parts)
+        length = dtype.itemsize * (parts[0].size if len(parts) == 1 else sum(part.size for part in parts))
         if not self.fits(length):
             return super().place(parts, dtype)
         position = self._free(length)
@@ -822,7 +822,7 @@ class _SentLog:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def write(self, records: list[str]) -> None:
-        data = b"".join(b"%08x %s\n" % (zlib.crc32(text), text) for text in (record.encode() for record in records))
+        data = _line(records[0]) if len(records) == 1 else b"".join(map(_line, records))
         try:
             written = os.write(self._file, data)
         except OSError as error:
@@ -832,6 +832,11 @@ class _SentLog:
 
     def close(self) -> None:
         os.close(self._file)
+
+
+def _line(record: str) -> bytes:
+    text = record.encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
 class BlockFile:
@@ -1040,7 +1045,7 @@ class Stream:
             self._look()
             if self._credit <= step:
                 return False
-        transport, ready = self._connection.link.transport, []
+        transport, ready, length = self._connection.link.transport, [], 0
         for block, part in like.parts:
             placed = transport.place([values[part]], self._connection.dtype)
             if placed is None:
@@ -1048,7 +1053,8 @@ class Stream:
                 return False
             last = len(ready) == len(like.parts) - 1
             ready.append((self._header(step, time, block, placed, last=last), placed))
-        self.bytes_sent += sum(placed.length for _, placed in ready)
+            length += placed.length
+        self.bytes_sent += length
         self._next = step + 1
         trackers = self._dispatch(ready)
         self._wait(step, credit=False)
