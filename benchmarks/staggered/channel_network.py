@@ -9,8 +9,6 @@ from torch.nn.functional import silu
 
 from headrace.surrogates.convolution import BoxConv
 
-from .channel_pool import mirrored
-
 if TYPE_CHECKING:
     from .channel import Channel
 
@@ -66,34 +64,19 @@ class Projected(KeepsInflow):
     What is left to the networks is near at hand: transport, friction, and the slope of a pressure that they see. The
     projection reaches everywhere, and is the only thing that parts learn of each other, unless they have `common`
     layers of so many channels. In training no gradient goes through the pressure.
-    images : outside of training velocities are the mean of what is given for the window and, mirrored back, for its
-        mirror images across the axes between walls, 2 in a plane and 4 in space: so many times the work of the
-        networks, and a step that is as symmetric as the equation.
     """
 
-    def __init__(self, network: torch.nn.Module, channel: Channel, common: int = 0, *, images: bool = False) -> None:
+    def __init__(self, network: torch.nn.Module, channel: Channel, common: int = 0) -> None:
         super().__init__(network)
-        self.channel, self.images = channel, images
+        self.channel = channel
         self.common = CommonLayers(channel.ndim, common) if common else None
-
-    def _given(self, window: torch.Tensor) -> torch.Tensor:
-        new = self.network(window)[:, :, : self.channel.ndim]
-        return new if self.common is None else self.common(window, new)
-
-    def _averaged(self, window: torch.Tensor) -> torch.Tensor:
-        ndim, windows = self.channel.ndim, [window]
-        for axis in range(1, ndim):
-            windows += [mirrored(one, axis, ndim) for one in windows]
-        given = list(self._given(torch.cat(windows)).chunk(len(windows)))
-        for axis in reversed(range(1, ndim)):
-            half = len(given) // 2
-            given = [0.5 * (a + mirrored(b, axis, ndim)) for a, b in zip(given[:half], given[half:], strict=True)]
-        return given[0]
 
     def forward(self, window: torch.Tensor) -> torch.Tensor:
         """Return the next window."""
         channel = self.channel
-        new = self._averaged(window) if self.images and not self.training else self._given(window)
+        new = self.network(window)[:, :, : channel.ndim]
+        if self.common is not None:
+            new = self.common(window, new)
         new = torch.movedim(new, 2, 0)
         flow = channel.solver(window.device.type, window.dtype).projected(new)[0]
         # In training it is compiled, for float32 only.

@@ -41,8 +41,7 @@ PROBLEMS: dict[str, Problem] = {**PLANES, **CAVITIES, P6.name: P6, **CHANNELS}
 class Row:
     """A network to train: "network" as published, "corrected" (networks correct a spectral step of every part),
     "unshuffled" (one network that sees all parts as channels), or "projected" (past a block, what the parts give
-    together is projected before they see it; `common`: channels of the layers in common before that; `images`: judged
-    as the mean over mirror images, with the weights of the row without).
+    together is projected before they see it; `common`: channels of the layers in common before that).
     """
 
     problem: str
@@ -53,7 +52,6 @@ class Row:
     shared: bool = False
     gain: float = 1.0
     common: int = 0
-    images: bool = False
 
     @property
     def frames(self) -> int:
@@ -67,7 +65,6 @@ class Row:
         extras = [self.kind] * (self.kind != "network") + ["shared"] * self.shared
         extras += [f"exchange {self.exchange}"] * (self.exchange > 0)
         extras += ["common layers"] * (self.common > 0)
-        extras += ["mirror images"] * self.images
         extras += [f"{self.loss} loss"] * (self.loss != "differences" and self.kind == "network")
         return ", ".join([f"{self.problem} ({','.join(map(str, factors))})", *extras])
 
@@ -116,8 +113,6 @@ ROWS = [
     *(Row(name, factor, "projected", "steps", shared=factor > 1) for name in CHANNELS for factor in (1, 2)),
     Row("P5", 2, "projected", "steps", exchange=3, shared=True),
     *(Row(name, 2, "projected", "steps", shared=True, common=16) for name in CHANNELS),
-    *(Row(name, 1, "projected", "steps", images=True) for name in ("P5", "P7")),
-    *(Row(name, 2, "projected", "steps", shared=True, common=16, images=True) for name in ("P5", "P7")),
 ]  # fmt: skip
 
 
@@ -190,7 +185,7 @@ def network_of(
             network = network.to(memory_format=LAST[problem.ndim])
         if not projected:
             return KeepsInflow(network)
-        network = Projected(network, problem, row.common, images=row.images)
+        network = Projected(network, problem, row.common)
         if network.common is not None:
             network.common.to(memory_format=LAST[problem.ndim])
         return network.to(device)

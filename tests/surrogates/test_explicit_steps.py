@@ -143,27 +143,6 @@ def test_the_mirror_image_of_a_step_past_the_block_is_the_step_of_the_mirror_ima
     torch.testing.assert_close(left, torch.zeros_like(left), rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("ndim", [2, 3])
-def test_the_mean_over_mirror_images_is_as_symmetric_as_the_channel(staggered, benchmark, ndim):
-    channel, _, training = staggered
-    mirrored = benchmark("staggered.channel_pool").mirrored
-    scene = channel.CHANNELS["P5, 60 x 20"]
-    if ndim == 3:
-        scene = replace(channel.CHANNELS["P7"], shape=(24, 12, 12), cells=3)
-    window, found = scene.start_windows("", 1, 1, "cpu", 3, torch.ones(1)), []
-    for images in (False, True):
-        row = training.Row(scene.name, 2, "projected", "steps", shared=True, common=4, images=images)
-        network = training.network_of(row, scene, 0, "cpu").eval()
-        torch.manual_seed(5)
-        for weights in network.parameters():
-            torch.nn.init.normal_(weights, std=0.05)
-        with torch.no_grad():
-            gaps = [network(mirrored(window, n, ndim)) - mirrored(network(window), n, ndim) for n in range(1, ndim)]
-        found.append(max(float(gap[:, :, :ndim].abs().max()) for gap in gaps))
-    assert found[0] > 1e-3
-    assert found[1] < 1e-2 * found[0]
-
-
 def test_a_window_is_graded_as_one_roll_out_of_the_solver_from_the_frame_before_it(staggered, benchmark):
     channel, *_ = staggered
     unrolled = benchmark("staggered.channel_network").Unrolled
