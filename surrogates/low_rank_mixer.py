@@ -6,6 +6,7 @@ block was not public, so this one is ours: channels at each point, then a dense 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +14,11 @@ from torch.nn.functional import gelu
 
 
 class AxisMixing(torch.nn.Module):
-    """Along each axis in turn a dense matrix per group of channels: low rank as a map of the whole grid."""
+    """Along each axis in turn a dense matrix per group of channels: low rank as a map of the whole grid.
+
+    Channels come last, and groups are taken apart: with the axes before and after as they lie in memory, an axis is one
+    product of a matrix and a batch of others, before which nothing is turned round or copied.
+    """
 
     def __init__(self, width: int, shape: Sequence[int], groups: int) -> None:
         super().__init__()
@@ -21,13 +26,14 @@ class AxisMixing(torch.nn.Module):
         self.matrices = torch.nn.ParameterList(torch.randn(groups, n, n) / n**0.5 for n in shape)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the mixed channels, (batch, width, *grid)."""
-        for axis, matrix in enumerate(self.matrices, start=2):
-            y = x.movedim(axis, -1).unflatten(1, (self.groups, -1))
-            lead = y.shape
-            y = torch.einsum("bgri,gij->bgrj", y.flatten(2, -2), matrix).reshape(lead)
-            x = y.flatten(1, 2).movedim(-1, axis)
-        return x
+        """Return the mixed channels, (batch, *grid, width)."""
+        mixed = []
+        for group, y in enumerate(x.chunk(self.groups, dim=-1)):
+            shape = y.shape
+            for axis, matrix in enumerate(self.matrices, start=1):
+                y = matrix[group].mT @ y.reshape(math.prod(shape[:axis]), shape[axis], -1)
+            mixed.append(y.reshape(shape))
+        return torch.cat(mixed, dim=-1)
 
 
 class LowRankMixer(torch.nn.Module):
@@ -67,6 +73,5 @@ class LowRankMixer(torch.nn.Module):
             raise ValueError(f"LowRankMixer was made for grids of {self.shape} points, not {tuple(x.shape[2:])}.")
         x = self.lifting(x.movedim(1, -1))
         for mixing, wide, narrow in zip(self.mixings, self.wide, self.narrow, strict=True):
-            mixed = mixing(x.movedim(-1, 1)).movedim(1, -1)
-            x = x + narrow(gelu(wide(x + gelu(mixed))))
+            x = x + narrow(gelu(wide(x + gelu(mixing(x)))))
         return self.output(x).movedim(-1, 1)
