@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -155,6 +156,8 @@ def _require_folder(file: Path, plot: Path | None) -> None:
     for path in (file, plot):
         if path is not None and not path.absolute().parent.is_dir():
             raise OSError(f"Cannot write {path}: there is no folder {path.absolute().parent}.")
+        if path is not None and not os.access(path.absolute().parent, os.W_OK):
+            raise OSError(f"Cannot write {path}: {path.absolute().parent} takes no files; give another folder.")
         if path is not None and path.is_dir():
             raise OSError(f"Cannot write {path}: it is a folder; give a file name.")
         if path is not None and path.exists() and not path.is_file():

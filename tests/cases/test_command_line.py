@@ -120,6 +120,13 @@ def test_wrong_input_is_one_line_on_stderr_and_exit_code_2(arguments, words, tmp
     assert list(tmp_path.iterdir()) == [], "something half-written was left"
 
 
+def test_a_folder_that_takes_no_files_is_named_before_anything_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)  # as for everybody but root
+    result = invoke("solve", "heat2d", "--output", str(tmp_path / "one.h5"))
+    assert result.exit_code == 2 and f"{tmp_path} takes no files" in result.stderr, result.output
+    assert not list(tmp_path.iterdir())
+
+
 def test_debug_shows_the_traceback():
     result = invoke("solve", "hea2d", "--debug")
     assert result.exit_code == 2
