@@ -7,6 +7,7 @@ import inspect
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None, *, own_case: CaseReference | No
     own_case : the case of a user's script; its verbs then take no CASE.
     """
     app = build_app(own_case)
-    if launched_size() == 1:
+    if launched_size() == 1 and threading.current_thread() is threading.main_thread():
         # As Ctrl-C: files and processes are left in order. A study has a handler of its own; ranks end with mpirun.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:
