@@ -1,12 +1,16 @@
-"""Ray for the tests of this folder: started once in a process, because what Ray Train leaves running may outlive it."""
+"""What tests of this folder share: intakes by each transport, and Ray, started once a process: what Ray Train leaves
+running may outlive it.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
+from .intake_setup import make_layout, running_intake, use_environment
 from .study_driver import HOLD
 
 
@@ -70,3 +74,20 @@ def validated_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     from headrace.online_training import offline_study
 
     monkeypatch.setattr(offline_study, "ValidatorProcess", lambda run_dir: nullcontext())
+
+
+@pytest.fixture(params=["shm", "ipc", "tcp"])
+def study(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Makes intakes whose environment is this process's; ranks send their blocks by this transport."""
+    stack = []
+
+    def make(layout=None, **changes):
+        context = running_intake(tmp_path, layout or make_layout(), transport=request.param, **changes)
+        intake = context.__enter__()
+        stack.append(context)
+        use_environment(intake, monkeypatch)
+        return intake
+
+    yield make
+    for context in stack:
+        context.__exit__(None, None, None)

@@ -16,7 +16,7 @@ from headrace.online_training.client import Connection, Kind, Link, Stream, chec
 from headrace.online_training.draws import batch_dtype
 from headrace.online_training.intake import Assignment, Intake, IntakeSettings
 from headrace.online_training.layout import StreamLayout
-from headrace.online_training.ledger import RecordWriter
+from headrace.online_training.ledger import RecordWriter, read_records
 
 STUDY = 0x0123456789ABCDEF
 TOKEN = bytes(range(32))
@@ -292,3 +292,13 @@ def solver_environment(intake: Intake, **changes: str) -> dict[str, str]:
 def environment_without_ray() -> dict[str, str]:
     """This process's environment for a study in a process of its own, which is to start a Ray of its own."""
     return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+
+def records_of(tmp_path: Path, event: str, session: int = 1) -> list[dict]:
+    records = read_records(tmp_path / "ledger" / f"intake-{session}.log")
+    return [record for record in records if record["e"] == event]
+
+
+def send_all(stream, shape: tuple[int, ...], steps: range) -> None:
+    for step in steps:
+        stream.send(step=step, time=0.1 * step, values=field_of(stream.simulation, step, shape)[None])

@@ -26,7 +26,7 @@ from tests.online_training.intake_setup import (
     use_environment,
     wait_until,
 )
-from tests.online_training.test_intake import block, next_of, request, solver_link
+from tests.online_training.raw_link import block, next_of, request, solver_link
 
 SHAPE = (7, 5)
 

@@ -1,7 +1,6 @@
 """The intake: real MPI ranks stream into it, nothing is lost or stored twice, and every fault has its answer."""
 
 import json
-import math
 import os
 import re
 import signal
@@ -9,21 +8,15 @@ import subprocess
 import sys
 import threading
 import time
-import zlib
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from headrace.online_training.buffer_kinds import make_buffer
-from headrace.online_training.client import CONTINUE, SLOW, STOP, Connection, Header, Kind, Link, StreamLost, connect
+from headrace.online_training.client import SLOW, STOP, Connection, Kind, Link, StreamLost, connect
 from headrace.online_training.fifo import FIFO
 from headrace.online_training.intake import Assignment
 from headrace.online_training.ledger import read_records
-from headrace.online_training.reservoir import Reservoir
-from headrace.online_training.running_statistics import RunningStatistics
-from headrace.online_training.slot_memory import SlotMemory
 from tests.mpi_run import mpirun, run_mpi
 from tests.online_training.intake_setup import (
     MPI_PROGRAM,
@@ -34,11 +27,13 @@ from tests.online_training.intake_setup import (
     field_of,
     make_layout,
     plan,
+    records_of,
     running_intake,
+    send_all,
     solver_environment,
-    use_environment,
     wait_until,
 )
+from tests.online_training.raw_link import next_of, request, solver_link
 
 
 def run_job(intake, ranks: int, *, job: str = "1-0001", **settings: object) -> list[dict]:
@@ -62,35 +57,8 @@ def start_job(intake, ranks: int, *, job: str = "1-0001", **settings: object) ->
     )  # fmt: skip
 
 
-@pytest.fixture(params=["shm", "ipc", "tcp"])
-def study(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Makes intakes whose environment is this process's; ranks send their blocks by this transport."""
-    stack = []
-
-    def make(layout=None, **changes):
-        context = running_intake(tmp_path, layout or make_layout(), transport=request.param, **changes)
-        intake = context.__enter__()
-        stack.append(context)
-        use_environment(intake, monkeypatch)
-        return intake
-
-    yield make
-    for context in stack:
-        context.__exit__(None, None, None)
-
-
 # What ranks do does not depend on which socket carries the frames; starting them costs 2 s of a core each time.
 by_ring_and_frames = pytest.mark.parametrize("study", ["shm", "tcp"], indirect=True)
-
-
-def records_of(tmp_path: Path, event: str, session: int = 1) -> list[dict]:
-    records = read_records(tmp_path / "ledger" / f"intake-{session}.log")
-    return [record for record in records if record["e"] == event]
-
-
-def send_all(stream, shape: tuple[int, ...], steps: range) -> None:
-    for step in steps:
-        stream.send(step=step, time=0.1 * step, values=field_of(stream.simulation, step, shape)[None])
 
 
 # -- real ranks ----------------------------------------------------------------------------------------------------
@@ -270,256 +238,6 @@ def test_admission_waits_until_the_smallest_window_fits(study) -> None:
         link.close()
 
 
-def solver_link(intake, job: str, rank: int = 0, ranks: int = 1) -> Link:
-    """A solver rank without the client's upper half: sends what the test wants."""
-    hello = {"role": "solver", "job": job, "rank": rank, "ranks": ranks, "generation": 0}
-    link = Link(intake.addresses, TOKEN, STUDY, hello=hello, lease=30.0)
-    link.join()
-    declare(link, intake.settings.layout)
-    header, _ = link.receive(PATIENCE)
-    assert header.kind == Kind.DECLARED
-    return link
-
-
-def declare(link: Link, layout) -> None:
-    link.send(Kind.DECLARE, {"fields": [{"name": n, "shape": layout.shape, "dtype": "float32"} for n in layout.fields]})
-
-
-def request(link: Link, round_: int = 1, timeout: float = PATIENCE) -> Header | None:
-    link.send(Kind.REQUEST, value=round_)
-    message = link.receive(timeout)
-    return message[0] if message else None
-
-
-def block(values: np.ndarray, offset: tuple[int, ...] = (0, 0), shape: tuple[int, ...] = (7, 5), **fields) -> tuple:
-    """Header and payload of one BLOCK."""
-    payload = np.ascontiguousarray(values, np.float32).tobytes()
-    header = Header(
-        Kind.BLOCK, simulation=fields.pop("simulation", 0), attempt=fields.pop("attempt", 1), dtype=1, num_blocks=1,
-        global_shape=shape, offset=offset, block_shape=values.shape, payload_length=len(payload),
-        checksum=zlib.crc32(payload), **fields,
-    )  # fmt: skip
-    return header, payload
-
-
-def next_of(link: Link, kind: Kind, timeout: float = PATIENCE) -> Header | None:
-    while (message := link.receive(timeout)) is not None:
-        if message[0].kind == kind:
-            return message[0]
-    return None
-
-
-def test_a_sub_block_that_comes_twice_is_stored_once(study) -> None:
-    intake = study()
-    plan(intake, 1)
-    link = solver_link(intake, "1-0001")
-    request(link)
-    upper, lower = block(np.ones((3, 5))), block(np.full((4, 5), 2.0), (3, 0))
-    link.send_block(*upper)
-    link.send_block(*upper)
-    assert next_of(link, Kind.ACK, 0.2) is None, "half a step is no step"
-    link.send_block(*lower)
-    assert next_of(link, Kind.ACK).step == 0
-    link.send_block(*lower)
-    status = wait_until(lambda: (s := intake.status())["duplicates"] == 2 and s)
-    assert status["steps_accepted"] == 1
-    slot = intake.settings.memory.array[intake.settings.buffer.slots[0, 0], 0]
-    assert np.all(slot[:3] == 1) and np.all(slot[3:] == 2)
-    link.close()
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({}, [(2, CONTINUE), (3, STOP)]),
-        ({"durability": "node"}, [(0, CONTINUE), (1, STOP), (2, STOP), (3, STOP)]),
-        ({"when_full": "skip"}, [(0, CONTINUE), (1, STOP), (2, STOP), (3, STOP)]),
-    ],
-    ids=["plain", "promised", "skip"],
-)
-def test_words_to_a_quick_solver_are_said_ahead_and_a_stop_begins_behind_them(study, monkeypatch, changes, expected):
-    monkeypatch.setattr("headrace.online_training.step_credits._QUICK_SECONDS", 2.0)
-    intake = study(make_layout(num_steps=12), **changes)
-    plan(intake, 1)
-    link, said = solver_link(intake, "1-0001"), []
-    request(link)
-    for step in range(4):
-        values = np.full((7, 5), np.nan) if step == 1 else field_of(0, step, (7, 5))
-        link.send_block(*block(values, step=step))
-        wait_until(lambda: intake._table.runs[0].received > step)  # noqa: B023
-        declare(link, intake.settings.layout)  # whatever was said before comes before the answer
-        while (message := link.receive(PATIENCE))[0].kind != Kind.DECLARED:
-            if message[0].kind == Kind.ACK:
-                said.append((message[0].step, message[0].value & 0xFF))
-        if step == 0:
-            assert said == expected[:1], "what was said to a step stands for those before it"
-    assert said == expected
-    link.close()
-
-
-def test_messages_of_an_old_attempt_are_fenced(study) -> None:
-    intake = study()
-    plan(intake, 1)
-    old = solver_link(intake, "1-0001")
-    request(old)
-    assert intake.job_ended("1-0001", 1) == [0]
-    new = solver_link(intake, "1-0002")
-    assert request(new).attempt == 2
-    old.send_block(*block(np.full((7, 5), 9.0)))
-    new.send_block(*block(np.full((7, 5), 9.0), attempt=1))
-    rejected = wait_until(lambda: {"attempt", "session"} <= set(r := intake.status()["rejected"]) and r)
-    assert rejected == {"session": 1, "attempt": 1}
-    assert intake.status()["steps_accepted"] == 0
-    assert next_of(old, Kind.ACK) is None and "unknown session" in old.lost
-    old.close()
-    new.close()
-
-
-def test_a_second_attempt_stores_only_what_is_missing(study, tmp_path: Path) -> None:
-    layout = make_layout()
-    intake = study(layout)
-    plan(intake, 1)
-    link = solver_link(intake, "1-0001")
-    request(link)
-    for step in range(3):
-        link.send_block(*block(field_of(0, step, (7, 5)), step=step))
-        assert next_of(link, Kind.ACK).step == step
-    link.send_block(*block(field_of(0, 3, (7, 5))[:3], step=3))
-    intake.job_ended("1-0001", -9)
-    link.close()
-    os.environ["HEADRACE_JOB"] = "1-0002"
-    with connect({"u": (7, 5)}) as stream:
-        send_all(stream, (7, 5), range(6))
-    status = intake.status()
-    assert status["steps_accepted"] == 6 and status["steps_dropped"] == 3 and status["done"] == 1
-    buffer, array = intake.settings.buffer, intake.settings.memory.array
-    for step in range(6):
-        assert np.array_equal(array[buffer.slots[0, step], 0], field_of(0, step, (7, 5)).astype(np.float32))
-    trainer = TrainerDouble(intake)
-    starts = [int(s) for records in trainer.drain() for s in records["start"]]
-    trainer.close()
-    assert starts == [0, 1, 2, 3, 4], "windows across the two attempts, each once"
-
-
-def test_a_resumed_simulation_offers_only_unused_windows(study, tmp_path: Path) -> None:
-    """Starts 0, 1 and 4 of 0..4 were used: steps 2 to 4 are stored again, the others are not."""
-    intake = study()
-    used = frozenset({0, 1, 4})
-    intake.plan([Assignment(simulation=0, parameters={"nu": 0.5}, attempt=3, used=used)])
-    intake.all_planned()
-    with connect({"u": (7, 5)}) as stream:
-        assert stream.attempt == 3
-        send_all(stream, (7, 5), range(6))
-    assert intake.status()["steps_accepted"] == 3 and intake.status()["windows_accepted"] == 2
-    trainer = TrainerDouble(intake)
-    starts = [int(s) for records in trainer.drain() for s in records["start"]]
-    trainer.close()
-    assert starts == [2, 3]
-    intake.close()
-    assert [r["t"] for r in records_of(tmp_path, "step")] == [2, 3, 4]
-
-
-def test_a_simulation_that_keeps_failing_goes_into_quarantine(study) -> None:
-    intake = study(max_failures=2)
-    plan(intake, 1)
-    for number, expected in ((1, [0]), (2, [])):
-        link = solver_link(intake, f"1-000{number}")
-        request(link)
-        assert intake.job_ended(f"1-000{number}", 139) == expected
-        link.close()
-    (entry,) = intake.status()["quarantined"]
-    assert entry["reason"] == "2 attempts failed; the last one: job 1-0002 ended with code 139"
-    assert intake.settings.buffer.reserve(0) is not None, "its slots are free again"
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"offset": (1, 0)}, "block"),
-        ({"shape": (7, 6)}, "shape"),
-        ({"field": 1}, "shape"),
-        ({"step": 5}, "credit"),
-        ({"time": math.nan}, "time"),
-    ],
-)
-def test_a_block_that_does_not_belong_is_refused_by_name(study, changes: dict, reason: str) -> None:
-    intake = study()
-    plan(intake, 1)
-    link = solver_link(intake, "1-0001")
-    request(link)
-    link.send_block(*block(np.zeros((7, 5)), **changes))
-    with pytest.raises(RuntimeError, match=f"is wrong: {reason}"):
-        next_of(link, Kind.ACK)
-    assert intake.status()["rejected"] == {reason: 1} and intake.status()["error"] is None
-    link.close()
-
-
-def test_a_damaged_block_costs_the_attempt(study) -> None:
-    intake = study()
-    plan(intake, 1)
-    link = solver_link(intake, "1-0001")
-    request(link)
-    header, payload = block(np.zeros((7, 5)))
-    link.send_block(header, payload[:-1] + b"\1")
-    next_of(link, Kind.ACK)
-    assert "was damaged on its way" in link.lost
-    status = intake.status()
-    assert status["rejected"] == {"checksum": 1}
-    assert status["lost"] == 1 and status["queued"] == 1
-    link.close()
-
-
-def test_a_sign_of_life_that_comes_after_the_farewell_is_no_stranger_s(study) -> None:
-    """It has a connection of its own, and is counted as wrong only where it names a session that never was."""
-    intake = study()
-    link = solver_link(intake, "1-0001")
-    session = link.session
-    link.close()
-    wait_until(lambda: intake.status()["peers"] == 0)
-    late = solver_link(intake, "1-0002")
-    for number in (session, 12345):
-        late._socket.send(Header(Kind.LEASE).stamped(STUDY, number, 1).sign(TOKEN))
-    assert wait_until(lambda: intake.status()["rejected"]) == {"session": 1}
-    late.close()
-
-
-def test_strict_mode_takes_signed_payloads_only(study) -> None:
-    intake = study(strict=True)
-    plan(intake, 1)
-    link = solver_link(intake, "1-0001")
-    request(link)
-    link.send_block(*block(np.zeros((7, 5))))
-    wait_until(lambda: intake.status()["rejected"] == {"strict": 1})
-    intake.job_ended("1-0001", 1)
-    link.close()
-    os.environ["HEADRACE_JOB"] = "1-0002"
-    with connect({"u": (7, 5)}) as stream:
-        send_all(stream, (7, 5), range(6))
-    assert intake.status()["done"] == 1
-
-
-def test_blocks_that_leave_a_gap_or_overlap_are_named(study) -> None:
-    intake = study()
-    plan(intake, 2)
-    link = solver_link(intake, "1-0001")
-    request(link)
-    link.send_block(*block(np.zeros((6, 5)), value=1))
-    assert next_of(link, Kind.ACK).value & 0xFF == STOP
-    link.send(Kind.END, {"reason": ""}, simulation=0, attempt=1, value=2)
-    assert next_of(link, Kind.ENDED) is not None
-    link.send(Kind.REQUEST, value=2)
-    assert next_of(link, Kind.ASSIGN).simulation == 1
-    link.send_block(*block(np.zeros((4, 5)), simulation=1))
-    link.send_block(*block(np.zeros((4, 5)), (3, 0), simulation=1))
-    assert next_of(link, Kind.ACK).value & 0xFF == STOP
-    reasons = [entry["reason"] for entry in intake.status()["quarantined"]]
-    assert reasons == [
-        "the blocks of all ranks leave 5 of 35 cells of step 0 uncovered",
-        "the blocks of step 0 overlap",
-    ]
-    link.close()
-
-
 def test_held_out_simulations_are_written_and_not_trained_on(study) -> None:
     written = {}
 
@@ -653,175 +371,6 @@ def test_what_to_do_when_full_is_checked(tmp_path: Path) -> None:
             pass
 
 
-# -- trainers --------------------------------------------------------------------------------------------------------
-
-
-def fill(intake, count: int = 2) -> None:
-    """Let `count` simulations of six steps run to their end: five windows each."""
-    plan(intake, count)
-    with Connection({"u": (7, 5)}) as connection:
-        for stream in connection.simulations():
-            with stream:
-                send_all(stream, (7, 5), range(6))
-
-
-def test_all_workers_get_equal_slices_and_the_same_end(study) -> None:
-    """Ten windows in batches of 4 for 2 workers: the last batch of 2 is one each."""
-    intake = study()
-    fill(intake)
-    workers = [TrainerDouble(intake, rank=rank, ranks=2) for rank in range(2)]
-    counts, tickets = [], set()
-    for index in range(4):
-        for worker in workers:
-            worker.ask(index)
-        slices = [worker.take() for worker in workers]
-        if slices[0] is None:
-            assert slices[1] is None
-            break
-        counts.append([len(s) for s in slices])
-        for worker, records in zip(workers, slices, strict=True):
-            tickets |= set(records["ticket"].tolist())
-            worker.release(records)
-    assert counts == [[2, 2], [2, 2], [1, 1]] and len(tickets) == 10
-    for worker in workers:
-        worker.close()
-
-
-def test_an_odd_rest_is_padded_so_that_no_worker_is_left_alone(study) -> None:
-    intake = study()
-    fill(intake, 1)
-    workers = [TrainerDouble(intake, rank=rank, ranks=2) for rank in range(2)]
-    for index in (0, 1):
-        for worker in workers:
-            worker.ask(index)
-    slices = [worker.take() for _ in range(2) for worker in workers]
-    assert [len(s) for s in slices] == [2, 2, 1, 1]
-    last = slices[2:]
-    assert last[0]["ticket"] == last[1]["ticket"] and [int(s["first"][0]) for s in last] == [1, 0]
-    before = intake.status()["messages"]
-    workers[0].release(last[0])
-    wait_until(lambda: intake.status()["messages"] > before)
-    assert intake.status()["unreleased"] == 5, "a window stays in place until both have released it"
-    for worker, records in zip([*workers, *workers], slices, strict=True):
-        worker.release(records)
-    wait_until(lambda: intake.status()["unreleased"] == 0)
-    for worker in workers:
-        worker.close()
-
-
-def test_a_younger_generation_gets_what_the_older_one_did_not_use(study) -> None:
-    intake = study()
-    fill(intake)
-    old = TrainerDouble(intake)
-    used, taken = old.draw(0), old.draw(1)
-    old.release(used)
-    wait_until(lambda: intake.status()["unreleased"] == 4)
-    new = TrainerDouble(intake, generation=1)
-    old.release(taken)
-    batches = new.drain(start=1)
-    keys = [(int(r["simulation"]), int(r["start"])) for records in batches for r in records]
-    assert len(keys) == len(set(keys)) == 6
-    assert {(int(r["simulation"]), int(r["start"])) for r in taken} <= set(keys)
-    assert intake.status()["starts_used"] == 10
-    with pytest.raises(RuntimeError, match="Generation 1 of the trainer works already"):
-        TrainerDouble(intake)
-    for trainer in (old, new):
-        trainer.close()
-
-
-def test_a_trainer_that_is_too_fast_waits_for_new_windows(study) -> None:
-    """views = 1: a second draw of the same windows has to wait until the solver has sent more."""
-    layout = make_layout(window=1)
-    intake = study(layout)
-    plan(intake, 1)
-    trainer = TrainerDouble(intake)
-    with connect({"u": (7, 5)}) as stream:
-        send_all(stream, (7, 5), range(2))
-        trainer.ask(0, batch=2)
-        trainer.ask(1, batch=2)
-        assert len(trainer.take()) == 2
-        assert isinstance(trainer.take(0.2), str), "used as often as wanted"
-        send_all(stream, (7, 5), range(2, 6))
-        assert len(trainer.take()) == 2
-    trainer.close()
-
-
-def test_each_window_is_used_as_often_as_wanted(study) -> None:
-    """views = 3 in a reservoir of 6 slots: the solver never runs ahead, and the total comes out right."""
-    layout, slots, views, batch = make_layout(num_steps=12), 6, 3.0, 2
-    memory = SlotMemory.create(f"test-intake-{os.getpid()}", layout, slots * layout.step_bytes)
-    buffer = Reservoir(slots, layout.window, watermark=3, seed=1)
-    intake = study(layout, buffer=buffer, memory=memory, views=views, batch_size=batch, max_running=1)
-    plan(intake, 4)
-    errors: list[BaseException] = []
-
-    def solve() -> None:
-        try:
-            with Connection({"u": layout.shape}) as connection:
-                for stream in connection.simulations():
-                    with stream:
-                        send_all(stream, layout.shape, range(layout.num_steps))
-        except BaseException as error:
-            errors.append(error)
-
-    solver = threading.Thread(target=solve)
-    solver.start()
-    trainer = TrainerDouble(intake)
-    uses: Counter[tuple[int, int]] = Counter()
-    firsts: Counter[tuple[int, int]] = Counter()
-    index = 0
-    while (records := trainer.draw(index, batch)) is not None:
-        assert not isinstance(records, str), "no batch came in time"
-        for record in records:
-            simulation, start = int(record["simulation"]), int(record["start"])
-            for slot, step in zip(record["slots"], range(start, start + layout.window), strict=True):
-                assert np.array_equal(memory.array[slot, 0], field_of(simulation, step, layout.shape).astype("f4"))
-            uses[simulation, start] += 1
-            firsts[simulation, start] += int(record["first"])
-        trainer.release(records)
-        index += 1
-        status = intake.status()
-        gone = status["windows_accepted"] - status["population"]
-        # Two steps can be on their way when the limit is reached, and one eviction takes up to a window.
-        assert views * (gone - 2 * layout.window) <= status["draws"] + batch
-    solver.join()
-    trainer.close()
-    assert errors == []
-    assert set(uses) == {(s, t) for s in range(4) for t in range(layout.num_starts)}
-    assert set(firsts.values()) == {1}, "one first use of each window"
-    assert abs(sum(uses.values()) - views * len(uses)) <= batch
-    assert wait_until(lambda: intake.status()["ended"])
-    achieved = sum(uses.values()) / len(uses)
-    wait_until(lambda: abs(intake.status()["views_achieved"] - achieved) < 1e-9, what="the uses to be told of")
-
-
-def test_statistics_are_those_of_all_that_came_before_the_watermark(study) -> None:
-    intake = study()
-    intake.settings.buffer.ready = False
-    trainer = TrainerDouble(intake)
-    trainer.link.send(Kind.STATISTICS)
-    assert trainer.link.receive(0.2) is None
-    fill(intake)
-    header, payload = trainer.link.receive(PATIENCE)
-    assert header.kind == Kind.STATISTICS_ARE
-    cells = np.stack([field_of(s, t, (7, 5)) for s in range(2) for t in range(6)])
-    found = json.loads(payload)
-    assert found["count"] == cells.size
-    assert np.allclose(found["mean"], cells.mean(), rtol=1e-12) and np.allclose(found["std"], cells.std(), rtol=1e-12)
-    trainer.close()
-
-
-def test_running_statistics_merge_like_one_pass_over_everything() -> None:
-    rng = np.random.default_rng(0)
-    steps = 1e4 + rng.normal(size=(20, 2, 6, 7)) * np.array([1.0, 5.0])[:, None, None]
-    running = RunningStatistics(2)
-    for step in steps.astype(np.float32):
-        running.add(step)
-    exact = steps.astype(np.float32).astype(np.float64)
-    assert np.allclose(running.mean, exact.mean(axis=(0, 2, 3)), rtol=1e-13)
-    assert np.allclose(running.std, exact.std(axis=(0, 2, 3)), rtol=1e-9)
-
-
 # -- faults ----------------------------------------------------------------------------------------------------------
 
 
@@ -895,32 +444,6 @@ def test_an_encrypted_intake_serves_those_who_know_the_token_and_nobody_else(tmp
                 link.join()
             link.close()
         assert intake.status()["rejected"] == {}, "nothing of theirs came as far as our own checks"
-
-
-@pytest.mark.parametrize("kind", ["fifo", "firo"])
-def test_a_buffer_without_reuse_deals_each_window_once_and_ends(study, kind: str) -> None:
-    """Also where the solver must wait for the trainer: 4 simulations of 12 steps through 6 slots."""
-    layout, slots, batch = make_layout(num_steps=12), 6, 2
-    buffer = make_buffer(kind, slots, layout.window, watermark=3, seed=1)
-    intake = study(layout, buffer=buffer, slots=slots, views=1.0, batch_size=batch, max_running=1)
-    plan(intake, 4)
-
-    def solve() -> None:
-        with Connection({"u": layout.shape}) as connection:
-            for stream in connection.simulations():
-                with stream:
-                    send_all(stream, layout.shape, range(layout.num_steps))
-
-    solver = threading.Thread(target=solve)
-    solver.start()
-    trainer = TrainerDouble(intake)
-    dealt = [(int(r["simulation"]), int(r["start"])) for records in trainer.drain(batch=batch) for r in records]
-    solver.join(PATIENCE)
-    trainer.close()
-    assert not solver.is_alive()
-    assert sorted(dealt) == [(s, t) for s in range(4) for t in range(layout.num_starts)], "each once"
-    assert (dealt == sorted(dealt)) == (kind == "fifo"), "in the order of arrival, or not"
-    assert wait_until(lambda: intake.status()["ended"])
 
 
 def test_the_number_of_running_simulations_is_lowered_and_raised(study) -> None:
