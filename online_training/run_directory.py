@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import platform
 import secrets
+import shutil
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ class RunDirectory:
 
         Raises
         ------
-        StudyError : the folder holds something else, or cannot be written.
+        StudyError : the folder holds something else, or cannot be written. A new one is removed again.
         """
         if self.exists:
             raise StudyError(
@@ -123,6 +124,7 @@ class RunDirectory:
             )
         if self.path.exists() and any(item.name not in _FIRST_ITEMS for item in self.path.iterdir()):
             raise StudyError(f"{self.path} is not empty and holds no study. Choose another run directory.")
+        is_new = not self.path.exists()
         try:
             for folder in (self.ledger, self.logs, self.held_out, self.checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +138,11 @@ class RunDirectory:
                 settings=settings,
             )  # fmt: skip
             write_text(self.path / "study.toml", record.to_toml())
-        except OSError as error:
+        except BaseException as error:
+            if is_new:
+                shutil.rmtree(self.path, ignore_errors=True)
+            if not isinstance(error, OSError):  # e.g. a model that refuses the case
+                raise
             raise StudyError(f"Cannot make the run directory {self.path}: {error}. Check space and rights.") from error
         return record
 

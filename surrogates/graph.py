@@ -56,6 +56,8 @@ class Graph:
         """Return a graph, or an empty one of the sizes that `sizes` gave, to be filled from a file."""
         if value is None or isinstance(value, cls):
             return value
+        if not isinstance(value, Mapping):
+            raise ValueError(f"graph {value!r} is not allowed: it is a Graph, made in Python by Graph.of_mesh.")
         positions = torch.zeros(value["points"], value["dimension"])
         return cls(positions=positions, edges=torch.zeros(2, value["edges"], dtype=torch.int64))
 

@@ -46,3 +46,8 @@ def test_wrong_values_of_the_training_form_are_named():
 def test_a_value_of_another_kind_is_named(model, argument, message):
     with pytest.raises(ValueError, match=f"--architecture {argument} is not allowed: {message}"):
         make_model(model, [argument])
+
+
+def test_a_graph_is_made_in_python():
+    with pytest.raises(ValueError, match=r"graph 'abc' is not allowed: .*Graph\.of_mesh"):
+        make_model("mp-pde", ["graph=abc"])

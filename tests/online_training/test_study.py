@@ -20,7 +20,7 @@ from headrace.online_training.metrics_log import last_record
 from headrace.online_training.run_directory import RunDirectory, StudyError
 from headrace.online_training.study import Study
 from headrace.solvers.case_file import CaseReference
-from headrace.surrogates import MLP, load_surrogate
+from headrace.surrogates import LPINN, MLP, load_surrogate
 
 from .running_study import (
     DRIVER,
@@ -253,6 +253,14 @@ def test_a_run_directory_of_another_study_is_refused(tmp_path):
 def test_settings_that_cannot_work_are_refused_before_anything_starts(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         Study(reference(), MLP(), run_dir=tmp_path / "run", **settings)._prepare(resume=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_case_that_the_model_refuses_leaves_no_run_directory(tmp_path):
+    """It is refused where the model is saved with its case, after the first folders are made."""
+    case = CaseReference.of(DRIVER.parents[2] / "cases" / "lorenz.py")
+    with pytest.raises(ValueError, match="lorenz starts from random states"):
+        Study(case, LPINN(), run_dir=tmp_path / "run", ranks=1)._prepare(resume=False)
     assert not (tmp_path / "run").exists()
 
 
