@@ -123,7 +123,7 @@ def read_description(path: Path) -> dict[str, Any]:
         digest = data.pop("sha256")
         known = (data["format"], data["version"] <= VERSION)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(f"{path} is damaged: {error!r}.") from error
+        raise ModelError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
     if digest != _digest(data):
         raise ModelError(f"{path} is damaged or was edited: its checksum does not fit.")
     if known != (FORMAT, True):

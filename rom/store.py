@@ -315,7 +315,7 @@ class Store(Reader):
             index = json.loads(path.read_text(encoding="utf-8"))
             digest = index.pop("sha256")
         except (ValueError, KeyError, AttributeError) as error:
-            raise StoreError(f"{path} is damaged: {error!r}.") from error
+            raise StoreError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
         if digest != _digest(index):
             raise StoreError(f"{path} is damaged or was edited: its checksum does not fit.")
         if index["format"] != FORMAT or index["version"] > VERSION:
