@@ -23,6 +23,8 @@ AHEAD_SECONDS = 0.010
 RELEASE_SECONDS = 0.005
 _LEAST_AHEAD, _MOST_AHEAD = 2, 48
 _AHEAD_BYTES = 16 * 2**20
+_PARTS = 3
+"""Of what is ahead: one is drawn, one on its way, one trained on; of more the requests alone would take the time."""
 
 
 Take = Callable[[int, np.ndarray, int, np.ndarray, np.ndarray], None]
@@ -114,7 +116,7 @@ class Supply:
     @property
     def together(self) -> int:
         """Batches that are asked for, and given back, at a time."""
-        return max(1, self.prefetch // 4)
+        return max(1, self.prefetch // _PARTS)
 
     def ask_statistics(self) -> None:
         """Let the intake send the statistics as soon as they are frozen."""
@@ -130,16 +132,15 @@ class Supply:
         if self._adapts:
             self.prefetch = max(_LEAST_AHEAD, min(self.most_ahead, int(AHEAD_SECONDS / max(pace, 1e-6))))
         count = self.prefetch + 1 - (self._asked - batch)
-        if self.end is not None:
-            return
-        # No more at a time: what is first of many would wait for the last.
-        at_once = 1 if self.large else self.together
-        for _ in range(count // at_once):
+        # After a pause more at a time, which costs less, but not all: what is first of many would wait for the last.
+        while self.end is None and count >= self.together:
+            at_once = 1 if self.large else min(count, 2 * self.together)
             self.link.send(
                 Kind.DRAW, {"batch": self._batch_size, "count": at_once},
                 value=self._asked, block=self._rank, num_blocks=self._num_ranks,
             )  # fmt: skip
             self._asked += at_once
+            count -= at_once
 
     def release(self, tickets: np.ndarray) -> None:
         """Say of a batch that it was used, so that its windows may be replaced."""
