@@ -357,6 +357,7 @@ class Transport:
     Headers and control words always go through ZeroMQ.
 
     checksum : of CHECKSUMS; the intake says which ones it knows.
+    signed : whether the HMAC covers the content, too.
     """
 
     says_words = False
@@ -364,9 +365,9 @@ class Transport:
     gathered = MOST_GATHERED
     """Bytes of several steps that had better travel together."""
 
-    def __init__(self, checksum: str = "crc32") -> None:
+    def __init__(self, checksum: str = "crc32", *, signed: bool = False) -> None:
         self.checksum = checksum
-        self.flags = XXH3 if checksum == "xxh3" else 0
+        self.flags = (XXH3 if checksum == "xxh3" else 0) | (PAYLOAD_SIGNED if signed else 0)
 
     def place(self, parts: Sequence[np.ndarray], dtype: np.dtype) -> Placed | None:
         """Put parts one behind the other, as dtype, and take their checksum; None where there is no room now."""
@@ -657,7 +658,7 @@ class Link:
         offered = welcome.get("checksums", ())
         checksum = next((name for name in CHECKSUMS if name in offered), "crc32")
         self.transport.close()
-        self.transport = Transport(checksum)
+        self.transport = Transport(checksum, signed=bool(welcome.get("strict")))
         if welcome.get("ring") is not None:
             try:
                 self.transport = RingTransport(welcome["ring"], checksum)
@@ -1129,8 +1130,7 @@ class Stream:
             self.lost = link.lost
             return
         placed = link.transport.place_filled(held.content)
-        signed = PAYLOAD_SIGNED if link.welcome.get("strict") else 0
-        header = self._header(held.first, held.times[0], held.block, placed, last=True, flags=signed)
+        header = self._header(held.first, held.times[0], held.block, placed, last=True)
         if len(held.times) > 1:
             header = header._replace(kind=Kind.STEPS, flags=header.flags | len(held.times) << STEPS_SHIFT)
         self._dispatch([(header, placed)])
@@ -1253,23 +1253,19 @@ class Stream:
         """Place the next of the waiting blocks and make its header; None where there is no room for it, or no block."""
         if not waiting:
             return None
-        connection, link = self._connection, self._connection.link
-        placed = link.transport.place(waiting[0].parts, connection.dtype)
+        placed = self._connection.link.transport.place(waiting[0].parts, self._connection.dtype)
         if placed is None:
             return None
         block = waiting.popleft()
-        signed = PAYLOAD_SIGNED if link.welcome.get("strict") else 0
-        return self._header(step, time, block, placed, last=not waiting, flags=signed), placed
+        return self._header(step, time, block, placed, last=not waiting), placed
 
-    def _header(
-        self, step: int, time: float, block: _Block, placed: Placed, *, last: bool, flags: int = 0
-    ) -> Header:  # fmt: skip
+    def _header(self, step: int, time: float, block: _Block, placed: Placed, *, last: bool) -> Header:
         connection = self._connection
         # In the order of a header; by name it takes three times as long.
         return tuple.__new__(Header, (
             _BLOCK, 0, 0, 0, self.simulation, self.attempt, block.field, connection.dtype_code, step, time,
             connection.rank, connection.ranks, block.global_shape, block.offset, block.shape, placed.length,
-            placed.checksum, flags | placed.flags | (BY_INDEX if block.by_index else 0), 2 * placed.position + last,
+            placed.checksum, placed.flags | (BY_INDEX if block.by_index else 0), 2 * placed.position + last,
         ))  # fmt: skip
 
     def _transmit(
@@ -1698,8 +1694,6 @@ class Connection:
         """Return what a step that was sent has in common with more of its like; None where each must be looked at."""
         transport = self.link.transport
         if not isinstance(values, np.ndarray) or not (where is None or isinstance(where, tuple)):
-            return None
-        if self.link.welcome.get("strict"):
             return None
         parts, size = [], self.dtype.itemsize
         # Several large pieces had better leave one by one, while the next is copied.
