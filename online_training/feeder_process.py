@@ -110,14 +110,19 @@ class FeederProcess(DrawSource):
         if len(self._ready) <= _FEW:
             self._hear(0.0)
             self._open_arrived()
-            while not self._ready and not self._ended:
-                self._tell(began, waiting=True)
-                self._hear(1.0)
-        self.starved_seconds += time.monotonic() - began
+            if not self._ready and not self._ended:
+                self._wait()
         if not self._ready:
             return None
         self._next += 1
         return self._ready.popleft()
+
+    def _wait(self) -> None:
+        began = time.monotonic()
+        while not self._ready and not self._ended:
+            self._tell(began, waiting=True)
+            self._hear(1.0)
+        self.starved_seconds += time.monotonic() - began
 
     def release(self, draw: Draw) -> None:
         """Say that a draw was used."""
