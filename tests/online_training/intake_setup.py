@@ -17,6 +17,8 @@ from headrace.online_training.draws import batch_dtype
 from headrace.online_training.intake import Assignment, Intake, IntakeSettings
 from headrace.online_training.layout import StreamLayout
 from headrace.online_training.ledger import RecordWriter, read_records
+from headrace.online_training.reservoir import Reservoir
+from headrace.online_training.slot_memory import SlotMemory
 
 STUDY = 0x0123456789ABCDEF
 TOKEN = bytes(range(32))
@@ -160,6 +162,16 @@ def plan(intake: Intake, count: int, **changes: Any) -> None:
     """Plan `count` simulations with parameter nu = 0.5, 1.5, ... and say that these are all."""
     intake.plan([Assignment(simulation=i, parameters={"nu": i + 0.5}, seed=i, **changes) for i in range(count)])
     intake.all_planned()
+
+
+@contextmanager
+def real_intake(tmp_path: Path, layout, *, slots: int = 64, watermark: int = 1, **changes):
+    """An intake with the reservoir and the shared memory of a real study."""
+    name = f"test-{os.getpid()}-{tmp_path.name}"
+    memory = SlotMemory.create(name, layout, slots * layout.step_bytes)
+    buffer = Reservoir(slots, layout.window, watermark, seed=5)
+    with running_intake(tmp_path, layout, slots=slots, memory=memory, buffer=buffer, **changes) as intake:
+        yield intake
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE, what: str = "the condition") -> Any:

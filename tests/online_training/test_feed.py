@@ -1,28 +1,21 @@
 """The feed: a trainer's batches hold what the solver sent, in the same order for all workers, to the end."""
 
-import json
-import os
 import subprocess
 import sys
 import threading
 import time
-from collections import deque
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-import psutil
 import pytest
 
 from headrace.online_training import remote_slots
 from headrace.online_training.client import Connection, WireError, checksum_of
 from headrace.online_training.feed import Draw, Feed
 from headrace.online_training.feeder_process import FeederProcess
-from headrace.online_training.reservoir import Reservoir
 from headrace.online_training.shared_blocks import SharedBlocks
-from headrace.online_training.slot_memory import SlotMemory
 from headrace.online_training.supply import Pace
 from tests.online_training.intake_setup import (
     PATIENCE,
@@ -31,21 +24,11 @@ from tests.online_training.intake_setup import (
     field_of,
     make_layout,
     plan,
-    running_intake,
+    real_intake,
     wait_until,
 )
 
 ROOM = 2**20
-
-
-@contextmanager
-def real_intake(tmp_path: Path, layout, *, slots: int = 64, watermark: int = 1, **changes):
-    """An intake with the reservoir and the shared memory of a real study."""
-    name = f"test-{os.getpid()}-{tmp_path.name}"
-    memory = SlotMemory.create(name, layout, slots * layout.step_bytes)
-    buffer = Reservoir(slots, layout.window, watermark, seed=5)
-    with running_intake(tmp_path, layout, slots=slots, memory=memory, buffer=buffer, **changes) as intake:
-        yield intake
 
 
 @contextmanager
@@ -425,74 +408,3 @@ def test_a_batch_smaller_than_the_workers_is_refused_and_a_prefetch_beyond_what_
         Feed("tcp://127.0.0.1:1", TOKEN, STUDY, num_ranks=4, batch_size=3)
     with pytest.raises(ValueError, match="prefetch 64 is more than an intake draws ahead, 63 batches"):
         Feed("tcp://127.0.0.1:1", TOKEN, STUDY, batch_size=3, prefetch=64)
-
-
-def test_a_feeder_that_is_killed_is_an_error_that_says_what_to_do(tmp_path) -> None:
-    with real_intake(tmp_path, make_layout()) as intake, open_feed(intake, process=True) as feed:
-        threading.Timer(0.2, feed._process.kill).start()
-        with pytest.raises(ConnectionError, match="ended, with code -9; the training can go on"):
-            feed.next()
-
-
-def test_a_feeder_ends_with_its_trainer(tmp_path) -> None:
-    program = (
-        "import os, sys; from headrace.online_training.feeder_process import FeederProcess;"
-        f"feed = FeederProcess(sys.argv[1], {TOKEN!r}, {STUDY}, batch_size=4, device='cpu');"
-        "print(feed._process.pid, flush=True); os.kill(os.getpid(), 9)"
-    )
-    with real_intake(tmp_path, make_layout()) as intake:
-        with (tmp_path / "said").open("w") as said:  # a pipe would be read to the end of the feeder, too
-            ended = subprocess.run([sys.executable, "-c", program, intake.addresses], stdout=said, check=False)
-        assert ended.returncode == -9
-        number = int((tmp_path / "said").read_text())
-
-        def gone() -> bool:
-            with suppress(psutil.NoSuchProcess):
-                return psutil.Process(number).status() == psutil.STATUS_ZOMBIE
-            return True
-
-        wait_until(gone, what="the feeder's end")
-
-
-def test_a_feeder_ends_in_order_after_an_error_of_the_gpu(tmp_path) -> None:
-    def broken() -> bool:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    with real_intake(tmp_path, make_layout()) as intake:
-        feed = open_feed(intake, process=True)
-        feed._spent.append(SimpleNamespace(copied=SimpleNamespace(query=broken)))
-        feed.close()
-        assert feed._process.returncode == 0, "it was told, and not killed after a minute"
-
-
-def test_no_more_is_in_the_memory_of_a_feeder_than_has_room() -> None:
-    layout = make_layout()
-    size = 4 * SharedBlocks.size_of(3, layout)
-    blocks, taken, written = SharedBlocks(SharedBlocks.create(size), size, layout, indexed=True), deque(), 0
-    rng = np.random.default_rng(0)
-    for number in range(400):
-        rows = int(rng.integers(1, 4))
-        steps = int(rng.integers(0, rows * layout.window + 1))
-        while (offset := blocks.take(rows, steps)) is None:
-            old, value = taken.popleft()
-            assert all((part == value).all() for part in old), "a block was written to that was not given back"
-            blocks.give_back()
-        block = blocks.block(offset, rows, steps)
-        parts = (
-            block.slots, block.where, block.times, block.parameters, block.content, block.checksums,
-            block.table["ticket"],
-        )  # fmt: skip
-        for part in parts:
-            part[...] = number
-        taken.append((parts, number))
-        written += rows
-    assert written > 10 * 4 * 3 and len(taken) >= 2
-    with pytest.raises(ValueError, match="14 windows need"):
-        blocks.take(14, 28)
-
-
-def test_it_loads_neither_torch_nor_ray() -> None:
-    program = "import sys, json, headrace.online_training.feeder; print(json.dumps(sorted(sys.modules)))"
-    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    loaded = {name.split(".")[0] for name in json.loads(output)}
-    assert "zmq" in loaded and not loaded & {"torch", "ray", "h5py", "scipy", "pandas", "mpi4py"}
