@@ -53,7 +53,6 @@ def wait_for(path: Path, log: Path, seconds: float = 500.0) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(bool(why_not()), reason=f"needs separate nodes: {why_not()}")
 def test_a_study_trains_on_the_node_that_has_cpus_and_leaves_the_cluster_as_it_was(tmp_path: Path) -> None:
