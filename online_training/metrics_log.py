@@ -71,16 +71,26 @@ class MetricsLog:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Return all records of a metrics file in order; none where it is missing, without an unfinished last line."""
+    """Return all records of a metrics file in order; none where it is missing, without an unfinished last line.
+
+    Raises
+    ------
+    ValueError : a line is damaged; names the file.
+    """
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in data.split(b"\n")[:-1] if line]
+    return [_record_of(line, path) for line in data.split(b"\n")[:-1] if line]
 
 
 def last_record(path: str | Path) -> dict[str, Any] | None:
-    """Return the newest record of a metrics file, None where there is none yet; reads only the file's end."""
+    """Return the newest record of a metrics file, None where there is none yet; reads only the file's end.
+
+    Raises
+    ------
+    ValueError : its line is damaged; names the file.
+    """
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -88,7 +98,15 @@ def last_record(path: str | Path) -> dict[str, Any] | None:
             lines = file.read().split(b"\n")[:-1]
     except FileNotFoundError:
         return None
-    return json.loads(lines[-1]) if lines else None
+    return _record_of(lines[-1], path) if lines else None
+
+
+def _record_of(line: bytes, path: str | Path) -> dict[str, Any]:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        begin = line[:40].decode("utf-8", "replace")
+        raise ValueError(f"{path} is damaged: {error}. Remove the line that begins with {begin}.") from error
 
 
 class _EventFile:

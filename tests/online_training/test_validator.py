@@ -188,6 +188,16 @@ def test_metrics_survive_a_kill_and_are_continued(tmp_path):
     assert [record["batch"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 3]
 
 
+def test_a_damaged_line_of_metrics_is_named(tmp_path):
+    from headrace.online_training.metrics_log import last_record
+
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"batch": 1}\n{"batch": 2, "why": "\xff"}\n')
+    for read in (read_metrics, last_record):
+        with pytest.raises(ValueError, match=r'metrics.jsonl is damaged: .*line that begins with {"batch": 2'):
+            read(path)
+
+
 def test_tensorboard_reads_the_same_numbers(tmp_path):
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
