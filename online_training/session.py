@@ -28,7 +28,7 @@ from .placement import choose_place
 from .run_directory import RunDirectory, StudyError, StudyRecord
 from .session_plan import LEASE_SECONDS, NAMESPACE, intake_name
 from .solver_job import RANKS
-from .supervisor import SupervisorProcess
+from .supervisor import SupervisorProcess, cause_in
 from .trainer import TrainerDied, run_trainer
 from .training_loop import TrainerSettings
 from .validator import ValidatorProcess
@@ -277,7 +277,11 @@ class Session:
             if code == 0 and self._ask(intake.status)["queued"] and not self._stop_requested.is_set():
                 supervisor.set_jobs(self._started_jobs)
         elif event["event"] == "gave_up":
-            raise StudyError(f"Solver jobs keep failing. The last one said:\n{event.get('tail', '')}")
+            tail = event.get("tail", "")
+            cause = cause_in(tail)
+            raise StudyError(
+                f"Solver jobs keep failing{f': {cause}' if cause else '.'}\nThe last one's log ends:\n{tail}"
+            )
 
     def _state(self, status: Mapping[str, Any], elapsed: float) -> dict[str, Any]:
         path = self._directory.path

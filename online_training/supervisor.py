@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -31,6 +32,7 @@ from .step_launcher import StepLauncher
 
 _TICK_SECONDS = 0.1
 _TAIL_LINES, _TAIL_BYTES = 20, 4096
+_NAMES_ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt): .")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 30.0
 _HEALTHY_SECONDS = 30.0
 
@@ -194,6 +196,12 @@ def tail_of(path: Path) -> str:
     except FileNotFoundError:
         return ""
     return "\n".join(text.splitlines()[-_TAIL_LINES:])
+
+
+def cause_in(tail: str) -> str:
+    """Return the last line of a log's end in which Python names an error, or ""; launchers say much after it."""
+    named = [line for line in tail.splitlines() if _NAMES_ERROR.match(line)]
+    return named[-1] if named else ""
 
 
 def _make_launcher(settings: SupervisorSettings) -> Launcher:

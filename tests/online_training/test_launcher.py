@@ -20,7 +20,7 @@ from headrace.online_training.local_launcher import (
     find_mpirun,
     thread_variables,
 )
-from headrace.online_training.supervisor import Supervisor, SupervisorProcess, SupervisorSettings, tail_of
+from headrace.online_training.supervisor import Supervisor, SupervisorProcess, SupervisorSettings, cause_in, tail_of
 
 from .intake_setup import PATIENCE, wait_until
 
@@ -276,6 +276,18 @@ def test_jobs_are_named_by_session_and_number_and_replaced_after_growing_pauses(
     assert pauses == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2], abs=0.11)
     started = [event["job"] for event in bench.events if event["event"] == "started"]
     assert started == [f"4-{n:04d}" for n in range(1, 7)]
+
+
+def test_the_cause_is_found_before_what_a_launcher_says_of_it():
+    log = """Traceback (most recent call last):
+  File "solver_job.py", line 111, in _require_ranks
+    raise RuntimeError(
+RuntimeError: MPI says that this job has 1 ranks, but 2 were started.
+--------
+MPI_ABORT was invoked on rank 0 in communicator MPI_COMM_WORLD with errorcode 1."""
+    assert cause_in(log) == "RuntimeError: MPI says that this job has 1 ranks, but 2 were started."
+    assert cause_in("numpy.linalg.LinAlgError: Singular matrix\nbye") == "numpy.linalg.LinAlgError: Singular matrix"
+    assert cause_in("Segmentation fault") == ""
 
 
 def test_gives_up_after_too_many_failures_in_a_row_and_says_so_once(tmp_path):
