@@ -47,9 +47,10 @@ def world() -> MPI.Comm | None:
             "Install one with: pip install 'headrace[mpich]', or load the site's MPI module."
         ) from error
     if MPI.COMM_WORLD.size == 1 and launched_size() > 1:
+        library = MPI.Get_library_version().splitlines()[0].strip(" \0")  # Open MPI ends it with a zero
         raise RuntimeError(
             f"mpirun started {launched_size()} ranks, but each sees only itself: mpirun belongs to another MPI than "
-            f"mpi4py, which uses {MPI.Get_library_version().splitlines()[0].strip()}. Use the mpirun of that MPI "
+            f"mpi4py, which uses {library}. Use the mpirun of that MPI "
             "(`headrace doctor` names it)."
         )
     return MPI.COMM_WORLD if MPI.COMM_WORLD.size > 1 else None

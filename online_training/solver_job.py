@@ -107,7 +107,7 @@ def _require_ranks(comm: MPI.Comm) -> None:
     if wanted is not None and comm.size != int(wanted):
         from mpi4py import MPI
 
-        library = MPI.Get_library_version().splitlines()[0]
+        library = MPI.Get_library_version().splitlines()[0].strip(" \0")  # Open MPI ends it with a zero
         raise RuntimeError(
             f"MPI says that this job has {comm.size} ranks, but {wanted} were started. Its library is {library}; what"
             " started them may be another MPI's. Take the mpirun of this MPI, or let MPI4PY_LIBMPI name the other."
