@@ -14,6 +14,7 @@ from .linear_step import LinearStep
 from .normaliser import Normaliser
 from .problem import Problem, WindowBatch
 from .request import require_setup, stepping_request
+from .spectral import keep
 from .stepping import Stepping
 from .surrogate import Surrogate
 
@@ -195,17 +196,20 @@ class Autoregressive(Surrogate):
         count, bundle = times.shape[1], self.stepping.bundle
         steps: list[torch.Tensor] = []
         for first in range(0, count, bundle):
-            new = self._bundle(known, parameters, times[:, first])
-            steps.append(new)
-            known = torch.cat((known, new), dim=1)[:, -self.history :]
-        return torch.cat(steps, dim=1)[:, :count]
+            if steps:
+                known = torch.cat((known, steps[-1]), dim=1)[:, -self.history :]
+            steps.append(self._bundle(known, parameters, times[:, first]))
+        return (torch.cat(steps, dim=1) if steps[1:] else steps[0])[:, :count]
 
     def _bundle(self, known: torch.Tensor, parameters: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
         """One call of the network on normalised states: (batch, history, ..) -> (batch, bundle, ..)."""
         s, grid = self.stepping, tuple(known.shape[3:])
         # Not the logarithm of time too: it lowers the loss of one step, but roll-outs came out worse with it.
-        values = {"parameters": self.normaliser.scale_parameters(parameters),
-                  "time": self.normaliser.clock(time)[..., :1]}  # (batch, numbers) each  # fmt: skip
+        values = {}  # (batch, numbers) each
+        if "parameters" in s.inputs:
+            values["parameters"] = self.normaliser.scale_parameters(parameters)
+        if "time" in s.inputs:
+            values["time"] = self.normaliser.clock(time)[..., :1]
         seen, condition = [(rates_of_change(known) if s.rates else known).flatten(1, 2)], []
         linear = self.linear_step(known[:, -1]) if self.linear_step is not None else None
         if linear is not None:
@@ -246,9 +250,17 @@ def rates_of_change(known: torch.Tensor) -> torch.Tensor:
 
 def box_position(grid: tuple[int, ...], periodic: Sequence[bool], like: torch.Tensor) -> torch.Tensor:
     """Position in the box as channels, (1, channels, *grid): a line from wall to wall, a circle if periodic."""
+    return _box_position(tuple(grid), tuple(periodic), like.dtype, like.device)
+
+
+@keep
+def _box_position(
+    grid: tuple[int, ...], periodic: tuple[bool, ...], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """Return `box_position`, some fifteen small operations, which a step would make every time."""
     channels: list[torch.Tensor] = []
     for axis, (n, closed) in enumerate(zip(grid, periodic, strict=True)):
-        x = (torch.arange(n, dtype=like.dtype, device=like.device) + (0.0 if closed else 0.5)) / n
+        x = (torch.arange(n, dtype=dtype, device=device) + (0.0 if closed else 0.5)) / n
         view = [n if other == axis else 1 for other in range(len(grid))]
         along = [torch.sin(2 * math.pi * x), torch.cos(2 * math.pi * x)] if closed else [2 * x - 1]
         channels += [c.reshape(view).expand(grid) for c in along]

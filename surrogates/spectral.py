@@ -186,10 +186,10 @@ def _mix(spectrum: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return torch.stack((real, imaginary)).permute(3, 2, 1, 0)
 
 
-def _kept(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Keep the matrices made for the last 256 different arguments, the last of which is the device.
+def keep(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Keep the tensors made for the last 256 different arguments, the last of which is the device.
 
-    PyTorch's compiler traces through a cache. There a matrix is part of the step and made on the device: small beside
+    PyTorch's compiler traces through a cache. There a tensor is part of the step and made on the device: small beside
     all else, and without a copy from the host, so that a compiled step can be recorded as a CUDA graph.
     """
 
@@ -213,14 +213,14 @@ def _angles(points: int, wave_numbers: range, period: float, device: torch.devic
     return 2 * math.pi / (period * points) * j[:, None] * k
 
 
-@_kept
+@keep
 def forward_matrix(n: int, m: int, period: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Return the transform of a real axis, (n, k r): x @ it holds X_k = Σ_j x_j e^(-iθ) / (period·n)."""
     angles = _angles(n, range(m), period, device)
     return (torch.stack((angles.cos(), -angles.sin()), 2).flatten(1) / (period * n)).to(dtype)
 
 
-@_kept
+@keep
 def inverse_matrix(n: int, m: int, period: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Return the inverse onto a real axis, (k r, n): x_j = Σ_k c_k Re(X_k e^(iθ)).
 
@@ -235,14 +235,14 @@ def inverse_matrix(n: int, m: int, period: float, dtype: torch.dtype, device: to
     return torch.stack((c * angles.cos(), sines), 1).flatten(0, 1).to(dtype)
 
 
-@_kept
+@keep
 def analysis_matrix(n: int, m: int, period: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Return real over imaginary part of the forward transform of a complex axis, (2 k, n)."""
     angles = _angles(n, range(-m, m), period, device).T
     return (torch.cat((angles.cos(), -angles.sin())) / (period * n)).to(dtype)
 
 
-@_kept
+@keep
 def synthesis_matrix(n: int, m: int, period: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Return real beside imaginary part of the inverse transform onto a complex axis, (n, 2 k)."""
     angles = _angles(n, range(-m, m), period, device)
