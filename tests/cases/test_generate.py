@@ -155,13 +155,16 @@ def test_an_interrupted_set_begins_no_other_simulation_and_leaves_nothing_behind
     process = subprocess.Popen([sys.executable, *command], cwd=tmp_path, start_new_session=True, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
-    wait_until(lambda: len(begun()) == 2)
-    workers = [psutil.Process(int(path.name.partition("-")[2])) for path in begun()]
-    if how == "ctrl-c":
-        os.killpg(process.pid, signal.SIGINT)
-    else:
-        process.send_signal(signal.SIGTERM if how == "sigterm" else signal.SIGKILL)
-    said, _ = process.communicate(timeout=PATIENCE)
+    try:
+        wait_until(lambda: len(begun()) == 2)
+        workers = [psutil.Process(int(path.name.partition("-")[2])) for path in begun()]
+        if how == "ctrl-c":
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.send_signal(signal.SIGTERM if how == "sigterm" else signal.SIGKILL)
+        said, _ = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()  # where it did not end, and with it its workers
     wait_until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in workers))
     assert len(begun()) == 2
     if how != "sigkill":
