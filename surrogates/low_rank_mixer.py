@@ -17,7 +17,7 @@ class AxisMixing(torch.nn.Module):
     """Along each axis in turn a dense matrix per group of channels: low rank as a map of the whole grid.
 
     Channels come last, and groups are taken apart: with the axes before and after as they lie in memory, an axis is one
-    product of a matrix and a batch of others, before which nothing is turned round or copied.
+    product of a matrix and a batch of others, before which nothing is turned round or copied (without gradients).
     """
 
     def __init__(self, width: int, shape: Sequence[int], groups: int) -> None:
@@ -31,7 +31,10 @@ class AxisMixing(torch.nn.Module):
         for group, y in enumerate(x.chunk(self.groups, dim=-1)):
             shape = y.shape
             for axis, matrix in enumerate(self.matrices, start=1):
-                y = matrix[group].mT @ y.reshape(math.prod(shape[:axis]), shape[axis], -1)
+                before, n = math.prod(shape[:axis]), shape[axis]
+                turned, along = matrix[group].mT, y.reshape(before, n, -1)
+                # With gradients torch copies to make one product: the slope of a matrix would be `before` matrices.
+                y = turned @ along if torch.is_grad_enabled() else torch.bmm(turned.expand(before, n, n), along)
             mixed.append(y.reshape(shape))
         return torch.cat(mixed, dim=-1)
 
