@@ -91,9 +91,11 @@ def forecast_study(
 
 def _trains_on_gpus(device: str) -> bool:
     """Whether workers would have GPUs, as far as this machine tells."""
+    if device != "auto":
+        return device == "cuda"
     import torch
 
-    return device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    return torch.cuda.is_available()
 
 
 def time_simulation(reference: CaseReference, ranks: int, busy: int) -> tuple[float, float]:
