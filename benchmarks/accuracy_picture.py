@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-COLOURS = ("#1f5f8b", "#c0504d", "#5b8c3e", "#8064a2", "#b8860b", "#4bacc6", "#7f7f7f", "#d1478c", "#1a1a1a")
+COLOURS = ("#1f5f8b", "#c0504d", "#5b8c3e", "#8064a2", "#b8860b", "#4bacc6", "#7f7f7f", "#d1478c", "#1a1a1a",
+           "#e07b39", "#2e8b7a", "#b39ddb")
 
 
 def read(name: str) -> list[dict[str, Any]]:

@@ -13,7 +13,8 @@ error of the time step against half of it), a rate that falls as a cosine within
 of 500 epochs (20 for message passing), TF32 products on CUDA, and for E1 to E3 batches of 32 instead of 16. `ns-1e-3`
 trains on the change of the state and on roll-outs of ten frames that begin anywhere, where the published run goes
 through all 40 from the first ten; `ns-1e-3-whole` does as published. Message passing sees the known states as rates of
-change to the last one.
+change to the last one, and its loss is the mean of the windows' root mean squared errors, the published one the root of
+a batch's sum of squares.
 One line per seed with the error after quarters of the training, and one with the mean of all seeds. A training that
 --until put aside lies beside the results, and the same command with --resume goes on with it.
 """
