@@ -100,7 +100,8 @@ class _Plane:
         if not hasattr(self._example, "new_tensor"):
             return np.asarray(values, dtype=float)
         torch = sys.modules["torch"]
-        return torch.as_tensor(values, device=self._example.device).detach().double()
+        # A Python number without a type given would be rounded to float32 first.
+        return torch.as_tensor(values, dtype=torch.float64, device=self._example.device).detach()
 
     def forward(self, a: Any) -> Any:
         """Return the spectrum."""

@@ -62,6 +62,16 @@ def test_tensors_give_the_same_residual_and_gradients(integrator):
     assert single.dtype == torch.float32 and np.abs(single.numpy() - expected).max() < 1e-4 * np.abs(expected).max()
 
 
+def test_a_number_is_taken_as_exactly_as_a_tensor():
+    torch = pytest.importorskip("torch")
+    case, _ = trajectory(ETDRK4)
+    residual = SpectralResidual(case)
+    old = torch.from_numpy(np.random.default_rng(3).normal(size=(24, 20)))
+    exact = torch.tensor(1e-1, dtype=torch.float64)
+    number, tensor = (residual(old, old, DT, viscosity=viscosity) for viscosity in (1e-1, exact))
+    torch.testing.assert_close(number, tensor, rtol=0, atol=1e-14 * float(tensor.abs().max()))
+
+
 def test_another_geometry_is_refused():
     with pytest.raises(ValueError, match="two periodic axes"):
         SpectralResidual(replace(decaying, boundary=Neumann()))
