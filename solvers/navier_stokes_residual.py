@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,10 @@ class SpectralResidual:
         # Kept, because an upload in every call costs time and cannot be part of a CUDA graph.
         key = (example.dtype, getattr(example, "device", None))
         if key not in self._planes:
-            self._planes[key] = _Plane(example[..., :0, :0], self._torus, self._source, self._shape)
+            # A kept tensor that was made in inference mode could never take part in training.
+            torch = sys.modules["torch"] if hasattr(example, "new_tensor") else None
+            with torch.inference_mode(False) if torch else nullcontext():
+                self._planes[key] = _Plane(example, self._torus, self._source, self._shape)
         return self._planes[key]
 
 
@@ -78,7 +82,9 @@ class _Plane:
     """The terms of `Torus` on all of the plane, by numpy or torch after the kind of an example."""
 
     def __init__(self, example: Any, torus: Torus, source: np.ndarray, shape: tuple[int, int]) -> None:
-        self._example, self._shape = example, shape
+        # Of its own: a view would keep the whole of the example and the graph that its gradient goes back through.
+        self._example = example.detach().new_empty(0) if hasattr(example, "new_tensor") else None
+        self._shape = shape
         self._fft = sys.modules["torch"].fft if hasattr(example, "new_tensor") else np.fft
         velocity, products = torus.factors, torus.product_factors
         self._to_u, self._to_v = map(self.constant, velocity)
@@ -89,7 +95,7 @@ class _Plane:
 
     def constant(self, values: Any) -> Any:
         """Return complex factors of the example's kind."""
-        if not hasattr(self._example, "new_tensor"):
+        if self._example is None:
             return np.asarray(values, dtype=complex)
         torch = sys.modules["torch"]
         kind = torch.complex64 if self._example.dtype == torch.float32 else torch.complex128
@@ -97,7 +103,7 @@ class _Plane:
 
     def real(self, values: Any) -> Any:
         """Return real numbers in float64 where the example lies, without a gradient."""
-        if not hasattr(self._example, "new_tensor"):
+        if self._example is None:
             return np.asarray(values, dtype=float)
         torch = sys.modules["torch"]
         # A Python number without a type given would be rounded to float32 first.

@@ -1,5 +1,7 @@
 """The spectral solver's residual vanishes on its own steps, for arrays and tensors, with gradients."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -70,6 +72,37 @@ def test_a_number_is_taken_as_exactly_as_a_tensor():
     exact = torch.tensor(1e-1, dtype=torch.float64)
     number, tensor = (residual(old, old, DT, viscosity=viscosity) for viscosity in (1e-1, exact))
     torch.testing.assert_close(number, tensor, rtol=0, atol=1e-14 * float(tensor.abs().max()))
+
+
+def test_a_first_use_in_inference_mode_leaves_terms_that_training_can_keep():
+    torch = pytest.importorskip("torch")
+    case, _ = trajectory(ETDRK4)
+    residual, fresh = SpectralResidual(case), SpectralResidual(case)
+    values = torch.from_numpy(np.random.default_rng(3).normal(size=(24, 20)))
+    with torch.inference_mode():
+        residual(values.clone(), values, DT, viscosity=VISCOSITY)
+    slopes = []
+    for each in (residual, fresh):
+        old = values.clone().requires_grad_()
+        each(old, values, DT, viscosity=VISCOSITY).square().sum().backward()
+        slopes.append(old.grad)
+    assert torch.equal(*slopes)
+
+
+@pytest.mark.parametrize("of_graph", [False, True])
+def test_no_state_and_no_graph_is_kept(of_graph):
+    torch = pytest.importorskip("torch")
+    case, w = trajectory(ETDRK4)
+    residual, array = SpectralResidual(case), w[0].copy()
+    kept, old = weakref.ref(array), torch.from_numpy(array)
+    if of_graph:
+        old = old * torch.ones_like(old).requires_grad_()  # keeps the array for its gradient
+    del array
+    residual(old, old, DT, viscosity=VISCOSITY)
+    assert kept() is not None
+    del old
+    gc.collect()
+    assert kept() is None
 
 
 def test_another_geometry_is_refused():
