@@ -51,7 +51,8 @@ class NeuralStagger(Surrogate):
         two were compared (docs/decisions.md); own ones are for parts that differ by more than their place.
     backbone : the network of a part, of `BACKBONES`. width : its channels. modes : of "fno", at most what a part has.
     unroll : windows that the gradient goes back through. pushforward : windows before those without a gradient, from 0
-        to this number for equal shares of a batch, so that the networks learn from states of their own making.
+        to this number, each for an equal share of a batch, drawn anew for every batch, so that the networks learn from
+        states of their own making.
     streamed : whether training starts from the states of the stream. Else the stream gives no more than mean and
         deviation: states are drawn as the case's initial ones and stepped by the networks themselves.
     data_weight : of the error against the streamed states of the next window.
@@ -185,12 +186,29 @@ class NeuralStagger(Surrogate):
     def _pushed_forward(
         self, known: torch.Tensor, rows: torch.Tensor, times: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Carry equal shares of the samples on by 0, 1, ... `pushforward` windows of the networks' own."""
-        for call in range(1, self.pushforward + 1):
-            stay = len(known) * call // (self.pushforward + 1)
+        """Carry each sample on by 0, 1, ... `pushforward` windows of the networks' own, in the batch's order.
+
+        A sample's number does not depend on its place, as batches are sorted by simulation: the one at place j of a
+        random order is carried on by floor(shares·(j + u) / samples) windows, with one u of [0, 1) for all. So all
+        numbers are equally likely in a batch of any size, the shares as equal as can be, and their bounds known but for
+        one sample that u decides on: every batch takes the same operations and asks nothing of the host, as a recording
+        needs, which draws anew in every replay.
+        """
+        count, shares = len(known), self.pushforward + 1
+        if shares == 1:
+            return known, times
+        order, shift = torch.rand(count, device=known.device).argsort(), torch.rand((), device=known.device)
+        known, rows, times = known[order], rows[order], times[order]
+        for call in range(1, shares):
+            stay = count * call // shares
             further, later = self._carried(known[stay:], self.stepped(known[stay:], rows[stay:]), times[stay:])
+            if count * call % shares:
+                goes = shift >= count * call / shares - stay
+                further[0] = torch.where(goes, further[0], known[stay])
+                later[0] = torch.where(goes, later[0], times[stay])
             known, times = torch.cat((known[:stay], further)), torch.cat((times[:stay], later))
-        return known, times
+        back = order.argsort()
+        return known[back], times[back]
 
     def stepped(self, known: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
         """Return the next states (batch, time, fields, *grid) of (batch, history, fields, *grid), with gradients."""
