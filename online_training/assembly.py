@@ -66,7 +66,7 @@ class StepAssembly:
     """Collects sub-blocks in their place until every cell of every field is there.
 
     target : (fields, *grid), where the values go; None: they are checked and counted, not kept.
-    boxes : the sub-blocks that are there.
+    boxes : the sub-blocks that are there or on their way.
     cells : numbers of the cells, in C order, of those that have an owner.
     """
 
@@ -96,7 +96,7 @@ class StepAssembly:
 
         cells : where the box has an owner, the numbers of its cells.
         """
-        target = self.target
+        target = self.target  # once: it is dropped by the thread that serves, at any time
         if target is not None and cells is None and values.size == target.size <= _CHUNK_CELLS:
             whole = target.reshape(-1)
             whole[...] = values
@@ -104,24 +104,22 @@ class StepAssembly:
             self._checksum = found if checksum == "xxh3" else checksum_of(whole, "xxh3")
             return found, all_finite(whole)
         digest = Digest(checksum)
-        if cells is not None:
-            self.cells[box] = cells
-        place = None if self.target is None or cells is not None else self.target[place_of(box)]
+        place = None if target is None or cells is not None else target[place_of(box)]
         if place is None or not place.flags.c_contiguous:
             if place is not None:
                 place[...] = values.reshape(place.shape)
-            elif self.target is not None:
-                flat = self.target.reshape(len(self.target), -1)
+            elif target is not None:
+                flat = target.reshape(len(target), -1)
                 flat[box.field : box.field + box.count, cells] = values.reshape(box.count, -1)
             digest.update(values)
             return digest.value, all_finite(values)
         place, finite = place.reshape(-1), True
         # The step's own checksum goes on with this block if it lies behind what was read, and nobody else goes on.
         alone = self._following.acquire(blocking=False)
-        if values.size == self.target.size:
+        if values.size == target.size:
             follows = not self._hashed
         else:
-            follows = alone and _address(place) - _address(self.target) == self._hashed * values.itemsize
+            follows = alone and _address(place) - _address(target) == self._hashed * values.itemsize
         if follows and not self._hashed:
             self._digest = digest if checksum == "xxh3" else Digest("xxh3")  # the beginning of both is the same
         for first in range(0, values.size, _CHUNK_CELLS):
@@ -132,7 +130,8 @@ class StepAssembly:
             if follows and self._digest is not digest:
                 self._digest.update(chunk)
         found = digest.value
-        self._hashed += values.size if follows else 0
+        if follows:
+            self._hashed += values.size
         if alone:
             self._following.release()
         return found, finite

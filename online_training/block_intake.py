@@ -112,6 +112,8 @@ class BlockIntake(ABC):
             return None
         values = np.frombuffer(payload, dtype=self._dtype)
         named = None if cells is None else cells.part(header.offset[0], header.block_shape[0])
+        if named is not None:
+            assembly.cells[box] = named  # now, as another of the step's blocks may be there before this one
         placement = Placement(partial(assembly.place, box, values, _checksum_name(header), named))
         self._placements.append(placement)
         return Arrival(run, header, box, assembly, values, placement)

@@ -7,17 +7,30 @@ import zlib
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from headrace.online_training.assembly import Box, StepAssembly
-from headrace.online_training.client import Connection, Header, Kind, Link, checksum_of
+from headrace.online_training.client import (
+    BY_INDEX,
+    DTYPE_CODES,
+    PAYLOAD_SIGNED,
+    Connection,
+    Header,
+    Kind,
+    Link,
+    checksum_of,
+    pieces,
+)
 from headrace.online_training.placing import Helper, Placement
-from tests.online_training.intake_setup import make_layout, plan, running_intake, use_environment, wait_until
-from tests.online_training.test_intake import next_of, solver_link
+from headrace.online_training.solver_desk import SolverDesk
+from tests.online_training.intake_setup import PATIENCE, make_layout, plan, running_intake, use_environment, wait_until
+from tests.online_training.raw_link import next_of, solver_link
 
 SHAPE, STEPS = (512, 512), 6
+CELLS = 512 * 512
 HELPERS = {
     "helped": lambda helper, placement: placement.run(), "alone": lambda helper, placement: None, "as it comes": None
 }  # fmt: skip
@@ -86,13 +99,18 @@ def solve(rank: int) -> None:
                 stream.send(step=step, time=0.0, values=step_of(step)[None, rows], where=(rows, slice(0, 512)))
 
 
-def solve_all(intake) -> None:
-    """Let both ranks run what is planned, and see that it lies in the reservoir."""
-    threads = [threading.Thread(target=solve, args=(rank,)) for rank in range(2)]
+def run_all(threads: list[threading.Thread]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def solve_all(intake) -> None:
+    """Let both ranks run what is planned, and see that it lies in the reservoir."""
+    threads = [threading.Thread(target=solve, args=(rank,), daemon=True) for rank in range(2)]
+    run_all(threads)
     status, slots = intake.status(), intake.settings.buffer.slots
     assert status["done"] == 1 and status["steps_accepted"] == STEPS and status["error"] is None
     for step in range(STEPS):
@@ -112,6 +130,44 @@ def test_large_blocks_of_two_ranks_arrive_as_they_were_sent(
         plan(intake, 1)
         solve_all(intake)
         assert intake.status()["rejected"] == {} and intake.status()["duplicates"] == 0
+
+
+def test_cells_that_two_ranks_own_are_named_while_a_block_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rank names all cells: the step is complete with the first block, while the other is on its way."""
+    arrived, arrive = [], SolverDesk._arrive
+
+    def arrive_together(desk: SolverDesk, *one: Any) -> None:
+        arrived.append(one)
+        if len(arrived) == 2:
+            for each in arrived:
+                arrive(desk, *each)
+            desk._finish()  # as a message of another kind has it
+
+    monkeypatch.setattr(Helper, "offer", HELPERS["alone"])
+    monkeypatch.setattr(SolverDesk, "_arrive", arrive_together)
+    with running_intake(tmp_path, make_layout(shape=SHAPE, num_steps=1, window=1), slots=1, transport="tcp") as intake:
+        use_environment(intake, monkeypatch)
+        plan(intake, 1)
+        links = [solver_link(intake, "1-0001", rank, 2) for rank in range(2)]
+        for link in links:
+            send_all_cells(link)
+            link.send(Kind.REQUEST, value=1)
+        assert all(next_of(link, Kind.CREDIT) for link in links)
+        payload = step_of(0).tobytes()
+        for rank, link in enumerate(links):
+            header = Header(
+                Kind.BLOCK, attempt=1, dtype=1, block=rank, num_blocks=2, global_shape=(CELLS,), offset=(0,),
+                block_shape=(CELLS,), payload_length=len(payload), checksum=zlib.crc32(payload), value=1,
+                flags=BY_INDEX,
+            )  # fmt: skip
+            link.send_block(header, payload)
+        wait_until(lambda: intake.status()["quarantined"])
+        assert intake.status()["quarantined"][0]["reason"] == "the blocks of step 0 overlap"
+        assert intake.status()["error"] is None
+        for link in links:
+            link.close()
 
 
 @pytest.mark.parametrize("helper", HELPERS)
@@ -139,6 +195,19 @@ def test_damage_to_one_of_many_costs_the_attempt_and_no_slot(
         for link in links:
             link.close()
         solve_all(intake)
+
+
+def send_all_cells(link: Link) -> None:
+    """Name every cell as the rank's own."""
+    numbers = np.arange(CELLS, dtype="<i8")
+    for (piece,) in pieces(numbers.shape, numbers.itemsize):
+        payload = numbers[piece].tobytes()
+        header = Header(
+            Kind.CELLS, dtype=DTYPE_CODES["int64"], global_shape=(CELLS,), offset=(piece.start,),
+            block_shape=(len(payload) // 8,), payload_length=len(payload), checksum=zlib.crc32(payload),
+            flags=PAYLOAD_SIGNED,
+        )  # fmt: skip
+        link.send_block(header, payload)
 
 
 def send_half(link: Link, step: int, rank: int, *, damaged: bool) -> None:
