@@ -26,7 +26,9 @@ def text_of(page: Path) -> str:
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", text_of(page), re.DOTALL | re.MULTILINE)
+    # All of them in their order, as the end of one looks like the beginning of another.
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text_of(page), re.DOTALL | re.MULTILINE)
+    return [content for name, content in found if name == language]
 
 
 def anchors(page: Path) -> set[str]:
