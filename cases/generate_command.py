@@ -207,6 +207,7 @@ def _in_processes(reference: CaseReference, seed: int, tasks: list[Task], jobs: 
     # Fresh processes: a fork of one that has loaded MPI is not safe.
     context = multiprocessing.get_context("spawn")
     with _one_thread_each():
+        before = set(multiprocessing.active_children())  # of whoever calls this
         pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_load, initargs=(reference, os.getpid()))
         try:
             running = {pool.submit(_task, file, seed, n, point): n for file, n, point in tasks}
@@ -214,7 +215,7 @@ def _in_processes(reference: CaseReference, seed: int, tasks: list[Task], jobs: 
                 yield running[future], future.result()
         except BaseException:
             # Those that run now may take hours, and some that wait are with the workers already.
-            for worker in multiprocessing.active_children():
+            for worker in set(multiprocessing.active_children()) - before:
                 worker.terminate()
             raise
         finally:

@@ -124,8 +124,11 @@ class RunDirectory:
             )
         if self.path.exists() and any(item.name not in _FIRST_ITEMS for item in self.path.iterdir()):
             raise StudyError(f"{self.path} is not empty and holds no study. Choose another run directory.")
-        is_new = not self.path.exists()
         try:
+            is_new = False
+            with contextlib.suppress(FileExistsError):  # it may be another's, who has begun a moment ago
+                self.path.mkdir(parents=True)
+                is_new = True
             for folder in (self.ledger, self.logs, self.held_out, self.checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
             self.secrets.mkdir(mode=0o700, exist_ok=True)
