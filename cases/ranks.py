@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
+from headrace.online_training.solver_job import mpi_library
+
 if TYPE_CHECKING:
     from mpi4py import MPI
 
@@ -47,10 +49,9 @@ def world() -> MPI.Comm | None:
             "Install one with: pip install 'headrace[mpich]', or load the site's MPI module."
         ) from error
     if MPI.COMM_WORLD.size == 1 and launched_size() > 1:
-        library = MPI.Get_library_version().splitlines()[0].strip(" \0")  # Open MPI ends it with a zero
         raise RuntimeError(
             f"mpirun started {launched_size()} ranks, but each sees only itself: mpirun belongs to another MPI than "
-            f"mpi4py, which uses {library}. Use the mpirun of that MPI "
+            f"mpi4py, which uses {mpi_library()}. Use the mpirun of that MPI "
             "(`headrace doctor` names it)."
         )
     return MPI.COMM_WORLD if MPI.COMM_WORLD.size > 1 else None

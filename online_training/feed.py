@@ -29,7 +29,7 @@ class Draw:
     times : (batch, window), float64.
     parameters : (batch, number of parameters), float64, in the order of the study's names.
     table : (batch,) records with ticket, simulation, attempt, start and first (1: never used before).
-    checksums : (batch, window), XXH3 of each step of the windows that were never used before; else 0.
+    checksums : (batch, window), XXH3 of each step of the windows that were never used before; of others it or 0.
     on_device : states, times and parameters on a device, where the feed has sent them there.
     """
 

@@ -101,16 +101,20 @@ def _require_agreement(failure: Exception | None, comm: MPI.Comm) -> None:
         raise RanksDisagree(f"The simulation failed on {total[0]} of {comm.size} ranks.") from failure
 
 
+def mpi_library() -> str:
+    """Return the first line of what the MPI library says of itself."""
+    from mpi4py import MPI
+
+    return MPI.Get_library_version().splitlines()[0].strip(" \0")  # Open MPI ends it with a zero
+
+
 def _require_ranks(comm: MPI.Comm) -> None:
     """Find out that mpirun is not of the MPI that mpi4py has loaded: then each rank believes to be the only one."""
     wanted = os.environ.get(RANKS)
     if wanted is not None and comm.size != int(wanted):
-        from mpi4py import MPI
-
-        library = MPI.Get_library_version().splitlines()[0].strip(" \0")  # Open MPI ends it with a zero
         raise RuntimeError(
-            f"MPI says that this job has {comm.size} ranks, but {wanted} were started. Its library is {library}; what"
-            " started them may be another MPI's. Take the mpirun of this MPI, or let MPI4PY_LIBMPI name the other."
+            f"MPI says that this job has {comm.size} ranks, but {wanted} were started. Its library is {mpi_library()};"
+            " what started them may be another MPI's. Take the mpirun of this MPI, or let MPI4PY_LIBMPI name the other."
         )
 
 
