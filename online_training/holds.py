@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .slot_set import SlotSet
+from .slot_set import SlotSet, named_last
 
 _MOST_TOUCHED = 64
 
@@ -62,10 +62,7 @@ class Holds:
     def _settle(self) -> None:
         slots = np.concatenate(self._touched)
         self._touched.clear()
-        # Each once: of those that are named again the last stays.
-        places = np.arange(len(slots))
-        self._places[slots] = places
-        slots = slots[self._places[slots] == places]
+        slots = slots[named_last(slots, self._places)]
         free = self._in_use[slots] & (self._counts[slots] == 0)
         if len(self._reclaimable) == 1:
             self._reclaimable[0].settle(slots, free)

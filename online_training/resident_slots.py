@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .client import checksum_of
+from .slot_set import named_last
 
 _NONE = np.iinfo(np.int64).max
 
@@ -38,9 +39,7 @@ class ResidentSlots:
         # Where a slot is named again the same is written once more.
         self._steps[found], self._simulations[found] = steps[new], simulations[new]
         self._attempts[found] = attempts[new]
-        places = np.arange(len(found))
-        self._places[found] = places
-        return found[self._places[found] == places]
+        return found[named_last(found, self._places)]
 
     def note(self, slots: np.ndarray, steps: np.ndarray) -> None:
         """Keep the checksums of steps, (slots, fields, *grid), that are being sent."""

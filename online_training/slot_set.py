@@ -8,6 +8,16 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 
+def named_last(numbers: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return for each number whether it is not named again behind its place: True once for each that is there.
+
+    places : memory for this, one place for every number there may be; what stands there before does not matter.
+    """
+    order = np.arange(len(numbers))
+    places[numbers] = order
+    return places[numbers] == order
+
+
 class SlotSet:
     """Slots in an arbitrary but reproducible order: the same calls with the same seed give the same draws.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .buffer import window_dtype
+from .slot_set import named_last
 from .tickets import Tickets
 
 
@@ -53,11 +54,9 @@ class StartTable:
         index = np.asarray(starts, np.int64)
         first = ~(self.seen[index] | self.first_is_out[index])
         if first.any():
-            # Of several draws of a start the earliest is its first: what is written last stays.
             where = np.flatnonzero(first)
             some = index[where]
-            self._places[some[::-1]] = where[::-1]
-            first[where] = self._places[some] == where
+            first[where] = named_last(some[::-1], self._places)[::-1]  # of several draws of a start the earliest
             self.first_is_out[some] = True
         np.add.at(self.pins, index, 1)
         table = self._drawn_bytes[index].view(self.drawn.dtype)

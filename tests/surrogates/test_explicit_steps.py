@@ -128,12 +128,17 @@ def test_errors_that_last_count_for_more_in_training_and_what_alternates_does_no
         torch.testing.assert_close(found, factor * plain, rtol=0, atol=1e-6)
 
 
-def test_the_mirror_image_of_a_step_past_the_block_is_the_step_of_the_mirror_image(staggered, benchmark):
+def two_starts_past_a_block(staggered):
+    """Return the short channel, its flow at two inflows, and the steps that judge it."""
     channel, *_ = staggered
-    mirrored = benchmark("staggered.channel_pool").mirrored
     scene = channel.CHANNELS["P5, 60 x 20"]
     old = scene.start_windows("", 1, 2, "cpu", 3, torch.tensor([0.5, 1.0]))
-    steps = channel.ChannelSteps(scene, "cpu", weighed=False)
+    return scene, old, channel.ChannelSteps(scene, "cpu", weighed=False)
+
+
+def test_the_mirror_image_of_a_step_past_the_block_is_the_step_of_the_mirror_image(staggered, benchmark):
+    scene, old, steps = two_starts_past_a_block(staggered)
+    mirrored = benchmark("staggered.channel_pool").mirrored
     new = old.clone()
     new[:, :, :-1] -= steps.correction(old, old, 0.0, scene.frame)
     image = mirrored(old, 1, 2)
@@ -144,11 +149,8 @@ def test_the_mirror_image_of_a_step_past_the_block_is_the_step_of_the_mirror_ima
 
 
 def test_a_window_is_graded_as_one_roll_out_of_the_solver_from_the_frame_before_it(staggered, benchmark):
-    channel, *_ = staggered
+    scene, old, steps = two_starts_past_a_block(staggered)
     unrolled = benchmark("staggered.channel_network").Unrolled
-    scene = channel.CHANNELS["P5, 60 x 20"]
-    old = scene.start_windows("", 1, 2, "cpu", 3, torch.tensor([0.5, 1.0]))
-    steps = channel.ChannelSteps(scene, "cpu", weighed=False)
 
     def solved(window):
         step = steps.correction(window, window, 0.0, scene.frame)
