@@ -153,13 +153,14 @@ class WatchedSink(Sink):
 
 
 def _require_folder(file: Path, plot: Path | None) -> None:
-    for path in (file, plot):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise OSError(f"Cannot write {path}: there is no folder {path.absolute().parent}.")
-        if path is not None and not os.access(path.absolute().parent, os.W_OK):
-            raise OSError(f"Cannot write {path}: {path.absolute().parent} takes no files; give another folder.")
-        if path is not None and path.is_dir():
+    for path in (file,) if plot is None else (file, plot):
+        folder = path.absolute().parent
+        if not folder.is_dir():
+            raise OSError(f"Cannot write {path}: there is no folder {folder}.")
+        if not os.access(folder, os.W_OK):
+            raise OSError(f"Cannot write {path}: {folder} takes no files; give another folder.")
+        if path.is_dir():
             raise OSError(f"Cannot write {path}: it is a folder; give a file name.")
-        if path is not None and path.exists() and not path.is_file():
+        if path.exists() and not path.is_file():
             # Its replacement by a file would take a device, say /dev/null, away from everybody.
             raise OSError(f"Cannot write {path}: it is a device or a pipe; give the name of a file.")

@@ -95,7 +95,7 @@ class Feed(DrawSource):
     """Batches of windows from the intake, in the same order and number for all workers. Not thread-safe.
 
     While the trainer works on one batch, the next ones are asked for and, as soon as the intake has answered, gathered
-    by a thread (supply.py); the trainer itself never waits for a solver unless no batch is there. The worker holds no
+    by a thread of its own; the trainer itself never waits for a solver unless no batch is there. The worker holds no
     more than prefetch + 1 batches. A trainer on a GPU has a process of its own for this (feeder_process.py).
 
     The trainer starts again after the loss of its intake, as a new generation, from its checkpoint; its HELLO then
