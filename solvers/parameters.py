@@ -33,6 +33,11 @@ def _require_bounds(low: float, high: float) -> None:
         raise ValueError(f"Bounds ({low}, {high}) must be finite with low < high.")
 
 
+def _within(bounds: Uniform | LogUniform, value: float) -> float:
+    """Return a value between the bounds, which rounding may have left."""
+    return min(max(value, bounds.low), bounds.high)
+
+
 @dataclass(frozen=True)
 class Uniform(Distribution):
     """Uniform on [low, high]."""
@@ -45,7 +50,7 @@ class Uniform(Distribution):
 
     def from_unit(self, q: float) -> float:
         """Return low + q·(high - low)."""
-        return self.low + q * (self.high - self.low)
+        return _within(self, self.low + q * (self.high - self.low))
 
     def to_unit(self, value: float) -> float:
         """Return (value - low) / (high - low)."""
@@ -73,7 +78,7 @@ class LogUniform(Distribution):
 
     def from_unit(self, q: float) -> float:
         """Return low·(high / low)^q."""
-        return self.low * (self.high / self.low) ** q
+        return _within(self, self.low * (self.high / self.low) ** q)
 
     def to_unit(self, value: float) -> float:
         """Return log(value / low) / log(high / low)."""

@@ -148,25 +148,31 @@ def correlation(prediction: Any, truth: Any) -> np.ndarray:
     u_hat, u = _array(prediction), _array(truth)
     _truth_and_error(u_hat, u)  # names wrong shapes
     space = tuple(range(3, u.ndim))
-    a, b = (v - v.mean(axis=space, keepdims=True) for v in (u_hat, u))
+    # Where all values are equal their mean may be off by its rounding, and the deviations from it correlate.
+    varies = [np.ptp(v, axis=space, keepdims=True) != 0 for v in (u_hat, u)]
+    pairs = zip(varies, (u_hat, u), strict=True)
+    a, b = (np.where(some, v - v.mean(axis=space, keepdims=True), 0.0) for some, v in pairs)
     norms = np.sqrt(_sum_of_squares(a, space) * _sum_of_squares(b, space))
-    both_constant = (_sum_of_squares(a, space) == 0) & (_sum_of_squares(b, space) == 0)
+    both_constant = ~(varies[0] | varies[1]).reshape(norms.shape)
     return np.where(both_constant, 1.0, np.sum(a * b, axis=space) / _nonzero(norms)).mean(-1)
 
 
 def correlation_time(prediction: Any, truth: Any, times: Any, *, threshold: float = 0.8) -> np.ndarray:
     """Return the time until which each roll-out correlates with the truth, shape (samples,).
 
-    It is the time where the line between two steps first falls below the threshold; the last time, if none does.
+    It is the time where the line between two steps first falls below the threshold; the last time, if none does. A
+    state that is not finite correlates with nothing, 0.
 
     Parameters
     ----------
     times : of the steps, (time,); a roll-out that is wrong at once has times[0].
     threshold : 0.8 as in Kochkov et al. (2021) is usual.
     """
-    r, t = correlation(prediction, truth), _array(times)
+    with np.errstate(invalid="ignore"):
+        r, t = correlation(prediction, truth), _array(times)
     if t.shape != r.shape[1:]:
         raise ValueError(f"Times have shape {t.shape}; these trajectories have {r.shape[1]} steps.")
+    r = np.where(np.isnan(r), 0.0, r)
     below = r < threshold
     first = np.where(below.any(axis=1), below.argmax(axis=1), len(t))
     result = np.empty(len(r))

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from headrace.solvers import LogUniform, Parameters, Uniform
 from headrace.solvers.parameters import Choice, Integers, Seed, Vector
@@ -23,6 +25,15 @@ def test_quantiles_are_ordered_and_invertible_and_lie_inside(distribution):
     assert all(distribution.from_unit(distribution.to_unit(value)) == pytest.approx(value) for value in values)
     assert all(0 <= distribution.to_unit(value) <= 1 for value in values)
     assert not distribution.contains(values[-1] + 1) and not distribution.contains(values[0] - 1)
+
+
+@given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6), st.floats(0, 1))
+@example(0.1, 0.7, 1.0)
+def test_rounding_leads_to_no_value_outside(one, other, q):
+    for kind in (Uniform, LogUniform):
+        if one != other:
+            distribution = kind(min(one, other), max(one, other))
+            assert all(distribution.contains(distribution.from_unit(each)) for each in (0.0, q, 1.0))
 
 
 @pytest.mark.parametrize("distribution", DISCRETE, ids=str)

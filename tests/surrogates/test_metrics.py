@@ -144,6 +144,9 @@ def test_correlation_is_blind_to_size_and_offset_and_sees_shifts():
     assert np.isclose(metrics.correlation(np.roll(u, 8, -1), u), 0)
     flat = np.ones_like(u)
     assert metrics.correlation(flat, 2 * flat) == 1 and metrics.correlation(flat, u) == 0
+    for points in range(2, 20):  # the mean of many 0.1 is not 0.1
+        flat = np.full((1, 1, 1, points), 0.1)
+        assert metrics.correlation(flat, 7 * flat) == 1 and metrics.correlation(flat, 1 + 0 * flat) == 1
 
 
 def test_the_correlation_time_is_where_the_line_crosses():
@@ -157,5 +160,8 @@ def test_the_correlation_time_is_where_the_line_crosses():
     assert np.allclose(metrics.correlation_time(prediction, u, times), 2.0)
     assert np.allclose(metrics.correlation_time(u, u, times), 4.0)
     assert np.allclose(metrics.correlation_time(-u, u, times), 0.0)
+    for lost in (np.nan, np.inf):  # r falls from 0.9 to 0 between t = 1 and 3
+        prediction[:, 2:] = lost
+        assert np.allclose(metrics.correlation_time(prediction, u, times), 1 + 2 / 9)
     with pytest.raises(ValueError, match=r"shape \(3,\); these trajectories have 4 steps"):
         metrics.correlation_time(u, u, times[:3])
