@@ -5,11 +5,10 @@
 Parts: `graph` (with --device cuda), windows per second of the training step alone, eager and recorded as a CUDA
 graph, and by how much losses and weights differ after the same batches; `batches`, the training loop fed by an intake
 while solvers stream into it, over the same loop fed from a tensor that lies on the device, medians of its own
-reports; `draws`, bytes per second that a worker draws where it maps the reservoir, and where it fetches from another
-node (here tcp within one host), while a producer streams; `memory`, resident memory of intake and trainer (proportional
-set sizes: what they share counts once) while producers are faster than the trainer, over the memory that was
-configured. Everything is real but Ray and MPI
-(live.py).
+reports, beside them the ratio of each pair of runs; `draws`, bytes per second that a worker draws where it maps the
+reservoir, and where it fetches from another node (here tcp within one host), while a producer streams; `memory`,
+resident memory of intake and trainer (proportional set sizes: what they share counts once) while producers are faster
+than the trainer, over the memory that was configured. Everything is real but Ray and MPI (live.py).
 """
 
 from __future__ import annotations
@@ -169,31 +168,32 @@ def reports(folder: Path) -> list[float]:
     return [json.loads(one)["samples_per_second"] for one in lines][3:-1]
 
 
-def batches(quick: bool, device: str) -> Iterator[dict[str, Any]]:
-    """Yield batches per second of the loop on a live reservoir and on a resident tensor, which take turns."""
-    seconds, turns, batch = 8.0 if quick else 12.0, 1 if quick else 2, 32
+def batches(name: str, quick: bool, device: str) -> Iterator[dict[str, Any]]:
+    """Yield a model's batches per second of the loop on a live reservoir and on a resident tensor, which take turns."""
+    seconds, turns, batch, make = 8.0 if quick else 12.0, 1 if quick else 2, 32, MODELS[name]
     with tempfile.TemporaryDirectory() as root:
-        for name, make in MODELS.items():
-            settings = LiveSettings(
-                case=HEAT, folder=Path(root) / name, slots=4000, watermark=500, solvers=1 if quick else 2,
-                seconds=seconds, batch_size=batch, device=device, total_windows=10**6,
-            )  # fmt: skip
-            live, resident, accepted = [], [], 0
-            for _ in range(turns):
-                accepted += train_online(settings, make())["accepted"]
-                live += reports(settings.folder)
-                resident += resident_reports(replace(settings, folder=Path(root) / f"{name}-resident"), make())
-            if not live or not resident:
-                continue
-            values = float(np.median(live)) / batch, float(np.median(resident)) / batch
-            setup = (
-                f"heat2d 64 x 64, batch {batch}, reservoir of 4000 steps, {settings.solvers} solvers beside it, "
-                f"{turns} runs of {seconds:g} s in turn"
-            )
-            yield line(f"batches {name}: live reservoir", values[0], "1/s", device, setup=setup, accepted=accepted)
-            yield line(f"batches {name}: resident tensor", values[1], "1/s", device, setup=setup)
-            yield line(f"batches {name}: live over resident", values[0] / values[1], "fraction", device, goal=0.95,
-                       setup=setup)  # fmt: skip
+        settings = LiveSettings(
+            case=HEAT, folder=Path(root) / name, slots=4000, watermark=500, solvers=1 if quick else 2,
+            seconds=seconds, batch_size=batch, device=device, total_windows=10**6,
+        )  # fmt: skip
+        pairs, accepted = [], 0
+        for _ in range(turns):
+            accepted += train_online(settings, make())["accepted"]
+            resident = resident_reports(replace(settings, folder=Path(root) / f"{name}-resident"), make())
+            pairs.append((reports(settings.folder), resident))
+    found = [np.concatenate(one) / batch for one in zip(*pairs, strict=True)]
+    if not all(map(len, found)):
+        return
+    live, resident = (float(np.median(one)) for one in found)
+    setup = (
+        f"heat2d 64 x 64, batch {batch}, reservoir of 4000 steps, {settings.solvers} solvers beside it, {turns} runs "
+        f"of {seconds:g} s in turn, medians of {len(found[0])} and {len(found[1])} reports"
+    )
+    ratios = [float(np.median(ours) / np.median(theirs)) for ours, theirs in pairs if ours and theirs]
+    yield line(f"batches {name}: live reservoir", live, "1/s", device, setup=setup, accepted=accepted)
+    yield line(f"batches {name}: resident tensor", resident, "1/s", device, setup=setup)
+    yield line(f"batches {name}: live over resident", live / resident, "fraction", device, goal=0.95, setup=setup,
+               pairs=ratios)  # fmt: skip
 
 
 def resident_reports(settings: LiveSettings, surrogate: Surrogate) -> list[float]:
@@ -341,7 +341,12 @@ def main() -> None:
     options = flags(__doc__, PARTS, devices=("cpu", "cuda")).parse_args()
     report = Report("trainer", device=options.device, quick=options.quick, resume=options.resume)
     for part, measure in PARTS.items():
-        if options.only in (None, part) and (part != "graph" or options.device == "cuda"):
+        if options.only not in (None, part) or (part == "graph" and options.device != "cuda"):
+            continue
+        if part == "batches":  # model by model: what is measured is kept, whatever becomes of the others
+            for name in MODELS:
+                report.measure(f"{part} {name}:", measure(name, options.quick, options.device))
+        else:
             report.measure(part, measure(options.quick, options.device))
 
 
