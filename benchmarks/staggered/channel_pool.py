@@ -6,7 +6,11 @@ of a network's errors in the end is made here, beside the training, and graded a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+
+from headrace.surrogates.recorded import Recorded
 
 OWN = 24
 """States that are kept of every roll-out."""
@@ -39,20 +43,39 @@ def mirrored_at_random(windows: torch.Tensor, generator: torch.Generator) -> tor
 
 
 @torch.no_grad()
-def own_states(network: torch.nn.Module, starts: torch.Tensor, frames: int, largest: float) -> torch.Tensor:
+def left_alone(
+    network: torch.nn.Module, example: torch.Tensor, *, graph: bool
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the step of a network outside of training, with the weights that it has at each call.
+
+    graph : record it for windows like `example` as a CUDA graph, whose results are valid until the next call.
+    """
+
+    def step(window: torch.Tensor) -> torch.Tensor:
+        training = network.training
+        network.eval()
+        new = network(window)
+        network.train(training)
+        return new
+
+    return Recorded(step, example) if graph else step
+
+
+@torch.no_grad()
+def own_states(
+    step: Callable[[torch.Tensor], torch.Tensor], starts: torch.Tensor, frames: int, largest: float
+) -> torch.Tensor:
     """Return states of a network's own roll-outs, `OWN` of each, evenly over so many frames, as long as they are flows.
 
-    largest : a value beyond which, or without being finite, a state is none. The starts come first.
+    step : the network, left alone. largest : a value beyond which, or without being finite, a state is none. The starts
+    come first.
     """
-    training = network.training
-    network.eval()
     kept = [starts]
     every = max(1, frames // OWN)
     window = starts
     for number in range(1, frames + 1):
-        window = network(window)
+        window = step(window)
         if number % every == 0:
-            kept.append(window)
-    network.train(training)
+            kept.append(window.clone())
     windows = torch.cat(kept)
     return windows[windows.flatten(1).abs().amax(1) < largest]

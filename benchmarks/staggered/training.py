@@ -29,7 +29,7 @@ from .box import P6, Box, turned, without_divergence
 from .cavity import CAVITIES, Cavity
 from .channel import CHANNELS, Channel, young_of
 from .channel_network import KeepsInflow, Projected, Unrolled
-from .channel_pool import mirrored_at_random, own_states
+from .channel_pool import left_alone, mirrored_at_random, own_states
 from .figures import timed, weights
 from .planes import HELD_OUT, PLANES, Plane
 
@@ -317,6 +317,7 @@ class Run:
             **({"lost": lost} if grows else {}),
         )  # fmt: skip
         next(training)  # compiles and records
+        alone = left_alone(self.network, fresh(ROLLED), graph=cuda and budget.graph) if grows else None
         yield
         first, before, here = time.perf_counter(), self.spent, 0
         saved, told, loss, error = first, self.spent / limit, math.nan, 1.0
@@ -337,7 +338,7 @@ class Run:
                 late = 2 * self.spent / limit - 1
                 pool.lifetime = min(lifetime, max(1, round(away / error), round(late * lifetime)))
                 if late > 0 and here % RENEWED == 0:
-                    own = own_states(self.network, fresh(ROLLED), ALONE, LARGEST)
+                    own = own_states(alone, fresh(ROLLED), ALONE, LARGEST)
             loss = next(training)
             error = 0.95 * error + 0.05 * math.sqrt(loss) if math.isfinite(loss) else 1.0
             self.steps, here, now = self.steps + 1, here + 1, time.perf_counter()

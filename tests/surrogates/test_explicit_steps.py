@@ -166,3 +166,18 @@ def test_a_window_is_graded_as_one_roll_out_of_the_solver_from_the_frame_before_
     left = steps.correction(torch.cat((old, shifted[:, :-1]), dim=1), shifted, 0.0, scene.frame)
     assert float(left[:, 1:].abs().max()) < 1e-4
     assert float(left[:, 0].abs().max()) > 9e-3
+
+
+@pytest.mark.parametrize("graph", [False, pytest.param(True, marks=pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU"))])  # fmt: skip
+def test_states_that_a_network_comes_to_by_itself_are_of_its_weights_now_and_no_others(benchmark, graph):
+    pool, device = benchmark("staggered.channel_pool"), "cuda" if graph else "cpu"
+    network = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(1, 1, bias=False)).train().to(device)
+    alone = pool.left_alone(network, torch.ones(2, 1, device=device), graph=graph)
+    network[1].weight.data.fill_(1.01)  # after the step was taken
+    starts = torch.tensor([[1.0], [2.0]], device=device)
+    found = pool.own_states(alone, starts, 2 * pool.OWN, 3.0)
+    grown = 1.01 ** torch.arange(0.0, 2 * pool.OWN + 1, 2, device=device)
+    wanted = (grown[:, None] * starts[:, 0]).flatten()  # the starts first, then every other frame of both
+    torch.testing.assert_close(found[:, 0], wanted[wanted < 3.0])
+    assert len(found) < len(wanted) and network.training and not found.requires_grad
