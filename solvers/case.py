@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,10 +94,12 @@ class Case:
             raise ValueError(f"Case {self.name}: fields {self.fields} must be one or more different names.")
         if (self.rhs is None) == (self.solver is None):
             raise ValueError(f"Case {self.name}: give either rhs or solver, not {'both' if self.rhs else 'neither'}.")
-        if not self.duration > 0:
-            raise ValueError(f"Case {self.name}: duration {self.duration} must be positive.")
-        if self.num_snapshots < 1:
-            raise ValueError(f"Case {self.name}: num_snapshots {self.num_snapshots} must be at least 1.")
+        if not 0 < self.duration < math.inf:
+            raise ValueError(f"Case {self.name}: duration {self.duration} must be positive and finite.")
+        for count in ("num_snapshots", "steps_per_snapshot"):
+            value = getattr(self, count)
+            if not (isinstance(value, Integral) and value >= 1) and (value, count) != (None, "steps_per_snapshot"):
+                raise ValueError(f"Case {self.name}: {count} {value!r} must be a whole number, at least 1.")
         sides_of(self.boundary, self.fields, self.grid)
         if self.accuracy not in (2, 4, "spectral"):
             raise ValueError(f"Case {self.name}: accuracy {self.accuracy!r} is not possible; use 2, 4 or 'spectral'.")

@@ -204,11 +204,13 @@ def flattened(declared: Mapping[str, Declared]) -> tuple[dict[str, Distribution]
     Raises
     ------
     TypeError : something is no distribution.
-    ValueError : two parameters have one name.
+    ValueError : two parameters have one name, or one has that of a method of `Parameters`.
     """
     scalars: dict[str, Distribution] = {}
     seeds = []
     for name, distribution in declared.items():
+        if hasattr(Parameters, name):
+            raise ValueError(f"parameter {name} cannot be read as p.{name}, which is a method; give it another name.")
         if isinstance(distribution, Seed):
             seeds.append(name)
             continue

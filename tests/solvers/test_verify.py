@@ -7,12 +7,34 @@ from itertools import count
 import numpy as np
 import pytest
 
-from headrace.solvers import Dirichlet, Grid, Neumann, Periodic
+from headrace.solvers import Dirichlet, Grid, Neumann, Periodic, Uniform
 from headrace.solvers.scheme import BDF2
 
-from .problems import arithmetic, everything, gray_scott, make_case, mixed_boundary, two_bumps
+from .problems import arithmetic, everything, fisher, gray_scott, make_case, mixed_boundary, two_bumps
 
 calls = count()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"duration": 0.0}, "duration 0.0 must be positive and finite"),
+        ({"duration": math.inf}, "duration inf must be positive and finite"),
+        ({"num_snapshots": 0}, "num_snapshots 0 must be a whole number, at least 1"),
+        ({"num_snapshots": 2.5}, "num_snapshots 2.5 must be a whole number"),
+        ({"num_snapshots": None}, "num_snapshots None must be a whole number"),
+        ({"steps_per_snapshot": -1}, "steps_per_snapshot -1 must be a whole number, at least 1"),
+        ({"steps_per_snapshot": 0}, "steps_per_snapshot 0 must be a whole number, at least 1"),
+        ({"parameters": {"values": Uniform(0, 1)}}, "parameter values cannot be read as p.values"),
+        ({"fields": ("u", "u")}, "one or more different names"),
+        ({"name": "no name"}, "must start with a letter"),
+        ({"solver": fisher}, "give either rhs or solver, not both"),
+        ({"accuracy": 4, "grid": Grid(shape=(3, 9), extent=(1, 1)), "boundary": Neumann()}, "4 points between walls"),
+    ],
+)
+def test_a_case_whose_pieces_cannot_be_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        make_case(**given)
 
 
 def test_an_initial_state_off_its_boundary_values_is_warned_of():
