@@ -45,7 +45,8 @@ def convert(
     for name, shape in blocks.fields.items():
         groups[shape].append(name)
     parameters = parse_settings(settings, None if case is None else case.load())
-    target = output or Path(folder).resolve().with_suffix(".h5")
+    whole = Path(folder).resolve()
+    target = output or whole.with_name(f"{whole.name}.h5")
     made = []
     for shape, names in groups.items():
         path = target if len(groups) == 1 else target.with_name(f"{target.stem}-{'-'.join(names)}{target.suffix}")

@@ -15,7 +15,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from headrace.solvers.blocks import check_split
-from headrace.solvers.hdf5 import HDF5Sink
+from headrace.solvers.hdf5 import HDF5Sink, companion_of
 from headrace.solvers.simulate import simulate
 from headrace.solvers.sink import Sink, Snapshot
 
@@ -68,7 +68,7 @@ def solve_case(
         console = Console(highlight=False, soft_wrap=True)
         console.print(f"{case.name} on {grid} points, {ranks} rank{'s' * (ranks > 1)}, {seconds:.2f} s")
         console.print("  ".join(f"{name}={value:g}" for name, value in parameters.items()))
-        console.print(f"wrote {file}, {file.with_suffix('.xdmf').name} and {file.with_suffix('.vtkhdf').name}")
+        console.print(f"wrote {file}, {companion_of(file, '.xdmf').name} and {companion_of(file, '.vtkhdf').name}")
         if plot is not None:
             from .pictures import draw_trajectory
 

@@ -71,9 +71,12 @@ class BlockFiles:
         self._ranks: dict[int, int] = {}
         for number in range(len(self._paths)):
             self._index(number)
-        ranks = set(self._ranks.values())
-        if len(ranks) > 1 or set(self._ranks) != set(range(max(ranks))):
-            raise BlockFileError(f"{folder} has files of ranks {sorted(self._ranks)}, but the run had {max(ranks)}.")
+        if not self._ranks:
+            raise BlockFileError(f"{folder} holds a run that was killed at its start: none of the files says a word.")
+        # Each rank is there once and less than its run's number: as many as that are all of them.
+        if {len(self._ranks)} != set(self._ranks.values()):
+            ranks = max(self._ranks.values())
+            raise BlockFileError(f"{folder} has files of ranks {sorted(self._ranks)}, but the run had {ranks}.")
         self.times = list(self._complete_times())
 
     def step(self, step: int) -> dict[str, np.ndarray]:
@@ -145,7 +148,7 @@ class BlockFiles:
                     elif header.kind == Kind.END:
                         ended = True
                         self.failure = self.failure or str(json.loads(_payload(file, header)).get("reason", ""))
-                except (WireError, KeyError, TypeError, AttributeError, IndexError, StopIteration) as error:
+                except (ValueError, OverflowError, LookupError, TypeError, AttributeError, StopIteration) as error:
                     raise BlockFileError(
                         f"{path} is no file of blocks, or damaged: {error!r} at byte {position}."
                     ) from None
@@ -163,7 +166,8 @@ class BlockFiles:
         fields = {str(one["name"]): tuple(int(n) for n in one["shape"]) for one in content["fields"]}
         dtype = DTYPES[DTYPE_CODES[content["fields"][0]["dtype"]]]
         sizes = [math.prod(shape) for shape in fields.values()]
-        if len(fields) > _MOST_FIELDS or sum(sizes) > _MOST_CELLS or any(len(s) > MAX_NDIM for s in fields.values()):
+        shapes_fit = all(len(shape) <= MAX_NDIM and min(shape, default=0) > 0 for shape in fields.values())
+        if len(fields) > _MOST_FIELDS or sum(sizes) > _MOST_CELLS or not shapes_fit:
             raise WireError("fields")
         if self.fields and (fields, dtype) != (self.fields, self.dtype):
             raise WireError("other fields than those of the first rank")

@@ -160,14 +160,14 @@ class HDF5Sink(Sink):
         self._file = None
         self._disk.finish()
         os.replace(self._part, self.path)
-        companion = self.path.with_suffix(".xdmf")
+        companion = companion_of(self.path, ".xdmf")
         part = companion.with_name(companion.name + ".part")
         part.write_text(xdmf(self._case, times, self.path.name), encoding="utf-8")
         os.replace(part, companion)
         case = self._case
         points = [case.grid.points(axis, periodic=case.periodic[axis]) for axis in range(case.grid.ndim)]
         write_vtkhdf(
-            self.path.with_suffix(".vtkhdf"), self.path.name, fields=case.fields, points=points, times=times
+            companion_of(self.path, ".vtkhdf"), self.path.name, fields=case.fields, points=points, times=times
         )  # fmt: skip
 
     def _discard(self) -> None:
@@ -307,6 +307,11 @@ def read_trajectory(path: str | Path) -> Trajectory:
         raise FileNotFoundError(errno.ENOENT, f"There is no file {path}.") from None
     except (OSError, KeyError) as error:
         raise OSError(f"{path} is not a readable trajectory: {error}. Solve it again, or restore the file.") from error
+
+
+def companion_of(path: Path, suffix: str) -> Path:
+    """Return the file for viewers beside a trajectory: one.xdmf of one.h5, and nu0.1.xdmf of nu0.1."""
+    return path.with_suffix(suffix) if path.suffix == ".h5" else path.with_name(path.name + suffix)
 
 
 def xdmf(case: Case, times: np.ndarray, file: str) -> str:

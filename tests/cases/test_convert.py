@@ -1,7 +1,9 @@
 """Blocks that a solver wrote without a study become trajectories: every cell, every step, nothing damaged."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from headrace.cases.catalogue import find_case
 from headrace.cases.convert_command import convert
 from headrace.online_training.block_files import BlockFileError, BlockFiles
-from headrace.online_training.client import MAX_BLOCK, Connection, connect
+from headrace.online_training.client import MAX_BLOCK, PAYLOAD_SIGNED, BlockFile, Connection, Header, Kind, connect
 from headrace.solvers.hdf5 import read_trajectory
 from tests.mpi_run import run_mpi
 from tests.online_training.intake_setup import MPI_PROGRAM, field_of
@@ -75,6 +77,20 @@ def test_all_digits_are_kept_and_the_case_gives_the_grid(folder: Path, tmp_path:
         convert(folder, case=find_case("fisher_kpp", (8, 8)))
 
 
+def test_folders_that_differ_behind_a_point_become_two_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("nu0.1", "nu0.2"):
+        (folder / name).mkdir()
+        monkeypatch.setenv("HEADRACE_OUTPUT", str(folder / name))
+        write()
+        assert convert(folder / name) == [folder / f"{name}.h5"]
+
+
+def test_a_run_that_was_killed_before_its_first_word_is_named(folder: Path) -> None:
+    (folder / "blocks-000000.hdrc.part").touch()
+    with pytest.raises(BlockFileError, match="none of the files"):
+        convert(folder)
+
+
 def test_fields_of_two_shapes_become_two_files(folder: Path) -> None:
     with connect({"u": (4, 5), "w": (3,)}, dtype="int32") as stream:
         stream.send(step=0, time=0.0, values={"u": np.arange(20).reshape(4, 5), "w": np.arange(3)})
@@ -112,6 +128,33 @@ def test_damage_is_named(folder: Path) -> None:
         path.write_bytes(whole[:size])
         with pytest.raises(BlockFileError):
             BlockFiles(folder)
+
+
+def u_of(shape: list[int], dtype: str = "float64") -> dict[str, Any]:
+    return {"fields": [{"name": "u", "shape": shape, "dtype": dtype}]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        *((Kind.HELLO, said) for said in ({"rank": "x"}, {"rank": math.nan}, {"ranks": math.inf}, {"ranks": 10**15})),
+        *((Kind.DECLARE, u_of(shape)) for shape in ([-4], [0], [], [2**40], [1] * 9)),
+        *((Kind.DECLARE, said) for said in (u_of([4], "object"), {"fields": 0}, {"fields": []}, {"fields": [7]})),
+        *((kind, said) for kind in (Kind.HELLO, Kind.DECLARE) for said in ([], None, 7)),
+    ],
+)  # fmt: skip
+def test_what_no_run_says_is_named_before_memory_is_taken(folder: Path, kind: Kind, said: Any) -> None:
+    words: dict[Kind, Any] = {
+        Kind.HELLO: {"format": "headrace-blocks", "version": 1, "rank": 0, "ranks": 1}, Kind.DECLARE: u_of([4]),
+    }  # fmt: skip
+    words[kind] = words[kind] | said if isinstance(said, dict) else said
+    with open(folder / "blocks-000000.hdrc", "wb") as file:
+        for each, content in words.items():
+            payload = json.dumps(content).encode()
+            header = Header(each, session=1, payload_length=len(payload), flags=PAYLOAD_SIGNED)
+            file.write(header.sign(BlockFile.TOKEN, payload) + payload)
+    with pytest.raises(BlockFileError):
+        BlockFiles(folder)
 
 
 def test_a_rank_that_is_missing_is_named(folder: Path) -> None:

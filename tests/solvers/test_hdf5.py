@@ -81,6 +81,14 @@ def test_the_companion_points_at_the_data_with_x_along_x(tmp_path):
         np.testing.assert_array_equal(points[5, :, 1], file["grid/y"])
 
 
+def test_companions_of_files_with_other_endings_have_names_of_their_own(tmp_path):
+    for name in ("nu0.1", "nu0.2", "one.xdmf"):
+        write(tmp_path / name)
+        assert read_trajectory(tmp_path / name).times[-1] == heat.duration
+    names = ["nu0.1", "nu0.1.vtkhdf", "nu0.1.xdmf", "nu0.2", "nu0.2.vtkhdf", "nu0.2.xdmf"]
+    assert sorted(path.name for path in tmp_path.iterdir())[:6] == names
+
+
 def test_a_failed_simulation_leaves_no_file_and_an_older_one_in_place(tmp_path):
     path = write(tmp_path / "one.h5")
     before = path.read_bytes()
