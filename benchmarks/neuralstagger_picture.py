@@ -108,6 +108,11 @@ def plain_ticks(axes: Any, *which: str) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
+def legend_below(axes: Any) -> None:
+    """Put the legend under a panel: of up to eight lines, none has a corner of the panel to spare."""
+    axes.legend(fontsize=6, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17), borderaxespad=0, frameon=False)
+
+
 def draw(path: Path) -> None:
     """Draw a panel for every problem that has a network with a time, and those of errors over time."""
     import matplotlib
@@ -118,7 +123,7 @@ def draw(path: Path) -> None:
     lines = read()
     problems = [problem for problem in PROBLEMS if networks(lines, problem, "")]
     rows = ceil((len(problems) + 2) / ACROSS)
-    size = (4.8 * ACROSS, 3.8 * rows)
+    size = (4.8 * ACROSS, 4.2 * rows)
     figure, panels = pyplot.subplots(rows, ACROSS, figsize=size, layout="constrained", squeeze=False)
     cavity, study, *unused = panels.flat[len(problems) :]
     for axes in unused:
@@ -131,7 +136,7 @@ def draw(path: Path) -> None:
             axes.plot(range(1, len(errors) + 1), errors, "-", label=name)
         axes.set(yscale="log", xlabel="t", ylabel="error", title=title)
         plain_ticks(axes, "y")
-        axes.legend(fontsize=6, framealpha=0.5)
+        legend_below(axes)
     for axes, problem in zip(panels.flat, problems, strict=False):
         for batch, words in BATCHES.items():
             style = {"ls": "--", "mfc": "none"} if batch else {"ls": "-"}
@@ -147,7 +152,7 @@ def draw(path: Path) -> None:
             axes.annotate(f"{name}, no training", (0.02, error), xycoords=PLACE, fontsize=6)
         axes.set(xscale="log", yscale="log", xlabel="milliseconds of a trajectory", ylabel="error", title=problem)
         plain_ticks(axes, "x", "y")
-        axes.legend(fontsize=6, framealpha=0.5)
+        legend_below(axes)
     figure.savefig(path, dpi=110)
 
 
