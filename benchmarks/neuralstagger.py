@@ -3,6 +3,7 @@
     python benchmarks/neuralstagger.py [--quick] [--device cpu|cuda]
                                        [--only speed|processes|classical|training|comparison|control|shedding|streamed]
                                        [--row N ...] [--minutes M] [--seed S ...] [--resume] [--seconds S]
+                                       [--unroll K] [--rate R]
 
 Parts: `speed`, 256 x 256 points, time per simulated frame of all parts on one device, one after another, and of one
 part alone, over the plain network in its fastest form, all as CUDA graphs on a GPU, and beside them the time that
@@ -53,7 +54,7 @@ def measure_training(options: argparse.Namespace) -> Iterator[Figure]:
     budget = Budget(
         minutes=options.minutes or (0.05 if options.quick else 1.0), state=state, resume=options.resume,
         graph=not options.eager, streams=options.streams, until=time.perf_counter() + options.seconds,
-        beside=os.environ.get("BESIDE", ""), unroll=options.unroll,
+        beside=os.environ.get("BESIDE", ""), unroll=options.unroll, rate=options.rate,
     )  # fmt: skip
     rows = [ROWS[number] for number in options.row or (range(2) if options.quick else range(len(ROWS)))]
     pairs = [(row, seed) for row in rows for seed in options.seed or [0]]
@@ -215,6 +216,7 @@ def main() -> None:
     parser.add_argument("--together", action="store_true", help="on a GPU, train all rows and seeds at the same time")
     parser.add_argument("--streams", type=int, default=0, help="train networks of parts on so many streams")
     parser.add_argument("--unroll", type=int, default=1, help="frames past a block that are graded as one roll-out")
+    parser.add_argument("--rate", type=float, default=Budget.rate, help="that the learning rate falls from")
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--seconds", type=float, default=math.inf)
     parser.add_argument("--row", type=int, nargs="+", choices=range(len(ROWS)), metavar="N")

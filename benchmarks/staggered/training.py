@@ -122,7 +122,8 @@ class Budget:
 
     minutes : of training in all, over which the learning rate falls. until : `time.perf_counter` at which this call
     stops, to be resumed later. state : folder of the weights. beside : words on what else the device did. unroll :
-    frames past a block that are graded as one roll-out, in batches of half as many.
+    frames past a block that are graded as one roll-out, in batches of half as many. rate : of learning, where no time
+    is spent.
     """
 
     minutes: float
@@ -375,10 +376,12 @@ class Run:
     def figures(self, count: int = HELD_OUT) -> Iterator[Figure]:
         """Yield the errors of roll-outs from states that no training saw."""
         row, problem, budget = self.row, self.problem, self.budget
-        unrolled = f", the last ones over {budget.unroll} frames each," if budget.unroll > 1 else ""
+        how = [f"over {budget.unroll} frames each"] * (budget.unroll > 1)
+        how += [f"at a rate from {budget.rate:g}"] * (budget.rate != Budget.rate)
+        later = f", the last ones {' and '.join(how)}," if how else ""
         setup = (
             f"{'U-Net' if isinstance(problem, Channel | Box) else 'FNO'} width {problem.width}, "
-            f"{weights(self.network):,} weights, {self.steps} steps of batch {self.batch}{unrolled} "
+            f"{weights(self.network):,} weights, {self.steps} steps of batch {self.batch}{later} "
             f"in {self.spent / 60:.2f} minutes{budget.beside}, {self.diverged} states diverged, seed {budget.seed}; "
         )
         yield (f"{row.name}, seed {budget.seed}: training", self.spent / 60, "min", None, None, setup)
