@@ -123,7 +123,8 @@ class HDF5Sink(Sink):
 
     def _create(self, case: Case, parameters: Parameters) -> None:
         self._disk = _GuardedFile(self._part)
-        self._file = file = h5py.File(self._disk, "w")
+        # From this format on HDF5's own structures have checksums too.
+        self._file = file = h5py.File(self._disk, "w", libver=("v110", "v110"))
         grid = case.grid
         equation = inspect.getdoc(case.rhs or case.solver) or ""
         file.attrs.update({"format": FORMAT, "version": VERSION, "case": case.name, "equation": equation})
@@ -296,16 +297,19 @@ def read_trajectory(path: str | Path) -> Trajectory:
                 raise OSError(f"it says format {found!r}, version {version!r}; {FORMAT!r} {VERSION} is read here")
             grid = file["grid"].attrs
             fields = tuple(str(name) for name in file.attrs["fields"])
+            shape, times = tuple(int(n) for n in grid["shape"]), file["times"][...]
+            values = np.stack([file[f"fields/{name}"][...] for name in fields], axis=1)
+            if values.shape != (len(times), len(fields), *shape):
+                raise OSError(f"it has {len(times)} times and a grid of {shape}, but values of shape {values.shape}")
             return Trajectory(
                 case=str(file.attrs["case"]), equation=str(file.attrs["equation"]), fields=fields,
                 parameters={name: float(value) for name, value in file["parameters"].attrs.items()},
-                shape=tuple(int(n) for n in grid["shape"]), extent=tuple(float(v) for v in grid["extent"]),
+                shape=shape, times=times, values=values, extent=tuple(float(v) for v in grid["extent"]),
                 origin=tuple(float(v) for v in grid["origin"]), periodic=tuple(bool(v) for v in grid["periodic"]),
-                times=file["times"][...], values=np.stack([file[f"fields/{name}"][...] for name in fields], axis=1),
             )  # fmt: skip
     except FileNotFoundError:
         raise FileNotFoundError(errno.ENOENT, f"There is no file {path}.") from None
-    except (OSError, KeyError) as error:
+    except (OSError, LookupError, ValueError, TypeError, RuntimeError, MemoryError) as error:
         raise OSError(f"{path} is not a readable trajectory: {error}. Solve it again, or restore the file.") from error
 
 

@@ -150,12 +150,37 @@ def test_what_is_no_trajectory_is_named(tmp_path):
         read_trajectory(tmp_path / "other.h5")
 
 
-def test_damaged_values_are_an_error_and_not_wrong_numbers(tmp_path):
+def test_damaged_bytes_are_an_error_and_not_wrong_numbers(tmp_path):
     path = write(tmp_path / "one.h5")
-    values = read_trajectory(path).values
-    content = bytearray(path.read_bytes())
-    place = content.index(values[50, 0].tobytes())
-    content[place + 100] ^= 0xFF
-    path.write_bytes(content)
+    run, content = read_trajectory(path), path.read_bytes()
+    place = content.index(run.values[50, 0].tobytes())
+    # Before the first values there are HDF5's own structures only, and unused bytes among them.
+    first = content.index(run.values[0, 0].tobytes())
+    refused = 0
+    for position in (place + 100, *range(0, first, 13)):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 0x10]) + content[position + 1 :])
+        try:
+            found = read_trajectory(path)
+        except OSError as error:
+            refused += 1
+            assert "not a readable trajectory" in str(error)
+        else:
+            assert position != place + 100
+            for name in vars(run).keys() - {"case", "equation"}:  # words lie in a heap without a checksum
+                np.testing.assert_array_equal(getattr(found, name), getattr(run, name))
+    assert refused > 50
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("fields/T", None), ("fields/T", np.zeros((101, 9))), ("times", None), ("times", 0.5), ("times", np.zeros(4)),
+     ("grid", None)],
+)  # fmt: skip
+def test_a_file_that_only_says_that_it_is_a_trajectory_is_refused(tmp_path, name, value):
+    path = write(tmp_path / "one.h5")
+    with h5py.File(path, "a") as file:
+        del file[name]
+        if value is not None:
+            file[name] = value
     with pytest.raises(OSError, match="not a readable trajectory"):
         read_trajectory(path)
