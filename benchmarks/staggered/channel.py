@@ -357,21 +357,25 @@ class Channel:
         return timed(lambda: self.compiled(device).advanced(velocity, dt, viscosity, self.steps), device, 20) / batch
 
     @torch.no_grad()
-    def solved_on(self, device: str, frames: int) -> dict[str, np.ndarray]:
-        """Return the signals of frames of explicit steps in float32 from the held-out start."""
-        window = self.start_windows("", 1, 1, device, 1_000_000, torch.ones(1))
+    def runs_on(self, device: str, frames: int, starts: torch.Tensor) -> list[dict[str, np.ndarray]]:
+        """Return the signals of frames of explicit steps in float32 from each of some starts at inflow 1."""
         solver, viscosity = self.compiled(device), 1 / self.reynolds
 
         def frame(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             u = solver.advanced(u, self.frame / self.steps, viscosity, self.steps)
             numbers = self.signals(u, solver.slope(u, viscosity)[1])
-            return u, torch.stack([s.reshape(()) for s in numbers]), self.line(u[0]).flatten()
+            return u, torch.stack(numbers), self.line(u[0]).flatten(1)
 
         rows, lines = [], []
-        for _, numbers, line in repeated(frame, self.velocity(window), frames, device):
+        for _, numbers, line in repeated(frame, self.velocity(starts), frames, device):
             rows.append(numbers)
             lines.append(line)
-        return named(torch.stack(rows).double().cpu().numpy(), torch.stack(lines).double().cpu().numpy())
+        series, profiles = torch.stack(rows).double().cpu().numpy(), torch.stack(lines).double().cpu().numpy()
+        return [named(series[..., k], profiles[:, k]) for k in range(len(starts))]
+
+    def solved_on(self, device: str, frames: int) -> dict[str, np.ndarray]:
+        """Return the same from the held-out start."""
+        return self.runs_on(device, frames, self.start_windows("", 1, 1, device, 1_000_000, torch.ones(1)))[0]
 
     def _compared(self, found: dict[str, np.ndarray], device: str) -> Iterator[Measured]:
         """Yield distances from our solver of the means of a roll-out, and what our solver's own are worth."""
