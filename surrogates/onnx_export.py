@@ -51,9 +51,6 @@ def export_onnx(surrogate: Surrogate, path: str | Path, *, opset: int = 18) -> N
         inputs = {"initial": torch.zeros(shape, device=device), **inputs}
     any_batch = torch.export.Dim("batch")
     try:
-        # A call with real tensors makes the transforms' matrices first; else the exporter's placeholders were kept.
-        with torch.no_grad():
-            call(*inputs.values())
         program = torch.onnx.export(
             call, tuple(inputs.values()), input_names=list(inputs), output_names=["states"], opset_version=opset,
             dynamic_shapes={name: {0: any_batch} for name in inputs},

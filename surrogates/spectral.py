@@ -19,6 +19,7 @@ from functools import lru_cache, partial, wraps
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 
 class SpectralConv(torch.nn.Module):
@@ -195,8 +196,9 @@ def keep(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 
     @lru_cache(maxsize=256)
     def kept(*arguments: Any) -> torch.Tensor:
-        # A cached tensor that was made in inference mode could never take part in training.
-        with torch.inference_mode(False):
+        # One that was made in inference mode could never take part in training, and one that was made while an exporter
+        # traces (torch.export) would be its placeholder, without numbers.
+        with torch.inference_mode(False), _disable_current_modes():
             return make(*arguments[:-1], torch.device("cpu")).to(arguments[-1])
 
     @wraps(make)

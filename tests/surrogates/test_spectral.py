@@ -147,6 +147,12 @@ def test_training_works_after_a_first_use_in_inference_mode():
     assert conv.weight.matrices.grad.abs().sum() > 0
 
 
+def test_an_exporter_leaves_no_placeholders_behind():
+    conv, x = layer(1, 1, (3, 5)), torch.randn(1, 1, 9, 23)  # sizes that no other test has put into the cache
+    exported = torch.export.export(conv, (x,), strict=False)
+    assert torch.equal(conv(x), exported.module()(x)) and type(conv(x)) is torch.Tensor
+
+
 def test_distributed_training_and_a_fused_optimiser_take_the_network(tmp_path):
     """Both refuse complex weights; over gloo, of one process, whose mean over processes is its own gradient."""
     x = torch.randn(4, 3, 12, 10, generator=torch.Generator().manual_seed(0))
