@@ -66,13 +66,14 @@ class LinearStep(torch.nn.Module):
                 torch.distributed.all_reduce(torch.view_as_real(total))
         count = x.shape[1]
         level = NOISE**2 * old.diagonal(dim1=-2, dim2=-1).real.flatten(0, -2).amax(0)
+        level = torch.where(level > 0, level, 1.0)  # any will do for a field that is zero everywhere
         # (old + ε) is Hermitian: A = new (old + ε)⁻¹ is the conjugate transpose of a solution with it.
         step = torch.linalg.solve(old + torch.diag(level).to(old), new.mH).mH
         step = step.movedim((-2, -1), (0, 1)).reshape(count, count, *x.shape[2:])
         self.real.copy_(step.real)
         self.imaginary.copy_(step.imag)
         parts = zip(before.split(256), after.split(256), strict=True)
-        left = torch.stack([(b - self(a)).square().transpose(0, 1).flatten(1).mean(1) for a, b in parts]).mean(0)
+        left = sum((b - self(a)).square().transpose(0, 1).flatten(1).sum(1) for a, b in parts) / after[:, 0].numel()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(left)
             left /= torch.distributed.get_world_size()

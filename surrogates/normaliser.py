@@ -12,6 +12,8 @@ from .problem import Problem
 
 _log = logging.getLogger(__name__)
 
+_TINY = torch.finfo(torch.float32).tiny
+
 _SMALLEST_VARIATION = 1e-6
 """Standard deviation over mean below which a float32 field holds little but rounding noise."""
 
@@ -66,8 +68,8 @@ class Normaliser(torch.nn.Module):
         if self.frozen.item():
             self._report_drift(means, stds)
             return
-        varies = [s > _SMALLEST_VARIATION * abs(m) for m, s in zip(means, stds, strict=True)]
-        scales = [s if v else abs(m) or 1.0 for m, s, v in zip(means, stds, varies, strict=True)]
+        sizes = [s if s > _SMALLEST_VARIATION * abs(m) else abs(m) for m, s in zip(means, stds, strict=True)]
+        scales = [size if size > _TINY else 1.0 for size in sizes]
         self.mean.copy_(torch.tensor(means))
         self.std.copy_(torch.tensor(scales))
         self.frozen.fill_(1)

@@ -42,6 +42,22 @@ def test_waves_that_the_pairs_do_not_hold_go_to_zero():
     assert torch.allclose(step(before[:2]), 0.5 * before[:2], atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(8,), (6, 4)])
+def test_a_field_that_is_zero_everywhere_stays_so_and_disturbs_no_other(shape):
+    step, before = LinearStep(wave_problem(shape)), random_states(wave_problem(shape), 300)
+    before[:, 1] = 0
+    step.fit(before, 0.5 * before)
+    assert torch.allclose(step(before), 0.5 * before, atol=1e-5)
+
+
+def test_what_is_left_counts_every_pair_once():
+    problem = wave_problem((8,))
+    step, before, after = LinearStep(problem), random_states(problem, 257), random_states(problem, 257, seed=1)
+    after[256] *= 100  # the only one of its part
+    step.fit(before, after)
+    assert torch.allclose(step.rest, (after - step(before)).square().mean((0, 2)).sqrt(), rtol=1e-4)
+
+
 @pytest.mark.parametrize("finer", [(24,), (17,), (12,)])
 def test_a_smooth_state_takes_the_same_step_on_another_grid(finer):
     problem = wave_problem((16,), fields=("u",))

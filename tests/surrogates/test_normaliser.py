@@ -35,6 +35,9 @@ def test_a_field_that_does_not_vary_is_scaled_by_its_magnitude():
     normaliser = Normaliser(wave_problem())
     normaliser.freeze([300.0, 0.0], [1e-6, 0.0])
     assert normaliser.std.tolist() == [300.0, 1.0]
+    normaliser = Normaliser(wave_problem())
+    normaliser.freeze([0.0, 1e-60], [1e-50, 0.0])  # nothing in float32
+    assert normaliser.std.tolist() == [1.0, 1.0]
 
 
 def test_the_first_statistics_stay_and_drift_is_logged(caplog):
