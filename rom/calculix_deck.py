@@ -21,6 +21,8 @@ from .subdomain import distribute
 from .viscoplastic import NortonChaboche
 
 TYPES = {"C3D4": "tet4", "C3D10": "tet10", "C3D8": "hex8", "C3D20": "hex20", "C3D20R": "hex20r"}
+SIDES = tuple(f"S{k}" for k in range(1, 7))
+DEEPEST = 20  # files that include one another, and sets that contain one another
 LARGEST_P = 1.0  # where the written hardening curves end
 MOST_KNOTS = 200  # CalculiX keeps no more points of a hardening curve, and overwrites others of them beyond
 MOST_EXPONENT = 5.0  # of counterparts: CalculiX seeks the overstress f in 15 Newton steps on f**n, each at most f / n
@@ -143,7 +145,7 @@ class _Deck:
         )  # fmt: skip
 
     def _resolve(self, name: str, sets: dict[str, list[int | str]], depth: int = 0) -> Iterator[int]:
-        if name not in sets or depth > 20:
+        if name not in sets or depth > DEEPEST:
             raise DeckError(f"{self.path}: there is no set {name}, or it contains itself.")
         for member in sets[name]:
             yield from self._resolve(member, sets, depth + 1) if isinstance(member, str) else (member,)
@@ -151,8 +153,10 @@ class _Deck:
     def _faces(self, pairs: list[tuple[str, str]], element: dict[int, int]) -> list[tuple[int, int]]:
         found = []
         for who, side in pairs:
+            if side not in SIDES:
+                raise DeckError(f"{self.path}: *SURFACE has side {side} of {who}; read are {', '.join(SIDES)}.")
             members = [int(who)] if who.isdigit() else self._resolve(who, self.element_sets)
-            found += [(element[label], int(side.lstrip("S")) - 1) for label in members if label in element]
+            found += [(element[label], SIDES.index(side)) for label in members if label in element]
         return found
 
 
@@ -167,8 +171,10 @@ def _members(options: dict[str, str], lines: Iterable[list[str]]) -> list[int | 
     return members
 
 
-def _cards(path: Path) -> Iterator[tuple[str, dict[str, str], list[list[str]], str]]:
+def _cards(path: Path, depth: int = 0) -> Iterator[tuple[str, dict[str, str], list[list[str]], str]]:
     """Yield (keyword, options, data lines, place in the file) of every card, those of included files too."""
+    if depth > DEEPEST:
+        raise DeckError(f"{path} is included by itself, or {DEEPEST} files deep.")
     card: tuple[str, dict[str, str], list[list[str]], str] | None = None
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -193,7 +199,9 @@ def _cards(path: Path) -> Iterator[tuple[str, dict[str, str], list[list[str]], s
             options = {k.strip().upper(): v.strip() if name == "INCLUDE" else v.strip().upper() for k, _, v in pairs}
             card = (name, options, [], f"{path}, line {number}")
             if card[0] == "INCLUDE":
-                yield from _cards(path.parent / options["INPUT"].strip('"'))
+                if "INPUT" not in options:
+                    raise DeckError(f"{card[3]}: *INCLUDE names no file: *INCLUDE, INPUT=FILE.")
+                yield from _cards(path.parent / options["INPUT"].strip('"'), depth + 1)
                 card = None
         elif card is not None:
             card[2].append([part.strip() for part in line.rstrip(",").split(",")])

@@ -77,9 +77,9 @@ def run_campaign(
                 return CaseResult(name=name, deck=deck, seconds=float(before["seconds"]), reused=True)
             mark.unlink(missing_ok=True)
             seconds = run_calculix(deck, threads=threads, timeout=timeout, program=program)
+            write_text(mark, json.dumps({"sha256": digest, "seconds": seconds}))
         except (OSError, RuntimeError) as error:
             return CaseResult(name=name, deck=deck, seconds=0.0, error=str(error))
-        write_text(mark, json.dumps({"sha256": digest, "seconds": seconds}))
         return CaseResult(name=name, deck=deck, seconds=seconds)
 
     stems = [str(Path(deck).with_suffix("").resolve()) for deck in decks.values()]

@@ -54,7 +54,8 @@ class Communicator(ABC):
         """
         if not self.any(error is not None):
             return
-        text = np.frombuffer(("" if error is None else str(error)).encode(), dtype=np.uint8)
+        said = "" if error is None else str(error) or type(error).__name__
+        text = np.frombuffer(said.encode(), dtype=np.uint8)
         texts = [piece.tobytes().decode() for piece in self.gather(text)]
         if error is not None:
             raise error

@@ -49,8 +49,8 @@ def with_loading(problem: Problem, path: str | Path) -> tuple[Problem, np.ndarra
     """
     path = Path(path)
     header, values = read_table(path)
-    if "time" not in header or len(set(header)) < len(header):
-        raise LoadingError(f"{path}: the first row must name the columns once each, `time` among them, not {header}.")
+    if "time" not in header:
+        raise LoadingError(f"{path}: the first row must name the columns, `time` among them, not {header}.")
     times = values[:, header.index("time")]
     if len(times) < 2 or np.any(np.diff(times) <= 0):
         row = int(np.argmax(np.diff(times) <= 0)) + 3 if len(times) > 1 else 2
@@ -71,7 +71,8 @@ def read_table(path: Path) -> tuple[list[str], np.ndarray]:
 
     Raises
     ------
-    LoadingError : no such file, one that is too large, or a cell that is no finite number; names the row.
+    LoadingError : no such file, one that is too large, a column named twice, or a cell that is no finite number; names
+        the row.
     """
     if not path.is_file():
         raise LoadingError(f"There is no table {path}.")
@@ -79,19 +80,24 @@ def read_table(path: Path) -> tuple[list[str], np.ndarray]:
         raise LoadingError(f"{path} has {path.stat().st_size} bytes; a table has at most {LARGEST}.")
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(file) if any(cell.strip() for cell in row)]
+            lines = csv.reader(file)
+            whole = [(lines.line_num, [cell.strip() for cell in row]) for row in lines]
     except (UnicodeDecodeError, csv.Error) as error:
         raise LoadingError(f"{path} is no table of text: {error}.") from error
+    rows = [(number, row) for number, row in whole if any(row)]
     if not rows:
         raise LoadingError(f"{path} is empty.")
-    numbers = np.empty((len(rows) - 1, len(rows[0])))
-    for k, row in enumerate(rows[1:]):
+    names = rows.pop(0)[1]
+    if len(set(names)) < len(names):
+        raise LoadingError(f"{path}: the first row must name the columns once each, not {names}.")
+    numbers = np.empty((len(rows), len(names)))
+    for k, (number, row) in enumerate(rows):
         try:
-            if len(row) != len(rows[0]):
+            if len(row) != len(names):
                 raise ValueError(f"{len(row)} cells")
             numbers[k] = [float(cell) for cell in row]
         except ValueError as error:
-            raise LoadingError(f"{path}, row {k + 2}: {len(rows[0])} numbers are needed; it is {row}.") from error
+            raise LoadingError(f"{path}, row {number}: {len(names)} numbers are needed; it is {row}.") from error
         if not np.all(np.isfinite(numbers[k])):
-            raise LoadingError(f"{path}, row {k + 2}: a number is not finite: {row}.")
-    return rows[0], numbers
+            raise LoadingError(f"{path}, row {number}: a number is not finite: {row}.")
+    return names, numbers

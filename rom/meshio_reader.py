@@ -285,7 +285,7 @@ def series_files(source: str | Path | Sequence[str | Path]) -> tuple[list[Path],
 
     Raises
     ------
-    FormatError : no files, or gaps in their numbers.
+    FormatError : no files, or gaps in their numbers, or two files of one number.
     """
     if not isinstance(source, str | Path):
         files = [Path(path) for path in source]
@@ -300,12 +300,22 @@ def series_files(source: str | Path | Sequence[str | Path]) -> tuple[list[Path],
             sets = ElementTree.parse(path).getroot().findall(".//DataSet")
         except ElementTree.ParseError as error:
             raise FormatError(f"{path} is damaged: {error}.") from error
-        return [path.parent / s.attrib["file"] for s in sets], [float(s.attrib["timestep"]) for s in sets]
-    numbered = {}
-    for file in path.parent.glob(path.name):
+        try:
+            found = [(path.parent / s.attrib["file"], float(s.attrib["timestep"])) for s in sets]
+        except (KeyError, ValueError) as error:
+            raise FormatError(f"{path} needs a file and a timestep in every DataSet: {error}.") from error
+        if not found:
+            raise FormatError(f"{path} has no DataSet.")
+        return [file for file, _ in found], [time for _, time in found]
+    numbered: dict[int, Path] = {}
+    for file in sorted(path.parent.glob(path.name)):
         digits = re.findall(r"\d+", file.stem)
-        if digits:
-            numbered[int(digits[-1])] = file
+        if not digits:
+            continue
+        other = numbered.setdefault(int(digits[-1]), file)
+        if other != file:
+            raise FormatError(f"{path}: {other.name} and {file.name} have one number, {int(digits[-1])}, the last in a "
+                              "name. Give a pattern for one series, or a list of files.")  # fmt: skip
     if not numbered:
         raise FormatError(f"No file with a number in its name fits {path}.")
     numbers = sorted(numbered)

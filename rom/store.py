@@ -191,7 +191,11 @@ class Store(Reader):
             whole, stored = self._whole_mesh()
         except (StoreError, ValueError) as caught:
             error = StoreError(str(caught))
-        ranks.raise_together(error, StoreError)
+        try:
+            ranks.raise_together(error, StoreError)
+        except StoreError:
+            self.close()
+            raise
         if parts is None and len(self._files) == ranks.size:
             parts = stored
         self.attributes = self.index["attributes"]
@@ -314,7 +318,7 @@ class Store(Reader):
         try:
             index = json.loads(path.read_text(encoding="utf-8"))
             digest = index.pop("sha256")
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise StoreError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
         if digest != _digest(index):
             raise StoreError(f"{path} is damaged or was edited: its checksum does not fit.")

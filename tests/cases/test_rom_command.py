@@ -134,8 +134,11 @@ def test_a_sample_says_what_its_draws_say_alone(model, tmp_path, monkeypatch):
     two = np.loadtxt(model / "samples" / "two" / "table.csv", delimiter=",", skiprows=1)
     assert read_description(model / "samples" / "two" / "sample.json")["cores"] == 2
     np.testing.assert_allclose(two[:, 3], table[:7, 3], rtol=1e-4)
+    twice = tmp_path / "twice.csv"
+    twice.write_text("pull,pull\n1,2\n3,4\n")
     for wrong, message in (
         (["--draw", "pull=gauss(1,2)"], "uniform(LOW,HIGH) or normal(MEAN,DEVIATION)"),
+        (["--table", twice], "must name the columns once each"),
         (["--draw", "pul=uniform(1,2)"], "Did you mean pull"),
         (["--draw", "pull=uniform(1,2)", "--table", rows], "not both"),
         (["--draw", "long=uniform(4,5)", "--draws", 3], "is of another mesh"),
@@ -312,6 +315,8 @@ def test_a_truncated_model_and_a_loading_that_does_not_fit_are_named(model, tmp_
         ("time, pressure:x1\n0, 0\n1, nan\n", "row 3: a number is not finite"),
         ("time, pressure:x1\n0, 0\n1\n", "row 3: 2 numbers are needed"),
         ("time, pressure:x1\n1, 0\n1, 2\n", "row 3 does not"),
+        ("\n\ntime, pressure:x1\n\n0, 0\n1, nan\n", "row 6: a number is not finite"),
+        ("time, pressure:x1, pressure:x1\n0, 0, 0\n1, 1, 2\n", "must name the columns once each"),
         ("pressure:x1\n0\n1\n", "`time` among them"),
         ("", "is empty"),
     ):

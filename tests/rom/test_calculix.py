@@ -306,6 +306,9 @@ def test_a_flat_abaqus_deck_is_read(tmp_path):
         "not a multiple of 9": ABAQUS.replace(", 70, 80", ", 70"),
         r"line 3: \*NODE cannot be read": ABAQUS.replace("1., 0., 1.", "1., zero, 1."),
         "flat deck": ABAQUS.replace("*STEP\n", "*INSTANCE, NAME=a, PART=b\n*STEP\n"),
+        "names no file": ABAQUS.replace("*STEP\n", "*INCLUDE\n*STEP\n"),
+        "included by itself": ABAQUS.replace("*STEP\n", "*INCLUDE, INPUT=job.inp\n*STEP\n"),
+        "side SPOS of SOLID": ABAQUS.replace("Solid, S2", "Solid, SPOS"),
         "degenerate or inside out": ABAQUS.replace("7, 10, 20, 30, 40", "7, 10, 40, 30, 20"),
     }
     for message, text in cases.items():

@@ -97,6 +97,9 @@ def test_an_error_on_one_rank_is_raised_on_all():
     def work(comm):
         with pytest.raises(ValueError if comm.rank == 2 else RuntimeError, match="broken thing"):
             comm.raise_together(ValueError("broken thing") if comm.rank == 2 else None, RuntimeError)
+        with pytest.raises(MemoryError if comm.rank == 1 else RuntimeError) as raised:
+            comm.raise_together(MemoryError() if comm.rank == 1 else None, RuntimeError)
+        assert comm.rank == 1 or "On rank 1: MemoryError" in str(raised.value)
         comm.raise_together(None, RuntimeError)
         return True
 

@@ -113,6 +113,13 @@ def test_bad_series_are_named(tmp_path):
     (tmp_path / "step_002.vtu").unlink()
     with pytest.raises(FormatError, match=r"files 2 to 2 are missing between step_001\.vtu and step_003\.vtu"):
         MeshioReader(pattern)
+    (tmp_path / "step_01.vtu").touch()
+    with pytest.raises(FormatError, match=r"step_001\.vtu and step_01\.vtu have one number, 1"):
+        MeshioReader(pattern)
+    for sets in ("", '<DataSet file="a"/>', '<DataSet timestep="1"/>', '<DataSet timestep="one" file="a"/>'):
+        (tmp_path / "run.pvd").write_text(f"<VTKFile><Collection>{sets}</Collection></VTKFile>")
+        with pytest.raises(FormatError, match=r"run\.pvd (has no|needs a file and a timestep in every) DataSet"):
+            MeshioReader(tmp_path / "run.pvd")
     with pytest.raises(FormatError, match="no volume cells"):
         from_meshio(meshio.Mesh(mesh.points, [("quad", [[0, 1, 2, 3]])]))
     with pytest.raises(FormatError, match="'wedge'"):

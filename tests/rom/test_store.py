@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -130,13 +131,20 @@ def test_bad_stores_say_what_is_wrong(tmp_path):
     index.write_text(text.replace("0.5", "0.6"))
     with pytest.raises(StoreError, match="checksum"):
         Store(tmp_path / "s")
-    index.write_text(text[:50])
-    with pytest.raises(StoreError, match="damaged"):
-        Store(tmp_path / "s")
+    for damage in (text[:50], "[]", "7", "null", "{}"):
+        index.write_text(damage)
+        with pytest.raises(StoreError, match="damaged"):
+            Store(tmp_path / "s")
     assert json.loads(text)["version"] == 1
     index.write_text(text)
-    with pytest.raises(StoreError, match="no array 'basis/p'"):
-        Store(tmp_path / "s").get("basis/p")
+    with pytest.raises(StoreError, match="no array 'basis/p'"), Store(tmp_path / "s") as store:
+        store.get("basis/p")
+    content = h5py.File(tmp_path / "s-0000-of-0001.h5", "a")
+    content["mesh/points"][0, 0] += 1
+    content.close()
+    with pytest.raises(StoreError, match="mesh/points is damaged"):
+        Store(tmp_path / "s")
+    h5py.File(tmp_path / "s-0000-of-0001.h5", "a").close()  # not possible while it were open
     with StoreWriter(tmp_path / "t", sub) as store:
         store.append(0.0, np.zeros((12, 3)))
         for bad, match in (((0.0, np.zeros((12, 3))), "times increase"),
