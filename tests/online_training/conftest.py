@@ -2,11 +2,9 @@
 running may outlive it.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from types import ModuleType
 
 import pytest
 
@@ -41,39 +39,13 @@ def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
         ray.shutdown()
 
 
-class WorkerHere:
-    """In the place of Ray Train's trainer: one worker, in the thread that asks for it, that nobody starts again."""
-
-    def __init__(self, work: Callable[[dict[str, Any]], None], *, train_loop_config: dict[str, Any], **_: Any) -> None:
-        self._work, self._config = work, train_loop_config
-
-    def fit(self) -> None:
-        """Train."""
-        self._work(self._config)
-
-
-@pytest.fixture
-def trainer_here(ray_here: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Studies of this process train in it, and not in a process of Ray Train's: for what says nothing of Ray Train.
-
-    They are validated at their end alone. It saves each of them some 20 s of a core.
-    """
-    import ray.train.torch
-
-    from headrace.online_training import session
-
-    monkeypatch.setattr(session, "ValidatorProcess", lambda run_dir: nullcontext())
-    monkeypatch.setattr(ray.train.torch, "TorchTrainer", WorkerHere)
-    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
-    monkeypatch.setattr(ray.train, "get_context", lambda: context)
-
-
 @pytest.fixture
 def validated_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Offline studies of this process are validated at their end, and not by a process beside them (5 s of a core)."""
-    from headrace.online_training import offline_study
+    """Studies of this process are validated at their end, and not by a process beside them (5 s of a core)."""
+    from headrace.online_training.validator import ValidatorProcess
 
-    monkeypatch.setattr(offline_study, "ValidatorProcess", lambda run_dir: nullcontext())
+    monkeypatch.setattr(ValidatorProcess, "__enter__", lambda self: self)
+    monkeypatch.setattr(ValidatorProcess, "__exit__", lambda self, *error: None)
 
 
 @pytest.fixture(params=["shm", "ipc", "tcp"])

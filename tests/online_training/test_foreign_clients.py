@@ -313,7 +313,7 @@ def test_cmake_builds_installs_and_pkg_config_finds_it(tmp_path: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_a_study_trains_on_a_program_that_takes_one_simulation_at_a_time(
-    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainer_here: object
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_here: object
 ) -> None:
     """The whole of it: the program is started again for each simulation, and nothing is lost or counted twice."""
     folder = tmp_path / "states"

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from headrace.cases.command_line import main
+from headrace.cases.generate_command import generate_data_set
 from headrace.cases.models import make_model
 from headrace.online_training import Study
 from headrace.online_training.audit import audit
@@ -117,13 +118,22 @@ def test_the_file_trains_an_operator_by_the_command_line_on_two_ranks(file, tmp_
 
 @pytest.mark.ray
 @pytest.mark.mpi
-@pytest.mark.parametrize("model", ["lpinn", "neuralstagger"])
-def test_the_file_trains_what_learns_from_its_equation_in_python(file, tmp_path, trainer_here, model):
-    architecture, rate, bound = MODELS[model]
-    study = Study(
-        CaseReference.of(file), make_model(model, architecture), run_dir=tmp_path / "run", learning_rate=rate, **NUMBERS
-    )  # fmt: skip
+def test_the_file_trains_a_lagrangian_network_in_python(file, tmp_path, ray_here, validated_at_the_end):
+    architecture, rate, bound = MODELS["lpinn"]
+    surrogate = make_model("lpinn", architecture)
+    study = Study(CaseReference.of(file), surrogate, run_dir=tmp_path / "run", learning_rate=rate, **NUMBERS)
     surrogate = require_trained(tmp_path / "run", study.run().validation["nrmse"], bound)
-    if model == "lpinn":  # needs no state to start from
-        states = surrogate.predict(None, torch.tensor([[0.07, 0.3, 1.0]]), torch.tensor([0.25]))
-        assert states.shape == (1, 1, 2, 24, 24)
+    # It needs no state to start from.
+    states = surrogate.predict(None, torch.tensor([[0.07, 0.3, 1.0]]), torch.tensor([0.25]))
+    assert states.shape == (1, 1, 2, 24, 24)
+
+
+def test_the_file_trains_staggered_networks_on_states_of_its_own_solver(file, tmp_path, validated_at_the_end):
+    architecture, rate, bound = MODELS["neuralstagger"]
+    assert generate_data_set(CaseReference.of(file), simulations=14, held_out=2, folder=tmp_path / "data", seed=0,
+                             sampler="sobol", jobs=1, plain=True) == 0  # fmt: skip
+    study = Study(
+        CaseReference.of(file), make_model("neuralstagger", architecture), run_dir=tmp_path / "run",
+        offline=str(tmp_path / "data"), learning_rate=rate, batch_size=8, views=10,
+    )  # fmt: skip
+    assert study.run().validation["nrmse"] < bound

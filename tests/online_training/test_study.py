@@ -167,7 +167,7 @@ def test_a_study_loses_nothing_by_deaths_and_stops_behind_its_token(tmp_path, mo
     assert again == finished, "a finished study only repeats its result"
 
 
-def test_a_deterministic_run_has_the_same_bits_killed_and_resumed_or_not(tmp_path, trainer_here):
+def test_a_deterministic_run_has_the_same_bits_killed_and_resumed_or_not(tmp_path, ray_here):
     what = {"deterministic": True, "simulations": 8, "held_out": 0, "ranks": 1, "jobs": 2, "views": 10.0}
     what["buffer"] = "60KB"  # a third of all steps
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -192,7 +192,8 @@ def test_a_deterministic_run_has_the_same_bits_killed_and_resumed_or_not(tmp_pat
     require_no_process(parts)
 
 
-def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path, trainer_here):
+@pytest.mark.ray
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path, ray_here):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(disk)], check=False)
@@ -202,7 +203,9 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path, trainer_
         run_dir = disk / "run"
         with pytest.raises(StudyError, match="No space left on device") as raised:
             study_here(run_dir, held_out=0).run()
+        assert "cannot write the checkpoint" in str(raised.value), "it comes from the trainer's worker"
         assert str(run_dir) in str(raised.value), "the error names the file"
+        assert [path.name for path in (run_dir / "generations").iterdir() if path.name.isdigit()] == ["1"]
         require_no_process(run_dir)
         assert all((folder / "state.json").exists() for folder in (run_dir / "checkpoints").iterdir())
     finally:
