@@ -62,20 +62,22 @@ def build_app(own_case: CaseReference | None = None) -> typer.Typer:
     """Return the Typer application; with a script's own case, `solve`, `generate` and `train` take no CASE."""
     app = typer.Typer(
         help=HELP, no_args_is_help=True, add_completion=own_case is None, pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        # Plain help: in boxes a flag's description is left with 17 of 80 columns.
+        rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     )  # fmt: skip
     case = _case_parameter(own_case)
-    for function, extra in (
-        (doctor, []), (cases, []), (solve, case), (generate, case), (train, [*case, *setting_parameters()]),
-        (submit, [*case, *setting_parameters()]), (plan, [*case, *setting_parameters()]),
-        (convert, []), (certify, []), (new_case, []), (evaluate, []), (report, []), (status, []), (audit, []),
+    for function in (
+        doctor, cases, solve, generate, train, submit, plan,
+        convert, certify, new_case, evaluate, report, status, audit,
     ):  # fmt: skip
         if not (own_case and function in (cases, convert, certify, new_case)):
-            app.command(name=function.__name__.replace("_", "-"))(_as_verb(function, extra, own_case))
+            first = case if function in (solve, generate, train, submit, plan) else []
+            last = setting_parameters() if function in (train, submit, plan) else []
+            _add_verb(app, function.__name__.replace("_", "-"), _as_verb(function, first, last, own_case))
     if own_case is None:
-        stages = typer.Typer(help=rom_command.HELP, no_args_is_help=True)
+        stages = typer.Typer(help=rom_command.HELP, short_help=rom_command.HELP, no_args_is_help=True)
         for function in rom_command.STAGES:
-            stages.command(name=function.__name__)(_as_verb(function, [], None))
+            _add_verb(stages, function.__name__, _as_verb(function, [], [], None))
         app.add_typer(stages, name="rom")
     return app
 
@@ -318,11 +320,19 @@ def _case_parameter(own_case: CaseReference | None) -> list[inspect.Parameter]:
     return parameters
 
 
+def _add_verb(app: typer.Typer, name: str, verb: Callable[..., None]) -> None:
+    """Add a verb whose line in the list of verbs is the first of its docstring, whole on a narrow terminal too."""
+    app.command(name=name, short_help=inspect.getdoc(verb).partition("\n")[0])(verb)
+
+
 def _as_verb(
-    function: Callable[..., int | None], extra: list[inspect.Parameter], own_case: CaseReference | None
+    function: Callable[..., int | None],
+    first: list[inspect.Parameter],
+    last: list[inspect.Parameter],
+    own_case: CaseReference | None,
 ) -> Callable[..., None]:
-    """Return a verb with the extra flags and --debug, whose case is looked up and whose errors become one line."""
-    takes_case = any(parameter.name == "shape" for parameter in extra)
+    """Return a verb with flags before and after its own, whose case is looked up and whose errors become one line."""
+    takes_case = any(parameter.name == "shape" for parameter in first)
 
     @functools.wraps(function)
     def verb(*, debug: bool, **flags: Any) -> None:
@@ -347,7 +357,7 @@ def _as_verb(
     ]
     option = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
     debug = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=option)
-    parameters = [*extra, *own, debug]
+    parameters = [*first, *own, debug, *last]
     del verb.__wrapped__
     verb.__signature__ = inspect.Signature(parameters)
     verb.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -28,14 +28,17 @@ def setting_parameters() -> list[inspect.Parameter]:
         allowed = get_args(kind) if get_origin(kind) is Literal else ()
         option = typer.Option(
             f"{flag(name)}/--no-{flag(name)[2:]}" if kind is bool else flag(name),
-            help=f"{field.description} Default: {'no' if field.default is False else field.default}.",
+            help=f"{field.description} Default: {_said(field.default)}.",
             show_default=False,
             metavar="|".join(allowed) or None,
-            rich_help_panel="Study",
         )
         annotation = Annotated[(str if allowed else kind) | None, option]
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
     return parameters
+
+
+def _said(default: Any) -> str:
+    return "no" if default is False else "none" if default == "" else str(default)
 
 
 def check_settings(given: dict[str, Any]) -> StudySettings:
