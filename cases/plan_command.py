@@ -191,11 +191,9 @@ def _show(needs: Forecast, costs: Costs, sources: dict[str, str], jobs: int) -> 
         console.print(f"    {part} alone {told_seconds(seconds)}")
     console.print(f"limited by the {needs.limit}")
     if needs.limit == "solvers" and needs.jobs_enough > jobs:
-        console.print(f"→ with {needs.jobs_enough} jobs at the same time instead of {jobs} the rest is kept busy")
+        console.print(f"→ with --jobs {needs.jobs_enough} instead of {jobs} the rest is kept busy")
     elif needs.jobs_enough < jobs:
-        console.print(
-            f"→ {needs.jobs_enough} jobs at the same time instead of {jobs} do as well; the others would wait"
-        )
+        console.print(f"→ --jobs {needs.jobs_enough} instead of {jobs} does as well; the others would wait")
 
 
 def told_bytes(size: float) -> str:

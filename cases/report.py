@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 import psutil
 
 from headrace.online_training.run_directory import write_text
@@ -85,7 +84,6 @@ def render(data: RunData, evaluation: Evaluation | None, folder: Path) -> str:
 def _numbers(data: RunData, evaluation: Evaluation | None) -> list[dict[str, str]]:
     """Return the headline numbers that are known."""
     last = figures_of({"intake": (data.intake or [None])[-1]})
-    _, speeds = data.column(data.metrics, "samples_per_second")
     times, _ = data.column(data.intake, "elapsed")
     numbers: list[tuple[str, str]] = []
     if evaluation is not None:
@@ -97,13 +95,12 @@ def _numbers(data: RunData, evaluation: Evaluation | None) -> list[dict[str, str
         numbers.append((f"{data.simulations_completed}", f"simulations, {data.steps_accepted:,} steps streamed"))
     if times:
         numbers.append((_duration(times[-1] - times[0]), "wall-clock time"))
-    if speeds:
-        numbers.append((f"{np.median(speeds):,.0f}", "training samples per second (median)"))
+    if data.samples_per_second is not None:
+        numbers.append((f"{data.samples_per_second:,.0f}", "training samples per second (median)"))
     if last.blocked is not None:
         numbers.append((f"{last.blocked:.0%}", "of the solvers' time blocked"))
-    starved = [record["starved"] for record in data.metrics if record.get("starved") is not None]
-    if starved:
-        numbers.append((f"{np.mean(starved):.0%}", "of the trainer's time starved"))
+    if data.starved is not None:
+        numbers.append((f"{data.starved:.0%}", "of the trainer's time starved"))
     return [{"value": value, "name": name} for value, name in numbers]
 
 

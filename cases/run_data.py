@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from headrace.online_training.ledger import Ledger
@@ -121,6 +122,18 @@ class RunData:
     def steps_accepted(self) -> int:
         """Different steps that an intake accepted, in whatever session."""
         return sum(len(one.accepted) for one in self.ledger.simulations.values())
+
+    @property
+    def samples_per_second(self) -> float | None:
+        """Median over the trainer's reports; the last one, when all simulations are there, is unlike the others."""
+        speeds = self.column(self.metrics, "samples_per_second")[1]
+        return median(speeds) if speeds else None
+
+    @property
+    def starved(self) -> float | None:
+        """Part of the trainer's time spent waiting for data, over the whole run."""
+        parts = self.column(self.metrics, "starved")[1]
+        return fmean(parts) if parts else None
 
     def column(self, records: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
         """Return (seconds since the run began, values) of the records that have a value of this name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -26,6 +27,8 @@ def show_status(run_dir: Path) -> None:
     """
     data = RunData.read(run_dir)
     figures = latest_figures(data.directory)
+    if data.ledger.finished:  # how the run was, not how its last second was
+        figures = replace(figures, samples_per_second=data.samples_per_second, starved=data.starved)
     settings = data.record.settings
     planned, steps = settings.simulations + settings.held_out, data.case.num_snapshots + 1
     windows = f"{figures.windows:,}" + (f" of {figures.total_windows:,}" if figures.total_windows else "")

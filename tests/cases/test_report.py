@@ -148,6 +148,17 @@ def test_status_tells_what_the_logs_say(run):
     assert f"{last['windows']:,} of {last['total_windows']:,} windows used" in text
 
 
+def test_status_of_a_finished_run_tells_how_the_whole_run_was(tmp_path):
+    """The last report of a training, when nothing is left to wait for, says little of the others."""
+    run = make_run(tmp_path / "run", epochs=4, simulations=2, held_out=1)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for record, starved, speed in zip(records, (0.9, 0.9, 0.8, 0.0), (100.0, 120.0, 110.0, 9000.0), strict=True):
+        record.update(starved=starved, samples_per_second=speed)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    rows = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in command("status", str(run)).output.splitlines())
+    assert rows["trainer starved"] == "65%" and rows["samples/s"] == "115"
+
+
 def test_superposition_is_exact_for_constant_conductivity_and_not_otherwise():
     case = find_case("heat2d", (8, 8)).load()
     baseline = Superposition(case)
