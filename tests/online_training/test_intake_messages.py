@@ -24,11 +24,25 @@ from tests.online_training.intake_setup import (
 from tests.online_training.raw_link import block, declare, next_of, request, solver_link
 
 
-def test_a_sub_block_that_comes_twice_is_stored_once(study) -> None:
-    intake = study()
-    plan(intake, 1)
-    link = solver_link(intake, "1-0001")
-    request(link)
+@pytest.fixture
+def asked(study):
+    """Makes an intake with planned simulations, and a rank that has been given the first of them."""
+    links = []
+
+    def make(*layout, simulations=1, **changes):
+        intake = study(*layout, **changes)
+        plan(intake, simulations)
+        links.append(solver_link(intake, "1-0001"))
+        request(links[-1])
+        return intake, links[-1]
+
+    yield make
+    for link in links:
+        link.close()
+
+
+def test_a_sub_block_that_comes_twice_is_stored_once(asked) -> None:
+    intake, link = asked()
     upper, lower = block(np.ones((3, 5))), block(np.full((4, 5), 2.0), (3, 0))
     link.send_block(*upper)
     link.send_block(*upper)
@@ -40,7 +54,6 @@ def test_a_sub_block_that_comes_twice_is_stored_once(study) -> None:
     assert status["steps_accepted"] == 1
     slot = intake.settings.memory.array[intake.settings.buffer.slots[0, 0], 0]
     assert np.all(slot[:3] == 1) and np.all(slot[3:] == 2)
-    link.close()
 
 
 @pytest.mark.parametrize(
@@ -52,12 +65,9 @@ def test_a_sub_block_that_comes_twice_is_stored_once(study) -> None:
     ],
     ids=["plain", "promised", "skip"],
 )
-def test_words_to_a_quick_solver_are_said_ahead_and_a_stop_begins_behind_them(study, monkeypatch, changes, expected):
+def test_words_to_a_quick_solver_are_said_ahead_and_a_stop_begins_behind_them(asked, monkeypatch, changes, expected):
     monkeypatch.setattr("headrace.online_training.step_credits._QUICK_SECONDS", 2.0)
-    intake = study(make_layout(num_steps=12), **changes)
-    plan(intake, 1)
-    link, said = solver_link(intake, "1-0001"), []
-    request(link)
+    (intake, link), said = asked(make_layout(num_steps=12), **changes), []
     for step in range(4):
         values = np.full((7, 5), np.nan) if step == 1 else field_of(0, step, (7, 5))
         link.send_block(*block(values, step=step))
@@ -69,14 +79,10 @@ def test_words_to_a_quick_solver_are_said_ahead_and_a_stop_begins_behind_them(st
         if step == 0:
             assert said == expected[:1], "what was said to a step stands for those before it"
     assert said == expected
-    link.close()
 
 
-def test_messages_of_an_old_attempt_are_fenced(study) -> None:
-    intake = study()
-    plan(intake, 1)
-    old = solver_link(intake, "1-0001")
-    request(old)
+def test_messages_of_an_old_attempt_are_fenced(asked) -> None:
+    intake, old = asked()
     assert intake.job_ended("1-0001", 1) == [0]
     new = solver_link(intake, "1-0002")
     assert request(new).attempt == 2
@@ -86,22 +92,16 @@ def test_messages_of_an_old_attempt_are_fenced(study) -> None:
     assert rejected == {"session": 1, "attempt": 1}
     assert intake.status()["steps_accepted"] == 0
     assert next_of(old, Kind.ACK) is None and "unknown session" in old.lost
-    old.close()
     new.close()
 
 
-def test_a_second_attempt_stores_only_what_is_missing(study, tmp_path: Path) -> None:
-    layout = make_layout()
-    intake = study(layout)
-    plan(intake, 1)
-    link = solver_link(intake, "1-0001")
-    request(link)
+def test_a_second_attempt_stores_only_what_is_missing(asked, tmp_path: Path) -> None:
+    intake, link = asked()
     for step in range(3):
         link.send_block(*block(field_of(0, step, (7, 5)), step=step))
         assert next_of(link, Kind.ACK).step == step
     link.send_block(*block(field_of(0, 3, (7, 5))[:3], step=3))
     intake.job_ended("1-0001", -9)
-    link.close()
     os.environ["HEADRACE_JOB"] = "1-0002"
     with connect({"u": (7, 5)}) as stream:
         send_all(stream, (7, 5), range(6))
@@ -157,23 +157,16 @@ def test_a_simulation_that_keeps_failing_goes_into_quarantine(study) -> None:
         ({"time": math.nan}, "time"),
     ],
 )
-def test_a_block_that_does_not_belong_is_refused_by_name(study, changes: dict, reason: str) -> None:
-    intake = study()
-    plan(intake, 1)
-    link = solver_link(intake, "1-0001")
-    request(link)
+def test_a_block_that_does_not_belong_is_refused_by_name(asked, changes: dict, reason: str) -> None:
+    intake, link = asked()
     link.send_block(*block(np.zeros((7, 5)), **changes))
     with pytest.raises(RuntimeError, match=f"is wrong: {reason}"):
         next_of(link, Kind.ACK)
     assert intake.status()["rejected"] == {reason: 1} and intake.status()["error"] is None
-    link.close()
 
 
-def test_a_damaged_block_costs_the_attempt(study) -> None:
-    intake = study()
-    plan(intake, 1)
-    link = solver_link(intake, "1-0001")
-    request(link)
+def test_a_damaged_block_costs_the_attempt(asked) -> None:
+    intake, link = asked()
     header, payload = block(np.zeros((7, 5)))
     link.send_block(header, payload[:-1] + b"\1")
     next_of(link, Kind.ACK)
@@ -181,7 +174,6 @@ def test_a_damaged_block_costs_the_attempt(study) -> None:
     status = intake.status()
     assert status["rejected"] == {"checksum": 1}
     assert status["lost"] == 1 and status["queued"] == 1
-    link.close()
 
 
 def test_a_sign_of_life_that_comes_after_the_farewell_is_no_stranger_s(study) -> None:
@@ -198,26 +190,19 @@ def test_a_sign_of_life_that_comes_after_the_farewell_is_no_stranger_s(study) ->
     late.close()
 
 
-def test_strict_mode_takes_signed_payloads_only(study) -> None:
-    intake = study(strict=True)
-    plan(intake, 1)
-    link = solver_link(intake, "1-0001")
-    request(link)
+def test_strict_mode_takes_signed_payloads_only(asked) -> None:
+    intake, link = asked(strict=True)
     link.send_block(*block(np.zeros((7, 5))))
     wait_until(lambda: intake.status()["rejected"] == {"strict": 1})
     intake.job_ended("1-0001", 1)
-    link.close()
     os.environ["HEADRACE_JOB"] = "1-0002"
     with connect({"u": (7, 5)}) as stream:
         send_all(stream, (7, 5), range(6))
     assert intake.status()["done"] == 1
 
 
-def test_blocks_that_leave_a_gap_or_overlap_are_named(study) -> None:
-    intake = study()
-    plan(intake, 2)
-    link = solver_link(intake, "1-0001")
-    request(link)
+def test_blocks_that_leave_a_gap_or_overlap_are_named(asked) -> None:
+    intake, link = asked(simulations=2)
     link.send_block(*block(np.zeros((6, 5)), value=1))
     assert next_of(link, Kind.ACK).value & 0xFF == STOP
     link.send(Kind.END, {"reason": ""}, simulation=0, attempt=1, value=2)
@@ -232,4 +217,3 @@ def test_blocks_that_leave_a_gap_or_overlap_are_named(study) -> None:
         "the blocks of all ranks leave 5 of 35 cells of step 0 uncovered",
         "the blocks of step 0 overlap",
     ]
-    link.close()
