@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 from rich.console import Console
@@ -28,14 +28,14 @@ SUBPROCESS_SECONDS = 60
 MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "bold red")}
 
 _HELLO = (
-    "import sys; from mpi4py import MPI; world = MPI.COMM_WORLD; ranks = world.allreduce(1); "
-    "library = ' '.join(MPI.Get_library_version().split(chr(10))[0].split()); "
-    "world.rank or sys.stdout.write(f'ranks {ranks} {library}' + chr(10))"
+    "import sys; from mpi4py import MPI; from headrace.online_training.solver_job import mpi_library; "
+    "ranks = MPI.COMM_WORLD.allreduce(1); "
+    "MPI.COMM_WORLD.rank or sys.stdout.write(f'ranks {ranks} {mpi_library()}' + chr(10))"
 )
-_RAY = "import json, ray; from ray.train.torch import TorchTrainer; print(json.dumps(ray.__version__))"
+_RAY = "import ray; from ray.train.torch import TorchTrainer; told = [ray.__version__]"
 _TORCH = (
-    "import json, torch; gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]; "
-    "print(json.dumps([torch.__version__, torch.get_num_threads(), gpus]))"
+    "import torch; gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]; "
+    "told = [torch.__version__, torch.get_num_threads(), gpus]"
 )
 
 
@@ -108,14 +108,11 @@ def check_mpi() -> Finding:
 
 def check_ray() -> Finding:
     """Import Ray Train in a process of its own."""
-    code, text = _output([sys.executable, "-c", _RAY])
-    if code:
-        return Finding(
-            subject="Ray", level="fail", text=f"cannot be imported: {(text.strip().splitlines() or ['?'])[-1]}",
-            advice="pip install 'headrace[train]'; solve works without it",
-        )  # fmt: skip
-    version = json.loads(text.strip().splitlines()[-1])
-    if tuple(int(part) for part in version.split(".")[:2]) < (2, 53) or version.startswith("3"):
+    told = _told_by("Ray", _RAY)
+    if isinstance(told, Finding):
+        return told
+    (version,) = told
+    if not (2, 53) <= tuple(int(part) for part in version.split(".")[:2]) < (3, 0):
         return Finding(
             subject="Ray", level="fail", text=f"version {version}, needed is 2.53 or later and below 3",
             advice="pip install 'ray[train]>=2.53,<3'",
@@ -127,13 +124,10 @@ def check_ray() -> Finding:
 
 def check_torch() -> Finding:
     """Import torch in a process of its own; report threads and GPUs."""
-    code, text = _output([sys.executable, "-c", _TORCH])
-    if code:
-        return Finding(
-            subject="torch", level="fail", text=f"cannot be imported: {(text.strip().splitlines() or ['?'])[-1]}",
-            advice="pip install 'headrace[train]'; solve works without it",
-        )  # fmt: skip
-    version, threads, gpus = json.loads(text.strip().splitlines()[-1])
+    told = _told_by("torch", _TORCH)
+    if isinstance(told, Finding):
+        return told
+    version, threads, gpus = told
     device = ", ".join(gpus) if gpus else "no GPU, trains on CPU"
     return Finding(subject="torch", level="ok", text=f"{version}, {threads} CPU threads, {device}")
 
@@ -268,6 +262,18 @@ def check_compiler() -> Finding:
     """Look for a C compiler, which only solvers written in C need."""
     found = next((path for name in ("mpicc", "cc", "gcc", "clang") if (path := shutil.which(name))), None)
     return Finding(subject="C compiler", level="ok", text=found or "none; only needed for solvers written in C")
+
+
+def _told_by(package: str, program: str) -> list[Any] | Finding:
+    """Return what a program leaves in `told`, whatever the package says beside it; or that it cannot be imported."""
+    code, text = _output([sys.executable, "-c", f"import json; {program}; print(chr(10) + 'told', json.dumps(told))"])
+    said = re.search(r"^told (\[.*\])$", text, re.MULTILINE)
+    if code or said is None:
+        return Finding(
+            subject=package, level="fail", text=f"cannot be imported: {(text.strip().splitlines() or ['?'])[-1]}",
+            advice="pip install 'headrace[train]'; solve works without it",
+        )  # fmt: skip
+    return json.loads(said[1])
 
 
 def _output(command: list[str]) -> tuple[int, str]:

@@ -105,7 +105,7 @@ def mpi_library() -> str:
     """Return the first line of what the MPI library says of itself."""
     from mpi4py import MPI
 
-    return MPI.Get_library_version().splitlines()[0].strip(" \0")  # Open MPI ends it with a zero
+    return " ".join(MPI.Get_library_version().splitlines()[0].strip("\0").split())  # Open MPI ends it with a zero
 
 
 def _require_ranks(comm: MPI.Comm) -> None:

@@ -60,6 +60,22 @@ def test_an_mpirun_that_fails_is_a_failure_with_its_last_words(monkeypatch, tmp_
 
 
 @pytest.mark.parametrize(
+    ("code", "said", "level"),
+    [
+        (0, 'starts\ntold ["2.60.1"]\n[2026-01-01 WARNING] what comes to mind last', "ok"),
+        (0, 'told ["2.52.0"]', "fail"),
+        (0, 'told ["3.0.0.dev0"]', "fail"),
+        (0, "", "fail"),
+        (1, "ModuleNotFoundError: No module named 'ray'", "fail"),
+    ],
+)
+def test_a_ray_that_will_not_do_is_a_failure_whatever_it_says_beside(monkeypatch, code, said, level):
+    monkeypatch.setattr(doctor, "_output", lambda command: (code, said))
+    finding = doctor.check_ray()
+    assert finding.level == level and ("headrace[train]" in finding.advice or "told" in said)
+
+
+@pytest.mark.parametrize(
     ("variables", "level"),
     [
         ({}, "ok"),
