@@ -16,7 +16,7 @@ def double():
 
 
 @pytest.fixture(scope="session")
-def benchmark():
+def loaded():
     """Return a function that imports a benchmark by its name; their folder is no package."""
 
     def load(name):

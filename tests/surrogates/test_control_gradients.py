@@ -11,9 +11,9 @@ from headrace.surrogates.staggered_network import StaggeredNetwork
 
 
 @pytest.fixture(scope="module")
-def modules(benchmark):
+def modules(loaded):
     """Return modules of the benchmark."""
-    return tuple(benchmark(f"staggered.{name}") for name in ("channel", "control", "planes", "shedding", "training"))
+    return tuple(loaded(f"staggered.{name}") for name in ("channel", "control", "planes", "shedding", "training"))
 
 
 def stirred(network, size):

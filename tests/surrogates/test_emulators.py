@@ -9,8 +9,8 @@ import torch
 
 
 @pytest.fixture(scope="module")
-def emulators(benchmark):
-    return benchmark("emulators")
+def emulators(loaded):
+    return loaded("emulators")
 
 
 def test_errors_are_relative_to_each_sample_and_step_and_summed_over_fields(emulators):

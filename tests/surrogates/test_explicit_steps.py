@@ -14,9 +14,9 @@ from headrace.solvers.simulate import simulate
 
 
 @pytest.fixture(scope="module")
-def staggered(benchmark):
+def staggered(loaded):
     """Return modules of the benchmark."""
-    return tuple(benchmark(f"staggered.{name}") for name in ("channel", "mac_steps", "training"))
+    return tuple(loaded(f"staggered.{name}") for name in ("channel", "mac_steps", "training"))
 
 
 def slow_block(channel):
@@ -136,9 +136,9 @@ def two_starts_past_a_block(staggered):
     return scene, old, channel.ChannelSteps(scene, "cpu", weighed=False)
 
 
-def test_the_mirror_image_of_a_step_past_the_block_is_the_step_of_the_mirror_image(staggered, benchmark):
+def test_the_mirror_image_of_a_step_past_the_block_is_the_step_of_the_mirror_image(staggered, loaded):
     scene, old, steps = two_starts_past_a_block(staggered)
-    mirrored = benchmark("staggered.channel_pool").mirrored
+    mirrored = loaded("staggered.channel_pool").mirrored
     new = old.clone()
     new[:, :, :-1] -= steps.correction(old, old, 0.0, scene.frame)
     image = mirrored(old, 1, 2)
@@ -148,9 +148,9 @@ def test_the_mirror_image_of_a_step_past_the_block_is_the_step_of_the_mirror_ima
     torch.testing.assert_close(left, torch.zeros_like(left), rtol=0, atol=2e-5)
 
 
-def test_a_window_is_graded_as_one_roll_out_of_the_solver_from_the_frame_before_it(staggered, benchmark):
+def test_a_window_is_graded_as_one_roll_out_of_the_solver_from_the_frame_before_it(staggered, loaded):
     scene, old, steps = two_starts_past_a_block(staggered)
-    unrolled = benchmark("staggered.channel_network").Unrolled
+    unrolled = loaded("staggered.channel_network").Unrolled
 
     def solved(window):
         step = steps.correction(window, window, 0.0, scene.frame)
@@ -170,8 +170,8 @@ def test_a_window_is_graded_as_one_roll_out_of_the_solver_from_the_frame_before_
 
 @pytest.mark.parametrize("graph", [False, pytest.param(True, marks=pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a GPU"))])  # fmt: skip
-def test_states_that_a_network_comes_to_by_itself_are_of_its_weights_now_and_no_others(benchmark, graph):
-    pool, device = benchmark("staggered.channel_pool"), "cuda" if graph else "cpu"
+def test_states_that_a_network_comes_to_by_itself_are_of_its_weights_now_and_no_others(loaded, graph):
+    pool, device = loaded("staggered.channel_pool"), "cuda" if graph else "cpu"
     network = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(1, 1, bias=False)).train().to(device)
     alone = pool.left_alone(network, torch.ones(2, 1, device=device), graph=graph)
     network[1].weight.data.fill_(1.01)  # after the step was taken

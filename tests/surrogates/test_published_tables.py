@@ -8,8 +8,8 @@ from headrace.cases import mixed1d
 
 
 @pytest.fixture(scope="module")
-def tables(benchmark):
-    return benchmark("tables")
+def tables(loaded):
+    return loaded("tables")
 
 
 def test_the_accumulated_error_sums_squares_over_time_after_the_frames_that_are_given(tables):

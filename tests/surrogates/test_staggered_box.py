@@ -5,9 +5,9 @@ import torch
 
 
 @pytest.fixture(scope="module")
-def box(benchmark):
+def box(loaded):
     """Return the module of the benchmark."""
-    return benchmark("staggered.box")
+    return loaded("staggered.box")
 
 
 @pytest.mark.parametrize("seed", range(4))
