@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .ledger import RecordWriter
+from .ledger import RecordWriter, decoded
 
 LOSSES = "losses"
 """Folder of a run directory in which trainer workers leave what their windows cost."""
@@ -148,6 +147,7 @@ class LossReader:
                 data = file.read()
             whole = data.rfind(b"\n") + 1
             self._read[path] = self._read.get(path, 0) + whole
-            for line in data[:whole].splitlines():
-                record: Mapping[str, list] = json.loads(line[9:])
-                yield from zip(record["s"], record["d"], record["c"], strict=True)
+            for line in data[:whole].splitlines(keepends=True):
+                record = decoded(line)
+                if record is not None:  # else of a machine that lost power: losses are hints, and others will come
+                    yield from zip(record["s"], record["d"], record["c"], strict=True)

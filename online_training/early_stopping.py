@@ -47,6 +47,8 @@ class StopRule:
         self._seen = size
         errors = [record.get("nrmse") for record in read_metrics(path)]
         if exhausted_patience(errors, self._patience, self._least):
-            best = min(error for error in errors if error is not None)
-            return f"validation did not improve on nRMSE {best:.4g} in {self._patience} checkpoints"
+            finite = [error for error in errors if error is not None]
+            if not finite:
+                return f"predictions are not finite in any of {len(errors)} validations"
+            return f"validation did not improve on nRMSE {min(finite):.4g} in {self._patience} checkpoints"
         return None

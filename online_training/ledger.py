@@ -141,7 +141,7 @@ def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
     with open(path, "rb") as file:
         lines = enumerate(file, start=1)
         for number, line in lines:
-            record = _decoded(line)
+            record = decoded(line)
             if record is None:
                 if _torn(line) and next(lines, None) is None:
                     return
@@ -168,7 +168,8 @@ def _torn(line: bytes) -> bool:
     return not line.endswith(b"\n") or b"\0" in line
 
 
-def _decoded(line: bytes) -> dict[str, Any] | None:
+def decoded(line: bytes) -> dict[str, Any] | None:
+    """Return the record of a line; None where it does not match its checksum."""
     digits, text = line[:8], line[9:-1]
     if line[-1:] != b"\n" or line[8:9] != b" " or digits != b"%08x" % zlib.crc32(text):
         return None

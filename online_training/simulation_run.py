@@ -81,7 +81,6 @@ class SimulationRun:
         self.word = Word.CONTINUE
         self.slots: dict[int, int] = {}
         self.places: dict[int, int] = {}
-        self.recovered: set[int] = set()
         self.assemblies: dict[int, StepAssembly] = {}
         self.tiling: frozenset[Box] = frozenset()
         self.known: dict[tuple[Any, ...], Box] = {}

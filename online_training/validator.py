@@ -111,7 +111,7 @@ def evaluate(surrogate: Surrogate, trajectories: Iterable[HeldOut]) -> dict[str,
     return {
         **_errors(table.reshape(-1, *table.shape[2:])),
         "median_nrmse": float(np.median(single)),
-        "worst_nrmse": max(single),
+        "worst_nrmse": float(np.max(single)),
         "simulations": per_simulation,
         "steps": {"times": times.tolist(), **{name: [step[name] for step in per_step] for name in per_step[0]}},
     }

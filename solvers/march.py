@@ -114,7 +114,8 @@ def _adaptive_steps(case: Case, scheme: EmbeddedRungeKutta, f: RightHandSide, u:
             else:
                 dt = taken * max(factor, 0.2)
                 if not dt > 1e-12 * interval:
-                    worst = case.fields[int(np.argmax([np.nanmax(np.abs(part), initial=0.0) for part in u]))]
+                    size = blocks.max(np.array([np.abs(part).max() for part in u]))
+                    worst = case.fields[int(np.argmax(size))]
                     raise DivergenceError(f"the step of {scheme.name} vanished at t = {t:.6g}, field {worst}")
         yield u
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -74,6 +75,12 @@ def test_the_rule_reads_the_runs_own_logs(tmp_path):
             assert rule.reason() is None
         log.append({"nrmse": 0.7})
     assert rule.reason() == "validation did not improve on nRMSE 0.4 in 2 checkpoints"
+    (tmp_path / "lost").mkdir()
+    with MetricsLog(tmp_path / "lost", "validation") as log:
+        for error in (math.nan, math.inf):
+            log.append({"nrmse": error})
+    lost = StopRule(tmp_path / "lost", patience=2, least=0.0)
+    assert lost.reason() == "predictions are not finite in any of 2 validations"
     never = StopRule(tmp_path, patience=0, least=0.0)
     assert never.reason() is None
     with MetricsLog(tmp_path, "metrics") as log:

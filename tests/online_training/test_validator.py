@@ -97,6 +97,8 @@ def test_errors_are_those_of_the_metrics(offset):
     assert [row["simulation"] for row in errors["simulations"]] == [7, 9, 12]
     single = sorted(row["nrmse"] for row in errors["simulations"])
     assert (errors["median_nrmse"], errors["worst_nrmse"]) == (single[1], single[2])
+    trajectories[1].states[1] = np.nan  # from which the model goes on
+    assert math.isnan(evaluate(model, trajectories)["worst_nrmse"])
 
 
 def test_a_perfect_prediction_has_no_error_and_none_to_evaluate_is_refused(trained):
