@@ -31,7 +31,7 @@ INTERRUPTED = 130
 RESUME_HINT = "; where the study had begun, the same command with --resume goes on"
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory of a study.", show_default=False)]
-Model = Annotated[str, typer.Option(help=f"Surrogate: {' or '.join(MODELS)}.")]
+Model = Annotated[str, typer.Option(help=f"Surrogate: {', '.join(MODELS)}, or a class of the case's file.")]
 Architecture = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=VALUE", help="Argument of the surrogate, e.g. modes=12; repeat for several."),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .catalogue import unknown_name
 
 if TYPE_CHECKING:
+    from headrace.solvers.case_file import CaseReference
     from headrace.surrogates import Surrogate
 
 MODELS = {
@@ -18,30 +19,30 @@ MODELS = {
 """Name on the command line and class in `headrace.surrogates`."""
 
 
-def make_model(name: str, arguments: list[str]) -> Surrogate:
+def make_model(name: str, arguments: list[str], reference: CaseReference | None = None) -> Surrogate:
     """Return a surrogate with arguments such as "modes=12" or "hidden=256,256".
+
+    name : one of `MODELS`, or the name of a surrogate class in the file of the case.
 
     Raises
     ------
     ValueError : unknown model or argument, or a value that the model refuses.
     """
-    if name.lower() not in MODELS:
-        raise ValueError(unknown_name("model", name, list(MODELS)))
-    import headrace.surrogates
+    from headrace.surrogates import Stepping
 
-    model = getattr(headrace.surrogates, MODELS[name.lower()])
+    model = _model_class(name, reference)
     defaults = {key: parameter.default for key, parameter in inspect.signature(model).parameters.items()}
     # The training form of models that step is one argument in Python and flat here: unroll=3.
-    stepping = defaults.pop("stepping").to_dict() if "stepping" in defaults else {}
+    stepping = Stepping.of(defaults.pop("stepping")).to_dict() if "stepping" in defaults else {}
     defaults |= {key: tuple(value) if isinstance(value, list) else value for key, value in stepping.items()}
     known = list(defaults)
     values = {}
     for text in arguments:
         key, equals, value = (part.strip() for part in text.partition("="))
         if not equals:
-            raise ValueError(f"--architecture {text!r} is not allowed: write NAME=VALUE, e.g. {known[0]}=...")
+            raise ValueError(f"--architecture {text!r} is not allowed: write NAME=VALUE, e.g. {key}=...")
         if key not in known:
-            raise ValueError(unknown_name(f"argument of {MODELS[name.lower()]} named", key, known))
+            raise ValueError(unknown_name(f"argument of {model.__name__} named", key, known))
         single = _value(value)
         _require_kind(key, value, single, defaults[key])
         values[key] = (single,) if isinstance(defaults[key], tuple) and not isinstance(single, tuple) else single
@@ -50,7 +51,19 @@ def make_model(name: str, arguments: list[str]) -> Surrogate:
     try:
         return model(**values)
     except TypeError as error:
-        raise ValueError(f"--architecture does not fit {MODELS[name.lower()]}: {error}") from error
+        raise ValueError(f"--architecture does not fit {model.__name__}: {error}") from error
+
+
+def _model_class(name: str, reference: CaseReference | None) -> type[Surrogate]:
+    import headrace.surrogates
+    from headrace.surrogates.files import surrogate_classes
+
+    if name.lower() in MODELS:
+        return getattr(headrace.surrogates, MODELS[name.lower()])
+    own = {} if reference is None else {model.__name__: model for model in surrogate_classes(reference.load_module())}
+    if name not in own:
+        raise ValueError(unknown_name("model", name, [*MODELS, *own]))
+    return own[name]
 
 
 _KINDS = {bool: (bool, "true or false"), int: (int, "a whole number"), float: ((int, float), "a number")}

@@ -66,7 +66,7 @@ def forecast_study(
     settings = check_settings(given)
     case = reference.load()
     case.verify()
-    surrogate = make_model(model, architecture)
+    surrogate = make_model(model, architecture, reference)
     if batch_seconds is None:
         measured, model_bytes = time_batch(surrogate, case, settings.batch_size)
         measured /= settings.workers

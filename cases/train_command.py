@@ -12,7 +12,7 @@ from rich.console import Console
 from headrace.online_training.run_directory import RunDirectory
 from headrace.online_training.study import Study
 
-from .models import MODELS, make_model
+from .models import make_model
 from .study_flags import check_settings
 from .study_progress import StudyProgress
 
@@ -36,13 +36,13 @@ def train_case(
     ValueError : a flag, the case or the model does not fit.
     StudyError : the run directory is not usable, or solvers or trainer failed too often.
     """
-    surrogate = make_model(model, architecture)
+    surrogate = make_model(model, architecture, reference)
     case = reference.load()
     folder = run_dir if run_dir is not None else Path("runs") / f"{case.name}-{model.lower()}"
     directory = RunDirectory(folder)
     if resume and directory.exists:
         record = directory.read()
-        if record.model != MODELS[model.lower()]:
+        if record.model != type(surrogate).__name__:
             raise ValueError(f"{folder} trains a {record.model}; --model {model} cannot go on with it.")
         given = {**record.settings.model_dump(), **given}
     settings = check_settings(given)
@@ -53,7 +53,7 @@ def train_case(
     with StudyProgress(case, settings, console, plain=plain) as progress:
         live = f"{settings.simulations} simulations on {settings.ranks} ranks each"
         progress.say(
-            f"training {MODELS[model.lower()]} on {case.name}, {' x '.join(map(str, case.grid.shape))} points: "
+            f"training {type(surrogate).__name__} on {case.name}, {' x '.join(map(str, case.grid.shape))} points: "
             f"{f'data set {settings.offline}' if settings.offline else live}, run directory {folder}"
         )
         result = study.run(resume=resume, progress=progress.show)

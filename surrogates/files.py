@@ -122,10 +122,14 @@ def _class_of(
         known |= {cls.__name__: cls for cls in surrogate_classes(module)}
     known |= {cls.__name__: cls for cls in classes}
     if name not in known:
-        stands = f" from the module {home!r}" if home else ""
+        if home and home.startswith("headrace_case_"):  # imported under that name only while a study runs
+            stands, or_module = " from the case file of its run", ""
+        else:
+            stands = f" from the module {home!r}" if home else ""
+            or_module = f", or the module that holds it, modules=[{home or '...'!r}]"
         raise ValueError(
             f"{folder} holds a surrogate of class {name!r}{stands}; known are {', '.join(known)}. Give your own class, "
-            f"load_surrogate(path, classes=[{name}]), or the module that holds it, modules=[{home or '...'!r}]."
+            f"load_surrogate(path, classes=[{name}]){or_module}."
         )
     return known[name]
 

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from headrace.cases import custom_case
+from headrace.cases.models import make_model
 from headrace.solvers import MemorySink
+from headrace.solvers.case_file import CaseReference
 from headrace.solvers.hdf5 import read_trajectory
 from headrace.solvers.operators import VOCABULARY
 from headrace.solvers.simulate import simulate
+from headrace.surrogates import Problem, WindowBatch
 from tests.mpi_run import run_mpi
 
 FILE = Path(custom_case.__file__)
@@ -35,12 +39,26 @@ def test_it_is_short_and_needs_nothing_but_headrace():
 def test_the_page_quotes_the_file_and_names_every_operator():
     page, source = PAGE.read_text(encoding="utf-8"), FILE.read_text(encoding="utf-8")
     for block in re.findall(r"```python\n(.*?)```", page, flags=re.S):
-        if "ExternalProgram" in block:
+        if "ExternalProgram" in block or "Autoregressive" in block:
             continue
         for line in block.splitlines():
             assert line in source, line
     for word in VOCABULARY:
         assert f"d.{word}" in page, word
+
+
+def test_the_model_of_the_page_learns_from_the_file_that_it_is_added_to(tmp_path):
+    page = PAGE.read_text(encoding="utf-8")
+    (block,) = [text for text in re.findall(r"```python\n(.*?)```", page, flags=re.S) if "Autoregressive" in text]
+    (tmp_path / "chimney.py").write_text(FILE.read_text(encoding="utf-8") + block, encoding="utf-8")
+    (flags,) = re.findall(r"chimney.py train --model Plain((?: --architecture \S+)*)", page)
+    model = make_model("Plain", flags.split()[1::2], CaseReference.of(tmp_path / "chimney.py"))
+    model.setup(Problem.of(custom_case.case))
+    model.set_statistics([0.1], [0.1])
+    windows = WindowBatch(
+        states=torch.rand(2, model.window, 1, 64, 48), times=torch.rand(2, model.window), parameters=torch.rand(2, 7)
+    )
+    assert model.stepping.unroll == 2 and model.training_loss(windows).shape == (2,)
 
 
 def test_pollution_stays_positive_is_proportional_to_its_source_and_goes_with_the_wind():

@@ -6,6 +6,7 @@ import pytest
 
 import headrace.surrogates
 from headrace.cases.models import MODELS, make_model
+from headrace.solvers.case_file import CaseReference
 from headrace.surrogates import ALL_SURROGATES
 
 
@@ -46,6 +47,31 @@ def test_wrong_values_of_the_training_form_are_named():
 def test_a_value_of_another_kind_is_named(model, argument, message):
     with pytest.raises(ValueError, match=f"--architecture {argument} is not allowed: {message}"):
         make_model(model, [argument])
+
+
+OWN_MODEL = """
+class Plain(Autoregressive):
+    def __init__(self, *, width: int = 8, stepping: Stepping | None = None):
+        super().__init__(stepping, width=width)
+
+    def build(self, channels, problem):
+        return torch.nn.Conv2d(channels.inputs, channels.outputs, 1)
+"""
+
+
+def test_a_model_of_the_case_file_has_the_name_of_its_class(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "import torch\nfrom headrace.cases.heat2d import case\nfrom headrace.surrogates import *\n" + OWN_MODEL
+    )
+    reference = CaseReference.of(file)
+    model = make_model("Plain", ["width=4", "unroll=2"], reference)
+    assert type(model).__name__ == "Plain" and model.width == 4 and model.stepping.unroll == 2
+    assert type(make_model("fno", [], reference)).__name__ == "FNO"
+    with pytest.raises(ValueError, match=r"no model 'plain'\. Did you mean Plain\?"):
+        make_model("plain", [], reference)
+    with pytest.raises(ValueError, match=r"no argument of Plain named 'depth'.*width"):
+        make_model("Plain", ["depth=4"], reference)
 
 
 def test_a_graph_is_made_in_python():

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from headrace.solvers.case_file import CaseReference
 from headrace.surrogates import MLP, Autoregressive, Stepping, load_surrogate
 from headrace.surrogates.files import _digest, surrogate_classes
 from tests.surrogates.problems import wave_problem, wave_windows
@@ -90,6 +91,13 @@ def test_a_class_in_the_case_file_of_a_run_is_found_in_its_module(tmp_path):
     made(module.Plain).save(tmp_path / "model")
     again = module_at(tmp_path / "case.py")
     assert type(load_surrogate(tmp_path / "model", modules=[again])) is again.Plain
+
+
+def test_of_a_class_in_the_case_file_no_module_is_named_that_nobody_can_import(tmp_path):
+    (tmp_path / "case.py").write_text(OWN_MODULE)
+    made(CaseReference.of(tmp_path / "case.py").load_module().Plain).save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"'Plain' from the case file of its run.*classes=\[Plain\]\)\.$"):
+        load_surrogate(tmp_path / "model")
 
 
 @pytest.fixture
