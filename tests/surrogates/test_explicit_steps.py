@@ -181,3 +181,14 @@ def test_states_that_a_network_comes_to_by_itself_are_of_its_weights_now_and_no_
     wanted = (grown[:, None] * starts[:, 0]).flatten()  # the starts first, then every other frame of both
     torch.testing.assert_close(found[:, 0], wanted[wanted < 3.0])
     assert len(found) < len(wanted) and network.training and not found.requires_grad
+
+
+def test_runs_from_several_starts_are_those_from_each(staggered):
+    channel, *_ = staggered
+    scene = channel.CHANNELS["P5, 60 x 20"]
+    starts = [scene.start_windows("", 1, 1, "cpu", seed, torch.ones(1)) for seed in (1_000_000, 3)]
+    together = scene.runs_on("cpu", 5, torch.cat(starts))
+    for run, alone in zip(together, (scene.solved_on("cpu", 5), scene.runs_on("cpu", 5, starts[1])[0]), strict=True):
+        for name, series in alone.items():
+            np.testing.assert_allclose(run[name], series, rtol=0, atol=1e-4 * np.abs(series).max())
+    assert np.abs(together[0]["across"] - together[1]["across"]).max() > 1e-3
