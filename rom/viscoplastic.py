@@ -186,7 +186,7 @@ class NortonChaboche(ConstitutiveLaw):
         curve = np.ascontiguousarray(np.array(self.curve or [(0.0, 0.0)]).T)
         arrays = np.ascontiguousarray(strain), np.ascontiguousarray(state)
         failed = machine_code()(
-            table, len(self.kinematic), curve, *arrays, float(dt), SMALLEST_LOG, MAX_ITERATIONS, stress, new, tangent
+            table, len(self.kinematic), curve, *arrays, float(dt), (SMALLEST_LOG, MAX_ITERATIONS), stress, new, tangent
         )
         return None if failed else (stress, new, tangent)
 

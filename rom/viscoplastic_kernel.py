@@ -8,11 +8,37 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 COEFFICIENTS = ("young", "poisson", "stretch", "yield_stress", "linear_hardening", "viscosity", "exponent")
 """Rows of the kernel's table; after them the moduli and recalls of the back-stresses, then saturations and rates."""
+
+TENSOR = np.array([1.0, 1.0, 1.0, 0.5, 0.5, 0.5])
+"""Components of a tensor from those of an engineering strain."""
+
+CONTRACTION = 1 / TENSOR
+"""a:b = Σ CONTRACTION a b."""
+
+
+class Point(NamedTuple):
+    """One point at the start of a step, as the functions below see it.
+
+    coefficients : its column of the table. curve : points of the curve of hardening, (2, any).
+    deviator : of the trial stress, (6,). alpha : of the back-stresses, as tensors, (back-stresses, 6).
+    rests : whether the step takes no time, in which nothing viscous flows; log_dt : ln Δt, then 0.
+    """
+
+    coefficients: np.ndarray
+    num_back: int
+    curve: np.ndarray
+    deviator: np.ndarray
+    alpha: np.ndarray
+    p0: float
+    G: float
+    rests: bool
+    log_dt: float
 
 
 @functools.lru_cache(maxsize=1)
@@ -24,159 +50,165 @@ def machine_code() -> Callable[..., int]:
     ImportError : numba is not installed.
     """
     import numba
+    from numba.extending import register_jitable
 
     # Divisions as numpy's: infinite where the divisor is zero.
+    for part in (try_elastic, hardening, terms, solve, correct):
+        register_jitable(error_model="numpy", forceinline=True)(part)
     return numba.njit(error_model="numpy", nogil=True, cache=True)(integrate)
 
 
-def integrate(  # noqa: C901, PLR0913  one loop without calls: a function of numba cannot be written before numba is there
-    table: np.ndarray,
-    num_back: int,
-    curve: np.ndarray,
-    strain: np.ndarray,
-    state: np.ndarray,
-    dt: float,
-    smallest_log: float,
-    max_iterations: int,
-    stress: np.ndarray,
-    new: np.ndarray,
-    tangent: np.ndarray,
-) -> int:
+def integrate(
+    table: np.ndarray, num_back: int, curve: np.ndarray, strain: np.ndarray, state: np.ndarray, dt: float,
+    limits: tuple[float, int], stress: np.ndarray, new: np.ndarray, tangent: np.ndarray,
+) -> int:  # fmt: skip
     """Integrate one backward Euler step in place of stress, new and tangent; return how many points failed.
 
-    table : see `COEFFICIENTS`, (rows, points). curve : points of the curve of hardening, (2, any). strain : at the end
-    of the step, (points, 6).
+    table : see `COEFFICIENTS`, (rows, points). strain : at the end of the step, (points, 6).
+    limits : the smallest ln Δp, and the most iterations.
     """
-    failed = 0
-    num_voce = (len(table) - 7 - 2 * num_back) // 2
-    alpha, theta = np.empty((num_back, 6)), np.empty(num_back)
-    elastic, deviator = np.empty(6), np.empty(6)
-    Z, Zp, m, w, along = np.empty(6), np.empty(6), np.empty(6), np.empty(6), np.empty(6)
+    failed, log_dt = 0, math.log(dt) if dt > 0 else 0.0
+    coefficients, alpha = np.empty(len(table)), np.empty((num_back, 6))
+    deviator, Z, Zp = np.empty(6), np.empty(6), np.empty(6)
     for i in range(len(strain)):
-        E, nu, stretch = table[0, i], table[1, i], table[2, i]
-        bulk, G = E / (3 * (1 - 2 * nu)), E / (2 * (1 + nu))
-        K, n = table[5, i], table[6, i]
-        p0 = state[i, 6]
-        for a in range(6):
-            elastic[a] = strain[i, a] - state[i, a]
-            if a < 3:
-                elastic[a] -= stretch
-        trace = elastic[0] + elastic[1] + elastic[2]
-        finite = True
-        for a in range(6):
-            deviator[a] = 2 * G * (elastic[a] - trace / 3) if a < 3 else G * elastic[a]
-            stress[i, a] = deviator[a] + bulk * trace if a < 3 else deviator[a]
-            finite = finite and math.isfinite(stress[i, a])
-            for b in range(6):
-                both = (bulk - 2 * G / 3) if a < 3 and b < 3 else 0.0
-                if a == b:
-                    both += 2 * G if a < 3 else G
-                tangent[i, a, b] = both
-        for v in range(state.shape[1]):
-            new[i, v] = state[i, v]
-        if not finite:
+        new[i] = state[i]
+        coefficients[:] = table[:, i]  # side by side in memory
+        if not try_elastic(coefficients, strain[i], state[i], deviator, stress[i], tangent[i]):
             failed += 1
             continue
-        modulus_sum, square = 0.0, 0.0
         for k in range(num_back):
-            modulus_sum += table[7 + k, i]
             for a in range(6):
-                alpha[k, a] = state[i, 7 + 6 * k + a] * (1.0 if a < 3 else 0.5)
-        for a in range(6):
-            one = deviator[a]
-            for k in range(num_back):
-                one -= 2 / 3 * table[7 + k, i] * alpha[k, a]
-            square += one * one * (1.0 if a < 3 else 2.0)
-        # From here on the first pass of the loop below is at the start of the step, where it finds the overstress.
-        J = math.sqrt(1.5 * square)
-        viscous = K * math.exp((smallest_log - math.log(dt if dt > 0 else 1.0)) / n)
-        radius = table[3, i] + table[4, i] * p0
-        for v in range(num_voce):
-            radius += table[7 + 2 * num_back + v, i] * (1 - math.exp(-table[7 + 2 * num_back + num_voce + v, i] * p0))
-        at = np.searchsorted(curve[0], p0, side="right")
-        radius += curve[1, at - 1]
-        if at < curve.shape[1]:
-            radius += (curve[1, at] - curve[1, at - 1]) / (curve[0, at] - curve[0, at - 1]) * (p0 - curve[0, at - 1])
-        over = J - radius - viscous
-        if not over > 0 or not (dt > 0 or K == 0):
-            continue
-        # Both are upper bounds of Δp: all overstress relaxed elastically, or kept for the whole step.
-        y = math.log(over / (3 * G))
-        if K > 0:
-            y = min(y, math.log(dt) + n * math.log(over / K))
-        if y < smallest_log:
-            continue
-        left = over - K * math.exp((y - math.log(dt if dt > 0 else 1.0)) / n)
-        y = min(y, math.log(max(left, 0.05 * over) / (3 * G + modulus_sum)))
-        low, high, last = -np.inf, np.inf, False
-        dp = slope = 0.0
-        for _ in range(max_iterations + 1):
-            dp = math.exp(y)
-            p = p0 + dp
-            hard, radius, slope = 3 * G, table[3, i] + table[4, i] * p, 3 * G + table[4, i]
-            for v in range(num_voce):
-                Q, rate = table[7 + 2 * num_back + v, i], table[7 + 2 * num_back + num_voce + v, i]
-                rest = math.exp(-rate * p)
-                radius += Q * (1 - rest)
-                slope += Q * rate * rest
-            at = np.searchsorted(curve[0], p, side="right")
-            radius += curve[1, at - 1]
-            if at < curve.shape[1]:
-                rise = (curve[1, at] - curve[1, at - 1]) / (curve[0, at] - curve[0, at - 1])
-                radius += rise * (p - curve[0, at - 1])
-                slope += rise
-            for a in range(6):
-                Z[a], Zp[a] = deviator[a], 0.0
-            for k in range(num_back):
-                C, D = table[7 + k, i], table[7 + num_back + k, i]
-                theta[k] = 1 / (1 + D * dp)
-                hard += C * theta[k]
-                slope += C * theta[k] * theta[k]
-                for a in range(6):
-                    pull = 2 / 3 * C * theta[k] * alpha[k, a]
-                    Z[a] -= pull
-                    Zp[a] += pull * theta[k] * D
-            square, cross = 0.0, 0.0
-            for a in range(6):
-                square += Z[a] * Z[a] * (1.0 if a < 3 else 2.0)
-                cross += Z[a] * Zp[a] * (1.0 if a < 3 else 2.0)
-            J = math.sqrt(1.5 * square)
-            viscous = K * math.exp((y - math.log(dt)) / n) if K > 0 else 0.0
-            slope += viscous / (n * dp) - 1.5 * cross / J
-            if last:
-                break
-            F = dp * hard + radius + viscous - J
-            if F < 0:
-                low = y
-            elif F > 0:
-                high = y
-            newton = y - F / (dp * slope)
-            good = low <= newton <= high and slope > 0 and math.isfinite(newton)
-            following = newton
-            if not good:
-                middle = (low + high) / 2
-                following = middle if math.isfinite(middle) else (y - 5 if math.isfinite(high) else y + 1)
-            last = abs(following - y) <= (1e-6 if good else 1e-10)
-            y = following
-        if not last:
+                alpha[k, a] = state[i, 7 + 6 * k + a] * TENSOR[a]
+        G = coefficients[0] / (2 * (1 + coefficients[1]))
+        point = Point(coefficients, num_back, curve, deviator, alpha, state[i, 6], G, not dt > 0, log_dt)
+        y = solve(point, limits, Z, Zp)
+        if math.isnan(y):
             failed += 1
-            continue
-        turn, mz = 1.5 * dp / J, 0.0
-        for a in range(6):
-            m[a] = 1.5 * Z[a] / J
-            w[a] = 2 * G / slope * m[a]
-            mz += m[a] * Zp[a] * (1.0 if a < 3 else 2.0)
-        for a in range(6):
-            factor = 1.0 if a < 3 else 2.0
-            along[a] = 2 * G * m[a] + mz * w[a]
-            stress[i, a] -= 2 * G * dp * m[a]
-            new[i, a] += dp * m[a] * factor
-            for k in range(num_back):
-                new[i, 7 + 6 * k + a] = theta[k] * (alpha[k, a] + dp * m[a]) * factor
-        new[i, 6] += dp
-        for a in range(6):
-            for b in range(6):
-                project = (-1 / 3 if a < 3 and b < 3 else 0.0) + ((1.0 if a < 3 else 0.5) if a == b else 0.0)
-                spin = 2 * G * project + Zp[a] * w[b] - 2 / 3 * m[a] * along[b]
-                tangent[i, a, b] -= 2 * G * (m[a] * w[b] + turn * spin)
+        elif y >= limits[0]:
+            correct(point, y, Z, Zp, stress[i], new[i], tangent[i])
     return failed
+
+
+def try_elastic(
+    coefficients: np.ndarray, strain: np.ndarray, state: np.ndarray, deviator: np.ndarray, stress: np.ndarray,
+    tangent: np.ndarray,
+) -> bool:  # fmt: skip
+    """Take the whole step as elastic, in place of deviator, stress and tangent; return whether the stress is finite."""
+    E, nu, stretch = coefficients[0], coefficients[1], coefficients[2]
+    bulk, G = E / (3 * (1 - 2 * nu)), E / (2 * (1 + nu))
+    for a in range(6):
+        deviator[a] = strain[a] - state[a] - (stretch if a < 3 else 0.0)
+    trace = deviator[0] + deviator[1] + deviator[2]
+    finite = True
+    for a in range(6):
+        deviator[a] = 2 * G * (deviator[a] - trace / 3) if a < 3 else G * deviator[a]
+        stress[a] = deviator[a] + bulk * trace if a < 3 else deviator[a]
+        finite = finite and math.isfinite(stress[a])
+        for b in range(6):
+            tangent[a, b] = bulk - 2 * G / 3 if a < 3 and b < 3 else 0.0
+        tangent[a, a] += 2 * G * TENSOR[a]
+    return finite
+
+
+def hardening(point: Point, p: float) -> tuple[float, float]:
+    """Return the yield radius R(p) and its slope."""
+    c, curve = point.coefficients, point.curve
+    radius, slope = c[3] + c[4] * p, c[4]
+    first = 7 + 2 * point.num_back
+    count = (len(c) - first) // 2
+    for v in range(first, first + count):
+        rest = math.exp(-c[count + v] * p)
+        radius += c[v] * (1 - rest)
+        slope += c[v] * c[count + v] * rest
+    at = np.searchsorted(curve[0], p, side="right")
+    radius += curve[1, at - 1]
+    if at < curve.shape[1]:
+        rise = (curve[1, at] - curve[1, at - 1]) / (curve[0, at] - curve[0, at - 1])
+        radius += rise * (p - curve[0, at - 1])
+        slope += rise
+    return radius, slope
+
+
+def terms(point: Point, y: float, Z: np.ndarray, Zp: np.ndarray) -> tuple[float, float, float]:
+    """Return F, dF/dΔp and J(Z) at y = ln Δp, with Z and its derivative by Δp in place."""
+    c, dp = point.coefficients, math.exp(y)
+    G, K, n = point.G, c[5], c[6]
+    radius, slope = hardening(point, point.p0 + dp)
+    hard = 3 * G
+    slope += hard
+    for a in range(6):
+        Z[a], Zp[a] = point.deviator[a], 0.0
+    for k in range(point.num_back):
+        C, D = c[7 + k], c[7 + point.num_back + k]
+        theta = 1 / (1 + D * dp)
+        hard += C * theta
+        slope += C * theta * theta
+        for a in range(6):
+            pull = 2 / 3 * C * theta * point.alpha[k, a]
+            Z[a] -= pull
+            Zp[a] += pull * theta * D
+    square, cross = 0.0, 0.0
+    for a in range(6):
+        square += Z[a] * Z[a] * CONTRACTION[a]
+        cross += Z[a] * Zp[a] * CONTRACTION[a]
+    J = math.sqrt(1.5 * square)
+    viscous = K * math.exp((y - point.log_dt) / n) if K > 0 else 0.0
+    return dp * hard + radius + viscous - J, slope + viscous / (n * dp) - 1.5 * cross / J, J
+
+
+def solve(point: Point, limits: tuple[float, int], Z: np.ndarray, Zp: np.ndarray) -> float:
+    """Return y = ln Δp: -∞ where the step is elastic, NaN where no root was found."""
+    c, smallest = point.coefficients, limits[0]
+    G, K, n = point.G, c[5], c[6]
+    over = -terms(point, smallest, Z, Zp)[0]
+    if not over > 0 or (point.rests and K > 0):
+        return -np.inf
+    # Both are upper bounds of Δp: all overstress relaxed elastically, or kept for the whole step.
+    y = math.log(over / (3 * G))
+    if K > 0:
+        y = min(y, point.log_dt + n * math.log(over / K))
+    if y < smallest:
+        return -np.inf
+    left = over - K * math.exp((y - point.log_dt) / n)
+    y = min(y, math.log(max(left, 0.05 * over) / (3 * G + c[7 : 7 + point.num_back].sum())))
+    low, high = -np.inf, np.inf
+    for _ in range(limits[1]):
+        F, slope, _ = terms(point, y, Z, Zp)
+        if F < 0:
+            low = y
+        elif F > 0:
+            high = y
+        following = y - F / (math.exp(y) * slope)
+        good = low <= following <= high and slope > 0 and math.isfinite(following)
+        if not good:
+            middle = (low + high) / 2
+            following = middle if math.isfinite(middle) else (y - 5 if math.isfinite(high) else y + 1)
+        if abs(following - y) <= (1e-6 if good else 1e-10):
+            return following
+        y = following
+    return np.nan
+
+
+def correct(
+    point: Point, y: float, Z: np.ndarray, Zp: np.ndarray, stress: np.ndarray, new: np.ndarray, tangent: np.ndarray
+) -> None:
+    """Return the stress to the flow surface, advance the state and make the tangent consistent, in place."""
+    c, G, dp = point.coefficients, point.G, math.exp(y)
+    _, slope, J = terms(point, y, Z, Zp)
+    m, mz = Z, 0.0
+    for a in range(6):
+        m[a] *= 1.5 / J
+        mz += m[a] * Zp[a] * CONTRACTION[a]
+        stress[a] -= 2 * G * dp * m[a]
+        new[a] += dp * m[a] * CONTRACTION[a]
+    new[6] += dp
+    for k in range(point.num_back):
+        theta = 1 / (1 + c[7 + point.num_back + k] * dp)
+        for a in range(6):
+            new[7 + 6 * k + a] = theta * (point.alpha[k, a] + dp * m[a]) * CONTRACTION[a]
+    for b in range(6):
+        w, along = 2 * G / slope * m[b], 2 * G * (1 + mz / slope) * m[b]
+        for a in range(6):
+            project = (-1 / 3 if a < 3 and b < 3 else 0.0) + (TENSOR[a] if a == b else 0.0)
+            spin = 2 * G * project + Zp[a] * w - 2 / 3 * m[a] * along
+            tangent[a, b] -= 2 * G * (m[a] * w + 1.5 * dp / J * spin)
