@@ -182,13 +182,13 @@ class NortonChaboche(ConstitutiveLaw):
         for row, value in zip(table, given, strict=True):
             row[:] = np.interp(temperature, value.temperatures, value.values) if isinstance(value, Table) else value
         table[COEFFICIENTS.index("stretch")] *= temperature - elastic.reference_temperature
-        stress, new, tangent = np.empty(strain.shape), np.empty(state.shape), np.empty((len(strain), 6, 6))
+        end = np.empty(strain.shape), np.empty(state.shape), np.empty((len(strain), 6, 6))
         curve = np.ascontiguousarray(np.array(self.curve or [(0.0, 0.0)]).T)
         arrays = np.ascontiguousarray(strain), np.ascontiguousarray(state)
         failed = machine_code()(
-            table, len(self.kinematic), curve, *arrays, float(dt), (SMALLEST_LOG, MAX_ITERATIONS), stress, new, tangent
+            table, len(self.kinematic), curve, *arrays, float(dt), (SMALLEST_LOG, MAX_ITERATIONS), end
         )
-        return None if failed else (stress, new, tangent)
+        return None if failed else end
 
     def _viscosity(self, temperature: np.ndarray) -> np.ndarray:
         return coefficient_at(self.viscosity, temperature)

@@ -60,13 +60,15 @@ def machine_code() -> Callable[..., int]:
 
 def integrate(
     table: np.ndarray, num_back: int, curve: np.ndarray, strain: np.ndarray, state: np.ndarray, dt: float,
-    limits: tuple[float, int], stress: np.ndarray, new: np.ndarray, tangent: np.ndarray,
+    limits: tuple[float, int], end: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> int:  # fmt: skip
-    """Integrate one backward Euler step in place of stress, new and tangent; return how many points failed.
+    """Integrate one backward Euler step; return how many points failed.
 
     table : see `COEFFICIENTS`, (rows, points). strain : at the end of the step, (points, 6).
     limits : the smallest ln Δp, and the most iterations.
+    end : stress, new state and tangent, which are written.
     """
+    stress, new, tangent = end
     failed, log_dt = 0, math.log(dt) if dt > 0 else 0.0
     coefficients, alpha = np.empty(len(table)), np.empty((num_back, 6))
     deviator, Z, Zp = np.empty(6), np.empty(6), np.empty(6)
