@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 _SAFETY = 0.9
 """Part of the largest stable step, or of the step that an error estimate allows, that is taken."""
 
+_MOST_STEPS = 1e8
+"""Stable steps between two snapshots beyond which a state is taken to have blown up: hours on the smallest grid."""
+
 
 def march(case: Case, scheme: Scheme, f: RightHandSide, u: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the states at snapshots 1, 2, ... Collective.
@@ -26,7 +29,7 @@ def march(case: Case, scheme: Scheme, f: RightHandSide, u: np.ndarray) -> Iterat
     Raises
     ------
     ValueError : the scheme needs a stiff part that the case does not have.
-    DivergenceError : an implicit step found no solution, or an adaptive one became too small.
+    DivergenceError : an implicit step found no solution, or a stable or an adaptive one became too small.
     """
     if scheme.splits and case.stiff is None:
         raise ValueError(f"Case {case.name}: {scheme.name} treats `stiff` apart, and the case declares none.")
@@ -165,9 +168,21 @@ class _Rest:
 def _stable_count(
     f: RightHandSide | _Rest, scheme: Scheme, u: np.ndarray, t: float, interval: float, direction: np.ndarray | None
 ) -> tuple[int, np.ndarray]:
-    """Return the number of stable steps in an interval, and what makes the next estimate cheap. Collective."""
+    """Return the number of stable steps in an interval, and what makes the next estimate cheap. Collective.
+
+    Raises
+    ------
+    DivergenceError : there are more of them than anyone waits for.
+    """
     radius, direction = spectral_radius(f, u, t, direction)
-    return max(1, math.ceil(interval * radius / (_SAFETY * scheme.stable_radius))), direction
+    needed = interval * radius / (_SAFETY * scheme.stable_radius)
+    if not needed <= _MOST_STEPS:
+        largest = float(f.blocks.max(np.array([np.abs(u).max()]))[0])
+        raise DivergenceError(
+            f"at t = {t:.6g}, where the largest value is {largest:.3g}, {scheme.name} needs {needed:.1e} stable steps "
+            "to the next snapshot"
+        )
+    return max(1, math.ceil(needed)), direction
 
 
 def spectral_radius(
