@@ -9,7 +9,7 @@ import numpy as np
 from headrace.surrogates import Problem, metrics
 
 from . import pictures
-from .evaluation import Evaluation
+from .evaluation import Evaluation, ranked
 
 MOST_BYTES = 256 * 2**20
 """Of held-out states that the curves beside the nRMSE take together; of larger sets, as many simulations as fit."""
@@ -24,13 +24,13 @@ def error_pictures(evaluation: Evaluation) -> Drawn:
     if evaluation.baseline_errors is not None:
         compared[evaluation.baseline] = evaluation.baseline_errors
     steps = {name: (errors["steps"]["times"], errors["steps"]["nrmse"]) for name, errors in compared.items()}
-    each = {name: sorted((one["nrmse"] for one in e["simulations"]), reverse=True) for name, e in compared.items()}
-    ranked = {name: (list(range(1, len(values) + 1)), values) for name, values in each.items()}
+    each = {name: [one["nrmse"] for one in reversed(ranked(errors))] for name, errors in compared.items()}
+    places = {name: (list(range(1, len(values) + 1)), values) for name, values in each.items()}
     return [
         ("error-over-time", pictures.curves(steps, x="t", y="nRMSE at each recorded time", percent=True),
          "nRMSE over all held-out simulations at each recorded time."),
         *_metric_pictures(evaluation),
-        ("error-by-simulation", pictures.curves(ranked, x="held-out simulations, worst first", y="nRMSE", percent=True),
+        ("error-by-simulation", pictures.curves(places, x="held-out simulations, worst first", y="nRMSE", percent=True),
          "nRMSE of each held-out simulation, worst first."),
     ]  # fmt: skip
 

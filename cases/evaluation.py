@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,11 @@ def evaluate_held_out(data: RunData) -> Evaluation | None:
         surrogate=surrogate, files=files, errors=errors, baseline=baseline.name,
         baseline_errors=evaluate(baseline, held_out()),
     )  # fmt: skip
+
+
+def ranked(errors: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the errors of single simulations, the largest nRMSE last, those that are no number behind it."""
+    return sorted(errors["simulations"], key=lambda one: (math.isnan(one["nrmse"]), one["nrmse"]))
 
 
 def single_sentence(errors: Mapping[str, Any]) -> str:

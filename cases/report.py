@@ -20,7 +20,7 @@ from headrace.surrogates import LPINN
 
 from . import pictures
 from .error_pictures import error_pictures
-from .evaluation import Evaluation, evaluate_held_out, parameters_text
+from .evaluation import Evaluation, evaluate_held_out, parameters_text, ranked
 from .frame_pictures import frame_pictures
 from .pictures import Picture
 from .run_data import RunData, figures_of
@@ -131,7 +131,7 @@ def _drift(data: RunData) -> list[str]:
 
 def _comparisons(data: RunData, evaluation: Evaluation, folder: Path) -> list[dict[str, Any]]:
     """Return pictures of the held-out simulations with median and largest error."""
-    middle, worst = _middle(evaluation), max(evaluation.errors["simulations"], key=lambda one: one["nrmse"])
+    middle, worst = _middle(evaluation), ranked(evaluation.errors)[-1]
     chosen = {"Held out": worst} if len(evaluation.files) == 1 else {"Median error": middle, "Largest error": worst}
     items = []
     for word, errors in chosen.items():
@@ -153,7 +153,7 @@ def _comparisons(data: RunData, evaluation: Evaluation, folder: Path) -> list[di
 
 def _middle(evaluation: Evaluation) -> dict[str, Any]:
     """Return the errors of the held-out simulation in the middle."""
-    order = sorted(evaluation.errors["simulations"], key=lambda one: one["nrmse"])
+    order = ranked(evaluation.errors)
     return order[(len(order) - 1) // 2]
 
 

@@ -4,6 +4,7 @@ import base64
 import html.parser
 import io
 import json
+import math
 import re
 
 import matplotlib.image
@@ -15,7 +16,7 @@ from headrace.cases import pictures
 from headrace.cases.baseline import Superposition
 from headrace.cases.catalogue import find_case
 from headrace.cases.command_line import build_app
-from headrace.cases.evaluation import evaluate_held_out
+from headrace.cases.evaluation import evaluate_held_out, ranked
 from headrace.cases.report import write_report
 from headrace.cases.run_data import RunData
 from headrace.rom.model_folder import installed_version
@@ -113,6 +114,11 @@ def test_a_surrogate_that_steps_is_compared_from_its_first_prediction_on(tmp_pat
     assert (predicted[0] == one.states[0]).all() and (predicted[1] != one.states[1]).any()
     assert len(evaluation.errors["steps"]["times"]) == 100
     assert nrmse(predicted[None, 1:], one.states[None, 1:]) == pytest.approx(evaluation.errors["nrmse"], rel=1e-5)
+
+
+def test_a_roll_out_that_is_lost_is_the_worst():
+    errors = {"simulations": [{"simulation": n, "nrmse": e} for n, e in enumerate((0.3, math.nan, 0.1, math.inf))]}
+    assert [one["simulation"] for one in ranked(errors)] == [2, 0, 3, 1]
 
 
 def test_what_comes_from_a_case_is_escaped(run, tmp_path):
