@@ -22,6 +22,9 @@ _SAFETY = 0.9
 _MOST_STEPS = 1e8
 """Stable steps between two snapshots beyond which a state is taken to have blown up: hours on the smallest grid."""
 
+_LOOK_EVERY = 1000
+"""Steps after which a state is looked at: one that has blown up often asks for millions more until the snapshot."""
+
 
 def march(case: Case, scheme: Scheme, f: RightHandSide, u: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the states at snapshots 1, 2, ... Collective.
@@ -74,6 +77,8 @@ def _split_steps(case: Case, scheme: Scheme, f: RightHandSide, u: np.ndarray) ->
         dt = interval / count
         for n in range(count):
             old = [*old, scheme.step(old, remembered, start + n * dt, dt, newton.solve)][-max(scheme.num_old, 2) :]
+            if n % _LOOK_EVERY == _LOOK_EVERY - 1 and not _finite(old[-1], f.blocks):
+                break
         yield old[-1]
 
 
@@ -90,6 +95,8 @@ def _explicit_steps(case: Case, scheme: Scheme, f: RightHandSide, u: np.ndarray)
         dt = interval / count
         for n in range(count):
             u = scheme.step([u], f, start + n * dt, dt)
+            if n % _LOOK_EVERY == _LOOK_EVERY - 1 and not _finite(u, f.blocks):
+                break
         yield u
 
 
@@ -132,6 +139,11 @@ def _first_step(
     if not (size > 1e-5 and slope > 1e-5 and math.isfinite(slope)):
         return 1e-3 * interval
     return min(0.01 * size / slope, interval)
+
+
+def _finite(u: np.ndarray, blocks: Any) -> bool:
+    """Return whether all values of all ranks are finite. Collective."""
+    return not blocks.max(np.array([float(not np.isfinite(u).all())]))[0]
 
 
 class _Remembered:
@@ -180,7 +192,7 @@ def _stable_count(
         largest = float(f.blocks.max(np.array([np.abs(u).max()]))[0])
         raise DivergenceError(
             f"at t = {t:.6g}, where the largest value is {largest:.3g}, {scheme.name} needs {needed:.1e} stable steps "
-            "to the next snapshot"
+            "to the next snapshot; if that value is right, take an implicit scheme"
         )
     return max(1, math.ceil(needed)), direction
 
