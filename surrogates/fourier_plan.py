@@ -42,14 +42,18 @@ class Plan:
             rows = rows.unflatten(1, (last, 2)).transpose(1, 2).flatten(1).T.contiguous()
             back = inverse_matrix(w, last, periods[1], torch.float32, device)
             back = back.unflatten(0, (last, 2)).transpose(0, 1).flatten(0, 1).contiguous()
-            real, imaginary = analysis_matrix(h, first, periods[0], torch.float32, device).chunk(2)
-            analysis = (real.contiguous(), imaginary.contiguous())
-            real, imaginary = synthesis_matrix(h, first, periods[0], torch.float32, device).chunk(2, dim=1)
-            synthesis = (real.contiguous(), imaginary.contiguous())
+            analysis = _complex(analysis_matrix(h, first, periods[0], torch.float32, device))
+            synthesis = _complex(synthesis_matrix(h, first, periods[0], torch.float32, device))
             return cls(
                 grid=grid, kept=(2 * first, last), forward=rows, inverse=back, analysis=analysis,
                 analysis_adjoint=_adjoint(analysis), synthesis=synthesis, synthesis_adjoint=_adjoint(synthesis),
             )  # fmt: skip
+
+
+def _complex(matrix: torch.Tensor) -> Complex:
+    """Return the matrix that multiplies columns, from that by which rows of pairs (real, imaginary) are multiplied."""
+    real, imaginary = matrix[: len(matrix) // 2].chunk(2, dim=1)
+    return real.T.contiguous(), imaginary.T.contiguous()
 
 
 def _adjoint(matrix: Complex) -> Complex:

@@ -58,29 +58,38 @@ class SpectralConv(torch.nn.Module):
         grid = tuple(x.shape[2:])
         check_modes(self.modes, grid)
         spectrum = self._analyse(x, grid)
-        mixed = self.weight(spectrum) if matrices is None else _mix(spectrum, matrices).unflatten(2, self.kept)
+        mixed = self.weight(spectrum) if matrices is None else _mix(spectrum, matrices)
         return self._synthesise(mixed, grid)
 
     def _analyse(self, x: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
         """Truncated forward transform: (c, b, *grid) -> (c, b, k, .., k, r)."""
         *others, (n, m, period) = zip(grid, self.modes, self.periods, strict=True)
-        y = (x @ forward_matrix(n, m, period, x.dtype, x.device)).unflatten(-1, (m, 2))
+        matrix = forward_matrix(n, m, period, x.dtype, x.device)
+        if not others:
+            return (x @ matrix).unflatten(-1, (m, 2))
+        planes = x.flatten(0, -3)
+        y = torch.bmm(matrix.T.expand(planes.shape[0], -1, -1), planes.mT)  # not by @, which would copy the result
+        y = y.unflatten(0, x.shape[:-2]).unflatten(-2, (m, 2))  # (c, b, .., k, r, n)
         for axis, (n, m, period) in reversed(list(enumerate(others, start=2))):
-            # Two real products with the pairs as columns, then their sum on the few kept wave numbers: nothing as
-            # large as the grid is copied to bring an axis to the front.
-            parts = _columns(analysis_matrix(n, m, period, x.dtype, x.device), y, axis)
-            real, imaginary = parts.chunk(2, dim=axis)
-            y = real + _times_i(imaginary)
-        return y
+            y = _along(y, analysis_matrix(n, m, period, x.dtype, x.device))
+            if axis > 2:
+                y = y.mT.movedim(axis - 1, -1)  # the next axis in the last place: (.., k, r, n)
+        return y.movedim(-2, 2).permute(0, 1, *range(y.ndim - 1, 2, -1), 2)
 
     def _synthesise(self, spectrum: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
         """Inverse transform onto the grid: (c, b, k, .., k, r) -> (c, b, *grid)."""
         *others, (n, m, period) = zip(grid, self.modes, self.periods, strict=True)
-        y = spectrum
+        matrix = inverse_matrix(n, m, period, spectrum.dtype, spectrum.device)
+        if not others:
+            return spectrum.flatten(-2) @ matrix
+        y = spectrum.permute(0, 1, *range(spectrum.ndim - 2, 1, -1), spectrum.ndim - 1).mT  # (c, b, k, .., r, k)
         for axis, (points, modes, length) in enumerate(others, start=2):
-            both = torch.cat((y, _times_i(y)), dim=axis)
-            y = _columns(synthesis_matrix(points, modes, length, y.dtype, y.device), both, axis)
-        return y.flatten(-2) @ inverse_matrix(n, m, period, y.dtype, y.device)
+            y = _along(y, synthesis_matrix(points, modes, length, y.dtype, y.device))
+            if axis < len(grid):
+                y = y.movedim(-1, axis).mT  # the next axis in the last place: (.., n, .., r, k)
+        planes = y.flatten(-3, -2).flatten(0, -3)
+        y = torch.bmm(planes.mT, matrix.expand(planes.shape[0], -1, -1))
+        return y.unflatten(0, (*spectrum.shape[:2], *grid[:-2]))
 
 
 class DenseWeight(torch.nn.Module):
@@ -99,7 +108,7 @@ class DenseWeight(torch.nn.Module):
 
     def forward(self, spectrum: torch.Tensor) -> torch.Tensor:
         """Multiply each mode's channels by its matrix: (i, b, k, .., r) -> (o, b, k, .., r)."""
-        return _mix(spectrum, self.matrices).unflatten(2, self.kept)
+        return _mix(spectrum, self.matrices)
 
 
 class FactorisedWeight(torch.nn.Module):
@@ -130,16 +139,10 @@ class FactorisedWeight(torch.nn.Module):
         return (self.decode @ y.flatten(1)).unflatten(1, y.shape[1:])
 
 
-def _columns(matrix: torch.Tensor, y: torch.Tensor, axis: int) -> torch.Tensor:
-    """Multiply one axis by a real matrix, (.., n, .., r) -> (.., k, .., r)."""
-    rest = y.shape[axis + 1 :]
-    planes = y.flatten(axis + 1).flatten(0, axis - 1)  # (.., n, ..) with one axis on either side
-    return (matrix[None] @ planes).reshape(*y.shape[:axis], matrix.shape[0], *rest)
-
-
-def _times_i(y: torch.Tensor) -> torch.Tensor:
-    """Multiply by the imaginary unit, (.., r)."""
-    return torch.stack((-y[..., 1], y[..., 0]), dim=-1)
+def _along(y: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Multiply the pairs of the last axis by a matrix (r n, r k): (.., r, n) -> (.., r, k), in one product of rows."""
+    rows = y.flatten(-2)
+    return (rows.flatten(0, -2) @ matrix).unflatten(0, rows.shape[:-1]).unflatten(-1, (2, -1))
 
 
 def check_modes(modes: Sequence[int], grid: Sequence[int]) -> None:
@@ -177,14 +180,15 @@ def after_map(
 
 
 def _mix(spectrum: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Multiply each mode's channels by its complex matrix: (i, b, k, .., r), (modes, i, 2, o) -> (o, b, modes, r)."""
-    b = spectrum.shape[1]
+    """Multiply each mode's channels by its complex matrix: (i, b, k, .., r), (modes, i, 2, o) -> (o, b, k, .., r)."""
+    (i, b, *kept, _), axes = spectrum.shape, range(2, spectrum.ndim - 1)
     # Real and imaginary channels are rows, real and imaginary weights columns: one product gives all four parts.
-    rows = spectrum.flatten(2, -2).permute(2, 3, 1, 0).flatten(1, 2)  # (modes, r b, i)
+    rows = spectrum.permute(*axes, -1, 1, 0).reshape(-1, 2 * b, i)
     parts = torch.bmm(rows, weight.flatten(2)).unflatten(1, (2, b)).unflatten(3, (2, -1))  # (modes, r, b, r, o)
     real = parts[:, 0, :, 0] - parts[:, 1, :, 1]
     imaginary = parts[:, 0, :, 1] + parts[:, 1, :, 0]
-    return torch.stack((real, imaginary)).permute(3, 2, 1, 0)
+    mixed = torch.stack((real, imaginary)).unflatten(1, kept)  # (r, k, .., b, o)
+    return mixed.permute(-1, -2, *range(1, spectrum.ndim - 2), 0)
 
 
 def keep(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -239,13 +243,18 @@ def inverse_matrix(n: int, m: int, period: float, dtype: torch.dtype, device: to
 
 @keep
 def analysis_matrix(n: int, m: int, period: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return real over imaginary part of the forward transform of a complex axis, (2 k, n)."""
-    angles = _angles(n, range(-m, m), period, device).T
-    return (torch.cat((angles.cos(), -angles.sin())) / (period * n)).to(dtype)
+    """Return the forward transform of a complex axis, (r n, r k): y @ it, with (real, imaginary) before the points."""
+    angles = _angles(n, range(-m, m), period, device)
+    return _pairs(angles.cos(), -angles.sin()).div(period * n).to(dtype)
 
 
 @keep
 def synthesis_matrix(n: int, m: int, period: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return real beside imaginary part of the inverse transform onto a complex axis, (n, 2 k)."""
-    angles = _angles(n, range(-m, m), period, device)
-    return torch.cat((angles.cos(), angles.sin()), 1).to(dtype)
+    """Return the inverse transform onto a complex axis, (r k, r n)."""
+    angles = _angles(n, range(-m, m), period, device).T
+    return _pairs(angles.cos(), angles.sin()).to(dtype)
+
+
+def _pairs(real: torch.Tensor, imaginary: torch.Tensor) -> torch.Tensor:
+    """Return the complex matrix that rows of pairs (real, imaginary) are multiplied by, as a real one."""
+    return torch.cat((torch.cat((real, imaginary), 1), torch.cat((-imaginary, real), 1)))
