@@ -132,16 +132,17 @@ def mix_modes(
 def mix_modes_backward(
     x: tl.tensor, weight: tl.tensor, slope: tl.tensor, x_slope: tl.tensor, weight_slope: tl.tensor,
     B: tl.tensor, C: tl.constexpr, O: tl.constexpr, BB: tl.constexpr, CP: tl.constexpr, OP: tl.constexpr,
-    PRECISION: tl.constexpr,
+    GOES_BACK: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Gradients of `mix_modes`: slope · weight^H into x_slope, x^H · slope into weight_slope."""
+    """Gradients of `mix_modes`: slope · weight^H into x_slope where it GOES_BACK, x^H · slope into weight_slope."""
     mode = tl.program_id(0)
     c, o = tl.arange(0, CP), tl.arange(0, OP)
     known = (c[:, None] < C) & (o[None, :] < O)
     place = mode * (2 * C * O) + c[:, None] * (2 * O) + o[None, :]
     kind = x.dtype.element_ty
-    weight_real = tl.trans(tl.load(weight + place, mask=known, other=0.0).to(kind))
-    weight_imaginary = tl.trans(tl.load(weight + place + O, mask=known, other=0.0).to(kind))
+    if GOES_BACK:
+        weight_real = tl.trans(tl.load(weight + place, mask=known, other=0.0).to(kind))
+        weight_imaginary = tl.trans(tl.load(weight + place + O, mask=known, other=0.0).to(kind))
     total_real, total_imaginary = tl.zeros((CP, OP), tl.float32), tl.zeros((CP, OP), tl.float32)
     for first in range(0, B, BB):
         b = first + tl.arange(0, BB)
@@ -153,12 +154,13 @@ def mix_modes_backward(
         outside = (b[:, None] < B) & (o[None, :] < O)
         slope_real = tl.load(slope + target, mask=outside, other=0.0)
         slope_imaginary = tl.load(slope + target + B * O, mask=outside, other=0.0)
-        x_real = dot(slope_real, weight_real, None, PRECISION)
-        x_real = dot(slope_imaginary, weight_imaginary, x_real, PRECISION)
-        x_imaginary = dot(slope_imaginary, weight_real, None, PRECISION)
-        x_imaginary = dot(-slope_real, weight_imaginary, x_imaginary, PRECISION)
-        tl.store(x_slope + source, x_real.to(kind), mask=inside)
-        tl.store(x_slope + source + B * C, x_imaginary.to(kind), mask=inside)
+        if GOES_BACK:
+            x_real = dot(slope_real, weight_real, None, PRECISION)
+            x_real = dot(slope_imaginary, weight_imaginary, x_real, PRECISION)
+            x_imaginary = dot(slope_imaginary, weight_real, None, PRECISION)
+            x_imaginary = dot(-slope_real, weight_imaginary, x_imaginary, PRECISION)
+            tl.store(x_slope + source, x_real.to(kind), mask=inside)
+            tl.store(x_slope + source + B * C, x_imaginary.to(kind), mask=inside)
         real, imaginary = tl.trans(real), tl.trans(imaginary)
         total_real = dot(real, slope_real, total_real, PRECISION)
         total_real = dot(imaginary, slope_imaginary, total_real, PRECISION)

@@ -115,9 +115,10 @@ class _Layers(torch.autograd.Function):
             mixed = _mix(spectrum, weight)
             z = _to_rows(mixed, plan, plan.synthesis)
             last = number == len(layers)
-            kept += [x, spectrum, mixed]  # smaller than z, which is soon made again
-            following = None if last else plan
-            x, rows = _blend(x, skip, z, plan.inverse, bias, active=active or not last, following=following)
+            gelu = active or not last
+            # Without a gelu nothing of what entered it is read: then the shape of z is all that is needed.
+            kept += [x, spectrum, z if gelu else mixed]
+            x, rows = _blend(x, skip, z, plan.inverse, bias, active=gelu, following=None if last else plan)
         ctx.save_for_backward(*parameters, *kept)
         ctx.plan, ctx.active = plan, active
         return x
@@ -133,16 +134,16 @@ class _Layers(torch.autograd.Function):
         programs = _programs(slope.device, slope.shape[1] * slope.shape[2], 4 if _narrow(parameters) else 2)
         sums = slope.new_empty(len(parameters) // 3, programs, _most_sums(parameters), dtype=torch.float32)
         for i in reversed(range(0, len(parameters), 3)):
-            (weight, skip, bias), (x, spectrum, mixed) = parameters[i : i + 3], kept[i : i + 3]
-            # Without a gelu nothing of what entered it is read.
-            z = _to_rows(mixed, plan, plan.synthesis) if active else _row_spectra(mixed, plan)
+            (weight, skip, bias), (x, spectrum, z) = parameters[i : i + 3], kept[i : i + 3]
+            if not active:
+                z = _row_spectra(z, plan)
             goes_back = bool(i or ctx.needs_input_grad[0])
             slope, z_slope = _blend_backward(
                 x, skip, z, plan.inverse, bias, slope, sums[i // 3], active=active, following=following,
                 goes_back=goes_back,
             )  # fmt: skip
             spectrum_slope = _columns(z_slope, plan.synthesis_adjoint, (*plan.kept, 2, x.shape[1], skip.shape[0]))
-            mixed_slope, weight_slope = _mix_backward(spectrum, weight, spectrum_slope)
+            mixed_slope, weight_slope = _mix_backward(spectrum, weight, spectrum_slope, goes_back=goes_back)
             spectral.insert(0, weight_slope)
             if goes_back:
                 active, following = True, (skip, _to_rows(mixed_slope, plan, plan.analysis_adjoint), plan)
@@ -291,9 +292,9 @@ def _mix(spectrum: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _mix_backward(
-    spectrum: torch.Tensor, weight: torch.Tensor, slope: torch.Tensor
+    spectrum: torch.Tensor, weight: torch.Tensor, slope: torch.Tensor, *, goes_back: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of `_mix` by the spectrum and the weight."""
+    """Gradients of `_mix` by the spectrum, without values where nothing goes back to it, and by the weight."""
     from .fourier_kernels import mix_modes_backward
 
     k, last, _, batch, channels = spectrum.shape
@@ -301,7 +302,7 @@ def _mix_backward(
     spectrum_slope, weight_slope = torch.empty_like(spectrum), torch.empty_like(weight)
     mix_modes_backward[(k * last,)](
         spectrum, weight, slope, spectrum_slope, weight_slope, batch, channels, outputs, 16, padded(channels),
-        padded(outputs), precision(spectrum.dtype), num_warps=4,
+        padded(outputs), goes_back, precision(spectrum.dtype), num_warps=4,
         num_stages=3 if spectrum.dtype == torch.bfloat16 else 1,
     )  # fmt: skip
     return spectrum_slope, weight_slope
