@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-_TORCH_NAMES = {"absolute": "abs", "power": "pow", "rint": "round", "invert": "logical_not"}
+_TORCH_NAMES = {"absolute": "abs", "power": "pow", "rint": "round"}
 _REDUCTIONS = {"sum", "mean", "max", "min", "amax", "amin", "prod", "any", "all", "std", "var", "median", "norm", "dot"}
 _NO_REDUCTION = "would be taken over one block only, and differ between ranks; use d.mean(u) for the mean over the grid"
 
@@ -22,7 +22,8 @@ class Field:
     """One unknown, or all of them, on a block with ghost layers; numpy arrays and torch tensors alike.
 
     It takes arithmetic, comparisons, `u[i]`, `a, b = u`, and numpy functions (`np.exp(u)`, `np.where(...)`).
-    Operands with different numbers of ghost layers are cropped to the smaller one.
+    Comparisons give 1 where they hold and 0 elsewhere, in the precision of what is compared. Operands with different
+    numbers of ghost layers are cropped to the smaller one.
 
     array : (fields, *batch, *grid) where `components`, else (*batch, *grid); grid axes include the
         ghost layers; a grid axis of length 1 is constant along it.
@@ -98,7 +99,7 @@ class Field:
         if kwargs or ufunc.nout != 1:
             refused = sorted(kwargs) or "second result"
             raise TypeError(f"np.{ufunc.__name__} of a field takes no {refused}; compute a new field.")
-        return _combine(for_operands(ufunc, ufunc.__name__), *inputs)
+        return _combine(_LOGIC.get(ufunc.__name__) or for_operands(ufunc, ufunc.__name__), *inputs)
 
     def __array_function__(self, function: Callable, types: Any, args: Any, kwargs: Any) -> Field:
         name = function.__name__
@@ -152,7 +153,15 @@ def _combine(operation: Callable, *operands: Any) -> Field:
     halos = [field.halo for field in fields if field.halo is not None]
     halo = min(halos) if halos else None
     arrays = [o.cropped(halo).array if isinstance(o, Field) else _constant(o) for o in operands]
-    return Field(operation(*arrays), halo, fields[0].ndim, any(field.components for field in fields))
+    result = _numbers(operation(*arrays), fields[0].array)
+    return Field(result, halo, fields[0].ndim, any(field.components for field in fields))
+
+
+def _numbers(result: Any, like: Any) -> Any:
+    """Return truth values as 1 and 0 in the precision of another array, and anything else as it is."""
+    if hasattr(result, "requires_grad"):
+        return result.to(like.dtype) if result.dtype == sys.modules["torch"].bool else result
+    return result.astype(like.dtype) if isinstance(result, np.ndarray) and result.dtype == bool else result
 
 
 def for_operands(numpy_function: Callable, name: str) -> Callable:
@@ -177,9 +186,12 @@ def for_operands(numpy_function: Callable, name: str) -> Callable:
 
 def _where(condition: Any, a: Any, b: Any) -> Field:
     def choose(condition: Any, a: Any, b: Any) -> Any:
+        if hasattr(condition, "dtype") and not (hasattr(a, "dtype") or hasattr(b, "dtype")):
+            # Between two numbers: they have the precision of what the condition compares.
+            a = condition * 0 + a
         if hasattr(condition, "requires_grad"):
-            return sys.modules["torch"].where(condition, a, b)
-        return np.where(condition, a, b)
+            return sys.modules["torch"].where(condition != 0, a, b)
+        return np.where(condition != 0, a, b)
 
     return _combine(choose, condition, a, b)
 
@@ -192,9 +204,15 @@ _FUNCTIONS: dict[str, Callable[..., Field]] = {
     "full_like": lambda u, value: u * 0 + value,
 }
 
+_LOGIC: dict[str, Callable] = {
+    "and": lambda a, b: (a != 0) & (b != 0), "or": lambda a, b: (a != 0) | (b != 0), "not": lambda a: a == 0,
+}  # fmt: skip
+_LOGIC |= {f"{kind}_{name}": function for kind in ("logical", "bitwise") for name, function in _LOGIC.items()}
+_LOGIC["invert"] = _LOGIC["not"]
+
 _OPERATORS: dict[str, Callable] = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "pow": operator.pow, "mod": operator.mod,
-    "truediv": operator.truediv, "div": operator.truediv, "and": operator.and_, "or": operator.or_,
+    "truediv": operator.truediv, "div": operator.truediv, "and": _LOGIC["and"], "or": _LOGIC["or"],
     "gt": operator.gt, "ge": operator.ge, "lt": operator.lt, "le": operator.le, "eq": operator.eq, "ne": operator.ne,
 }  # fmt: skip
 
@@ -221,6 +239,10 @@ def _reflected(operation: Callable) -> Callable:
     return method
 
 
+def _logical(operation: Callable) -> Callable:
+    return lambda self, *others: _combine(operation, self, *others)
+
+
 def _unary(operation: Callable) -> Callable:
     def method(self: Field) -> Field:
         return Field(operation(self.array), self.halo, self.ndim, self.components)
@@ -228,11 +250,13 @@ def _unary(operation: Callable) -> Callable:
     return method
 
 
-for _name in ("add", "sub", "mul", "truediv", "pow", "mod", "and", "or"):
+for _name in ("add", "sub", "mul", "truediv", "pow", "mod"):
     setattr(Field, f"__{_name}__", _binary(_OPERATORS[_name]))
     setattr(Field, f"__r{_name}__", _reflected(_OPERATORS[_name]))
-for _name in ("gt", "ge", "lt", "le", "eq", "ne"):
-    setattr(Field, f"__{_name}__", _binary(_OPERATORS[_name]))
-for _name in ("neg", "pos", "abs", "invert"):
+for _name in ("gt", "ge", "lt", "le", "eq", "ne", "and", "or"):
+    setattr(Field, f"__{_name}__", _logical(_OPERATORS[_name]))
+Field.__rand__, Field.__ror__ = Field.__and__, Field.__or__  # type: ignore[attr-defined]
+Field.__invert__ = _logical(_LOGIC["not"])  # type: ignore[attr-defined]
+for _name in ("neg", "pos", "abs"):
     setattr(Field, f"__{_name}__", _unary(getattr(operator, _name)))
 Field.__hash__ = None  # type: ignore[assignment]  # == compares point by point

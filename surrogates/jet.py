@@ -298,10 +298,8 @@ def _absolute(u: Jet) -> Jet:
 
 def _where(condition: Any, a: Any, b: Any) -> Jet:
     """a or b point by point; derivatives are those of the one chosen."""
-    mask = condition.value if isinstance(condition, Jet) else condition
-    jets = [part for part in (a, b) if isinstance(part, Jet)]
-    like = jets[0] if jets else condition
-    full = torch.zeros_like(like.value, dtype=like.value.dtype if jets else torch.get_default_dtype())
+    like = next(part for part in (a, b, condition) if isinstance(part, Jet))
+    mask, full = _truth(condition), torch.zeros_like(like.value)
     a, b = (part if isinstance(part, Jet) else constant(full + _number(part), like.ndim) for part in (a, b))
     order = min(a.order, b.order)
 
@@ -319,9 +317,14 @@ def _compared(operation: Callable) -> Callable[[Any, Any], Jet]:
     def compare(a: Any, b: Any) -> Jet:
         jet = a if isinstance(a, Jet) else b
         values = [part.value if isinstance(part, Jet) else _number(part) for part in (a, b)]
-        return constant(operation(*values), jet.ndim, jet.components)
+        # 1 and 0 in the precision of what is compared, as those of a `Field`.
+        return constant(operation(*values).to(jet.value.dtype), jet.ndim, jet.components)
 
     return compare
+
+
+def _truth(condition: Any) -> Any:
+    return condition.value != 0 if isinstance(condition, Jet) else condition != 0
 
 
 FUNCTIONS: dict[str, Callable[..., Jet]] = {
@@ -352,9 +355,11 @@ for _name, _function in _OPERATORS.items():
     setattr(Jet, f"__r{_name}__", _method(FUNCTIONS[_function], reflected=True))
 for _name in ("gt", "ge", "lt", "le", "eq", "ne"):
     setattr(Jet, f"__{_name}__", _method(_compared(getattr(operator, _name))))
-for _name in ("and", "or"):
-    setattr(Jet, f"__{_name}__", _method(_compared(getattr(operator, f"{_name}_"))))
+for _name, _logic in {"and": operator.and_, "or": operator.or_}.items():
+    FUNCTIONS[f"logical_{_name}"] = _compared(lambda a, b, logic=_logic: logic(a != 0, b != 0))
+    setattr(Jet, f"__{_name}__", _method(FUNCTIONS[f"logical_{_name}"]))
 Jet.__neg__ = FUNCTIONS["negative"]  # type: ignore[attr-defined]
 Jet.__pos__ = FUNCTIONS["positive"]  # type: ignore[attr-defined]
 Jet.__abs__ = FUNCTIONS["absolute"]  # type: ignore[attr-defined]
-Jet.__invert__ = lambda self: constant(~self.value, self.ndim, self.components)  # type: ignore[attr-defined]
+FUNCTIONS["logical_not"] = lambda self: self == 0
+Jet.__invert__ = FUNCTIONS["logical_not"]  # type: ignore[attr-defined]

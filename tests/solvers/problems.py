@@ -59,6 +59,12 @@ def arithmetic(u, d, p, t):
     return p.nu * (d.diffuse(k, u) + d.div(d.grad(u)) - d.advect(wind, u) - d.upwind(wind, u)) - u * u * u + t
 
 
+def regions(u, d, p, t):
+    """Two materials, and conditions that count as numbers."""
+    inside = (d.x[0] > 0.32) & ~(u > 0.9) | np.logical_not(u > 0.1)
+    return np.where(inside, 0.1, 1.3) * u + ((u > 0.4) + (u > 0.6)) * u - 2.0 * (t < inside)
+
+
 def transport(u, d, p, t):
     """High-order and non-local operators at once: a vorticity equation with a flow of its own."""
     wind = d.curl(d.inverse_laplacian(u[0]))

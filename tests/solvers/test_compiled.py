@@ -62,6 +62,10 @@ def test_several_fields_and_fourth_order(accuracy):
     assert_equal(both(make_case(rhs=lambda u, d, p, t: (0.0, d.div(d.grad(u[0])) / u[1]), **fields)))
 
 
+def test_regions_and_conditions_that_count():
+    assert_equal(both(make_case(rhs=problems.regions)))
+
+
 def test_built_in_cases():
     for case in (advection_diffusion.case, burgers.case, gray_scott.case.resized((24, 20)), mixed1d.e3,
                  heat2d.case.resized((16, 18))):  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 from headrace.solvers import Dirichlet, Grid, Neumann, Periodic, Uniform
 from headrace.solvers.scheme import BDF2
 
-from .problems import arithmetic, everything, fisher, gray_scott, make_case, mixed_boundary, two_bumps
+from .problems import arithmetic, everything, fisher, gray_scott, make_case, mixed_boundary, regions, two_bumps
 
 calls = count()
 
@@ -146,7 +146,7 @@ def test_the_cause_is_kept():
 
 @pytest.mark.filterwarnings("ignore:Case fisher")
 @pytest.mark.parametrize("ndim", [1, 2, 3])
-@pytest.mark.parametrize("rhs", [everything, arithmetic], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("rhs", [everything, arithmetic, regions], ids=lambda f: f.__name__)
 def test_what_is_right_passes_in_any_dimension_and_with_any_walls(ndim, rhs):
     grid = Grid(shape=(40, 17, 9)[:ndim], extent=(1.0, 0.8, 0.7)[:ndim])
     for boundary in (Periodic(), mixed_boundary(ndim)):

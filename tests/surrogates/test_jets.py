@@ -10,6 +10,7 @@ from headrace.solvers.right_hand_side import TensorRightHandSide, right_hand_sid
 from headrace.surrogates.jet import FUNCTIONS, DerivativesExhausted, Jet, constant, pairs
 from headrace.surrogates.jet_network import JetNetwork
 from headrace.surrogates.jet_operators import JetOperators
+from tests.solvers.problems import make_case, regions
 
 torch.set_num_threads(1)
 
@@ -72,7 +73,12 @@ def coordinate_jets(points):
     )
 
 
-@pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - {"sign", "zeros_like", "ones_like", "full_like"}))
+WITHOUT_SLOPE = {
+    "sign", "zeros_like", "ones_like", "full_like", "logical_and", "logical_or", "logical_not",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - WITHOUT_SLOPE))
 def test_every_function_carries_the_derivatives_of_autograd(name):
     points = torch.rand(2, 40) * 0.8 + 0.3
 
@@ -130,6 +136,20 @@ def test_numpy_torch_and_jets_agree_on_a_manufactured_field():
         exact = stacked(compositions(stacked(smooth(x, 0.5)), JetOperators(x), p, 0.5)).value
         errors.append(np.abs(numeric.reshape(2, -1) - exact.numpy()).max() / np.abs(numeric).max())
     assert errors[1] < 1e-3 and np.log2(errors[0] / errors[1]) > 3.5, errors
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_conditions_mean_the_same_to_blocks_tensors_and_jets_in_any_precision(kind):
+    case, grid = make_case(rhs=regions), (20, 14)
+    u = torch.rand(grid, generator=torch.Generator().manual_seed(0), dtype=kind)
+    expected = right_hand_side(case, case.accept({}), Blocks(grid, case.periodic), u[None].numpy())
+    expected = torch.tensor(expected(u[None].numpy(), 0.2)[0]).to(kind)
+    tensor = TensorRightHandSide(case, torch.tensor([[0.1, 1.0]], dtype=kind))(u[None, None], 0.2)[0, 0]
+    axes = [torch.tensor(case.grid.points(i, periodic=True), dtype=kind) for i in range(2)]
+    x = coordinate_jets(torch.stack([axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")]))
+    jet = regions(constant(u.flatten(), 2), JetOperators(x), case.accept({}), 0.2).value.reshape(grid)
+    for found in (tensor, jet):
+        assert found.dtype == kind and torch.allclose(found, expected, rtol=4 * torch.finfo(kind).eps, atol=0)
 
 
 def test_advection_is_relative_to_the_frame():
