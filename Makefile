@@ -39,7 +39,7 @@ lint: $(VENV)/.all
 	$(BIN)/ruff check .
 
 bench: $(VENV)/.all
-	for script in benchmarks/*.py; do $(BIN)/python $$script --quick || exit 1; done
+	for script in $$(grep -l __main__ benchmarks/*.py); do $(BIN)/python $$script --quick || exit 1; done
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -100,6 +100,11 @@ class Study:
         ------
         StudyError : the run directory belongs to another study, or solvers or trainer failed too often.
         """
+        if self.settings.record_steps and not self.surrogate.recordable:
+            logger.warning(
+                "record_steps is left out: the batches of this %s differ in what they compute, and cannot be replayed.",
+                type(self.surrogate).__name__,
+            )
         if self.settings.offline:
             from .offline_study import run_offline
 

@@ -17,7 +17,7 @@ from headrace.online_training.offline_data import PACKED, OfflineData
 from headrace.online_training.offline_feed import OfflineFeed, batches_of
 from headrace.online_training.run_directory import StudyError
 from headrace.solvers.hdf5 import read_trajectory
-from headrace.surrogates import MLP
+from headrace.surrogates import FNO, MLP, Stepping
 
 CASE = find_case("heat2d", (8, 8))
 STEPS = 101
@@ -180,3 +180,12 @@ def test_a_time_limit_ends_the_stream(folder):
     while feed.next() is not None:  # of 200 million batches
         pass
     feed.close()
+
+
+@pytest.mark.parametrize(("pushforward", "said"), [(0, False), (1, True)])
+def test_a_study_says_that_steps_that_differ_are_not_recorded(pushforward, said, tmp_path, caplog):
+    model = FNO(modes=2, width=4, stepping=Stepping(pushforward=pushforward))
+    study = Study(CASE, model, run_dir=tmp_path / "run", record_steps=True, offline=str(tmp_path / "none"))
+    with pytest.raises((ValueError, OSError), match="holds no simulations"):
+        study.run()
+    assert ("record_steps is left out: the batches of this FNO" in caplog.text) == said
