@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-_TORCH_NAMES = {"absolute": "abs", "power": "pow", "rint": "round"}
+_TORCH_NAMES = {"equal": "eq", "absolute": "abs", "fabs": "abs", "power": "pow", "rint": "round"}
 _REDUCTIONS = {"sum", "mean", "max", "min", "amax", "amin", "prod", "any", "all", "std", "var", "median", "norm", "dot"}
 _NO_REDUCTION = "would be taken over one block only, and differ between ranks; use d.mean(u) for the mean over the grid"
 

@@ -353,8 +353,11 @@ def _method(function: Callable, reflected: bool = False) -> Callable[[Jet, Any],
 for _name, _function in _OPERATORS.items():
     setattr(Jet, f"__{_name}__", _method(FUNCTIONS[_function]))
     setattr(Jet, f"__r{_name}__", _method(FUNCTIONS[_function], reflected=True))
-for _name in ("gt", "ge", "lt", "le", "eq", "ne"):
-    setattr(Jet, f"__{_name}__", _method(_compared(getattr(operator, _name))))
+for _name, _function in {
+    "gt": "greater", "ge": "greater_equal", "lt": "less", "le": "less_equal", "eq": "equal", "ne": "not_equal",
+}.items():  # fmt: skip
+    FUNCTIONS[_function] = _compared(getattr(operator, _name))
+    setattr(Jet, f"__{_name}__", _method(FUNCTIONS[_function]))
 for _name, _logic in {"and": operator.and_, "or": operator.or_}.items():
     FUNCTIONS[f"logical_{_name}"] = _compared(lambda a, b, logic=_logic: logic(a != 0, b != 0))
     setattr(Jet, f"__{_name}__", _method(FUNCTIONS[f"logical_{_name}"]))

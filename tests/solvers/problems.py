@@ -62,7 +62,7 @@ def arithmetic(u, d, p, t):
 def regions(u, d, p, t):
     """Two materials, and conditions that count as numbers."""
     inside = (d.x[0] > 0.32) & ~(u > 0.9) | np.logical_not(u > 0.1)
-    return np.where(inside, 0.1, 1.3) * u + ((u > 0.4) + (u > 0.6)) * u - 2.0 * (t < inside)
+    return np.where(np.equal(inside, 1), 0.1, 1.3) * u + ((u > 0.4) + (u > 0.6)) * u - 2.0 * (t < inside)
 
 
 def transport(u, d, p, t):

@@ -74,7 +74,8 @@ def coordinate_jets(points):
 
 
 WITHOUT_SLOPE = {
-    "sign", "zeros_like", "ones_like", "full_like", "logical_and", "logical_or", "logical_not",
+    "sign", "zeros_like", "ones_like", "full_like", "logical_and", "logical_or", "logical_not", "greater",
+    "greater_equal", "less", "less_equal", "equal", "not_equal",
 }  # fmt: skip
 
 
