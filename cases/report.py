@@ -108,6 +108,7 @@ def _notes(data: RunData) -> list[str]:
     notes = []
     if not data.ledger.finished:
         notes.append("This study has not finished: `headrace train ... --resume` goes on with it.")
+    notes += [f"This study {end}." for end in data.ledger.sessions.values() if end.startswith("finished early")]
     troubled = [one for one in data.ledger.simulations.values() if one.quarantine is not None]
     notes += [f"Simulation {one.number} is in quarantine and was not trained on: {one.quarantine}" for one in troubled]
     again = sum(one.attempts - 1 for one in data.ledger.simulations.values() if one.attempts > 1)

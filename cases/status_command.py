@@ -32,11 +32,12 @@ def show_status(run_dir: Path) -> None:
     settings = data.record.settings
     planned, steps = settings.simulations + settings.held_out, data.case.num_snapshots + 1
     windows = f"{figures.windows:,}" + (f" of {figures.total_windows:,}" if figures.total_windows else "")
+    live = not settings.offline
     rows = [
         ("study", f"{data.record.model} on {data.case.name}, {_condition(data)}"),
         *(
             [("data set", f"{settings.simulations} simulations of {settings.offline}")]
-            if settings.offline
+            if not live
             else [
                 (
                     "simulations",
@@ -49,10 +50,9 @@ def show_status(run_dir: Path) -> None:
         ("loss", _number(figures.loss, "{:.4g}")),
         ("validation nRMSE", _number(figures.validation_nrmse, "{:#.4g}")),
         ("samples/s", _number(figures.samples_per_second, "{:,.0f}")),
-        ("solvers blocked", _number(figures.blocked, "{:.0%}")),
+        *([("solvers blocked", _number(figures.blocked, "{:.0%}"))] if live else []),
         ("trainer starved", _number(figures.starved, "{:.0%}")),
-        ("quarantined", str(figures.quarantined)),
-        ("lost and run again", str(figures.lost)),
+        *([("quarantined", str(figures.quarantined)), ("lost and run again", str(figures.lost))] if live else []),
     ]
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in rows:
@@ -76,8 +76,9 @@ def show_audit(run_dir: Path) -> int:
 
 
 def _condition(data: RunData) -> str:
+    ends = data.ledger.sessions.values()
     if data.ledger.finished:
-        return "finished"
+        return next(end for end in ends if end.startswith("finished"))
     resume = "`headrace train ... --resume` goes on with it"
     sessions = data.ledger.sessions
     last = sessions[max(sessions)] if sessions else "open"

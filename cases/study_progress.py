@@ -73,7 +73,9 @@ class StudyProgress:
 def plain_line(figures: Figures) -> str:
     """Return the state of a study in one line for a batch log."""
     windows = f"{figures.windows}" + (f"/{figures.total_windows}" if figures.total_windows else "")
-    parts = [f"simulations {figures.simulations_done}/{figures.simulations_planned or '?'}", f"windows {windows}"]
+    parts = [f"windows {windows}"]
+    if figures.simulations_planned:  # none where a data set is trained on
+        parts.insert(0, f"simulations {figures.simulations_done}/{figures.simulations_planned}")
     return ", ".join([*parts, *(f"{name} {value}" for name, value in _shown(figures))])
 
 

@@ -274,7 +274,7 @@ class Ledger:
     @property
     def finished(self) -> bool:
         """Whether a session brought the study to its end."""
-        return "finished" in self.sessions.values()
+        return any(end.startswith("finished") for end in self.sessions.values())
 
     @property
     def simulations(self) -> dict[int, SimulationHistory]:
@@ -283,7 +283,7 @@ class Ledger:
 
     @property
     def sessions(self) -> dict[int, str]:
-        """How each session ended: "finished", "stopped: why", or "open" where it runs or was killed."""
+        """How each session ended: "finished", "finished early: why", "stopped: why"; "open": it runs or was killed."""
         return self._read[1]
 
     def assignments(self) -> list[Assignment]:
@@ -355,7 +355,7 @@ def _fold(
             number=record["s"], held_out=record["held_out"], parameters=record["parameters"], seed=record["seed"]
         )
     elif event == "finished":
-        sessions[session] = "finished"
+        sessions[session] = f"finished early: {record['early']}" if "early" in record else "finished"
     elif event == "stopped":
         sessions[session] = f"stopped: {record['reason']}"
     elif record.get("s") in simulations and event in _FOLDS:

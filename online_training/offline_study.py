@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import threading
@@ -28,6 +29,8 @@ from .validator import ValidatorProcess, validate_run
 
 if TYPE_CHECKING:
     from .study import Progress, Study, StudyResult
+
+logger = logging.getLogger(__name__)
 
 _REPORT_SECONDS = 1.0
 
@@ -129,6 +132,7 @@ def _run_session(record: StudyRecord, case: Case, directory: RunDirectory, progr
             reason = rule.reason()
             if reason is not None and "early" not in finished:
                 finished["early"] = reason
+                logger.warning("The training ends early: %s.", reason)
                 feed.stop()
             _tell(directory, progress, elapsed)
 

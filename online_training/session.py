@@ -222,7 +222,7 @@ class Session:
                         )
                     if not stopping and (reason := rule.reason()) is not None:
                         stopping, self.early = True, reason
-                        logger.info("The training ends early: %s.", reason)
+                        logger.warning("The training ends early: %s.", reason)
                         self._ask(intake.request_stop)
                     if self._stop_requested.is_set() and status["generation"] < 0:
                         return False

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from headrace.cases import train_command
 from headrace.cases.catalogue import find_case
 from headrace.cases.command_line import build_app
-from headrace.cases.study_progress import StudyProgress
+from headrace.cases.run_data import figures_of
+from headrace.cases.study_progress import StudyProgress, plain_line
 from headrace.online_training.settings import StudySettings
 from headrace.online_training.study import Study, StudyResult
 from headrace.surrogates import FNO
@@ -117,6 +118,11 @@ def test_progress_tells_what_is_known_on_a_terminal_and_in_a_log(terminal):
         assert words in text, (words, text)
     if not terminal:
         assert len(text.splitlines()) == 2, "one line for each state that came five seconds or more apart"
+
+
+def test_a_line_about_a_data_set_counts_no_simulations():
+    trainer = {"windows": 640, "total_windows": 4040, "loss": 0.0123}
+    assert plain_line(figures_of({"trainer": trainer})) == "windows 640/4040, loss 0.0123"
 
 
 def test_an_interrupt_before_the_study_listens_is_told(study, monkeypatch):

@@ -3,10 +3,14 @@
 import itertools
 import json
 import math
+import re
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from headrace.cases.command_line import build_app
+from headrace.cases.report import write_report
 from headrace.online_training.callbacks import find_callbacks
 from headrace.online_training.client import STOP, Connection
 from headrace.online_training.early_stopping import StopRule, exhausted_patience
@@ -146,12 +150,19 @@ def test_callbacks_are_told_and_one_that_fails_is_left_out(case, data, tmp_path,
     assert caplog.text.count("Callback broken failed") == 1
 
 
-def test_a_callback_ends_a_training_early_and_the_study_is_finished(case, data, tmp_path):
+def test_a_callback_ends_a_training_early_and_the_study_is_finished(case, data, tmp_path, caplog):
     result = Study(case, MLP(hidden=(8,)), run_dir=tmp_path / "run", offline=str(data), views=1e5,
                    held_out=0, callbacks="enough").run()  # fmt: skip
     assert result.status == "finished"
     last = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
     assert last["stop"] == "enough: 2000 windows" and 2000 <= last["windows"] < last["total_windows"]
+    assert caplog.text.count("The training ends early: enough: 2000 windows.") == 1
+    shown = CliRunner().invoke(build_app(), ["status", str(tmp_path / "run")], env={"COLUMNS": "160"}).output
+    assert "finished early: enough: 2000 windows" in shown
+    # Of a data set, what concerns solvers and their simulations is left out.
+    assert "data set" in shown and not re.search("solvers|quarantined|lost", shown)
+    report = (write_report(tmp_path / "run")).read_text(encoding="utf-8")
+    assert "This study finished early: enough: 2000 windows." in report
 
 
 def test_patience_ends_an_offline_training(case, data, tmp_path):
