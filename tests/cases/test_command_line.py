@@ -56,6 +56,26 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
+INTERRUPTED_RANK = """
+import sys
+from mpi4py import MPI
+from headrace.cases import command_line, solve_command
+
+def solve_case(*arguments, **flags):
+    if MPI.COMM_WORLD.rank == 1:
+        raise KeyboardInterrupt
+    MPI.COMM_WORLD.Barrier()  # where a rank waits for another, Python handles no signal
+
+solve_command.solve_case = solve_case
+command_line.main(["solve", "heat2d"])
+"""
+
+
+def test_an_interrupt_ends_ranks_that_wait_for_one_another_at_once():
+    done = run_mpi(2, ["-c", INTERRUPTED_RANK])
+    assert done.returncode == 130 and "error on rank 1 alone: interrupted" in done.stderr
+
+
 def test_help_lists_every_verb():
     text = plain(invoke("--help").output)
     for verb in ("doctor", "cases", "solve", "train", "evaluate", "report", "status", "audit"):

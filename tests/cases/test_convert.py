@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,19 @@ def test_a_run_on_three_ranks_becomes_one_file(folder: Path, cells: bool) -> Non
     np.testing.assert_allclose(run.times, [0.0, 0.1, 0.2, 0.3])
     expected = [[field_of(0, step, (8, 6), i) for i in range(2)] for step in range(4)]
     np.testing.assert_array_equal(run.values, expected)
+
+
+@pytest.mark.mpi
+def test_the_program_of_the_page_goes_once_around_its_ring(folder: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "foreign_solvers.md").read_text(encoding="utf-8")
+    (program,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "mpi4py" in block]
+    (folder.parent / "ring.py").write_text(program, encoding="utf-8")
+    done = run_mpi(2, [str(folder.parent / "ring.py"), "64", "10"])
+    assert done.returncode == 0, done.stderr
+    (file,) = convert(folder)
+    u = read_trajectory(file).values[:, 0]
+    assert u.shape == (11, 64) and abs(int(u[5].argmax()) - 63.5) % 63 < 2 and abs(int(u[-1].argmax()) - 31.5) < 2
+    np.testing.assert_allclose(u.sum(axis=1), u[0].sum(), rtol=1e-6)  # float32 on the wire
 
 
 def test_all_digits_are_kept_and_the_case_gives_the_grid(folder: Path, tmp_path: Path) -> None:
