@@ -40,8 +40,9 @@ def certify(
     ------
     ValueError : the subject is neither a case nor a command, or its flags are missing.
     """
-    counts = [int(text) for text in ranks.split(",")]
-    if not counts or min(counts) < 1:
+    parts = [text.strip() for text in ranks.split(",")]
+    counts = [int(text) for text in parts if text.isdecimal()]
+    if len(counts) < len(parts) or min(counts) < 1:
         raise ValueError(f"--ranks {ranks!r} must be numbers of ranks, as 2,1,4.")
     with tempfile.TemporaryDirectory(prefix="headrace-certify-") as made:
         if _is_case(subject):
@@ -109,4 +110,7 @@ def _of_command(
 
 
 def _streaming(text: str) -> StreamingProgram:
-    return StreamingProgram(equation="", command=tuple(shlex.split(text)))
+    try:
+        return StreamingProgram(equation="", command=tuple(shlex.split(text)))
+    except ValueError as error:
+        raise ValueError(f"The command {text!r} is not allowed: {error}.") from None

@@ -147,6 +147,8 @@ def _describe(folder: Path, reference: CaseReference, seed: int, sampler: str, s
             found = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{file} is damaged: {error}. Give another folder with --output.") from None
+        if not isinstance(found, dict):
+            raise ValueError(f"{file} describes no data set. Give another folder with --output.")
         other = [name for name, value in own.items() if found.get(name) != value]
         if other:
             raise ValueError(

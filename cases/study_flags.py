@@ -52,6 +52,6 @@ def check_settings(given: dict[str, Any]) -> StudySettings:
         return StudySettings(**given)
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else ""
-        reason = first["msg"].removeprefix("Value error, ")
-        raise ValueError(f"{flag(name)} {first['input']!r} is not allowed: {reason}") from error
+        # What does not fit together is of all flags; the reason names them.
+        what = f"{flag(str(first['loc'][0]))} {first['input']!r}" if first["loc"] else "What these flags say together"
+        raise ValueError(f"{what} is not allowed: {first['msg'].removeprefix('Value error, ')}") from error

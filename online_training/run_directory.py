@@ -180,7 +180,7 @@ class RunDirectory:
         """
         try:
             text = (self.path / "study.toml").read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise StudyError(f"{self.path} holds no study (no readable study.toml).") from error
         try:
             return StudyRecord.from_toml(text, self.path)

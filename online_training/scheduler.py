@@ -73,7 +73,10 @@ class Scheduler:
         path = _FOLDER / f"{name}.toml" if name in known else Path(name)
         if not path.is_file():
             raise ValueError(f"No scheduler {name!r}; there are {', '.join(known)}, or give the path of a TOML file.")
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:  # also what bytes that are not UTF-8 raise
+            raise ValueError(f"Scheduler file {path} is no TOML: {error}.") from error
         needed = {field.name for field in fields(cls)} - {"array"}
         if set(content) - {"array"} != needed:
             lacking, unknown = sorted(needed - set(content)), sorted(set(content) - needed - {"array"})

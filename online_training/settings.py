@@ -29,16 +29,16 @@ def parse_bytes(text: str | int) -> int:
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", str(text))
     if not match or match[2].upper() not in _UNITS:
         raise ValueError(f"{text!r} is not a size; write e.g. 512MB, 2GB or 64MiB.")
-    size = int(float(match[1]) * _UNITS[match[2].upper()])
-    if size < 1:
-        raise ValueError(f"{text!r} is not a positive size.")
-    return size
+    size = float(match[1]) * _UNITS[match[2].upper()]
+    if not 1 <= size < 2**63:
+        raise ValueError(f"{text!r} is not a size between 1 B and 2^63 B.")
+    return int(size)
 
 
 class StudySettings(BaseModel):
     """What a study does beside its case and its surrogate. Every field is a flag of `headrace train`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     simulations: int = Field(100, ge=1, description="Simulations to train on.")
     held_out: int = Field(10, ge=0, description="Further simulations kept for validation.")

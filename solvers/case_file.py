@@ -58,7 +58,7 @@ class CaseReference:
         sys.modules[module_name] = module
         try:
             exec(compile(source, str(self.file), "exec"), module.__dict__)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # run(case) outside of `if __name__ == "__main__"` ends so
             del sys.modules[module_name]
             raise ValueError(
                 f"Case file {self.file} does not run: {type(error).__name__}: {error}. A case is one "

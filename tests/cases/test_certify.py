@@ -41,7 +41,8 @@ def test_our_own_solver_conforms(capsys: pytest.CaptureFixture) -> None:
     [
         ({"subject": "./heat 64"}, "needs --steps"),
         ({"subject": "./heat 64", "steps": 5, "parameters": ["nu=1"]}, "must be NAME=LOW:HIGH"),
-        ({"subject": "heat2d", "ranks": "0"}, "must be numbers of ranks"),
+        ({"subject": "./heat '64", "steps": 5}, "is not allowed: No closing quotation"),
+        *(({"subject": "heat2d", "ranks": ranks}, "must be numbers of ranks") for ranks in ("0", "", "2,a", "2,,1")),
     ],
 )
 def test_wrong_flags_are_named(arguments: dict, message: str) -> None:

@@ -107,6 +107,9 @@ def test_help_cuts_nothing_off_on_a_terminal_of_80_columns(verb):
     [
         ({"simulations": 0}, "--simulations 0"),
         ({"buffer": "much"}, "--buffer 'much'"),
+        ({"buffer": "9" * 400 + "GB"}, "--buffer '999"),
+        ({"views": float("inf")}, "--views inf"),
+        ({"schedule": "step"}, "What these flags say together is not allowed: halve_every is 0"),
         ({"sampler": "dice"}, "--sampler 'dice'"),
         ({"watermark": 1.5}, "--watermark 1.5"),
         ({"port": 70000}, "--port 70000"),
@@ -156,6 +159,14 @@ def test_a_folder_that_takes_no_files_is_named_before_anything_is_computed(tmp_p
     result = invoke("solve", "heat2d", "--output", str(tmp_path / "one.h5"))
     assert result.exit_code == 2 and f"{tmp_path} takes no files" in result.stderr, result.output
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"format = 1", b"format = 'one'", b"[", None])
+def test_a_damaged_study_is_named_with_its_folder(content, tmp_path):
+    if content is not None:
+        (tmp_path / "study.toml").write_bytes(content)
+    result = invoke("status", str(tmp_path))
+    assert result.exit_code == 2 and str(tmp_path) in result.stderr, result.output
 
 
 def test_debug_shows_the_traceback():

@@ -109,6 +109,13 @@ def test_a_folder_holds_one_data_set(data, changes, message):
     assert result.exit_code == 2 and message in result.stderr
 
 
+@pytest.mark.parametrize(("text", "message"), [("[]", "describes no data set"), ("{", "is damaged")])
+def test_a_damaged_description_is_named(tmp_path, text, message):
+    (tmp_path / "dataset.json").write_text(text)
+    result = generate(*flags(tmp_path, 1))
+    assert result.exit_code == 2 and f"dataset.json {message}" in result.stderr.replace("\n", " ")
+
+
 def test_a_simulation_that_fails_is_named_and_the_others_are_kept(tmp_path):
     file = tmp_path / "fragile.py"
     file.write_text(FRAGILE)

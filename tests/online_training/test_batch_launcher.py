@@ -124,6 +124,9 @@ def test_a_user_s_own_scheduler_is_a_file(tmp_path: Path) -> None:
     own.write_text("submit = []\nsubmitt = []\n")
     with pytest.raises(ValueError, match="submitt"):
         Scheduler.load(str(own))
+    own.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"mine\.toml is no TOML"):
+        Scheduler.load(str(own))
     with pytest.raises(ValueError, match="there are flux, lsf, oar, pbs, slurm"):
         StudySettings(scheduler="sllurm")
 

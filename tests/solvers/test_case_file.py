@@ -70,6 +70,7 @@ def test_a_changed_file_is_refused_with_both_hashes(file, tmp_path):
         (SOURCE, "case", "no Case named 'case'; it has mine"),
         ("case = 3", "case", "it has none"),
         ("def broken(:", "case", "does not run: SyntaxError"),
+        ("import sys; sys.exit(3)", "case", "does not run: SystemExit: 3"),
         ("import a_module_beside_it", "case", "ModuleNotFoundError.*self-contained"),
     ],
 )
