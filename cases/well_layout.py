@@ -9,14 +9,15 @@ scalars that vary from sample to sample. All unknowns are scalar fields there.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
 import typer
 
+from headrace.online_training.running_statistics import RunningStatistics
 from headrace.solvers.boundary import Periodic, sides_of
 from headrace.solvers.grid import AXES
 from headrace.solvers.hdf5 import read_trajectory
@@ -78,7 +79,7 @@ def write_well(case: Case, parts: dict[str, list[Path]], folder: Path) -> list[P
     OSError : a trajectory cannot be read, or a file not written.
     """
     written = []
-    moments = {name: _Moments() for name in case.fields}
+    sums = {suffix: RunningStatistics(len(case.fields)) for suffix in ("", "_delta")}
     for part, files in parts.items():
         target = folder / "data" / part / f"{case.name}.hdf5"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -86,14 +87,14 @@ def write_well(case: Case, parts: dict[str, list[Path]], folder: Path) -> list[P
         try:
             with h5py.File(unfinished, "w") as file:
                 _describe(file, case, len(files))
-                _fill(file, case, files, moments if part == "train" else {})
+                _fill(file, case, files, sums if part == "train" else {})
             os.replace(unfinished, target)
         finally:
             unfinished.unlink(missing_ok=True)
         written.append(target)
     stats = folder / "stats.yaml"
     unfinished = stats.with_name(stats.name + ".part")
-    unfinished.write_text(_statistics(moments), encoding="utf-8")
+    unfinished.write_text(_statistics(case.fields, sums), encoding="utf-8")
     os.replace(unfinished, stats)
     return [*written, stats]
 
@@ -139,44 +140,22 @@ def _describe(file: h5py.File, case: Case, count: int) -> None:
         values.attrs.update({"dim_varying": [True] * grid.ndim, "sample_varying": True, "time_varying": True})
 
 
-def _fill(file: h5py.File, case: Case, files: Sequence[Path], moments: dict[str, _Moments]) -> None:
+def _fill(file: h5py.File, case: Case, files: Sequence[Path], sums: Mapping[str, RunningStatistics]) -> None:
     for row, path in enumerate(files):
         run = read_trajectory(path)
         for name, value in run.parameters.items():
             file["scalars"][name][row] = value
         for index, name in enumerate(case.fields):
             file["t0_fields"][name][row] = run.values[:, index]
-            if name in moments:
-                moments[name].add(run.values[:, index])
+        for one, values in zip(sums.values(), (run.values, np.diff(run.values, axis=0)), strict=False):
+            one.add(values.swapaxes(0, 1))
 
 
-class _Moments:
-    """Sums of a field and of its changes from step to step."""
-
-    def __init__(self) -> None:
-        self._sums = np.zeros((2, 3))
-
-    def add(self, values: np.ndarray) -> None:
-        """Add a trajectory, (times, *grid)."""
-        for sums, part in zip(self._sums, (values, np.diff(values, axis=0)), strict=True):
-            sums += part.size, part.sum(), np.square(part).sum()
-
-    def numbers(self) -> dict[str, float]:
-        """Return mean, standard deviation and root mean square, and those of the changes."""
-        result = {}
-        for suffix, (count, total, squares) in zip(("", "_delta"), self._sums, strict=True):
-            mean, square = total / count, squares / count
-            result[f"mean{suffix}"] = mean
-            result[f"std{suffix}"] = max(square - mean**2, 0.0) ** 0.5
-            result[f"rms{suffix}"] = square**0.5
-        return result
-
-
-def _statistics(moments: dict[str, _Moments]) -> str:
-    """Return the text of stats.yaml."""
-    numbers: dict[str, Any] = {name: one.numbers() for name, one in moments.items()}
+def _statistics(fields: Sequence[str], sums: Mapping[str, RunningStatistics]) -> str:
+    """Return the text of stats.yaml: mean, standard deviation and root mean square of fields and of their changes."""
     lines = []
-    for kind in next(iter(numbers.values())):
-        lines.append(f"{kind}:")
-        lines += [f"  {name}: {float(one[kind])!r}" for name, one in numbers.items()]
+    for suffix, one in sums.items():
+        for kind, values in (("mean", one.mean), ("std", one.std), ("rms", np.hypot(one.mean, one.std))):
+            lines.append(f"{kind}{suffix}:")
+            lines += [f"  {name}: {value!r}" for name, value in zip(fields, values.tolist(), strict=True)]
     return "\n".join([*lines, ""])

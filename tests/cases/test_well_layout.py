@@ -11,8 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from headrace.cases.command_line import build_app
-from headrace.cases.well_layout import split_in_parts
-from headrace.solvers.hdf5 import read_trajectory
+from headrace.cases.well_layout import PARTS, split_in_parts, write_well
+from headrace.solvers.hdf5 import HDF5Sink, read_trajectory
+from headrace.solvers.simulate import simulate
+from tests.solvers.problems import make_case
 
 READER = Path(os.environ.get("HEADRACE_WELL_PYTHON", Path(__file__).parents[2] / ".rivals" / "well" / "bin" / "python"))
 
@@ -61,6 +63,14 @@ def test_statistics_are_those_of_the_training_part(folder):
     assert found["mean", first] == pytest.approx(values[:, 0].mean())
     assert found["std", first] == pytest.approx(values[:, 0].std())
     assert found["rms_delta", first] == pytest.approx(np.sqrt(np.mean(changes[:, 0] ** 2)))
+
+
+def test_a_field_far_from_zero_keeps_the_digits_of_its_deviation(tmp_path):
+    case = make_case(initial=lambda x, p, rng: 1e8 + np.sin(2 * np.pi * x[0]), rhs=lambda u, d, p, t: 0 * u)
+    simulate(case, case.accept({}), HDF5Sink(tmp_path / "one.h5"))
+    write_well(case, {part: [tmp_path / "one.h5"] for part in PARTS}, tmp_path / "well")
+    lines = (tmp_path / "well" / "stats.yaml").read_text().splitlines()
+    assert float(lines[lines.index("std:") + 1].partition(":")[2]) == pytest.approx(np.sqrt(0.5), rel=1e-6)
 
 
 def test_too_few_simulations_and_other_layouts_are_named(tmp_path):
