@@ -83,7 +83,7 @@ _LOOK_AGAIN = 0.05
 # Waits that are over soon end before a message would have been made: some looks at memory, a nap before each.
 _NAP, _NAPS = 50e-6, 16
 _QUICK_STEP = 0.5e-3
-# Half of the most that an intake lets be on its way: while it works on these, the next are computed.
+# A quarter of the most that an intake lets be on its way: while it works on these, the next travel and are computed.
 _HELD_STEPS = 16
 _RING_ALIGNMENT = 64
 _MOST_ARRAYS = 1024
@@ -338,7 +338,7 @@ class Placed(NamedTuple):
     """A block's content where the intake can get it.
 
     frame : the message's second frame; empty where the content lies in the ring.
-    borrowed : the frame is the caller's own memory, and large: ZeroMQ reads it there.
+    borrowed : the frame is memory that will be used again, and large: ZeroMQ reads it there.
     end : position in the ring behind the content.
     """
 
@@ -368,6 +368,8 @@ class Transport:
     def __init__(self, checksum: str = "crc32", *, signed: bool = False) -> None:
         self.checksum = checksum
         self.flags = (XXH3 if checksum == "xxh3" else 0) | (PAYLOAD_SIGNED if signed else 0)
+        self._room = np.empty(0, np.uint8)
+        self._lent: deque[tuple[np.ndarray, zmq.MessageTracker]] = deque()
 
     def place(self, parts: Sequence[np.ndarray], dtype: np.dtype) -> Placed | None:
         """Put parts one behind the other, as dtype, and take their checksum; None where there is no room now."""
@@ -383,11 +385,22 @@ class Transport:
     def room(self, length: int) -> np.ndarray:
         """Return memory for a content of at most so many bytes, (length,) of uint8, to be filled and placed by
         `place_filled` before anything else is placed."""
-        return np.empty(length, np.uint8)
+        if len(self._room) < length and self._lent and self._lent[0][1].done:
+            self._room = self._lent.popleft()[0]  # memory that was used before costs the system no new pages
+        if len(self._room) < length:
+            self._room = np.empty(max(length, self.gathered), np.uint8)
+        return self._room[:length]
 
     def place_filled(self, content: np.ndarray) -> Placed:
         """Place the beginning of what `room` returned last."""
-        return Placed(checksum_of(content, self.checksum), content.nbytes, self.flags, frame=content.data)
+        length = content.nbytes
+        lent = length >= _ZERO_COPY_FROM
+        return Placed(checksum_of(content, self.checksum), length, self.flags, frame=content.data, borrowed=lent)
+
+    def lend(self, tracker: zmq.MessageTracker) -> None:
+        """Say what tells when the memory that `room` returned last is free again; what was copied is free at once."""
+        self._lent.append((self._room, tracker))
+        self._room = self._room[:0]
 
     def fits(self, length: int) -> bool:
         """Whether so many bytes go this way at all."""
@@ -1133,7 +1146,8 @@ class Stream:
         header = self._header(held.first, held.times[0], held.block, placed, last=True)
         if len(held.times) > 1:
             header = header._replace(kind=Kind.STEPS, flags=header.flags | len(held.times) << STEPS_SHIFT)
-        self._dispatch([(header, placed)])
+        for tracker in self._dispatch([(header, placed)]):
+            link.transport.lend(tracker)
         self.bytes_sent += held.length
         self._latest = clock.monotonic()
 

@@ -15,7 +15,7 @@ from .simulation_run import RUNNING, SimulationRun
 from .step_store import StepStore
 
 PIPELINE_DEPTH = 4
-_MOST_DEPTH = 32
+_MOST_DEPTH = 64
 _QUICK_SECONDS, _AHEAD_SECONDS = 2e-3, 8e-3
 
 

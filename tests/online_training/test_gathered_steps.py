@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from headrace.online_training.client import MOST_GATHERED, STOP, Connection, Header, Kind
+from headrace.online_training.client import MOST_GATHERED, STOP, Connection, Header, Kind, Transport
 from headrace.online_training.intake import Intake
 from headrace.online_training.ledger import RecordWriter, read_records
 from headrace.online_training.simulation_run import Assignment, SimulationRun
@@ -131,6 +131,24 @@ def test_as_many_travel_together_as_the_intake_takes(quick, tmp_path: Path, monk
     together = [record.get("m", 1) for record in blocks_of(tmp_path / "ledger", "intake-*")]
     assert sum(together) == 64
     assert 4 < max(together) <= 16 if most == MOST_GATHERED else 1 < max(together) <= 4
+
+
+def test_memory_of_a_message_is_used_again_once_zeromq_has_read_it() -> None:
+    transport, read, unread = Transport(), SimpleNamespace(done=False), SimpleNamespace(done=False)
+    first = transport.room(2**17)
+    assert transport.place_filled(first).borrowed
+    transport.lend(read)
+    second = transport.room(2**17)
+    transport.place_filled(second)
+    transport.lend(unread)
+    third = transport.room(1000)
+    assert not any(np.may_share_memory(one, other) for one, other in ((first, second), (first, third), (second, third)))
+    assert not transport.place_filled(third).borrowed, "ZeroMQ copies it, and it is free at once"
+    assert np.may_share_memory(transport.room(1000), third)
+    transport.place_filled(third)
+    transport.lend(unread)
+    read.done = True
+    assert np.may_share_memory(transport.room(2**17), first)
 
 
 def test_nothing_is_held_back_where_a_rank_waits(quick, tmp_path: Path, monkeypatch) -> None:
