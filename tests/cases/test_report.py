@@ -142,6 +142,14 @@ def test_a_run_that_has_only_begun_has_a_report_too(tmp_path):
     assert evaluate.exit_code == 2 and "--resume" in evaluate.stderr
 
 
+def test_a_full_disk_is_said_of_the_file_that_did_not_fit(tmp_path):
+    run = make_run(tmp_path / "run", epochs=1, simulations=2, held_out=1)
+    (run / "report.html.tmp").symlink_to("/dev/full")
+    done = command("report", str(run))
+    assert done.exit_code == 2 and re.search(r"No space left.*make room: '\S+/run/report.html'", done.stderr)
+    assert not list(run.glob("report.html*"))
+
+
 def test_a_package_that_lies_on_the_path_alone_has_no_version():
     assert installed_version("numpy") == np.__version__
     assert installed_version("no-such-package") == "not installed"
