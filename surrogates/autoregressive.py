@@ -165,7 +165,7 @@ class Autoregressive(Surrogate):
                 own = self._roll_out(known, batch.parameters, times[:, first:graded])
             known = torch.cat((known, own), dim=1)[:, -s.history :]
         steps = self._roll_out(known, batch.parameters, times[:, graded:])
-        error = (steps - states[:, graded:]).square()
+        error = torch.nn.functional.mse_loss(steps, states[:, graded:], reduction="none")
         if self.linear_step is not None:
             # In units of what the linear step leaves, else Adam would take the small gradients for rounding.
             error = error / self.linear_step.rest.square().reshape(-1, *(1,) * (error.ndim - 3))

@@ -148,7 +148,7 @@ class _Layers(torch.autograd.Function):
             if goes_back:
                 active, following = True, (skip, _to_rows(mixed_slope, plan, plan.analysis_adjoint), plan)
         slopes: list[torch.Tensor] = []
-        for weight_slope, skip, total in zip(spectral, parameters[1::3], sums.sum(1), strict=True):
+        for weight_slope, skip, total in zip(spectral, parameters[1::3], _total(sums), strict=True):
             size = skip.numel()
             slopes += weight_slope, total[:size].reshape(skip.shape), total[size : size + len(skip)]
         x_slope = None
@@ -156,6 +156,15 @@ class _Layers(torch.autograd.Function):
             skip, rows, _ = following
             x_slope, _ = _blend(slope, skip.T, rows, plan.forward, None, active=False, following=None)
         return x_slope, None, None, None, *slopes
+
+
+def _total(sums: torch.Tensor) -> torch.Tensor:
+    """Return the sum over programs, (.., programs, n) -> (.., n).
+
+    In two steps where it can be: the first has eight times the results, which keeps a GPU busy.
+    """
+    programs = sums.shape[-2]
+    return sums.sum(-2) if programs % 8 else sums.unflatten(-2, (8, -1)).sum(-2).sum(-2)
 
 
 def _narrow(parameters: Sequence[torch.Tensor]) -> bool:
@@ -210,7 +219,7 @@ class _Projection(torch.autograd.Function):
             points, x[0, 0].numel(), x.shape[0], first.shape[0], second.shape[0], padded(x.shape[0]),
             padded(first.shape[0]), padded(second.shape[0]), block, kind, num_warps=warps, num_stages=stages,
         )  # fmt: skip
-        totals = sums.sum(0).split(sizes)
+        totals = _total(sums).split(sizes)
         return x_slope, *(total.reshape(part.shape) for total, part in zip(totals, parameters, strict=True))
 
 
@@ -267,12 +276,15 @@ def _contract(
 
     m, n = matrix[0].shape
     channels, block = source.shape[-1], min(64, padded(m))
-    # Where little is summed for much that is written, and where a product is three, smaller tiles on more warps.
-    small = precision(source.dtype) == "tf32x3" or (source.dtype == torch.float32 and n <= 32)
-    columns = min(padded(channels), 32 if small else 64)
+    kind = precision(source.dtype)
+    # Where little is summed for much that is written, and where a product is three, smaller tiles on more warps; three
+    # products of many channels take large tiles on many.
+    small = kind == "tf32x3" or (source.dtype == torch.float32 and n <= 32)
+    wide = kind == "tf32x3" and channels > FEW_CHANNELS
+    columns = min(padded(channels), 32 if small and not wide else 64)
     contract_columns[(batch * waves, -(-m // block), -(-channels // columns))](
         *matrix, source, out, channels, waves, n, m, *source_strides, *out_strides, min(64, padded(n)), block, columns,
-        precision(source.dtype), num_warps=4 if small else 2,
+        kind, num_warps=8 if wide else 4 if small else 2,
     )  # fmt: skip
 
 

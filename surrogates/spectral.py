@@ -165,15 +165,20 @@ def after_map(
     """Take a linear map of the channels into what follows: states, weights of the modes and skip without it.
 
     spectral(matrix · x + shift) + skip · (matrix · x + shift) is the same with these on i + 1 channels instead of c:
-    those of x, and one of ones, which the shift scales. So the many channels need not be made.
+    those of x, and one of ones, which the shift scales; on a GPU up to three of zeros. So the many channels need not be
+    made.
 
     x : (i, b, *grid).
     matrix, shift : (c, i), (c,).
     matrices, skip : (modes, c, 2, o), (o, c).
     """
-    lifting = torch.cat((matrix, shift[:, None]), dim=1)
-    ones = torch.ones_like(x[:1]).transpose(0, 1)
-    x = torch.cat((x.transpose(0, 1), ones), dim=1).transpose(0, 1)
+    (channels, inputs), batch, grid = matrix.shape, x.shape[1], tuple(x.shape[2:])
+    # Products on a GPU are slow where the rows of a matrix are no multiple of four numbers: then some of zeros follow.
+    spare = -(inputs + 1) % 4 if x.is_cuda else 0
+    added = [_full((1, n, *grid), value, x.dtype, x.device) for n, value in ((1, 1.0), (spare, 0.0)) if n]
+    x = torch.cat((x.transpose(0, 1), *(part.expand(batch, *part.shape[1:]) for part in added)), dim=1).transpose(0, 1)
+    none = [_full((channels, spare), 0.0, matrix.dtype, matrix.device)] if spare else []
+    lifting = torch.cat((matrix, shift[:, None], *none), dim=1)
     # Not by @, which would copy the weights to fold both into one product.
     product = torch.bmm(lifting.T.expand(matrices.shape[0], -1, -1), matrices.flatten(2))
     return x, product.unflatten(2, matrices.shape[2:]), skip @ lifting
@@ -210,6 +215,12 @@ def keep(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         return make(*arguments) if torch.compiler.is_dynamo_compiling() else kept(*arguments)
 
     return get
+
+
+@keep
+def _full(shape: tuple[int, ...], value: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return a tensor of one number, which a step would otherwise fill every time."""
+    return torch.full(shape, value, dtype=dtype, device=device)
 
 
 def _angles(points: int, wave_numbers: range, period: float, device: torch.device) -> torch.Tensor:
