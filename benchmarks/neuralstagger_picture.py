@@ -144,9 +144,10 @@ def draw(path: Path) -> None:
                 if points := classical(lines, problem, who, batch):
                     axes.plot(*zip(*points, strict=True), marker, color=f"C{number}", ms=4, lw=1, label=who + words,
                               **style)  # fmt: skip
-            for number, (name, (time, errors)) in enumerate(networks(lines, problem, batch).items(), start=3):
-                axes.plot([time] * len(errors), errors, "D", color=f"C{number}", ms=6, label=f"network {name}{words}",
-                          mfc=style.get("mfc"))  # fmt: skip
+            for name, (time, errors) in networks(lines, problem, batch).items():
+                color = f"C{3 + list(networks(lines, problem, '')).index(name)}"  # the same alone and in batches
+                label = name.replace(", projected", "") + words  # those past a block that have a time all are
+                axes.plot([time] * len(errors), errors, "D", color=color, ms=6, label=label, mfc=style.get("mfc"))
         for name, error in training_free(lines, problem).items():
             axes.axhline(error, color="grey", lw=0.8, ls=":")
             axes.annotate(f"{name}, no training", (0.02, error), xycoords=PLACE, fontsize=6)
