@@ -239,8 +239,11 @@ class TensorRightHandSide:
             try:
                 return self._evaluated(u, t)
             except GhostLayersExhausted:
-                if self._halo == MOST_GHOST_LAYERS:
-                    raise ValueError(f"Case {self._case.name}: operators nested deeper than {self._halo}.") from None
+                if self._halo == min(MOST_GHOST_LAYERS, *self._case.grid.shape):
+                    raise ValueError(
+                        f"Case {self._case.name}: its operators are nested deeper than {self._halo} ghost layers reach "
+                        f"on {self._case.grid.shape} points."
+                    ) from None
                 self._halo += 1
 
     def _evaluated(self, u: Any, t: Any) -> Any:

@@ -179,7 +179,8 @@ class _Trial:
 
     def _filled(self, state: np.ndarray) -> tuple[np.ndarray, int]:
         """Return the state with as many ghost layers as the function needs."""
-        for halo in range(1, MOST_GHOST_LAYERS + 1):
+        deepest = min(MOST_GHOST_LAYERS, *self._blocks.shape)
+        for halo in range(1, deepest + 1):
             ghosts = GhostLayers(self._case, self._blocks, halo)
             ghosts.interior[...] = state
             ghosts.fill(self._p, 0.0)
@@ -189,8 +190,9 @@ class _Trial:
                 continue
             return ghosts.buffer, halo
         raise ValueError(
-            f"{self._label} nests operators that reach more than {MOST_GHOST_LAYERS} points away, each needs a ghost "
-            "layer. Add an unknown for an inner derivative, or use a compact operator such as d.laplacian."
+            f"{self._label} nests operators that reach more than {deepest} points away; {MOST_GHOST_LAYERS} at most "
+            "are possible, and no more than the shortest axis has. Add an unknown for an inner derivative, use "
+            "a compact operator such as d.laplacian, or take a larger grid."
         )
 
     def _evaluate(

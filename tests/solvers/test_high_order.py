@@ -230,6 +230,15 @@ def test_tensors_give_what_blocks_give(boundary, accuracy):
         assert np.abs(result[sample] - expected).max() <= 1e-12 * np.abs(expected).max()
 
 
+def test_tensors_refuse_a_grid_that_is_narrower_than_its_stencils():
+    torch = pytest.importorskip("torch")
+    from headrace.solvers.right_hand_side import TensorRightHandSide
+
+    case = make_case(grid=Grid(shape=(2, 14), extent=(1, 1)), rhs=lambda u, d, p, t: d.weno((1, 1), u))
+    with pytest.raises(ValueError, match=r"deeper than 2 ghost layers reach on \(2, 14\)"):
+        TensorRightHandSide(case, torch.tensor([[0.02, 1.0]]))(torch.zeros(1, 1, 2, 14), 0.0)
+
+
 def test_tensors_between_walls_of_fourth_order():
     torch = pytest.importorskip("torch")
     from headrace.solvers.right_hand_side import TensorRightHandSide

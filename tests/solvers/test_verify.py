@@ -111,6 +111,10 @@ MISTAKES = {
     "too many derivatives": (
         {"rhs": lambda u, d, p, t: d.weno((1, 1), d.weno((1, 1), d.laplacian(u)))}, "more than 6 points away",
     ),
+    "a grid that is narrower than its stencils": (
+        {"grid": Grid(shape=(2, 9), extent=(1, 1)), "boundary": Neumann(), "rhs": lambda u, d, p, t: d.weno((1, 1), u)},
+        "more than 2 points away.*a larger grid",
+    ),
     "the wrong signature": ({"rhs": lambda u, d: u}, "takes 2 positional arguments"),
     "an initial state of another shape": ({"initial": lambda x, p, rng: np.ones((3, 3))}, r"shape \(3, 3\)"),
     "too few initial fields": ({"fields": ("a", "b"), "rhs": gray_scott}, "initial returned 1 fields"),
