@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,9 +33,10 @@ def record(figure: Figure, *, device: str = "", precision: str = "fp64", cores: 
     known = goal is not None and value is not None
     met = bool(value >= goal if unit in ("x", "fraction") else value <= goal) if known else None
     return {
-        "name": name, "value": value, "unit": unit, "goal": goal, "met": met,
-        "baseline": baseline, "seeds": [0], "cores": cores or len(os.sched_getaffinity(0)),
-        "device": device or processor(), "precision": precision, "setup": setup,
+        "name": name, "value": value, "unit": unit, "goal": goal, "met": met, "baseline": baseline,
+        "seeds": [int(seed) for seed in re.findall(r"\bseed (\d+)", name)] or [0],
+        "cores": cores or len(os.sched_getaffinity(0)), "device": device or processor(), "precision": precision,
+        "setup": setup,
     }  # fmt: skip
 
 
