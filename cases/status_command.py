@@ -31,7 +31,8 @@ def show_status(run_dir: Path) -> None:
         figures = replace(figures, samples_per_second=data.samples_per_second, starved=data.starved)
     settings = data.record.settings
     planned, steps = settings.simulations + settings.held_out, data.case.num_snapshots + 1
-    windows = f"{figures.windows:,}" + (f" of {figures.total_windows:,}" if figures.total_windows else "")
+    # A reservoir draws with replacement until each window was used: that may take more draws than were aimed at.
+    aim = f", {figures.total_windows:,} aimed at" if figures.total_windows else ""
     live = not settings.offline
     rows = [
         ("study", f"{data.record.model} on {data.case.name}, {_condition(data)}"),
@@ -46,7 +47,7 @@ def show_status(run_dir: Path) -> None:
                 ("steps", f"{data.steps_accepted:,} of {planned * steps:,} accepted"),
             ]
         ),
-        ("training", f"{windows} windows used"),
+        ("training", f"{figures.windows:,} windows used{aim}"),
         ("loss", _number(figures.loss, "{:.4g}")),
         ("validation nRMSE", _number(figures.validation_nrmse, "{:#.4g}")),
         ("samples/s", _number(figures.samples_per_second, "{:,.0f}")),

@@ -159,7 +159,7 @@ def test_status_tells_what_the_logs_say(run):
     text = command("status", str(run)).output
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert "finished" in text and "7 of 7 completed" in text and "707 of 707" in text
-    assert f"{last['windows']:,} of {last['total_windows']:,} windows used" in text
+    assert f"{last['windows']:,} windows used, {last['total_windows']:,} aimed at" in text
 
 
 def test_status_of_a_finished_run_tells_how_the_whole_run_was(tmp_path):
