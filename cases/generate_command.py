@@ -17,6 +17,7 @@ from rich.console import Console
 
 from headrace.online_training.design import ADAPTIVE, check_sampler, draw_design, extensible, own_sampler
 from headrace.online_training.die_with_parent import die_with_parent
+from headrace.online_training.run_directory import write_text
 from headrace.solvers.hdf5 import HDF5Sink
 from headrace.solvers.simulate import simulate
 
@@ -158,9 +159,7 @@ def _describe(folder: Path, reference: CaseReference, seed: int, sampler: str, s
         return
     folder.mkdir(parents=True, exist_ok=True)
     reference.copied_to(folder)
-    part = file.with_name(file.name + ".part")
-    part.write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, file)
+    write_text(file, json.dumps(own, indent=2) + "\n")
 
 
 _case: Case | None = None

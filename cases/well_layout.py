@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 import typer
 
+from headrace.online_training.run_directory import write_text
 from headrace.online_training.running_statistics import RunningStatistics
 from headrace.solvers.boundary import Periodic, sides_of
 from headrace.solvers.grid import AXES
@@ -93,9 +94,7 @@ def write_well(case: Case, parts: dict[str, list[Path]], folder: Path) -> list[P
             unfinished.unlink(missing_ok=True)
         written.append(target)
     stats = folder / "stats.yaml"
-    unfinished = stats.with_name(stats.name + ".part")
-    unfinished.write_text(_statistics(case.fields, sums), encoding="utf-8")
-    os.replace(unfinished, stats)
+    write_text(stats, _statistics(case.fields, sums))
     return [*written, stats]
 
 

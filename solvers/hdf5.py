@@ -163,8 +163,11 @@ class HDF5Sink(Sink):
         os.replace(self._part, self.path)
         companion = companion_of(self.path, ".xdmf")
         part = companion.with_name(companion.name + ".part")
-        part.write_text(xdmf(self._case, times, self.path.name), encoding="utf-8")
-        os.replace(part, companion)
+        try:
+            part.write_text(xdmf(self._case, times, self.path.name), encoding="utf-8")
+            os.replace(part, companion)
+        finally:
+            part.unlink(missing_ok=True)
         case = self._case
         points = [case.grid.points(axis, periodic=case.periodic[axis]) for axis in range(case.grid.ndim)]
         write_vtkhdf(

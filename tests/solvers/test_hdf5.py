@@ -89,6 +89,13 @@ def test_companions_of_files_with_other_endings_have_names_of_their_own(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir())[:6] == names
 
 
+def test_a_companion_that_cannot_be_written_leaves_nothing_beside_the_file(tmp_path):
+    (tmp_path / "one.xdmf").mkdir()
+    with pytest.raises(OSError, match="Cannot write"):
+        write(tmp_path / "one.h5")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.h5", "one.xdmf"]
+
+
 def test_a_failed_simulation_leaves_no_file_and_an_older_one_in_place(tmp_path):
     path = write(tmp_path / "one.h5")
     before = path.read_bytes()
