@@ -69,12 +69,13 @@ class SpectralConv(torch.nn.Module):
             return (x @ matrix).unflatten(-1, (m, 2))
         planes = x.flatten(0, -3)
         y = torch.bmm(matrix.T.expand(planes.shape[0], -1, -1), planes.mT)  # not by @, which would copy the result
-        y = y.unflatten(0, x.shape[:-2]).unflatten(-2, (m, 2))  # (c, b, .., k, r, n)
+        y = y.reshape(*x.shape[:-2], m, 2, x.shape[-2])  # (c, b, .., k, r, n)
         for axis, (n, m, period) in reversed(list(enumerate(others, start=2))):
             y = _along(y, analysis_matrix(n, m, period, x.dtype, x.device))
             if axis > 2:
                 y = y.mT.movedim(axis - 1, -1)  # the next axis in the last place: (.., k, r, n)
-        return y.movedim(-2, 2).permute(0, 1, *range(y.ndim - 1, 2, -1), 2)
+        last = y.ndim - 1
+        return y.permute(0, 1, last, *range(last - 2, 1, -1), last - 1)
 
     def _synthesise(self, spectrum: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
         """Inverse transform onto the grid: (c, b, k, .., k, r) -> (c, b, *grid)."""
@@ -82,14 +83,15 @@ class SpectralConv(torch.nn.Module):
         matrix = inverse_matrix(n, m, period, spectrum.dtype, spectrum.device)
         if not others:
             return spectrum.flatten(-2) @ matrix
-        y = spectrum.permute(0, 1, *range(spectrum.ndim - 2, 1, -1), spectrum.ndim - 1).mT  # (c, b, k, .., r, k)
+        pair = spectrum.ndim - 1
+        y = spectrum.permute(0, 1, *range(pair - 1, 2, -1), pair, 2)  # (c, b, k, .., r, k)
         for axis, (points, modes, length) in enumerate(others, start=2):
             y = _along(y, synthesis_matrix(points, modes, length, y.dtype, y.device))
             if axis < len(grid):
                 y = y.movedim(-1, axis).mT  # the next axis in the last place: (.., n, .., r, k)
         planes = y.flatten(-3, -2).flatten(0, -3)
         y = torch.bmm(planes.mT, matrix.expand(planes.shape[0], -1, -1))
-        return y.unflatten(0, (*spectrum.shape[:2], *grid[:-2]))
+        return y.reshape(*spectrum.shape[:2], *grid)
 
 
 class DenseWeight(torch.nn.Module):
@@ -141,8 +143,7 @@ class FactorisedWeight(torch.nn.Module):
 
 def _along(y: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """Multiply the pairs of the last axis by a matrix (r n, r k): (.., r, n) -> (.., r, k), in one product of rows."""
-    rows = y.flatten(-2)
-    return (rows.flatten(0, -2) @ matrix).unflatten(0, rows.shape[:-1]).unflatten(-1, (2, -1))
+    return (y.reshape(-1, matrix.shape[0]) @ matrix).reshape(*y.shape[:-2], 2, matrix.shape[1] // 2)
 
 
 def check_modes(modes: Sequence[int], grid: Sequence[int]) -> None:
@@ -189,10 +190,9 @@ def _mix(spectrum: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     (i, b, *kept, _), axes = spectrum.shape, range(2, spectrum.ndim - 1)
     # Real and imaginary channels are rows, real and imaginary weights columns: one product gives all four parts.
     rows = spectrum.permute(*axes, -1, 1, 0).reshape(-1, 2 * b, i)
-    parts = torch.bmm(rows, weight.flatten(2)).unflatten(1, (2, b)).unflatten(3, (2, -1))  # (modes, r, b, r, o)
-    real = parts[:, 0, :, 0] - parts[:, 1, :, 1]
-    imaginary = parts[:, 0, :, 1] + parts[:, 1, :, 0]
-    mixed = torch.stack((real, imaginary)).unflatten(1, kept)  # (r, k, .., b, o)
+    parts = torch.bmm(rows, weight.flatten(2)).reshape(-1, 2, b, 2, weight.shape[-1])  # (modes, r, b, r, o)
+    (rr, ri), (ir, ii) = (part.unbind(2) for part in parts.unbind(1))
+    mixed = torch.stack((rr - ii, ri + ir)).unflatten(1, kept)  # (r, k, .., b, o)
     return mixed.permute(-1, -2, *range(1, spectrum.ndim - 2), 0)
 
 
