@@ -82,14 +82,18 @@ class PodRegression:
         return self._fitted().modes.shape[1]
 
     def predict(self, parameters: np.ndarray) -> np.ndarray:
-        """Return fields (samples, ...) at parameters (samples, number).
+        """Return fields (samples, ...) at parameters (samples, number); one sample, or one parameter, may be a row.
 
         Raises
         ------
-        RuntimeError : before `fit`.
+        RuntimeError : before `fit`. ValueError : another number of parameters, or numbers that are not finite.
         """
-        X = np.atleast_2d(np.asarray(parameters, dtype=float))
-        return self._fitted().predict(X).reshape(len(X), *self._shape)
+        model = self._fitted()
+        X, number = np.asarray(parameters, dtype=float), len(model.low)
+        X = X.reshape(-1, number) if X.ndim < 2 and (number == 1 or X.size == number) else X
+        if X.ndim != 2 or X.shape[1] != number or not np.all(np.isfinite(X)):
+            raise ValueError(f"Parameters {X.shape} must be (samples, {number}) finite numbers, as those of the fit.")
+        return model.predict(X).reshape(len(X), *self._shape)
 
     def _fitted(self) -> _Regression:
         if self._model is None:

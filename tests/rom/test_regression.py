@@ -133,6 +133,11 @@ def test_bad_samples_are_refused():
         PodRegression("forest")
     with pytest.raises(RuntimeError, match="fitted before"):
         PodRegression().predict(good)
+    model, line = PodRegression().fit(good, bumps(good)), PodRegression().fit(good[:, 0], bumps(good))
+    assert model.predict(good[0]).shape == (1, len(X)) and line.predict(good[:, 0]).shape == (10, len(X))
+    for one, wrong in ((model, good[:2].ravel()), (model, good.T), (model, [np.nan, 0.5]), (line, good)):
+        with pytest.raises(ValueError, match=r"must be \(samples, [12]\) finite numbers"):
+            one.predict(wrong)
     with pytest.raises(ValueError, match="some of c, A, H, B"):
         OperatorInference("AQ")
     with pytest.raises(ValueError, match="inputs be given exactly"):
