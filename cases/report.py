@@ -74,7 +74,7 @@ def render(data: RunData, evaluation: Evaluation | None, folder: Path) -> str:
         nothing_held_out=nothing,
         comparisons=_comparisons(data, evaluation, folder) if evaluation else [],
         sections=_sections(data, evaluation, folder),
-        simulations=_simulations(data, evaluation),
+        simulations=None if data.record.settings.offline else _simulations(data, evaluation),
         tables=_tables(data),
         version=installed_version("headrace"),
         date=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
@@ -91,7 +91,9 @@ def _numbers(data: RunData, evaluation: Evaluation | None) -> list[dict[str, str
         numbers += [(f"{100 * errors['nrmse']:.3g} %", f"nRMSE on {len(evaluation.files)} held-out simulations")]
         numbers += [(f"{errors['vrmse']:#.4g}", "VRMSE (1 predicts the mean)")]
         numbers += [(f"{errors['max_error']:.3g}", f"largest error of {', '.join(data.case.fields)}")]
-    if data.simulations_completed:
+    if data.record.settings.offline:
+        numbers.append((f"{data.record.settings.simulations}", "simulations of a data set"))
+    elif data.simulations_completed:
         numbers.append((f"{data.simulations_completed}", f"simulations, {data.steps_accepted:,} steps streamed"))
     if times:
         numbers.append((_duration(times[-1] - times[0]), "wall-clock time"))
@@ -161,6 +163,11 @@ def _middle(evaluation: Evaluation) -> dict[str, Any]:
 def _sections(data: RunData, evaluation: Evaluation | None, folder: Path) -> list[dict[str, Any]]:
     """Return the sections with curves; a curve without records is left out."""
     x = "seconds since the start"
+    source, waits = (
+        ("Data set", "The trainer is starved by batches that are not read yet.")
+        if data.record.settings.offline
+        else ("Stream", "Solvers are blocked by a full reservoir, the trainer is starved by an empty one.")
+    )
     errors = error_pictures(evaluation) if evaluation else []
     training = [
         ("loss", "Training loss", pictures.curves, {"loss": data.column(data.metrics, "loss")},
@@ -175,7 +182,7 @@ def _sections(data: RunData, evaluation: Evaluation | None, folder: Path) -> lis
          "Population of the reservoir, and the part of it that no batch has used yet."),
         ("waiting", "Time spent waiting", pictures.curves,
          {"solvers blocked": _blocked(data), "trainer starved": data.column(data.metrics, "starved")},
-         {"percent": True}, "Solvers are blocked by a full reservoir, the trainer is starved by an empty one."),
+         {"percent": True}, waits),
         ("steps", "Steps accepted", pictures.curves, {"steps": data.column(data.intake, "steps_accepted")}, {},
          "Time steps received from the solvers."),
         ("speed", "Samples per second", pictures.curves,
@@ -187,7 +194,7 @@ def _sections(data: RunData, evaluation: Evaluation | None, folder: Path) -> lis
         one, _ = evaluation.compare(number)
         heading = f"The moving frame, at the parameters of simulation {number}"
         sections.append(("frame", heading, frame_pictures(evaluation.surrogate, one.parameters)))
-    for identity, heading, rows in (("training", "Training", training), ("stream", "Stream", stream)):
+    for identity, heading, rows in (("training", "Training", training), ("stream", source, stream)):
         drawn = []
         for name, title, draw, lines, options, caption in rows:
             lines = {label: line for label, line in lines.items() if line[0]}

@@ -163,6 +163,7 @@ def test_a_callback_ends_a_training_early_and_the_study_is_finished(case, data, 
     assert "data set" in shown and not re.search("solvers|quarantined|lost", shown)
     report = (write_report(tmp_path / "run")).read_text(encoding="utf-8")
     assert "This study finished early: enough: 2000 windows." in report
+    assert "simulations of a data set" in report and not re.search("planned|<h2>Stream|Solvers are blocked", report)
 
 
 def test_patience_ends_an_offline_training(case, data, tmp_path):
