@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import string
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,12 +133,10 @@ class ExternalProgram:
             path.write_text(_PLACE.sub(filled, text), encoding="utf-8")
 
     def _words(self, case: Case, p: Parameters) -> list[str]:
-        known = _known(case, p)
-        for word in self.command:
-            for _, name, _, _ in string.Formatter().parse(word):
-                if name is not None and name not in known:
-                    raise ProgramError(f"The command's {{{name}}} is no parameter; known are {', '.join(known)}.")
-        return [word.format(**known) for word in self.command]
+        try:
+            return filled(self.command, _known(case, p), case)
+        except ValueError as error:
+            raise ProgramError(str(error)) from None
 
     def _checked(self, folder: Path, step: int, case: Case) -> np.ndarray:
         try:
@@ -209,6 +206,29 @@ class _Run:
     def _said(self) -> str:
         text = self._log.read_bytes()[-2000:].decode("utf-8", "replace").strip()
         return " | ".join(text.splitlines()[-5:]) or "nothing"
+
+
+def filled(command: Sequence[str], known: Mapping[str, Any], case: Case) -> list[str]:
+    """Return the words of a command with what stands for {name}.
+
+    Raises
+    ------
+    ValueError : a name that is not known, or a brace that stands for none.
+    """
+    words = []
+    for word in command:
+        try:
+            words.append(word.format(**known))
+        except KeyError as unknown:
+            raise ValueError(
+                f"The command of case {case.name} has {{{unknown.args[0]}}}; known are {', '.join(known)}."
+            ) from None
+        except (ValueError, IndexError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"The command of case {case.name} has {word!r}, in which braces do not stand for a name: {error}. "
+                "Write {{ and }} for braces of its own."
+            ) from None
+    return words
 
 
 def _known(case: Case, p: Parameters) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import string
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .case import Case
-from .external import ProgramError
+from .external import ProgramError, filled
 from .parameters import Parameters
 from .sink import Snapshot
 
@@ -49,17 +48,13 @@ class StreamingProgram:
 
         Raises
         ------
-        ValueError : the command has a {name} that is not known.
+        ValueError : as `filled`.
         """
         known: dict[str, Any] = {
             "python": sys.executable, "ranks": ranks, "duration": case.duration, "num_snapshots": case.num_snapshots,
             **dict(zip(("nx", "ny", "nz"), case.grid.shape, strict=False)),
         }  # fmt: skip
-        for word in self.command:
-            for _, name, _, _ in string.Formatter().parse(word):
-                if name is not None and name not in known:
-                    raise ValueError(f"The command of case {case.name} has {{{name}}}; known are {', '.join(known)}.")
-        return [word.format(**known) for word in self.command]
+        return filled(self.command, known, case)
 
     def __call__(
         self, case: Case, p: Parameters, comm: MPI.Comm | None, rng: np.random.Generator

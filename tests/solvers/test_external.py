@@ -69,7 +69,9 @@ def test_a_simulation_that_is_stopped_ends_the_program(tmp_path):
         (lambda: foreign_case("skip", "5"), "ended without snapshot-000005.npy"),
         (lambda: foreign_case("wrong"), r"Snapshot 0 of .* has shape \(1, 31\); the case needs \(1, 32\)"),
         (lambda: foreign_case("wait-for", "never", timeout=1.0), "did not write snapshot-000002.npy in time"),
-        (lambda: foreign_case("{mu}"), r"\{mu\} is no parameter; known are .*nu"),
+        (lambda: foreign_case("{mu}"), r"has \{mu\}; known are .*nu"),
+        (lambda: foreign_case("{print $1}"), r"has \{print \$1\}; known are"),
+        *((lambda word=word: foreign_case(word), "braces do not stand for a name") for word in ("{", "{}", "{nu[0]}")),
     ],
 )
 def test_failures_are_named(case, message):
