@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from headrace.cases.convert_command import convert
 from headrace.online_training import Study
 from headrace.online_training.audit import audit
 from headrace.online_training.block_files import BlockFiles
 from headrace.online_training.intake import Assignment
 from headrace.solvers.case_file import CaseReference
+from headrace.solvers.hdf5 import read_trajectory
 from headrace.surrogates import MLP
 from tests.mpi_run import OVER_THE_NETWORK, mpirun, open_mpi_flags
 from tests.online_training.intake_setup import PATIENCE, make_layout, plan, running_intake, wait_until
@@ -307,6 +309,21 @@ def test_cmake_builds_installs_and_pkg_config_finds_it(tmp_path: Path) -> None:
     ).stdout.split()  # fmt: skip
     subprocess.run(["cc", str(SOURCES / "wire.c"), *flags, "-o", str(tmp_path / "wire")], check=True)
     assert (prefix / "include" / "headrace.mod").exists()
+
+
+def test_the_fortran_program_of_the_page_runs_alone(tmp_path: Path, programs: Path) -> None:
+    page = (CLIENTS.parents[1] / "docs" / "clients.md").read_text(encoding="utf-8")
+    (tmp_path / "decay.f90").write_text(page.partition("```fortran\n")[2].partition("```")[0], encoding="utf-8")
+    objects = [str(programs / name) for name in ("module.o", "headrace.o")]
+    subprocess.run(
+        ["gfortran", "-I", str(programs), "decay.f90", *objects, *_libraries(), "-o", "decay"], cwd=tmp_path, check=True
+    )
+    (tmp_path / "blocks").mkdir()
+    environment = {**os.environ, "HEADRACE_OUTPUT": str(tmp_path / "blocks")}
+    subprocess.run([str(tmp_path / "decay")], env=environment, check=True)
+    run = read_trajectory(convert(tmp_path / "blocks")[0])
+    expected = np.exp(-0.1 * np.arange(11))[:, None, None] * np.arange(1.0, 33.0)
+    np.testing.assert_allclose(run.values, expected, rtol=1e-6)
 
 
 @pytest.mark.mpi
