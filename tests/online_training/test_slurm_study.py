@@ -56,14 +56,14 @@ def wait_for(condition: Callable[[], object], log: Path) -> None:
         time.sleep(1.0)  # most conditions ask the scheduler, or look at every process
 
 
-def queue(cluster: SlurmCluster, what: str = "%N") -> list[str]:
-    """What squeue prints for each job that has not ended: by default its nodes."""
+def queue(cluster: SlurmCluster, what: str) -> list[str]:
+    """What squeue prints for each job that has not ended: nothing, for some formats, of one that waits."""
     return [line for line in cluster.run("squeue", "--noheader", f"--format={what}").splitlines() if line.strip()]
 
 
 def on_both_nodes(cluster: SlurmCluster) -> bool:
     """Whether a study and its two solver jobs run, on two nodes."""
-    nodes = queue(cluster)
+    nodes = queue(cluster, "%N")
     return len(nodes) == 3 and set(nodes) == {"n1", "n2"}
 
 
@@ -128,7 +128,7 @@ def test_a_node_dies_the_time_limit_requeues_the_study_and_scancel_stops_it_in_o
 
     wait_for(begun, log)
     cluster.run("scancel", "--batch", "--signal=TERM", number)
-    wait_for(lambda: not queue(cluster), log)
+    wait_for(lambda: not queue(cluster, "%i"), log)
     wait_for(lambda: not processes_with(run), log)
     assert log.read_text().count("stopped in order") == 2
     ends = [text for path in sorted((run / "ledger").glob("study-*.log")) for text in path.read_text().splitlines()]
@@ -144,7 +144,7 @@ def test_a_submitted_study_trains_on_each_node_and_has_solvers_as_steps(cluster:
 
     def ended() -> bool:
         seen.update(trainers_of(run))
-        return not queue(cluster)
+        return not queue(cluster, "%i")
 
     wait_for(ended, log)
     assert (run / "report.html").exists(), log.read_text()
