@@ -33,10 +33,13 @@ def read(device: str = "cuda") -> dict[str, dict[str, Any]]:
 
 
 def classical(lines: dict[str, dict[str, Any]], problem: str, who: str, batch: str) -> Points:
-    """Return the points of the classical solvers of a problem whose names begin with `who`, none slower and worse."""
+    """Return the points of the classical solvers of a problem whose names begin with `who`, none slower and worse.
+
+    Lines over one span of frames of two are left out: what is drawn of a network is the larger of both.
+    """
     found = []
     for name, line in lines.items():
-        match = re.match(rf"{re.escape(problem)}: ({who}[^:]*): (error|largest)", name)
+        match = re.match(rf"{re.escape(problem)}: ({who}[^:]*): (error|largest)(?!.* over )", name)
         if match and line["value"]:  # that of the truth itself is 0
             time = lines.get(f"{problem}: {match[1]}: time{batch}")
             found += [(1e3 * time["value"], line["value"])] if time else []
@@ -68,7 +71,7 @@ def training_free(lines: dict[str, dict[str, Any]], problem: str) -> dict[str, f
             found["parts"] = line["value"]
     grids = {}
     for name, line in lines.items():
-        match = re.match(rf"{re.escape(problem)}: explicit steps on ([\d x]+)(, dt \S+)?: largest", name)
+        match = re.match(rf"{re.escape(problem)}: explicit steps on ([\d x]+)(, dt \S+)?: largest(?!.* over )", name)
         if match and line["value"] is not None:
             grids[tuple(map(int, match[1].split(" x ")))] = line["value"]
     coarse = tuple(n // 2 for n in max(grids, default=()))
