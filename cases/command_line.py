@@ -344,8 +344,9 @@ def _as_verb(
             raise
         except KeyboardInterrupt:
             typer.secho(f"interrupted{RESUME_HINT if function is train else ''}", fg="red", err=True)
-            # A rank that waits in MPI for this one hears of the interrupt never: nothing is gained by patience.
-            leave(INTERRUPTED, "interrupted", patience=1.0)
+            # A rank that waits in MPI for this one hears of the interrupt never; one in a long call of numpy hears of
+            # it when that returns, and must then still take away the files that it has half written.
+            leave(INTERRUPTED, "interrupted", patience=3.0)
         except Exception as error:
             leave(_explain(error, debug=debug), f"{type(error).__name__}: {error}")
         leave(code or 0)
