@@ -176,8 +176,11 @@ def after_map(
     (channels, inputs), batch, grid = matrix.shape, x.shape[1], tuple(x.shape[2:])
     # Products on a GPU are slow where the rows of a matrix are no multiple of four numbers: then some of zeros follow.
     spare = -(inputs + 1) % 4 if x.is_cuda else 0
-    added = [_full((1, n, *grid), value, x.dtype, x.device) for n, value in ((1, 1.0), (spare, 0.0)) if n]
-    x = torch.cat((x.transpose(0, 1), *(part.expand(batch, *part.shape[1:]) for part in added)), dim=1).transpose(0, 1)
+    number = (1,) * x.ndim
+    ones, zeros = (
+        _full(number, value, x.dtype, x.device).expand(batch, n, *grid) for n, value in ((1, 1.0), (spare, 0.0))
+    )
+    x = torch.cat((x.transpose(0, 1), ones, zeros), dim=1).transpose(0, 1)
     none = [_full((channels, spare), 0.0, matrix.dtype, matrix.device)] if spare else []
     lifting = torch.cat((matrix, shift[:, None], *none), dim=1)
     # Not by @, which would copy the weights to fold both into one product.
@@ -189,8 +192,8 @@ def _mix(spectrum: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Multiply each mode's channels by its complex matrix: (i, b, k, .., r), (modes, i, 2, o) -> (o, b, k, .., r)."""
     (i, b, *kept, _), axes = spectrum.shape, range(2, spectrum.ndim - 1)
     # Real and imaginary channels are rows, real and imaginary weights columns: one product gives all four parts.
-    rows = spectrum.permute(*axes, -1, 1, 0).reshape(-1, 2 * b, i)
-    parts = torch.bmm(rows, weight.flatten(2)).reshape(-1, 2, b, 2, weight.shape[-1])  # (modes, r, b, r, o)
+    rows = spectrum.permute(*axes, -1, 1, 0).reshape(len(weight), 2 * b, i)
+    parts = torch.bmm(rows, weight.flatten(2)).reshape(len(weight), 2, b, 2, weight.shape[-1])  # (modes, r, b, r, o)
     (rr, ri), (ir, ii) = (part.unbind(2) for part in parts.unbind(1))
     mixed = torch.stack((rr - ii, ri + ir)).unflatten(1, kept)  # (r, k, .., b, o)
     return mixed.permute(-1, -2, *range(1, spectrum.ndim - 2), 0)

@@ -126,6 +126,11 @@ def test_gives_the_same_function_on_every_grid():
     assert relative(output(32, 36)[..., ::2, ::3], coarse) < 1e-6
 
 
+@pytest.mark.parametrize(("grid", "modes"), [((8,), (3,)), ((8, 6), (3, 2)), ((4, 6, 5), (2, 3, 2))])
+def test_takes_no_samples_at_all(grid, modes):
+    assert applied(layer(2, 3, modes), torch.zeros(0, 2, *grid)).shape == (0, 3, *grid)
+
+
 def test_keeps_the_published_number_of_weights():
     # Li et al. (2021): 2 corners of m x m complex 20 x 20 matrices in 2-D, 4 of m x m x m in 3-D.
     assert layer(20, 20, (8, 8)).weight.matrices.numel() == 2 * 2 * 8**2 * 20**2
