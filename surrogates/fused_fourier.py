@@ -70,7 +70,7 @@ def fourier_layers(
     """
     parameters = [part.contiguous() for layer in layers for part in layer]
     with torch.cuda.device_of(x):  # Triton starts its kernels on the current device
-        return _Layers.apply(_planes(x, _kind(x)), modes, periods, active, *parameters)
+        return _Layers.apply(_planes(x, _kind(x)), modes, periods, active, torch.is_grad_enabled(), *parameters)
 
 
 def lifted_layers(
@@ -103,7 +103,7 @@ class _Layers(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, modes: tuple[int, ...], periods: tuple[float, ...], active: bool,
+        ctx: Any, x: torch.Tensor, modes: tuple[int, ...], periods: tuple[float, ...], active: bool, graded: bool,
         *parameters: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
         plan = Plan.of((x.shape[2], x.shape[3]), modes, periods, x.device)
@@ -117,7 +117,8 @@ class _Layers(torch.autograd.Function):
             last = number == len(layers)
             gelu = active or not last
             # Without a gelu nothing of what entered it is read: then the shape of z is all that is needed.
-            kept += [x, spectrum, z if gelu else mixed]
+            if graded:
+                kept += [x, spectrum, z if gelu else mixed]
             x, rows = _blend(x, skip, z, plan.inverse, bias, active=gelu, following=None if last else plan)
         ctx.save_for_backward(*parameters, *kept)
         ctx.plan, ctx.active = plan, active
@@ -155,7 +156,7 @@ class _Layers(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             skip, rows, _ = following
             x_slope, _ = _blend(slope, skip.T, rows, plan.forward, None, active=False, following=None)
-        return x_slope, None, None, None, *slopes
+        return x_slope, None, None, None, None, *slopes
 
 
 def _total(sums: torch.Tensor) -> torch.Tensor:

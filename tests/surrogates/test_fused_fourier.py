@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -77,6 +78,25 @@ def distance_of_lifted_layers():
     return farthest(values_and_gradients(fused, inputs), values_and_gradients(plain(layers, lifting(x), False), inputs))
 
 
+def tensors_alive_without_gradients():
+    """Return how many states and row spectra of four layers are alive at once where nobody asks for gradients."""
+    alive, most, blend = [], 0, fused_fourier._blend
+
+    def counted(x, skip, z, *others, **more):
+        nonlocal most
+        alive.extend(weakref.ref(tensor) for tensor in (x, z))
+        most = max(most, len({id(one()) for one in alive if one() is not None}))
+        return blend(x, skip, z, *others, **more)
+
+    fused_fourier._blend = counted
+    with torch.no_grad():
+        fused_fourier.fourier_layers(
+            torch.randn(8, 1, 4, 12), parameters_of(stack(8, (2, 2), (1.0, 1.0), 4)), modes=(2, 2), periods=(1.0, 1.0),
+            active=True,
+        )  # fmt: skip
+    return most
+
+
 def distance_of_projection():
     torch.manual_seed(0)
     first, second = Pointwise(20, 48), Pointwise(48, 2)
@@ -97,8 +117,9 @@ def test_kernels_equal_the_plain_layers_and_their_gradients():
         timeout=600, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    distances = [float(word) for word in run.stdout.split()]
+    *distances, alive = (float(word) for word in run.stdout.split())
     print(distances)
+    assert alive <= 3  # the first state, the one before a layer, and the layer's row spectra
     assert len(distances) == len(STACKS) + 2
     assert max(distances) < 2e-6
 
@@ -178,3 +199,4 @@ def test_kernels_run_on_the_gpu_of_their_tensors():
 
 if __name__ == "__main__":
     print(*distances_of_layers(), distance_of_lifted_layers(), distance_of_projection())
+    print(tensors_alive_without_gradients())
