@@ -31,7 +31,11 @@ def make_model(name: str, arguments: list[str], reference: CaseReference | None 
     from headrace.surrogates import Stepping
 
     model = _model_class(name, reference)
-    defaults = {key: parameter.default for key, parameter in inspect.signature(model).parameters.items()}
+    defaults = {
+        key: None if parameter.default is parameter.empty else parameter.default
+        for key, parameter in inspect.signature(model).parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
     # The training form of models that step is one argument in Python and flat here: unroll=3.
     stepping = Stepping.of(defaults.pop("stepping")).to_dict() if "stepping" in defaults else {}
     defaults |= {key: tuple(value) if isinstance(value, list) else value for key, value in stepping.items()}
@@ -58,9 +62,9 @@ def _model_class(name: str, reference: CaseReference | None) -> type[Surrogate]:
     import headrace.surrogates
     from headrace.surrogates.files import surrogate_classes
 
-    if name.lower() in MODELS:
-        return getattr(headrace.surrogates, MODELS[name.lower()])
     own = {} if reference is None else {model.__name__: model for model in surrogate_classes(reference.load_module())}
+    if name not in own and name.lower() in MODELS:
+        return getattr(headrace.surrogates, MODELS[name.lower()])
     if name not in own:
         raise ValueError(unknown_name("model", name, [*MODELS, *own]))
     return own[name]

@@ -74,6 +74,17 @@ def test_a_model_of_the_case_file_has_the_name_of_its_class(tmp_path):
         make_model("Plain", ["depth=4"], reference)
 
 
+def test_a_model_of_the_case_file_goes_before_one_of_the_library(tmp_path):
+    file = tmp_path / "own.py"
+    text = "import torch\nfrom headrace.cases.heat2d import case\nfrom headrace.surrogates import *\n" + OWN_MODEL
+    text = text.replace("class Plain", "class FNO").replace("stepping: Stepping | None = None", "stepping, **others")
+    file.write_text(text)
+    reference = CaseReference.of(file)
+    assert make_model("FNO", ["width=4", "unroll=2"], reference).width == 4
+    with pytest.raises(ValueError, match=r"no argument of FNO named 'others'.*width"):
+        make_model("FNO", ["others=4"], reference)
+
+
 def test_a_graph_is_made_in_python():
     with pytest.raises(ValueError, match=r"graph 'abc' is not allowed: .*Graph\.of_mesh"):
         make_model("mp-pde", ["graph=abc"])
