@@ -235,8 +235,13 @@ def write_secret(path: Path, text: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file as a whole or not at all: temporary name, fsync, rename."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Write a text file as a whole or not at all: temporary name of this process, fsync, rename.
+
+    Raises
+    ------
+    OSError : the folder is not there or not writable, or the disk is full; it names the file, and nothing is left.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with _named(path), open(temporary, "w", encoding="utf-8") as file:
             file.write(text)

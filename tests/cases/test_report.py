@@ -5,6 +5,7 @@ import html.parser
 import io
 import json
 import math
+import os
 import re
 
 import matplotlib.image
@@ -144,7 +145,7 @@ def test_a_run_that_has_only_begun_has_a_report_too(tmp_path):
 
 def test_a_full_disk_is_said_of_the_file_that_did_not_fit(tmp_path):
     run = make_run(tmp_path / "run", epochs=1, simulations=2, held_out=1)
-    (run / "report.html.tmp").symlink_to("/dev/full")
+    (run / f"report.html.{os.getpid()}.tmp").symlink_to("/dev/full")
     done = command("report", str(run))
     assert done.exit_code == 2 and re.search(r"No space left.*make room: '\S+/run/report.html'", done.stderr)
     assert not list(run.glob("report.html*"))
