@@ -23,7 +23,7 @@ _MOST_STEPS = 1e8
 """Stable steps between two snapshots beyond which a state is taken to have blown up: hours on the smallest grid."""
 
 _LOOK_EVERY = 1000
-"""Steps after which a state is looked at: one that has blown up often asks for millions more until the snapshot."""
+"""Explicit steps after which a state is looked at: a blown-up one often asks for millions more until the snapshot."""
 
 
 def march(case: Case, scheme: Scheme, f: RightHandSide, u: np.ndarray) -> Iterator[np.ndarray]:
@@ -76,9 +76,8 @@ def _split_steps(case: Case, scheme: Scheme, f: RightHandSide, u: np.ndarray) ->
                 count, old = needed, old[-1:]
         dt = interval / count
         for n in range(count):
+            # A state that has blown up needs no look here: Newton's method finds no solution.
             old = [*old, scheme.step(old, remembered, start + n * dt, dt, newton.solve)][-max(scheme.num_old, 2) :]
-            if n % _LOOK_EVERY == _LOOK_EVERY - 1 and not _finite(old[-1], f.blocks):
-                break
         yield old[-1]
 
 

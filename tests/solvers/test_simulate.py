@@ -190,6 +190,29 @@ def test_a_state_that_blew_up_between_snapshots_ends_without_steps_beyond_number
     assert "diverged" in sink.closed[0] and np.isfinite(sink.values).all()
 
 
+@pytest.mark.parametrize(
+    ("scheme", "message"),
+    [(SSPRK3, "not finite at t = 1"), (ETDRK4, "not finite at t = 1"), (SBDF2, r"no longer finite at t = 0\.00")],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_state_that_blew_up_is_not_stepped_to_the_next_snapshot(scheme, message):
+    """∂u/∂t = 1000 u² from u = 1 is infinite after a thousand of a million steps."""
+    calls = []
+
+    def square(u, d, p, t):
+        calls.append(t)
+        assert len(calls) < 20_000, "it goes on after the state has blown up"
+        return 1000 * u * u
+
+    blow_up = make_case(
+        rhs=square, stiff=lambda u, d, p, t: 0 * u, initial=lambda x, p, rng: np.ones(x[0].shape), scheme=scheme,
+        duration=1.0, num_snapshots=1, steps_per_snapshot=10**6,
+    )  # fmt: skip
+    with pytest.raises(DivergenceError, match=message):
+        run(blow_up)
+    assert len(calls) > 500
+
+
 def test_a_case_may_bring_its_own_solver():
     def clock(case, p, comm, rng):
         for k, t in enumerate(case.times):
