@@ -191,7 +191,8 @@ def _stable_count(
         largest = float(f.blocks.max(np.array([np.abs(u).max()]))[0])
         raise DivergenceError(
             f"at t = {t:.6g}, where the largest value is {largest:.3g}, {scheme.name} needs {needed:.1e} stable steps "
-            "to the next snapshot; if that value is right, take an implicit scheme"
+            "to the next snapshot; if that value is right, take an implicit scheme, or smooth a jump of the right-hand "
+            "side"
         )
     return max(1, math.ceil(needed)), direction
 

@@ -213,6 +213,13 @@ def test_a_state_that_blew_up_is_not_stepped_to_the_next_snapshot(scheme, messag
     assert len(calls) > 500
 
 
+def test_where_a_jump_asks_for_small_steps_the_error_says_so():
+    """A difference quotient across a jump grows without bound as its step shrinks."""
+    jump = make_case(rhs=lambda u, d, p, t: d.laplacian(u) + np.where(u > 0, 1.0, 0.0), initial=lambda x, p, rng: 0.0)
+    with pytest.raises(DivergenceError, match=r"the largest value is 0, .* smooth a jump of the right-hand side"):
+        run(jump)
+
+
 def test_a_case_may_bring_its_own_solver():
     def clock(case, p, comm, rng):
         for k, t in enumerate(case.times):
