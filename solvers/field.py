@@ -205,7 +205,8 @@ _FUNCTIONS: dict[str, Callable[..., Field]] = {
 }
 
 _LOGIC: dict[str, Callable] = {
-    "and": lambda a, b: (a != 0) & (b != 0), "or": lambda a, b: (a != 0) | (b != 0), "not": lambda a: a == 0,
+    "and": lambda a, b: (a != 0) & (b != 0), "or": lambda a, b: (a != 0) | (b != 0),
+    "xor": lambda a, b: (a != 0) != (b != 0), "not": lambda a: a == 0,
 }  # fmt: skip
 _LOGIC |= {f"{kind}_{name}": function for kind in ("logical", "bitwise") for name, function in _LOGIC.items()}
 _LOGIC["invert"] = _LOGIC["not"]
@@ -213,7 +214,8 @@ _LOGIC["invert"] = _LOGIC["not"]
 _OPERATORS: dict[str, Callable] = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "pow": operator.pow, "mod": operator.mod,
     "truediv": operator.truediv, "div": operator.truediv, "and": _LOGIC["and"], "or": _LOGIC["or"],
-    "gt": operator.gt, "ge": operator.ge, "lt": operator.lt, "le": operator.le, "eq": operator.eq, "ne": operator.ne,
+    "xor": _LOGIC["xor"], "gt": operator.gt, "ge": operator.ge, "lt": operator.lt, "le": operator.le,
+    "eq": operator.eq, "ne": operator.ne,
 }  # fmt: skip
 
 
@@ -253,9 +255,9 @@ def _unary(operation: Callable) -> Callable:
 for _name in ("add", "sub", "mul", "truediv", "pow", "mod"):
     setattr(Field, f"__{_name}__", _binary(_OPERATORS[_name]))
     setattr(Field, f"__r{_name}__", _reflected(_OPERATORS[_name]))
-for _name in ("gt", "ge", "lt", "le", "eq", "ne", "and", "or"):
+for _name in ("gt", "ge", "lt", "le", "eq", "ne", "and", "or", "xor"):
     setattr(Field, f"__{_name}__", _logical(_OPERATORS[_name]))
-Field.__rand__, Field.__ror__ = Field.__and__, Field.__or__  # type: ignore[attr-defined]
+Field.__rand__, Field.__ror__, Field.__rxor__ = Field.__and__, Field.__or__, Field.__xor__  # type: ignore[attr-defined]
 Field.__invert__ = _logical(_LOGIC["not"])  # type: ignore[attr-defined]
 for _name in ("neg", "pos", "abs"):
     setattr(Field, f"__{_name}__", _unary(getattr(operator, _name)))

@@ -358,11 +358,13 @@ for _name, _function in {
 }.items():  # fmt: skip
     FUNCTIONS[_function] = _compared(getattr(operator, _name))
     setattr(Jet, f"__{_name}__", _method(FUNCTIONS[_function]))
-for _name, _logic in {"and": operator.and_, "or": operator.or_}.items():
+for _name, _logic in {"and": operator.and_, "or": operator.or_, "xor": operator.xor}.items():
     FUNCTIONS[f"logical_{_name}"] = _compared(lambda a, b, logic=_logic: logic(a != 0, b != 0))
+    FUNCTIONS[f"bitwise_{_name}"] = FUNCTIONS[f"logical_{_name}"]
     setattr(Jet, f"__{_name}__", _method(FUNCTIONS[f"logical_{_name}"]))
+    setattr(Jet, f"__r{_name}__", _method(FUNCTIONS[f"logical_{_name}"], reflected=True))
 Jet.__neg__ = FUNCTIONS["negative"]  # type: ignore[attr-defined]
 Jet.__pos__ = FUNCTIONS["positive"]  # type: ignore[attr-defined]
 Jet.__abs__ = FUNCTIONS["absolute"]  # type: ignore[attr-defined]
-FUNCTIONS["logical_not"] = lambda self: self == 0
+FUNCTIONS["logical_not"] = FUNCTIONS["invert"] = lambda self: self == 0
 Jet.__invert__ = FUNCTIONS["logical_not"]  # type: ignore[attr-defined]

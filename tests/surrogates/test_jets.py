@@ -1,5 +1,8 @@
 """Jets are the derivatives that nested autograd gives, and a right-hand side means the same on them as on grids."""
 
+from dataclasses import replace
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
@@ -74,8 +77,9 @@ def coordinate_jets(points):
 
 
 WITHOUT_SLOPE = {
-    "sign", "zeros_like", "ones_like", "full_like", "logical_and", "logical_or", "logical_not", "greater",
-    "greater_equal", "less", "less_equal", "equal", "not_equal",
+    "sign", "zeros_like", "ones_like", "full_like", "logical_and", "logical_or", "logical_xor",
+    "logical_not", "bitwise_and", "bitwise_or", "bitwise_xor", "invert", "greater", "greater_equal", "less",
+    "less_equal", "equal", "not_equal",
 }  # fmt: skip
 
 
@@ -151,6 +155,45 @@ def test_conditions_mean_the_same_to_blocks_tensors_and_jets_in_any_precision(ki
     jet = regions(constant(u.flatten(), 2), JetOperators(x), case.accept({}), 0.2).value.reshape(grid)
     for found in (tensor, jet):
         assert found.dtype == kind and torch.allclose(found, expected, rtol=4 * torch.finfo(kind).eps, atol=0)
+
+
+CONDITIONS = {
+    "bitwise_and": np.bitwise_and,
+    "bitwise_or": np.bitwise_or,
+    "bitwise_xor": np.bitwise_xor,
+    "logical_and": np.logical_and,
+    "logical_or": np.logical_or,
+    "logical_xor": np.logical_xor,
+    "logical_xor of what is no condition": lambda a, b: np.logical_xor(a * 0.3, 2 * b),
+    "invert": lambda a, b: 2 * np.invert(a) + b,
+    "logical_not": lambda a, b: 2 * np.logical_not(a) + b,
+    "operators": lambda a, b: 4 * (a & b) + 2 * (a | b) + (a ^ b) + 8 * ~a,
+    "numbers on the left": lambda a, b: 4 * (1 & a) + 2 * (0 | b) + (True ^ a),
+    "numbers on the right": lambda a, b: 4 * (a & 1) + 2 * (b | 0) + (a ^ True),
+}
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_conditions_are_joined_the_same_by_blocks_machine_code_tensors_and_jets(name):
+    def rhs(u, d, p, t):
+        return CONDITIONS[name](u > 0.5, u * u - u > -0.2) * (1 + u)
+
+    case, grid = make_case(rhs=rhs), (20, 14)
+    u = torch.rand(grid, generator=torch.Generator().manual_seed(0))
+    state, p = u[None].numpy(), case.accept({})
+    # What the formula gives on numpy's own truth values.
+    expected = rhs(state[0], None, p, 0.2)
+    found = {
+        "blocks": right_hand_side(case, p, Blocks(grid, case.periodic), state)(state, 0.2)[0],
+        "tensors": TensorRightHandSide(case, torch.tensor([[0.1, 1.0]]))(u[None, None], 0.2)[0, 0],
+        "jets": rhs(constant(u.flatten(), 2), None, p, 0.2).value.reshape(grid),
+    }
+    if find_spec("numba"):
+        compiled = right_hand_side(replace(case, compiled=True), p, Blocks(grid, case.periodic), state)
+        assert compiled.compiled
+        found["machine code"] = compiled(state, 0.2)[0]
+    for kind, values in found.items():
+        np.testing.assert_array_equal(np.asarray(values), expected, err_msg=kind)
 
 
 def test_advection_is_relative_to_the_frame():
