@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from headrace.online_training.solver_job import mpi_library
-
 if TYPE_CHECKING:
     from mpi4py import MPI
 
@@ -49,6 +47,8 @@ def world() -> MPI.Comm | None:
             "Install one with: pip install 'headrace[mpich]', or load the site's MPI module."
         ) from error
     if MPI.COMM_WORLD.size == 1 and launched_size() > 1:
+        from headrace.online_training.solver_job import mpi_library
+
         raise RuntimeError(
             f"mpirun started {launched_size()} ranks, but each sees only itself: mpirun belongs to another MPI than "
             f"mpi4py, which uses {mpi_library()}. Use the mpirun of that MPI "
