@@ -91,7 +91,9 @@ def leave(code: int, message: str = "", *, patience: float = 10.0) -> NoReturn:
         deadline = time.monotonic() + patience
         while not everyone.Test():
             if time.monotonic() > deadline:
+                from headrace.online_training.solver_job import abort
+
                 print(f"error on rank {module.COMM_WORLD.rank} alone: {message}", file=sys.__stderr__, flush=True)
-                module.COMM_WORLD.Abort(code)
+                abort(module.COMM_WORLD, code)
             time.sleep(0.01)
     sys.exit(code)
