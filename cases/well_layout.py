@@ -84,7 +84,7 @@ def write_well(case: Case, parts: dict[str, list[Path]], folder: Path) -> list[P
     for part, files in parts.items():
         target = folder / "data" / part / f"{case.name}.hdf5"
         target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_name(target.name + ".part")
+        unfinished = target.with_name(f"{target.name}.{os.getpid()}.part")
         try:
             with h5py.File(unfinished, "w") as file:
                 _describe(file, case, len(files))

@@ -28,7 +28,7 @@ def write_xdmf(reader: Reader, path: str | Path, point_fields: tuple[str, ...] =
     """
     path, mesh, weights = Path(path), reader.mesh, Kinematics(reader.mesh).weights
     numbers = path.with_suffix(".h5")
-    part = numbers.with_name(numbers.name + ".part")
+    part = numbers.with_name(f"{numbers.name}.{os.getpid()}.part")
     topology = np.concatenate(
         [np.insert(block, 0, XDMF_TYPES[kind.name], axis=1).ravel() for kind, _, block in mesh.blocks()]
     )
@@ -65,7 +65,7 @@ def write_xdmf(reader: Reader, path: str | Path, point_fields: tuple[str, ...] =
 def write_vtkhdf(reader: Reader, path: str | Path, point_fields: tuple[str, ...] = ("p", "stress")) -> None:
     """Write one file in VTK's own HDF5 form (version 2.2), whose mesh is stored once for all increments."""
     path, mesh, weights = Path(path), reader.mesh, Kinematics(reader.mesh).weights
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     sizes = np.concatenate([np.full(len(block), block.shape[1]) for _, _, block in mesh.blocks()])
     steps = len(reader.times)
     with h5py.File(part, "w") as file:

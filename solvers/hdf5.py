@@ -6,6 +6,7 @@ The layout is described in docs/hdf5.md.
 from __future__ import annotations
 
 import errno
+import fcntl
 import inspect
 import io
 import os
@@ -36,6 +37,7 @@ _REASONS = {
     errno.EACCES: "choose a folder that you may write to",
     errno.EROFS: "choose another file system",
     errno.EISDIR: "give a file name",
+    errno.EAGAIN: "another process is writing it: wait for its end, or give another file name",
 }
 
 
@@ -44,7 +46,7 @@ class HDF5Sink(Sink):
 
     The blocks of every snapshot are gathered on rank 0 and written at once: no more than one snapshot is held in
     memory. The file grows under the name `<file>.part` and gets its own name when it is complete; a simulation that
-    fails leaves no file.
+    fails leaves no file. While one process writes it, another that would write the same is refused.
 
     Parameters
     ----------
@@ -111,7 +113,8 @@ class HDF5Sink(Sink):
         if self._rank == 0:
             try:
                 action()
-                self._disk.check()
+                if self._disk is not None:
+                    self._disk.check()
             except OSError as error:
                 self._discard()
                 problem = (error.errno, f"Cannot write {self.path}: {_reason(error)}")
@@ -159,10 +162,12 @@ class HDF5Sink(Sink):
         times = self._file["times"][...]
         self._file.close()
         self._file = None
-        self._disk.finish()
+        self._disk.sync()
         os.replace(self._part, self.path)
+        self._disk.close()  # and not before: without its lock another process could take the name
+        self._disk = None
         companion = companion_of(self.path, ".xdmf")
-        part = companion.with_name(companion.name + ".part")
+        part = companion.with_name(f"{companion.name}.{os.getpid()}.part")
         try:
             part.write_text(xdmf(self._case, times, self.path.name), encoding="utf-8")
             os.replace(part, companion)
@@ -181,7 +186,7 @@ class HDF5Sink(Sink):
         if self._disk is not None:
             self._disk.close()
             self._disk = None
-        self._part.unlink(missing_ok=True)
+            self._part.unlink(missing_ok=True)
 
     def _gathered(self, snapshot: Snapshot) -> np.ndarray | None:
         """Return the fields on the whole grid, (fields, *grid), on rank 0. Collective."""
@@ -212,8 +217,26 @@ class _GuardedFile(io.RawIOBase):
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "w+b", buffering=0)
         self._error: OSError | None = None
+        self._file = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
+        try:
+            self._take(path)
+            self._file.truncate(0)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _take(self, path: Path) -> None:
+        """Keep other writers away until the file is closed, where the file system knows locks."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            return
+        # Between opening and locking it may have been finished by another process, and renamed.
+        if not (path.exists() and os.path.samestat(os.fstat(self._file.fileno()), path.stat())):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def check(self) -> None:
         """Raise the error of an earlier write."""
@@ -254,11 +277,10 @@ class _GuardedFile(io.RawIOBase):
     def flush(self) -> None:
         """Do nothing: writes are not buffered here."""
 
-    def finish(self) -> None:
-        """Bring everything to the disk and close."""
+    def sync(self) -> None:
+        """Bring everything to the disk."""
         self.check()
         os.fsync(self._file.fileno())
-        self.close()
 
     def close(self) -> None:
         """Close without looking back."""

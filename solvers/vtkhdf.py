@@ -6,6 +6,7 @@ our axis 0 is x; a direction matrix turns its i, j, k into our axes, so that x i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def write_vtkhdf(
     for theirs, ours in enumerate(order):
         extent[2 * theirs + 1] = len(points[ours]) - 1
     spacing = [float(points[ours][1] - points[ours][0]) for ours in order]
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with h5py.File(part, "w") as file:
             root = file.create_group("VTKHDF")

@@ -145,6 +145,26 @@ def test_a_killed_solver_leaves_no_file_that_looks_complete(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["one.h5", "one.vtkhdf", "one.xdmf"]
 
 
+def test_a_file_that_another_process_writes_is_refused_and_left_to_it(tmp_path):
+    script = (
+        "import sys; from headrace.solvers.hdf5 import HDF5Sink; from headrace.solvers.simulate import simulate\n"
+        "from headrace.cases.heat2d import case; case = case.resized((12, 10))\n"
+        "class Waiting(HDF5Sink):\n"
+        "    def open(self, *args):\n"
+        "        super().open(*args); print('open', flush=True); sys.stdin.readline()\n"
+        "simulate(case, case.accept({}), Waiting(sys.argv[1]))\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "one.h5")]
+    first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert first.stdout.readline() == "open\n"
+    with pytest.raises(OSError, match=r"Cannot write .*one\.h5: .*another process is writing it"):
+        write(tmp_path / "one.h5")
+    first.communicate("go on\n")
+    assert first.returncode == 0
+    assert read_trajectory(tmp_path / "one.h5").values.shape == (101, 1, 12, 10)
+    assert sorted(os.listdir(tmp_path)) == ["one.h5", "one.vtkhdf", "one.xdmf"]
+
+
 def test_what_is_no_trajectory_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no file"):
         read_trajectory(tmp_path / "none.h5")
