@@ -16,6 +16,7 @@ from headrace.online_training.supervisor import SupervisorProcess
 from headrace.solvers import MemorySink, Parameters
 from headrace.solvers.case_file import CaseReference
 from headrace.solvers.simulate import simulate
+from tests.mpi_run import run_mpi
 
 from .intake_setup import running_intake, wait_until
 
@@ -163,6 +164,32 @@ def test_a_failure_on_one_rank_ends_the_job_instead_of_hanging_it(bench):
     assert code != 0
     assert "rank 1 only" in log and "RanksDisagree" in log
     assert bench.intake.job_ended("a", code) == [0]
+
+
+STALLED_MPIRUN = """
+import subprocess, sys
+import psutil
+from mpi4py import MPI
+from headrace.online_training import solver_job
+
+solver_job._FORWARDING_SECONDS = 0.0
+comm = MPI.COMM_WORLD
+comm.Barrier()
+if comm.rank == 1:
+    above = [one.pid for one in psutil.Process().parents()[:2] if "mpi" in one.name() or "hydra" in one.name()]
+    goes_on = "; ".join(f"sleep 1; kill -CONT {pid}" for pid in above)
+    subprocess.run(["sh", "-c", f"kill -STOP {' '.join(map(str, above))}; ({goes_on}) > /dev/null 2>&1 &"],
+                   start_new_session=True, check=True)
+    print("the only words", file=sys.stderr)
+    solver_job.abort(comm, 3)
+comm.Barrier()
+"""
+
+
+@pytest.mark.mpi
+def test_the_last_words_of_a_rank_are_read_before_it_ends_the_others_however_busy_mpirun_is():
+    done = run_mpi(2, ["-c", STALLED_MPIRUN])
+    assert done.returncode != 0 and "the only words" in done.stderr
 
 
 @pytest.mark.mpi
