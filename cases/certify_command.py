@@ -68,7 +68,7 @@ def _of_case(
     reference: CaseReference, command: str, folder: Path
 ) -> tuple[Subject, Mapping[str, float], Mapping[str, float]]:
     case = reference.load()
-    own = [sys.executable, "-m", "headrace.online_training.solver_job", str(folder / "case.json")]
+    own = [sys.executable, "-P", "-m", "headrace.online_training.solver_job", str(folder / "case.json")]
     (folder / "case.json").write_text(json.dumps(reference.to_dict()), encoding="utf-8")
     if command:
         case = replace(case, rhs=None, stiff=None, scheme=None, solver=_streaming(command))

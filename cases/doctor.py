@@ -93,7 +93,7 @@ def check_mpi() -> Finding:
         return Finding(subject="MPI", level="fail", text="no mpirun beside this Python or on PATH", advice=get_one)
     version = _output([mpirun, "--version"])[1]
     open_mpi = ["--oversubscribe", *["--allow-run-as-root"] * (os.geteuid() == 0)] if "Open MPI" in version else []
-    code, text = _output([mpirun, *open_mpi, "-n", "2", sys.executable, "-c", _HELLO])
+    code, text = _output([mpirun, *open_mpi, "-n", "2", sys.executable, "-P", "-c", _HELLO])
     said = re.search(r"ranks (\d+) (.*)", text)
     if code or said is None:
         last = text.strip().splitlines()[-1:] or ["no output"]
@@ -266,7 +266,8 @@ def check_compiler() -> Finding:
 
 def _told_by(package: str, program: str) -> list[Any] | Finding:
     """Return what a program leaves in `told`, whatever the package says beside it; or that it cannot be imported."""
-    code, text = _output([sys.executable, "-c", f"import json; {program}; print(chr(10) + 'told', json.dumps(told))"])
+    program = f"import json; {program}; print(chr(10) + 'told', json.dumps(told))"
+    code, text = _output([sys.executable, "-P", "-c", program])
     said = re.search(r"^told (\[.*\])$", text, re.MULTILINE)
     if code or said is None:
         return Finding(

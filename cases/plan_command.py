@@ -113,7 +113,7 @@ def time_simulation(reference: CaseReference, ranks: int, busy: int) -> tuple[fl
         path, log = Path(folder) / "case.json", Path(folder) / "log"
         path.write_text(json.dumps(reference.to_dict()))
         launcher, codes = LocalLauncher(), {}
-        command = [sys.executable, "-m", plan_trial.__name__, str(path)]
+        command = [sys.executable, "-P", "-m", plan_trial.__name__, str(path)]
         launcher.start(Job(name="trial", command=command, ranks=ranks, environment=kind_to_neighbours(busy), log=log))
         try:
             deadline = time.monotonic() + _PATIENCE

@@ -35,7 +35,7 @@ PROBE = "import pyvista as p; q = p.Plotter(off_screen=True); q.add_mesh(p.Spher
 def can_draw_off_screen() -> bool:
     """Return whether PyVista is installed and draws here; tried in another process, which VTK may bring down."""
     try:
-        done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, timeout=120, check=False)
+        done = subprocess.run([sys.executable, "-P", "-c", PROBE], capture_output=True, timeout=120, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0

@@ -85,7 +85,7 @@ def render(
     given: dict[str, Any],
 ) -> str:  # fmt: skip
     """Return the batch script of a study."""
-    command = [sys.executable, "-m", "headrace.cases", "train", f"{reference.file}:{reference.name}"]
+    command = [sys.executable, "-P", "-m", "headrace.cases", "train", f"{reference.file}:{reference.name}"]
     if reference.shape is not None:
         command += ["--shape", "x".join(map(str, reference.shape))]
     command += ["--model", model, *(word for text in architecture for word in ("--architecture", text))]

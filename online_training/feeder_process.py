@@ -49,7 +49,7 @@ class FeederProcess(DrawSource):
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "headrace.online_training.feeder", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "headrace.online_training.feeder", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
                 start_new_session=True,  # a key pressed in a terminal is the trainer's to answer
             )  # fmt: skip

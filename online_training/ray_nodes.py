@@ -71,7 +71,7 @@ def ray_on_other_nodes(head: str, interface: str, log: Path, joined: Callable[[]
         [f"--nodes={len(names)}", "--ntasks-per-node=1", f"--nodelist={','.join(names)}"], whole_nodes=True
     )
     job = Job(
-        name="ray", command=[sys.executable, "-m", __name__, head, interface], ranks=len(names),
+        name="ray", command=[sys.executable, "-P", "-m", __name__, head, interface], ranks=len(names),
         environment={name: os.environ[name] for name in _NEEDED if name in os.environ}, log=log,
     )  # fmt: skip
     launcher.start(job)
@@ -93,7 +93,7 @@ def node_command(head: str, address: str, cpus: int, folder: str) -> list[str]:
     """Return the command that runs one node of Ray in the foreground, all its ports free ones of this host."""
     agent, environment_agent, metrics = free_ports(3)
     return [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={head}",
+        sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--block", f"--address={head}",
         f"--node-ip-address={address}", f"--num-cpus={cpus}", f"--temp-dir={folder}",
         f"--object-store-memory={OBJECT_STORE_BYTES}",
         "--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={agent}",

@@ -153,7 +153,7 @@ class Session:
         }
         case, ranks = self._record.case.load(), self._settings.ranks
         foreign = isinstance(case.solver, StreamingProgram)
-        own = [sys.executable, "-m", "headrace.online_training.solver_job", str(reference)]
+        own = [sys.executable, "-P", "-m", "headrace.online_training.solver_job", str(reference)]
         supervisor = SupervisorProcess(
             command=case.solver.words(case, ranks) if foreign else own, own_mpirun=foreign,
             ranks=ranks, environment=environment, log_dir=str(self._directory.logs),

@@ -317,7 +317,7 @@ class SupervisorProcess:
         path.write_text(json.dumps(asdict(self._settings), indent=1), encoding="utf-8")
         with open(path.with_suffix(".log"), "ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "headrace.online_training.supervisor", str(path)],
+                [sys.executable, "-P", "-m", "headrace.online_training.supervisor", str(path)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, bufsize=0, start_new_session=True,
             )  # fmt: skip
         os.set_blocking(self._process.stdout.fileno(), False)

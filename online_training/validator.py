@@ -143,7 +143,7 @@ class ValidatorProcess:
         logs.mkdir(exist_ok=True)
         with open(logs / "validator.log", "ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "headrace.online_training.validator", str(self._run_dir)],
+                [sys.executable, "-P", "-m", "headrace.online_training.validator", str(self._run_dir)],
                 stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )  # fmt: skip

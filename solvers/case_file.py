@@ -7,7 +7,8 @@ import os
 import sys
 import tempfile
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,9 @@ from typing import Any, TypeVar
 from .case import Case
 
 Kind = TypeVar("Kind")
+
+MODULE_PREFIX = "headrace_case_"
+"""What the names of modules that are made of case files begin with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +55,19 @@ class CaseReference:
         ValueError : the file changed since the reference was made, or does not run.
         """
         source = self._checked_source()
-        module_name = f"headrace_case_{self.sha256[:16]}"
+        module_name = f"{MODULE_PREFIX}{self.sha256[:16]}"
         module = types.ModuleType(module_name)
         module.__file__ = str(self.file)
         # The bytes that were hashed are the ones that run: the file is not read twice, no cache is written beside it.
         sys.modules[module_name] = module
         try:
-            exec(compile(source, str(self.file), "exec"), module.__dict__)
+            with _without_neighbours(self.file.parent):
+                exec(compile(source, str(self.file), "exec"), module.__dict__)
         except (Exception, SystemExit) as error:  # run(case) outside of `if __name__ == "__main__"` ends so
             del sys.modules[module_name]
             raise ValueError(
                 f"Case file {self.file} does not run: {type(error).__name__}: {error}. A case is one "
-                "self-contained file; it may import installed packages only."
+                "self-contained file; it may import installed packages only, not what lies beside it."
             ) from error
         return module
 
@@ -139,6 +144,32 @@ class CaseReference:
                 "expected. Restore the file, or start a new run with the new one."
             )
         return source
+
+
+@contextmanager
+def _without_neighbours(folder: Path) -> Iterator[None]:
+    """Hide the modules of a folder that Python searches because the script lies there, or was started there.
+
+    A run directory has the case's file alone, so that what it imports from beside it would be missed later.
+    """
+    if not sys.path or Path(sys.path[0]).resolve() != folder:
+        yield
+        return
+    searched = sys.path.pop(0)
+    beside = [name for name, module in sys.modules.items() if _lies_in(folder, name, module)]
+    hidden = {name: sys.modules.pop(name) for name in beside}
+    try:
+        yield
+    finally:
+        sys.path.insert(0, searched)
+        sys.modules.update(hidden)
+
+
+def _lies_in(folder: Path, name: str, module: types.ModuleType) -> bool:
+    if "." in name or name == "__main__" or name.startswith(MODULE_PREFIX):
+        return False
+    file = Path(getattr(module, "__file__", None) or "")
+    return folder == (file.parent.parent if file.name == "__init__.py" else file.parent)
 
 
 def _bytes_of(file: Path) -> bytes:

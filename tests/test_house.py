@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,12 @@ def test_imports_point_one_way_and_everything_public_is_documented(path):
             arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             bare = [a.arg for a in arguments if a.arg not in ("self", "cls") and a.annotation is None]
             assert not bare and node.returns is not None, f"{path}:{node.lineno}: {node.name}: {bare or 'result'}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_own_processes_take_no_file_of_the_current_folder_for_a_module(path):
+    bare = re.findall(r'sys\.executable,\s*"-[mc]"', path.read_text(encoding="utf-8"))
+    assert not bare, f'{path}: {bare}: write sys.executable, "-P", "-m"'
 
 
 def test_ray_is_imported_in_few_files():

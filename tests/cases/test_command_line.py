@@ -254,6 +254,21 @@ def test_a_script_has_the_same_verbs_on_its_own_case(tmp_path):
     assert "CASE.h5" in listed and "{CASE}" not in listed
 
 
+def test_a_script_finds_no_module_beside_it_that_its_run_directory_would_lack(tmp_path, monkeypatch):
+    (tmp_path / "ramps.py").write_text("slope = 1.0")
+    (tmp_path / "shapes").mkdir()
+    (tmp_path / "shapes" / "__init__.py").write_text("")
+    file = tmp_path / "own.py"
+    for line, name in (("from ramps import slope", "ramps"), ("import shapes", "shapes")):
+        file.write_text(OWN_CASE.replace("import numpy", f"{line}\nimport numpy"))
+        done = python(str(file), "solve", cwd=tmp_path)
+        assert done.returncode == 2 and f"No module named '{name}'" in done.stderr, done.stderr
+        assert "what lies beside it" in done.stderr
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # every process of a study finds it there
+    done = python(str(file), "solve", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_case_that_is_no_variable_of_a_script_is_refused():
     from headrace.cases import run
 

@@ -25,6 +25,14 @@ def test_every_check_gives_a_finding_and_every_trouble_an_advice(tmp_path):
     assert "two ranks said hello" in by_subject(findings)["MPI"].text
 
 
+def test_files_of_the_current_folder_are_not_taken_for_modules(monkeypatch, tmp_path):
+    for name in ("queue", "mpi4py", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('this is no library')")
+    monkeypatch.chdir(tmp_path)
+    for check in (doctor.check_mpi, doctor.check_torch):
+        assert check().level == "ok", check()
+
+
 @pytest.mark.parametrize(("levels", "code"), [(["ok", "warn"], 0), (["ok", "fail"], 1)])
 def test_only_a_failure_gives_exit_code_1(levels, code):
     with open(os.devnull, "w") as nothing:
