@@ -17,6 +17,7 @@ import psutil
 from . import on_own_cores
 from .die_with_parent import wrapper
 from .launcher import Job, Launcher
+from .mpi_segments import remove, segments_of
 
 # What an outer mpirun, scheduler or Ray leaves in the environment, and an inner mpirun would misread.
 _LEAKS = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "HYD", "MPI_LOCAL", "MPIEXEC_", "SLURM_", "PBS_", "LSB_", "RAY_")
@@ -262,7 +263,11 @@ def processes_of(tag: str, pid: int) -> list[psutil.Process]:
 
 
 def _end(processes: list[psutil.Process], grace: float) -> list[psutil.Process]:
-    """Ask processes to end, and kill those that are alive after the grace period; return those that live on."""
+    """Ask processes to end, and kill those that are alive after the grace period; return those that live on.
+
+    What their MPI would have removed from /dev/shm in MPI_Finalize goes with them.
+    """
+    segments = {segment for process in processes for segment in segments_of(process.pid)}
     for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, _KILL_SECONDS)):
         if number == signal.SIGTERM and not grace:
             continue
@@ -275,6 +280,8 @@ def _end(processes: list[psutil.Process], grace: float) -> list[psutil.Process]:
         while processes and time.monotonic() < deadline:
             processes = [process for process in processes if is_alive(process)]
             time.sleep(0.02)
+    if not processes:
+        remove(segments)
     return processes
 
 

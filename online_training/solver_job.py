@@ -27,6 +27,7 @@ from headrace.solvers.parameters import Parameters
 from headrace.solvers.simulate import simulate
 
 from .client import Connection, Stream
+from .mpi_segments import remove, segments_of
 from .stream_sink import StreamSink
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ def abort(comm: MPI.Comm, code: int) -> None:
     while _unread(2) and time.monotonic() < deadline:
         time.sleep(0.001)
     time.sleep(_FORWARDING_SECONDS)
+    remove(segments_of("self"))  # an abort leaves them
     comm.Abort(code)
 
 

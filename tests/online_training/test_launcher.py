@@ -20,6 +20,7 @@ from headrace.online_training.local_launcher import (
     find_mpirun,
     thread_variables,
 )
+from headrace.online_training.mpi_segments import segments_of
 from headrace.online_training.supervisor import Supervisor, SupervisorProcess, SupervisorSettings, cause_in, tail_of
 
 from .intake_setup import PATIENCE, wait_until
@@ -124,6 +125,41 @@ def test_stop_leaves_no_process_and_spares_the_other_job(launcher, tmp_path):
     launcher.stop("first")  # not there any more: nothing to do
     launcher.stop_all()
     assert alive(second) == []
+
+
+@pytest.mark.mpi
+def test_the_shared_memory_of_a_stopped_job_goes_with_it_and_that_of_another_stays(launcher, tmp_path):
+    ranks = {}
+    for name in ("first", "second"):
+        launcher.start(job(tmp_path, name, 600, 0, tmp_path / name))
+        ranks[name] = ranks_in(tmp_path / name, 2)
+    first, second = ({path for rank in ranks[name] for path in segments_of(rank)} for name in ("first", "second"))
+    if not first or not second:
+        pytest.skip("the shared memory of this MPI has no name that is known")
+    assert first.isdisjoint(second) and all(path.exists() for path in first | second)
+    launcher.stop("first")
+    assert not any(path.exists() for path in first) and all(path.exists() for path in second)
+    launcher.stop_all()
+    assert not any(path.exists() for path in second)
+
+
+@pytest.mark.mpi
+def test_a_rank_that_ends_all_others_takes_their_shared_memory_along(launcher, tmp_path):
+    ends_all = (
+        "from mpi4py import MPI; from headrace.online_training.mpi_segments import segments_of\n"
+        "from headrace.online_training.solver_job import abort\n"
+        "if MPI.COMM_WORLD.allreduce(1) and MPI.COMM_WORLD.rank == 0:\n"
+        f"    open({str(tmp_path / 'named')!r}, 'w').write(' '.join(map(str, segments_of('self'))))\n"
+        "    abort(MPI.COMM_WORLD, 3)\n"
+        "import time; time.sleep(600)\n"
+    )
+    command = [sys.executable, "-c", ends_all]
+    launcher.start(Job(name="a", command=command, ranks=2, environment={}, log=tmp_path / "log"))
+    assert ends(launcher)["a"] != 0
+    named = [Path(name) for name in (tmp_path / "named").read_text().split()]
+    if not named:
+        pytest.skip("the shared memory of this MPI has no name that is known")
+    assert not any(path.exists() for path in named)
 
 
 @pytest.mark.mpi
