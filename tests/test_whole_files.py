@@ -31,7 +31,7 @@ def test_a_full_disk_names_the_file_and_leaves_the_older_one_alone(module, tmp_p
     )
     path = tmp_path / "one.json"
     module.write_text(path, "older")
-    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert re.search(rf"cannot write \(File too large\); make room: '{re.escape(str(path))}'", done.stdout), done.stdout
     assert os.listdir(tmp_path) == ["one.json"] and path.read_text() == "older"
@@ -45,6 +45,6 @@ def test_two_processes_may_write_one_file(module, tmp_path):
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(60)
+        writer.join(120)
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert os.listdir(tmp_path) == ["one.json"] and path.read_text() in TEXTS

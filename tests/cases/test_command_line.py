@@ -48,7 +48,7 @@ def python(*arguments, cwd=None):
     """Run a fresh interpreter, as a person would."""
     environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=60, cwd=cwd, check=False, env=environment
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=120, cwd=cwd, check=False, env=environment
     )
 
 
@@ -288,7 +288,7 @@ def test_two_libraries_of_mpi_are_noticed(tmp_path):
         "main(['solve', 'heat2d', '--shape', '8x8'])"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True,
-                          timeout=60, check=False)  # fmt: skip
+                          timeout=120, check=False)  # fmt: skip
     assert done.returncode == 2
     assert "another MPI" in done.stderr and "Other MPI 1.0. Use" in done.stderr
     assert not list(Path(tmp_path).iterdir())

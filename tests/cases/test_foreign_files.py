@@ -22,7 +22,7 @@ WALLS = Dirichlet(0.0)
 
 def case_of(grid: Grid, read, *, fields=("u", "v"), **program) -> Case:
     solver = ExternalProgram(
-        equation="u = a (1 + x + 2 y + t), v = -u.", files={"run.cfg": CONFIGURATION}, read=read, timeout=60, **program
+        equation="u = a (1 + x + 2 y + t), v = -u.", files={"run.cfg": CONFIGURATION}, read=read, timeout=120, **program
     )
     return Case(
         name="foreign", fields=fields, grid=grid, boundary=Periodic(), parameters={"a": Uniform(1.0, 3.0)},
@@ -251,7 +251,7 @@ def test_calculix_solves_a_case(on: str) -> None:
     read = CalculixResults(deck="bar.inp", fields={"u": "displacement.x"}, on=on)
     solver = ExternalProgram(
         equation="Equilibrium of an elastic bar.", command=("ccx", "bar"), files={"bar.inp": bar_deck()},
-        snapshot="bar.dat", read=read, timeout=60,
+        snapshot="bar.dat", read=read, timeout=120,
     )  # fmt: skip
     grid = Grid(shape=(5,), extent=(1.25,)) if on == "grid" else Grid(shape=(36,), extent=(36.0,))
     case = Case(
