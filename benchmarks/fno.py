@@ -29,7 +29,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -210,10 +210,15 @@ def measure_training(shape: Shape, device: torch.device, seconds: float) -> Iter
     for precision in PRECISIONS:
         label = f"training {shape} {precision}"
         best = yield from measure_modes(label, candidates(shape, precision, device), seconds)
-        for who in ("unfused", "fft", "physicsnemo", "neuraloperator", "neuraloperator without channel MLP"):
-            speed = best[who] / best["ours"] if who in best and "ours" in best else math.nan
-            yield f"{label}: speed-up over the best of {who}", speed, "x", best.get(who, "not run")
+        yield from speed_ups(label, best)
     yield f"training {shape}: time", best.get("ours", math.nan), "ms", None
+
+
+def speed_ups(label: str, best: Mapping[str, float]) -> Iterator[tuple[str, float, str, Any]]:
+    """Yield our best over that of each rival that ran."""
+    for who in ("unfused", "fft", "physicsnemo", "neuraloperator", "neuraloperator without channel MLP"):
+        if who in best and "ours" in best:
+            yield f"{label}: speed-up over the best of {who}", best[who] / best["ours"], "x", best[who]
 
 
 def measure_modes(
@@ -270,9 +275,7 @@ def measure_on_cpu(
         yield f"{label} fp32: {name}", value, "ms", None
         who = name.rsplit(" ", 1)[0]
         best[who] = min(value, best.get(who, math.inf))
-    for who in ("fft", "neuraloperator", "neuraloperator without channel MLP"):
-        speed = best[who] / best["ours"] if who in best else math.nan
-        yield f"{label} fp32: speed-up over the best of {who}", speed, "x", best.get(who, "not run")
+    yield from speed_ups(f"{label} fp32", best)
     yield f"{label}: time", best["ours"], "ms", None
 
 

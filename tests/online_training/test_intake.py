@@ -394,7 +394,7 @@ def test_an_interface_of_another_machine_is_named(tmp_path: Path) -> None:
 
 @by_ring_and_frames
 def test_a_rank_that_falls_silent_is_forgotten_and_its_simulation_runs_again(study) -> None:
-    intake = study(lease=0.3)
+    intake = study(lease=2.0)
     plan(intake, 1)
     program = "import time\nfrom headrace.online_training.client import connect\nconnect({'u': (7, 5)})\ntime.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", program], env=solver_environment(intake))
