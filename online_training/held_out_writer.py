@@ -18,7 +18,6 @@ class HeldOutResult:
     """A held-out simulation that was written, or the reason why it could not be."""
 
     simulation: int
-    steps: int
     error: str | None
 
 
@@ -50,7 +49,7 @@ class HeldOutWriter:
                 self._write(*item)
             except Exception as problem:
                 error = f"it could not be written: {problem}"
-            self._written(HeldOutResult(simulation=item[0], steps=len(item[2]), error=error))
+            self._written(HeldOutResult(simulation=item[0], error=error))
 
     def close(self) -> None:
         """Write what is waiting, then end the thread."""

@@ -286,11 +286,17 @@ class Ledger:
         """How each session ended: "finished", "finished early: why", "stopped: why"; "open": it runs or was killed."""
         return self._read[1]
 
+    @property
+    def lacks_files(self) -> bool:
+        """Whether a held-out simulation is to be run again, because its file could not be written."""
+        return any(one.held_out and self.simulations[one.simulation].status == "failed" for one in self.assignments())
+
     def assignments(self) -> list[Assignment]:
         """Return what is still to be run, in the order of the plan, with the window starts that were used already.
 
         What a reservoir held died with its session. So a simulation is run again, under a new attempt,
-        unless it is in quarantine, or all of its windows were used, or its file lies in held_out/.
+        unless it is in quarantine, or all of its windows were used, or its file lies in held_out/. One whose file
+        could not be written is run again too.
         """
         files = self.folder.parent / "held_out"
         return [
@@ -397,6 +403,11 @@ def _fold_quarantined(one: SimulationHistory, record: dict[str, Any], session: i
         attempt.status = "failed"
 
 
+def _fold_unwritten(one: SimulationHistory, record: dict[str, Any], session: int) -> None:
+    attempt = _attempt(one, record, session)
+    attempt.status, attempt.reason = "failed", record["reason"]
+
+
 def _fold_steered(one: SimulationHistory, record: dict[str, Any], session: int) -> None:
     one.cut_short |= record["word"] == _STOP
 
@@ -408,5 +419,5 @@ def _fold_used(one: SimulationHistory, record: dict[str, Any], session: int) -> 
 
 _FOLDS = {
     "assigned": _fold_assigned, "step": _fold_step, "spooled": _fold_spooled, "ended": _fold_ended, "lost": _fold_lost,
-    "quarantined": _fold_quarantined, "steered": _fold_steered, "used": _fold_used,
+    "quarantined": _fold_quarantined, "unwritten": _fold_unwritten, "steered": _fold_steered, "used": _fold_used,
 }  # fmt: skip

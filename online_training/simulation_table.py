@@ -240,12 +240,13 @@ class SimulationTable(StepCredits):
             )
 
     def held_out_written(self, result: HeldOutResult) -> None:
-        """Record that a held-out simulation lies in its file, or cannot."""
+        """Record that a held-out simulation lies in its file, or cannot: then a resumed study runs it again."""
         run = self.runs[result.simulation]
         if result.error is None:
             run.status = DONE
         else:
-            self.quarantine(run, result.steps, result.error)
+            run.status, run.reason = QUARANTINED, result.error
+            self._ledger.append({"e": "unwritten", "s": run.number, "a": run.attempt, "reason": result.error})
 
     def quarantine(self, run: SimulationRun, step: int, reason: str) -> None:
         """Keep the rest of a simulation out of the study; a job that runs it is told to stop."""

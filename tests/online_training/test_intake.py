@@ -16,7 +16,7 @@ import pytest
 from headrace.online_training.client import SLOW, STOP, Connection, Kind, Link, StreamLost, connect
 from headrace.online_training.fifo import FIFO
 from headrace.online_training.intake import Assignment
-from headrace.online_training.ledger import read_records
+from headrace.online_training.ledger import Ledger, RecordWriter, read_records
 from tests.mpi_run import mpirun, run_mpi
 from tests.online_training.intake_setup import (
     MPI_PROGRAM,
@@ -259,16 +259,22 @@ def test_held_out_simulations_are_written_and_not_trained_on(study) -> None:
     assert intake.status()["windows_accepted"] == 0
 
 
-def test_a_held_out_file_that_cannot_be_written_is_reported(study) -> None:
+def test_a_held_out_file_that_cannot_be_written_is_reported_and_made_by_the_next_session(study, tmp_path) -> None:
     def write(*_) -> None:
         raise OSError(28, "No space left on device", "held_out/sim-000000.h5")
 
     intake = study(write_held_out=write)
+    with RecordWriter(tmp_path / "ledger" / "study-1.log") as log:
+        log.append({"e": "planned", "s": 0, "held_out": True, "parameters": {"nu": 0.5}, "seed": 0})
     plan(intake, 1, held_out=True)
     with connect({"u": (7, 5)}) as stream:
         send_all(stream, (7, 5), range(6))
     (entry,) = wait_until(lambda: intake.status()["quarantined"])
     assert "could not be written: [Errno 28] No space left on device: 'held_out/sim-000000.h5'" in entry["reason"]
+    ledger = wait_until(lambda: (now := Ledger(tmp_path / "ledger")).lacks_files and now)
+    (again,) = ledger.assignments()
+    assert (again.simulation, again.attempt, again.held_out) == (0, 2, True)
+    assert ledger.simulations[0].log[1].reason == entry["reason"]
 
 
 def test_a_short_simulation_is_done_with_the_windows_it_has(study) -> None:
