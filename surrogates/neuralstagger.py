@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import gcd
+from math import gcd, inf
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -238,7 +238,7 @@ class NeuralStagger(Surrogate):
             lifetime = problem.num_snapshots // self.time
             self._rng = np.random.default_rng(self._seed)
             self._pool = StatePool(lambda n: self._fresh(n).to(like), _POOL, lifetime=max(1, lifetime),
-                                   largest=_LARGEST, seed=self._seed)  # fmt: skip
+                                   largest=inf, seed=self._seed)  # fmt: skip
         fields = len(problem.fields)
         places, window = self._pool.draw(min(count, _POOL))
         # The parameters travel with the states, as fields that are constant in space.
@@ -251,7 +251,11 @@ class NeuralStagger(Surrogate):
             loss = loss + self._graded(known[:, -1], new, t, rows) / self.unroll
             known, t = self._carried(known, new, t)
         if self.training:
-            self._pool.write_back(places, torch.cat((known, window[:, :, fields:]), 2), self.unroll)
+            # In deviations: states and parameters may be any size in their own units.
+            far = ~(self.normaliser.normalise(known).detach().flatten(1).abs().amax(1) < _LARGEST)
+            new = torch.cat((known, window[:, :, fields:]), 2)
+            new[far] = torch.nan
+            self._pool.write_back(places, new, self.unroll)
         return loss
 
     def _fresh(self, count: int) -> torch.Tensor:
@@ -293,11 +297,14 @@ class NeuralStagger(Surrogate):
 
         Raises
         ------
-        ValueError : there is no such part, a shape does not fit, or the parts exchange, so that none runs alone.
+        ValueError : there is no such part, a shape does not fit, no frame is wanted, or the parts exchange, so that
+            none runs alone.
         RuntimeError : the surrogate has no weights yet.
         """
         problem, like = require_setup(self), self.normaliser.mean
         stagger = self.network.stagger
+        if num_frames < 1:
+            raise ValueError(f"NeuralStagger num_frames {num_frames} must be at least 1.")
         if not 0 <= index < stagger.parts:
             raise ValueError(f"NeuralStagger part {index} must be from 0 to {stagger.parts - 1}.")
         rows, frame = parameter_rows(parameters, problem, like), torch.as_tensor(initial).to(like)

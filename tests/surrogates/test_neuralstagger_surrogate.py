@@ -130,6 +130,24 @@ def test_it_learns_from_the_equation(arguments, simulations):
     assert error < 0.5, error  # 1 is persistence
 
 
+def test_states_of_its_own_making_go_on_whatever_their_units(simulations):
+    def warm(x, p, rng):
+        return tuple(5e4 + 10 * values for values in start(x, p, rng))
+
+    parameters = {"nu": Uniform(2e-3, 1e-2), "k": Uniform(0.0, 1e-9), "pressure": Uniform(1e5, 2e5)}
+    surrogate = made(replace(CASE, initial=warm, parameters=parameters), streamed=False).train()
+    surrogate.normaliser.mean.fill_(5e4)
+    batch = replace(windows(simulations, 1, 0), parameters=torch.ones(16, 3))
+    for _ in range(3):
+        surrogate(batch)
+    assert surrogate._pool.diverged == 0
+    with torch.no_grad():  # beyond 1000 deviations they start again
+        surrogate.network.network.output.weight.fill_(1e6)
+    surrogate(batch)
+    assert surrogate._pool.diverged == 16
+    assert float((surrogate._pool.states[:, :, :2] - 5e4).abs().max()) < 1000 * 0.4
+
+
 def test_equal_shares_of_a_batch_are_pushed_forward_before_they_are_graded(simulations):
     surrogate = made(pushforward=2)
     torch.nn.init.normal_(surrogate.network.network.output.weight, std=0.1, generator=torch.Generator().manual_seed(2))
@@ -235,6 +253,8 @@ def test_a_part_by_itself_is_a_coarse_solver_that_gives_its_points_of_the_whole(
         torch.testing.assert_close(found, stagger.part(whole, index), rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="from 0 to 3"):
         surrogate.predict_part(4, start, rows[:3], 1)
+    with pytest.raises(ValueError, match="num_frames 0"):
+        surrogate.predict_part(0, start, rows[:3], 0)
     with pytest.raises(ValueError, match=r"needs \(3, 2, 8, 16\)"):
         surrogate.predict_part(0, known[:, 0], rows[:3], 1)
 
