@@ -172,12 +172,13 @@ def measure_shedding_through(options: argparse.Namespace) -> Iterator[Figure]:
     budget = Budget(0.0, state=report_of(options).path.parent / "neuralstagger-states", resume=True)
     until = time.perf_counter() + options.seconds
     rows = [row for row in ROWS if row.problem == "P5"]
-    for row in rows if options.row is None else [ROWS[number] for number in options.row]:
-        run = Run(row, budget, options.device)
+    rows = rows if options.row is None else [ROWS[number] for number in options.row]
+    for row, seed in ((row, seed) for row in rows for seed in options.seed or [0]):
+        run = Run(row, replace(budget, seed=seed), options.device)
+        name = f"shedding, {row.name}" + (f", seed {seed}" if seed else "")
         if not run.steps:
-            print(f"# {row.name}: no weights in {budget.state}; train it first", flush=True)
+            print(f"# {name}: no weights in {budget.state}; train it first", flush=True)
             continue
-        name = f"shedding, {row.name}"
         yield from measure_shedding(name, run.network, run.problem, options.device, until=until, quick=options.quick)
 
 

@@ -261,10 +261,10 @@ class Run:
             self.network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
         self.steps, self.spent, self.diverged = told["steps"], told["spent"], told["diverged"]
 
-    def _save(self) -> None:
+    def _save(self, diverged: int) -> None:
         if self._file is None:
             return
-        told = {"steps": self.steps, "spent": self.spent, "diverged": self.diverged}
+        told = {"steps": self.steps, "spent": self.spent, "diverged": diverged}
         state = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
         part = self._file.with_suffix(".part")
         save_file(state, str(part), metadata={"run": json.dumps(told)})
@@ -345,7 +345,7 @@ class Run:
             self.steps, here, now = self.steps + 1, here + 1, time.perf_counter()
             self.spent = before + now - first
             if now - saved > 60:
-                self._save()
+                self._save(self.diverged + pool.diverged)
                 saved = now
             if self.spent / limit >= told:
                 print(f"# {row.name}, seed {budget.seed}: {self.steps} steps, {self.spent:.0f} s, loss {loss:.3g}, "
@@ -353,7 +353,7 @@ class Run:
                 told += 0.1
             yield
         self.diverged += pool.diverged
-        self._save()
+        self._save(self.diverged)
 
     @torch.no_grad()
     def seconds(self, batch: int = 1) -> float:
