@@ -213,12 +213,18 @@ def test_two_ranks_write_what_one_writes(tmp_path):
     parallel = run_mpi(2, [*arguments, "--output", str(tmp_path / "two.h5")])
     assert parallel.returncode == 0, parallel.stderr
     assert parallel.stdout.count("wrote") == 1 and "2 ranks" in parallel.stdout
+    assert "nothing changes" not in parallel.stdout + serial.stdout
     one, two = read_trajectory(tmp_path / "one.h5"), read_trajectory(tmp_path / "two.h5")
     assert one.parameters == two.parameters and one.parameters["t0"] == 250
     assert one.values.shape == (101, 1, 12, 10)
     assert abs(one.values - two.values).max() < 1e-4
     assert (tmp_path / "one.xdmf").exists()
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plate_whose_walls_are_as_warm_as_it_is_said_to_change_nothing(tmp_path):
+    done = invoke("solve", "heat2d", "--shape", "8x8", "--output", str(tmp_path / "one.h5"))
+    assert done.exit_code == 0 and "nothing changes in this simulation" in done.output and "--set" in done.output
 
 
 @pytest.mark.parametrize(
