@@ -90,7 +90,10 @@ Outcomes = Generator[tuple[int, str], None, None]
 def _tasks(
     reference: CaseReference, dims: int, folder: Path, *, seed: int, sampler: str, simulations: int, held_out: int
 ) -> list[Task]:
-    """Return all simulations of a set. Held-out ones that are there stay, whatever number they were made for."""
+    """Return all simulations of a set. Held-out ones that are there stay, whatever number they were made for.
+
+    Their numbers follow those for training; files with other numbers stand for as many of the first ones.
+    """
     try:
         check_sampler(sampler)
     except ValueError as error:
@@ -100,7 +103,8 @@ def _tasks(
             f"--sampler {sampler!r} follows the losses of a training, which a data set has not; use sobol."
         )
     own = own_sampler(sampler, reference.load_module())
-    kept = len(list((folder / "held_out").glob("sim-*.h5")))
+    own_files = {data_file(folder / "held_out", simulations + n) for n in range(held_out)}
+    kept = len(set((folder / "held_out").glob("sim-*.h5")) - own_files)
     tasks: list[Task] = []
     for apart, begin, count in ((False, 0, simulations), (True, kept, held_out)):
         points = draw_design(dims, count, seed, kind=sampler, held_out=apart, own=own)

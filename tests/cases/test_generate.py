@@ -84,6 +84,14 @@ def test_held_out_simulations_are_those_that_such_a_study_would_keep(tmp_path):
     for n in range(2):
         found = read_trajectory(data_file(folder / "held_out", 2 + n))
         assert found.parameters == dict(case.draw(points[n]))
+    # Whichever of them an interruption left out is made by the same command.
+    for n in range(2):
+        missing = data_file(folder / "held_out", 2 + n)
+        before = read_trajectory(missing).values
+        missing.unlink()
+        result = generate(*flags(folder, 2, sampler="lhs"), "--held-out", "2")
+        assert result.exit_code == 0 and "3 were there already" in result.output, result.output
+        np.testing.assert_array_equal(read_trajectory(missing).values, before)
     # A Latin hypercube of three points has other strata than one of two.
     result = generate(*flags(folder, 3, sampler="lhs"))
     assert result.exit_code == 2 and "another simulations: 2, not 3" in result.stderr
