@@ -163,9 +163,11 @@ class StaggeredNetwork(torch.nn.Module):
         apart = {name: values.unbind(0) for name, values in self._state().items()}
         for index, part in enumerate(seen):
             with torch.cuda.stream(streams[index % len(streams)] if streams else None):
-                # The layout in which convolutions are fast on a GPU.
-                x = part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part
-                state = {name: values[index] for name, values in apart.items()}
+                # The layout in which convolutions are fast on a GPU. On a CPU some have no gradient in it.
+                last = seen.is_cuda and part.ndim == 4
+                x = part.contiguous(memory_format=torch.channels_last) if last else part
+                state = {name: values[index] if seen.is_cuda else values[index].contiguous()
+                         for name, values in apart.items()}  # fmt: skip
                 results.append(functional_call(self._form[0], state, (x,)))
         for stream in streams:
             main.wait_stream(stream)

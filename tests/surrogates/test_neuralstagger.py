@@ -231,7 +231,9 @@ def test_all_parts_in_one_call_equal_a_loop_over_them(reading, shared, position)
 def test_one_after_another_equals_the_batch_with_gradients(make):
     window, found = vorticity(2, frames=2), []
     for streams in (0, 1):
-        network = seeded(lambda: StaggeredNetwork(make, Stagger((2, 2), 2), scale=0.2, streams=streams).double())  # noqa: B023
+        network = seeded(lambda: StaggeredNetwork(
+            make, Stagger((2, 2), 2), position=(True, True), scale=0.2, streams=streams,  # noqa: B023
+        ).double())  # fmt: skip
         new = network(window)
         new.square().sum().backward()
         found.append([new.detach(), *(p.grad for p in network.parameters())])
