@@ -111,9 +111,16 @@ def plain_ticks(axes: Any, *which: str) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
+def above_line(axes: Any, words: str, height: float) -> None:
+    """Write what a line across a panel is, over its left end, legibly where curves pass."""
+    box = {"fc": "white", "ec": "none", "alpha": 0.7, "pad": 0.3}
+    axes.annotate(words, (0.02, height), (0, 2), xycoords=PLACE, textcoords="offset points", fontsize=7, bbox=box)
+
+
 def legend_below(axes: Any) -> None:
     """Put the legend under a panel: of up to eight lines, none has a corner of the panel to spare."""
-    axes.legend(fontsize=6, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17), borderaxespad=0, frameon=False)
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "borderaxespad": 0, "frameon": False}
+    axes.legend(fontsize=6.5, ncols=2, handlelength=1.5, columnspacing=1, **place)
 
 
 def draw(path: Path) -> None:
@@ -131,7 +138,6 @@ def draw(path: Path) -> None:
     cavity, study, *unused = panels.flat[len(problems) :]
     for axes in unused:
         axes.set_axis_off()
-    cavity.axhline(0.03, color="grey", lw=0.8, ls=":")
     studies = streamed(lines) | streamed(read("cpu"))
     for axes, curves, title in ((cavity, transients(lines), "cavity, 128 x 128: error to our solver"),
                                 (study, studies, "online study, (2,2,1): error to our solver")):  # fmt: skip
@@ -140,6 +146,9 @@ def draw(path: Path) -> None:
         axes.set(yscale="log", xlabel="t", ylabel="error", title=title)
         plain_ticks(axes, "y")
         legend_below(axes)
+    cavity.axhline(0.03, color="grey", lw=0.8, ls=":")
+    above_line(cavity, "goal of the largest", 0.03)
+    cavity.margins(y=0.1)
     for axes, problem in zip(panels.flat, problems, strict=False):
         for batch, words in BATCHES.items():
             style = {"ls": "--", "mfc": "none"} if batch else {"ls": "-"}
@@ -153,7 +162,7 @@ def draw(path: Path) -> None:
                 axes.plot([time] * len(errors), errors, "D", color=color, ms=6, label=label, mfc=style.get("mfc"))
         for name, error in training_free(lines, problem).items():
             axes.axhline(error, color="grey", lw=0.8, ls=":")
-            axes.annotate(f"{name}, no training", (0.02, error), xycoords=PLACE, fontsize=6)
+            above_line(axes, f"{name}, no training", error)
         axes.set(xscale="log", yscale="log", xlabel="milliseconds of a trajectory", ylabel="error", title=problem)
         plain_ticks(axes, "x", "y")
         legend_below(axes)
@@ -191,7 +200,7 @@ def draw_block(path: Path, folder: Path, frames: int = 500) -> None:
     words = f"network, {run.steps:,} steps of training"
     lower.plot([channel.frame * (k + 1) for k in range(frames)], across, label=words)
     lower.set(xlabel="t", ylabel="flow across behind the block")
-    lower.legend(loc="upper left")
+    lower.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     figure.savefig(path, dpi=110)
 
 
