@@ -25,6 +25,7 @@ from .simulation_run import Assignment
 from .simulation_table import SimulationTable
 from .solver_desk import SolverDesk
 from .spool import Spooled
+from .step_limit import Place
 from .stream_statistics import SAVE_SECONDS
 from .trainer_desk import TrainerDesk
 
@@ -126,6 +127,13 @@ class Intake:
             again = self._solvers.drop_job(job, f"job {job} ended with code {code}", notify=False)
         self._wake()
         return again
+
+    def give_up(self, place: Place, reason: str) -> bool:
+        """Put a simulation into quarantine that has come no further than a place; False where it has, or is over."""
+        with self._lock:
+            given_up = self._table.give_up(place, reason)
+        self._wake()
+        return given_up
 
     def limit_running(self, count: int) -> None:
         """Let no more than this many simulations run at the same time; those that run go on.

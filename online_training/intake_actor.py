@@ -28,6 +28,7 @@ from .session_plan import LEASE_SECONDS, SessionPlan, interleaved
 from .simulation_run import Assignment
 from .slot_memory import SlotMemory, kept_path
 from .spool import Spool, unreplayed
+from .step_limit import Place
 from .stream_statistics import StreamStatistics
 
 
@@ -58,6 +59,10 @@ class IntakeActor:
     def job_ended(self, job: str, code: int) -> list[int]:
         """Tell the intake that a solver job is gone; return the simulations that run again."""
         return self._intake.job_ended(job, code)
+
+    def give_up(self, place: Place, reason: str) -> bool:
+        """Put a simulation into quarantine that has come no further than a place; say whether it has."""
+        return self._intake.give_up(place, reason)
 
     def limit_running(self, count: int) -> None:
         """Let no more than this many simulations begin to run at the same time."""

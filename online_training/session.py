@@ -28,6 +28,7 @@ from .placement import choose_place
 from .run_directory import RunDirectory, StudyError, StudyRecord
 from .session_plan import LEASE_SECONDS, NAMESPACE, intake_name
 from .solver_job import RANKS
+from .step_limit import StepLimit
 from .supervisor import SupervisorProcess, cause_in
 from .trainer import TrainerDied, run_trainer
 from .training_loop import TrainerSettings
@@ -70,6 +71,7 @@ class Session:
         self._trainer_result: dict[str, Any] | None = None
         self._trainer_error: BaseException | None = None
         self._greetings = Greetings(self._settings.ranks, self._settings.start_limit)
+        self._step_limit = StepLimit(self._settings.step_limit)
 
     def run(self, progress: Progress | None = None) -> str:
         """Run the session and return "finished" or "stopped".
@@ -209,7 +211,9 @@ class Session:
                 if time.monotonic() - reported >= _REPORT_SECONDS:
                     reported = time.monotonic()
                     status = self._ask(intake.status)
-                    self._await_hellos(status.pop("ranks"), supervisor)  # too long for a line of the log
+                    # Both are too long for a line of the log.
+                    self._await_hellos(status.pop("ranks"), supervisor)
+                    self._await_steps(status.pop("running_in"), intake, supervisor)
                     if status.get("error"):
                         raise StudyError(f"The intake failed: {status['error']}")
                     if status.get("fatal"):
@@ -247,6 +251,15 @@ class Session:
         for job, reason in overdue.items():
             logger.warning("%s", reason)
             supervisor.end_job(job, reason)
+
+    def _await_steps(self, running: Mapping[str, Any], intake: Any, supervisor: SupervisorProcess) -> None:
+        late, overdue = self._step_limit.look(running, time.monotonic())
+        for text in late:
+            logger.warning("%s", text)
+        for job, (place, reason) in overdue.items():
+            if self._ask(intake.give_up, place, reason):
+                logger.warning("%s: it is in quarantine now, and the job is replaced.", reason)
+                supervisor.end_job(job, reason)
 
     def _follow_need(
         self, concurrency: Concurrency, status: Mapping[str, Any], intake: Any, supervisor: SupervisorProcess

@@ -139,6 +139,12 @@ class StudySettings(BaseModel):
         description="Seconds in which all ranks of a solver job that runs must have said hello to the study; else it "
         "is ended and replaced.",
     )
+    step_limit: float = Field(
+        0.0,
+        ge=0,
+        description="Seconds that a simulation may take for one step while there is room for it; else it goes into "
+        "quarantine, and its job is replaced. 0: no limit.",
+    )
     max_failures: int = Field(3, ge=0, description="Failures of one simulation, or of the trainer, before giving up.")
     statistics: bool = Field(
         False, description="Keep mean, variance, extremes and Sobol indices of the fields over all simulations."

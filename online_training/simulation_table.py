@@ -21,6 +21,7 @@ from .simulation_run import DONE, QUARANTINED, QUEUED, RUNNING, SPOOLED, TERMINA
 from .simulation_run import STOPPED as RUN_STOPPED
 from .spool import Spooled
 from .step_credits import StepCredits
+from .step_limit import Place
 
 _WAITING_WRITES = 2
 
@@ -262,6 +263,15 @@ class SimulationTable(StepCredits):
         if not run.assignment.held_out:
             self._buffer.end(run.number)
 
+    def give_up(self, place: Place, reason: str) -> bool:
+        """Put a running simulation that has come no further than a place into quarantine; say whether there is one."""
+        run = self._active.get(place.simulation)
+        if run is None or self.stopping or (run.attempt, run.received) != (place.attempt, place.received):
+            return False
+        self.quarantine(run, run.received, reason)
+        self._stop_if_asked(run)
+        return True
+
     def lose(self, number: int, reason: str) -> bool:
         """The attempt died with its job; say whether the simulation will run again."""
         run = self._active.pop(number, None)
@@ -338,4 +348,8 @@ class SimulationTable(StepCredits):
             "statistics": self.statistics.to_dict(),
             "fatal": self.fatal,
             "drift": self._recent.drift_from(self.statistics),
+            "running_in": {
+                run.job: (Place(run.number, run.attempt, run.received), self.short_of_room(run))
+                for run in self._active.values()
+            },
         }

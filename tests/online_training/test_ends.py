@@ -17,6 +17,7 @@ from headrace.online_training.early_stopping import StopRule, exhausted_patience
 from headrace.online_training.metrics_log import MetricsLog, read_metrics
 from headrace.online_training.schedule import Schedule
 from headrace.online_training.settings import StudySettings
+from headrace.online_training.step_limit import Place, StepLimit
 from headrace.online_training.study import Study
 from headrace.online_training.training_loop import train
 from headrace.solvers.case_file import CaseReference
@@ -177,6 +178,49 @@ def test_a_callback_that_is_not_there_is_named_before_anything_starts(case, data
     with pytest.raises(ValueError, match=r"callbacks 'absent'.*no function absent\(event\)"):
         Study(case, MLP(), run_dir=tmp_path / "run", offline=str(data), callbacks="absent").run()
     assert find_callbacks("", None) == [] and not (tmp_path / "run").exists()
+
+
+def test_a_simulation_that_stands_still_is_told_of_or_given_up_unless_it_waits():
+    here, further = Place(4, 1, 7), Place(4, 1, 8)
+    plain, limited = StepLimit(0.0), StepLimit(60.0)
+    for limit in (plain, limited):
+        assert limit.look({"a": (here, False)}, 0.0) == limit.look({"a": (here, False)}, 59.0) == ([], {})
+    late, overdue = limited.look({"a": (here, False), "b": (Place(5, 1, 0), False)}, 60.0)
+    assert late == [] and list(overdue) == ["a"] and overdue["a"][0] == here
+    assert "simulation 4 in job a has sent 7 steps, and none for 60 s" in overdue["a"][1]
+    assert limited.look({"a": (here, False)}, 100.0) == ([], {}), "it is not ended twice at once"
+    assert plain.look({"a": (here, False)}, 599.0) == ([], {})
+    (late,), overdue = plain.look({"a": (here, False)}, 601.0)
+    assert "none for 601 s" in late and "--step-limit SECONDS" in late and not overdue
+    assert plain.look({"a": (further, False)}, 900.0) == plain.look({"a": (further, False)}, 1600.0) == ([], {}), "once"
+    assert plain.look({"a": (Place(5, 1, 0), False)}, 1700.0) == ([], {})
+    assert len(plain.look({"a": (Place(5, 1, 0), False)}, 2400.0)[0]) == 1, "of another one too"
+    for seconds in range(0, 600, 50):  # it moves on, waits for the study, or another one runs in its job
+        assert limited.look({"c": (here if seconds < 250 else further, seconds % 100 == 0)}, seconds) == ([], {})
+    assert limited.look({"c": (Place(6, 1, 8), False)}, 601.0) == ([], {})
+    assert limited.look({}, 700.0) == limited.look({"c": (Place(6, 1, 8), False)}, 1000.0) == ([], {})
+
+
+@pytest.mark.parametrize("policy", ["quarantine", "stop"])
+def test_what_is_given_up_is_not_run_again_and_what_has_moved_on_is_left_alone(policy, tmp_path, monkeypatch):
+    with running_intake(tmp_path, make_layout(), nan_policy=policy) as intake:
+        use_environment(intake, monkeypatch)
+        plan(intake, 2)
+        with Connection({"u": (7, 5)}) as connection:
+            simulations = connection.simulations()
+            stream = next(simulations)
+            stream.send(step=0, time=0.0, values=np.ones((1, 7, 5), np.float32))
+            ((place, waits),) = wait_until(
+                lambda: (now := list(intake.status()["running_in"].values())) and now[0][0].received and now
+            )
+            assert place == Place(0, 1, 1) and not waits
+            assert not intake.give_up(Place(0, 1, 0), "it has moved on")
+            assert not intake.give_up(Place(1, 1, 0), "it does not run")
+            assert intake.give_up(place, "none for 60 s")
+            assert intake.job_ended("1-0001", 1) == [], "it is not run again"
+        status = intake.status()
+        assert [one["reason"] for one in status["quarantined"]] == ["none for 60 s"] and status["queued"] == 1
+        assert ("none for 60 s" in status["fatal"]) == (policy == "stop") and not status["running_in"]
 
 
 @pytest.mark.parametrize("policy", ["quarantine", "stop", "keep"])

@@ -18,6 +18,7 @@ from headrace.online_training.audit import audit
 from headrace.online_training.ledger import Ledger, intake_records, read_records
 from headrace.online_training.metrics_log import last_record
 from headrace.online_training.run_directory import RunDirectory, StudyError
+from headrace.online_training.step_limit import StepLimit
 from headrace.online_training.study import Study
 from headrace.solvers.case_file import CaseReference
 from headrace.surrogates import LPINN, MLP, load_surrogate
@@ -191,6 +192,65 @@ def test_a_deterministic_run_has_the_same_bits_killed_and_resumed_or_not(tmp_pat
     report = audit(parts)
     assert report.ok and report.counts["steps lost before use and run again"] > 0, report.lines
     require_no_process(parts)
+
+
+HANGS_ONCE = """
+import os
+import time
+from dataclasses import replace
+
+from headrace.cases.heat2d import case as heat
+
+
+def initial(x, p, rng):
+    if "HEADRACE_JOB" in os.environ:
+        try:
+            open({marker!r}, "x").close()
+        except FileExistsError:
+            pass
+        else:
+            time.sleep(1e6)
+    return heat.initial(x, p, rng)
+
+
+case = replace(heat, initial=initial).resized((8, 8))
+"""
+
+
+@pytest.mark.ray
+def test_what_hangs_is_given_up_and_what_could_not_be_written_is_made_by_a_resume(tmp_path, monkeypatch, ray_here):
+    run_dir, file, marker = tmp_path / "run", tmp_path / "hangs.py", tmp_path / "marker"
+    file.write_text(HANGS_ONCE.format(marker=str(marker)))
+
+    class LimitOfTheFirst(StepLimit):
+        """Looks at simulation 0 alone, once it hangs: on a busy machine any other may stand still for a second."""
+
+        def look(self, running, now):
+            hanging = {job: one for job, one in running.items() if one[0].simulation == 0 and marker.exists()}
+            return super().look(hanging, now)
+
+    monkeypatch.setattr("headrace.online_training.session.StepLimit", LimitOfTheFirst)
+    in_the_way = run_dir / "held_out" / "sim-000004.h5.part"
+    in_the_way.mkdir(parents=True)
+
+    def study() -> Study:
+        return Study(CaseReference.of(file), MLP(hidden=(8,)), run_dir=run_dir, simulations=4, held_out=2, ranks=1,
+                     views=2.0, step_limit=1.0)  # fmt: skip
+
+    def held_out() -> list[str]:
+        return sorted(path.name for path in (run_dir / "held_out").glob("*.h5"))
+
+    assert study().run().status == "finished"
+    history = Ledger(run_dir / "ledger").simulations
+    assert "--step-limit" in history[0].quarantine and history[0].attempts == 1
+    assert [one.number for one in history.values() if one.quarantine is not None] == [0]
+    assert (run_dir / "logs" / "job-1-0002.log").exists(), "the job that hung was replaced"
+    assert audit(run_dir).ok and held_out() == ["sim-000005.h5"]
+    in_the_way.rmdir()
+    assert study().run(resume=True).status == "finished"
+    assert audit(run_dir).ok and held_out() == ["sim-000004.h5", "sim-000005.h5"]
+    attempts = {number: one.attempts for number, one in Ledger(run_dir / "ledger").simulations.items()}
+    assert attempts == {**dict.fromkeys(range(6), 1), 4: 2}
 
 
 @pytest.mark.ray
