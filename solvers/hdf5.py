@@ -163,21 +163,22 @@ class HDF5Sink(Sink):
         self._file.close()
         self._file = None
         self._disk.sync()
+        # The files for viewers first, so that nothing stands under its name where the disk has no room for them.
+        case = self._case
+        points = [case.grid.points(axis, periodic=case.periodic[axis]) for axis in range(case.grid.ndim)]
+        viewers = [companion_of(self.path, suffix) for suffix in (".xdmf", ".vtkhdf")]
+        parts = [file.with_name(f"{file.name}.{os.getpid()}.part") for file in viewers]
+        try:
+            parts[0].write_text(xdmf(case, times, self.path.name), encoding="utf-8")
+            write_vtkhdf(parts[1], self.path.name, fields=case.fields, points=points, times=times)
+            for part, file in zip(parts, viewers, strict=True):
+                os.replace(part, file)
+        finally:
+            for part in parts:
+                part.unlink(missing_ok=True)
         os.replace(self._part, self.path)
         self._disk.close()  # and not before: without its lock another process could take the name
         self._disk = None
-        companion = companion_of(self.path, ".xdmf")
-        part = companion.with_name(f"{companion.name}.{os.getpid()}.part")
-        try:
-            part.write_text(xdmf(self._case, times, self.path.name), encoding="utf-8")
-            os.replace(part, companion)
-        finally:
-            part.unlink(missing_ok=True)
-        case = self._case
-        points = [case.grid.points(axis, periodic=case.periodic[axis]) for axis in range(case.grid.ndim)]
-        write_vtkhdf(
-            companion_of(self.path, ".vtkhdf"), self.path.name, fields=case.fields, points=points, times=times
-        )  # fmt: skip
 
     def _discard(self) -> None:
         if self._file is not None:

@@ -6,6 +6,7 @@ our axis 0 is x; a direction matrix turns its i, j, k into our axes, so that x i
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,23 +41,25 @@ def write_vtkhdf(
         extent[2 * theirs + 1] = len(points[ours]) - 1
     spacing = [float(points[ours][1] - points[ours][0]) for ours in order]
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    content = io.BytesIO()  # HDF5 cannot close a file on a full disk
+    with h5py.File(content, "w") as file:
+        root = file.create_group("VTKHDF")
+        root.attrs["Version"] = np.array([2, 0])
+        root.attrs.create("Type", np.bytes_("ImageData"), dtype=h5py.string_dtype("ascii", len("ImageData")))
+        root.attrs["WholeExtent"] = np.array(extent)
+        root.attrs["Origin"] = np.array([float(line[0]) for line in points] + [0.0] * (3 - ndim))
+        root.attrs["Spacing"] = np.array(spacing + [1.0] * (3 - ndim))
+        root.attrs["Direction"] = direction.ravel()
+        data = root.create_group("PointData")
+        steps = root.create_group("Steps")
+        steps.attrs["NSteps"] = len(times)
+        steps["Values"] = np.asarray(times, dtype=float)
+        offsets = steps.create_group("PointDataOffsets")
+        for name in fields:
+            data[name] = h5py.ExternalLink(trajectory, f"/fields/{name}")
+            offsets[name] = np.arange(len(times))
     try:
-        with h5py.File(part, "w") as file:
-            root = file.create_group("VTKHDF")
-            root.attrs["Version"] = np.array([2, 0])
-            root.attrs.create("Type", np.bytes_("ImageData"), dtype=h5py.string_dtype("ascii", len("ImageData")))
-            root.attrs["WholeExtent"] = np.array(extent)
-            root.attrs["Origin"] = np.array([float(line[0]) for line in points] + [0.0] * (3 - ndim))
-            root.attrs["Spacing"] = np.array(spacing + [1.0] * (3 - ndim))
-            root.attrs["Direction"] = direction.ravel()
-            data = root.create_group("PointData")
-            steps = root.create_group("Steps")
-            steps.attrs["NSteps"] = len(times)
-            steps["Values"] = np.asarray(times, dtype=float)
-            offsets = steps.create_group("PointDataOffsets")
-            for name in fields:
-                data[name] = h5py.ExternalLink(trajectory, f"/fields/{name}")
-                offsets[name] = np.arange(len(times))
+        part.write_bytes(content.getvalue())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -1,8 +1,10 @@
 """Files hold what the solver gave, on any number of ranks, and failures leave nothing half-written."""
 
+import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import h5py
@@ -87,11 +89,11 @@ def test_companions_of_files_with_other_endings_have_names_of_their_own(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir())[:6] == names
 
 
-def test_a_companion_that_cannot_be_written_leaves_nothing_beside_the_file(tmp_path):
+def test_a_companion_that_cannot_be_written_leaves_nothing(tmp_path):
     (tmp_path / "one.xdmf").mkdir()
     with pytest.raises(OSError, match="Cannot write"):
         write(tmp_path / "one.h5")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.h5", "one.xdmf"]
+    assert [path.name for path in tmp_path.iterdir()] == ["one.xdmf"]
 
 
 def test_a_failed_simulation_leaves_no_file_and_an_older_one_in_place(tmp_path):
@@ -120,6 +122,26 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path):
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert f"Cannot write {tmp_path}/one.h5: File too large; " in done.stdout and "was removed" in done.stdout
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("full", [".xdmf", ".vtkhdf"])
+def test_a_disk_that_is_full_for_the_viewers_files_leaves_nothing_new(full, tmp_path, monkeypatch):
+    path = write(tmp_path / "one.h5")
+    before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+    plain = Path.open
+
+    def opened(file, *arguments, **options):
+        if full in file.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return plain(file, *arguments, **options)
+
+    other = make_case(duration=0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", opened)
+        for target in (path, tmp_path / "two.h5"):
+            with pytest.raises(OSError, match=f"Cannot write {target}: No space left.*was removed"):
+                write(target, other)
+    assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
 
 
 def test_a_killed_solver_leaves_no_file_that_looks_complete(tmp_path):
