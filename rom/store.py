@@ -118,10 +118,17 @@ class StoreWriter:
         data.attrs.update(rows=rows, crc32=zlib.crc32(values.tobytes()), **attributes)
 
     def close(self) -> None:
-        """Give the files their names, then write STEM.json. Collective."""
+        """Give the files their names, then write STEM.json. Collective.
+
+        A store that was there before stays whole until every rank has come here, and is none any more from then on.
+        """
         self._file.close()
         with open(self._part, "rb") as handle:
             os.fsync(handle.fileno())
+        self.comm.sum(1.0)
+        if self.comm.rank == 0:  # its index would be taken for that of files of two runs
+            self.stem.with_name(self.stem.name + ".json").unlink(missing_ok=True)
+        self.comm.sum(1.0)
         os.replace(self._part, self.stem.with_name(self.name))
         self.comm.sum(1.0)  # the index is written when every file has its name
         if self.comm.rank == 0:

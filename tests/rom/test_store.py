@@ -156,6 +156,36 @@ def test_bad_stores_say_what_is_wrong(tmp_path):
             store.put("x", np.zeros(12), rows="dofs")
 
 
+def test_a_rank_that_fails_at_the_end_leaves_the_older_store_as_it_was(tmp_path):
+    mesh = mixed()
+    run_threads(2, lambda comm: write(tmp_path / "s", mesh, comm))
+
+    def write_again(comm):
+        sub = distribute(mesh, comm)
+        with StoreWriter(tmp_path / "s", sub) as store:
+            store.append(0.0, np.zeros((len(sub.nodes), 3)))
+            if comm.rank == 1:
+                raise KeyError("the solver died")
+
+    with pytest.raises(KeyError):
+        run_threads(2, write_again)
+    run_threads(2, lambda comm: check(tmp_path / "s", mesh, comm))
+
+
+def test_a_store_whose_files_are_of_two_runs_is_none(tmp_path, monkeypatch):
+    mesh = mixed()
+    write(tmp_path / "s", mesh)
+
+    def ended(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StoreWriter, "_index", ended)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "s", mesh)
+    with pytest.raises(StoreError, match="There is no store"):
+        Store(tmp_path / "s")
+
+
 @pytest.mark.mpi
 def test_written_on_four_real_ranks_and_read_on_two(tmp_path):
     mesh = mixed()
