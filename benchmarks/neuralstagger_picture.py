@@ -1,6 +1,6 @@
 """Pictures of docs/neuralstagger.md: error against time on one GPU and roll-outs, the flow past a block.
 
-    python benchmarks/neuralstagger_picture.py [--quick] [--block FOLDER]
+    python benchmarks/neuralstagger_picture.py [--quick] [--block FOLDER [--seed S]]
 
 Writes docs/pictures/neuralstagger.png from the lines of neuralstagger.py; with --quick nothing but what it would draw.
 With --block it rolls out the network of P5 whose weights are in a folder: docs/pictures/neuralstagger_block.png.
@@ -169,7 +169,7 @@ def draw(path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def draw_block(path: Path, folder: Path, frames: int = 500) -> None:
+def draw_block(path: Path, folder: Path, seed: int, frames: int = 500) -> None:
     """Draw the vorticity behind the block after so many frames, and the flow across there over time."""
     import matplotlib
     import torch
@@ -180,7 +180,7 @@ def draw_block(path: Path, folder: Path, frames: int = 500) -> None:
     from staggered.training import ROWS, Budget, Run
 
     row = next(row for row in ROWS if row.name == "P5 (1,1,1), projected")
-    run, across = Run(row, Budget(0.0, state=folder, resume=True), "cpu"), []
+    run, across = Run(row, Budget(0.0, seed=seed, state=folder, resume=True), "cpu"), []
     channel, network = run.problem, run.network.eval()
     window = channel.start_windows("", 1, 1, "cpu", 1_000_000, torch.ones(1))
     with torch.no_grad():
@@ -197,7 +197,7 @@ def draw_block(path: Path, folder: Path, frames: int = 500) -> None:
     times = [channel.solved * k / (len(solved) - 1) for k in range(len(solved))]
     seen = [(t, a) for t, a in zip(times, solved, strict=True) if t <= frames * channel.frame]
     lower.plot(*zip(*seen, strict=True), label="our solver")
-    words = f"network, {run.steps:,} steps of training"
+    words = f"network, seed {seed}, {run.steps:,} steps of training"
     lower.plot([channel.frame * (k + 1) for k in range(frames)], across, label=words)
     lower.set(xlabel="t", ylabel="flow across behind the block")
     lower.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
@@ -209,9 +209,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="list what there is to draw")
     parser.add_argument("--block", type=Path, metavar="FOLDER", help="of weights, results/neuralstagger-states")
+    parser.add_argument("--seed", type=int, default=0, help="of these weights")
     options, pictures = parser.parse_args(), HERE.parent / "docs" / "pictures"
     if options.block:
-        draw_block(pictures / "neuralstagger_block.png", options.block)
+        draw_block(pictures / "neuralstagger_block.png", options.block, options.seed)
     elif options.quick:
         told = {problem: sorted(networks(read(), problem, "")) for problem in PROBLEMS}
         print(json.dumps(told | {"roll-outs": sorted(transients(read()))}))
