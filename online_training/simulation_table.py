@@ -278,10 +278,10 @@ class SimulationTable(StepCredits):
         if run is None:
             return False
         self._ledger.append({"e": "lost", "s": run.number, "a": run.attempt, "reason": reason})
-        self.counts["lost"] += 1
         run.job = None
         if run.status != RUNNING:
             return False
+        self.counts["lost"] += 1
         run.failures += 1
         if run.failures >= max(1, self._limits.max_failures):
             self.quarantine(run, run.received, f"{run.failures} attempts failed; the last one: {reason}")

@@ -220,6 +220,7 @@ def test_what_is_given_up_is_not_run_again_and_what_has_moved_on_is_left_alone(p
             assert intake.job_ended("1-0001", 1) == [], "it is not run again"
         status = intake.status()
         assert [one["reason"] for one in status["quarantined"]] == ["none for 60 s"] and status["queued"] == 1
+        assert status["lost"] == 0, "what is given up does not count as lost and run again"
         assert ("none for 60 s" in status["fatal"]) == (policy == "stop") and not status["running_in"]
 
 
