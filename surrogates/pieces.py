@@ -18,10 +18,10 @@ POINTS = 2048
 
 
 def usable(x: torch.Tensor) -> bool:
-    """Whether `projection` is worth it and can be: in training on a CPU, nothing traced or mapped, several pieces."""
+    """Whether `projection` is worth it and can be: in training on a CPU, nothing traced or transformed, several pieces."""
     return (
         x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu") and not torch._C._functorch.is_batchedtensor(x)
+        and not torch.is_autocast_enabled("cpu") and not torch._C._are_functorch_transforms_active()
         and x.is_floating_point() and x[0].numel() > POINTS
     )  # fmt: skip
 
