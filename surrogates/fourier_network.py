@@ -13,7 +13,15 @@ from torch.nn.functional import gelu
 
 from . import fused_fourier, pieces
 from .film import Film
-from .spectral import DenseWeight, SpectralConv, after_map, check_modes
+from .spectral import (
+    DenseWeight,
+    SpectralConv,
+    after_map,
+    check_modes,
+    forward_matrix,
+    inverse_matrix,
+    row_spectra,
+)
 
 NORMS = ("none", "instance", "layer")
 PROJECTION = 128
@@ -60,10 +68,30 @@ class FourierNetwork(torch.nn.Module):
             x, lifting = self.lifting(x), None
         if all(layer.fusable(x) and not layer.channel_mlp for layer in self.layers):
             return self._project(fused_layers(self.layers, x, active=False, lifting=lifting)).transpose(0, 1)
+        if x.ndim > 3 and pieces.usable(x) and all(layer.plain for layer in self.layers):
+            return self._project(self._in_pieces(x, lifting)).transpose(0, 1)
         for number, layer in enumerate(self.layers, start=1):
             x = layer(x, condition, active=number < len(self.layers), lifting=lifting)
             lifting = None
         return self._project(x).transpose(0, 1)
+
+    def _in_pieces(self, x: torch.Tensor, lifting: Pointwise | None) -> torch.Tensor:
+        """Return x, lifted if asked for, after all layers, each of which gives the next one its row spectra."""
+        matrices, skips = None, [layer.skip.weight for layer in self.layers]
+        first = self.layers[0].spectral
+        if lifting is not None:
+            x, matrices, skips[0] = after_map(x, lifting.weight, lifting.bias, first.weight.matrices, skips[0])
+        check_modes(first.modes, x.shape[2:])
+        last = (x.shape[-1], first.modes[-1], first.periods[-1], x.dtype, x.device)
+        forward, inverse = forward_matrix(*last), inverse_matrix(*last)
+        rows = row_spectra(x, forward)
+        for number, (layer, skip) in enumerate(zip(self.layers, skips, strict=True), start=1):
+            rows = layer.spectral.between_rows(rows, matrices)
+            active, matrices = number < len(self.layers), None
+            x, rows = pieces.blend(
+                x, rows, skip, layer.skip.bias, forward if active else None, inverse, active=active
+            )
+        return x
 
     def _taken_in(self, x: torch.Tensor) -> bool:
         """Whether the lifting is taken into the first layer: it is linear, of fewer channels, and its states unused."""
@@ -127,6 +155,11 @@ class FourierLayer(torch.nn.Module):
         y = self.norm(self.spectral(x, matrices)) + pointwise(x, skip, self.skip.bias)
         y = self.film(y, condition)
         return gelu(y) if active else y
+
+    @property
+    def plain(self) -> bool:
+        """Whether the layer is the published one: gelu(spectral(x) + W x + b) and nothing else."""
+        return isinstance(self.norm, torch.nn.Identity) and self.film.linear is None and self.channel_mlp is None
 
     def fusable(self, x: torch.Tensor) -> bool:
         """Whether `fused_layers` takes this layer and these states."""

@@ -57,41 +57,48 @@ class SpectralConv(torch.nn.Module):
         """
         grid = tuple(x.shape[2:])
         check_modes(self.modes, grid)
-        spectrum = self._analyse(x, grid)
-        mixed = self.weight(spectrum) if matrices is None else _mix(spectrum, matrices)
-        return self._synthesise(mixed, grid)
+        last = (grid[-1], self.modes[-1], self.periods[-1])
+        forward = forward_matrix(*last, x.dtype, x.device)
+        if len(grid) == 1:
+            mixed = self._mixed((x @ forward).unflatten(-1, (self.modes[-1], 2)), matrices)
+            return mixed.flatten(-2) @ inverse_matrix(*last, mixed.dtype, mixed.device)
+        rows = self.between_rows(row_spectra(x, forward), matrices)
+        planes, inverse = rows.flatten(0, -3), inverse_matrix(*last, rows.dtype, rows.device)
+        y = torch.bmm(planes.mT, inverse.expand(planes.shape[0], -1, -1))
+        return y.reshape(*rows.shape[:2], *grid)
 
-    def _analyse(self, x: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
-        """Truncated forward transform: (c, b, *grid) -> (c, b, k, .., k, r)."""
-        *others, (n, m, period) = zip(grid, self.modes, self.periods, strict=True)
-        matrix = forward_matrix(n, m, period, x.dtype, x.device)
-        if not others:
-            return (x @ matrix).unflatten(-1, (m, 2))
-        planes = x.flatten(0, -3)
-        y = torch.bmm(matrix.T.expand(planes.shape[0], -1, -1), planes.mT)  # not by @, which would copy the result
-        y = y.reshape(*x.shape[:-2], m, 2, x.shape[-2])  # (c, b, .., k, r, n)
-        for axis, (n, m, period) in reversed(list(enumerate(others, start=2))):
-            y = _along(y, analysis_matrix(n, m, period, x.dtype, x.device))
+    def between_rows(self, rows: torch.Tensor, matrices: torch.Tensor | None) -> torch.Tensor:
+        """Return the row spectra of the filtered channels: (inputs, b, .., k r, n) -> (outputs, b, .., k r, n).
+
+        In two dimensions or more; n is the last axis but one of the grid, and the spectra are those of the last one.
+        """
+        return self._synthesise(self._mixed(self._analyse(rows), matrices), (*rows.shape[2:-2], rows.shape[-1]))
+
+    def _mixed(self, spectrum: torch.Tensor, matrices: torch.Tensor | None) -> torch.Tensor:
+        """Multiply each mode's channels by the matrix of its own, or by that in its place."""
+        return self.weight(spectrum) if matrices is None else _mix(spectrum, matrices)
+
+    def _analyse(self, rows: torch.Tensor) -> torch.Tensor:
+        """Truncated forward transform of all axes but the last: (c, b, .., k r, n) -> (c, b, k, .., k, r)."""
+        y = rows.unflatten(-2, (self.modes[-1], 2))  # (c, b, .., k, r, n)
+        for axis in reversed(range(2, y.ndim - 2)):
+            sizes = (y.shape[-1], self.modes[axis - 2], self.periods[axis - 2])
+            y = _along(y, analysis_matrix(*sizes, y.dtype, y.device))
             if axis > 2:
                 y = y.mT.movedim(axis - 1, -1)  # the next axis in the last place: (.., k, r, n)
         last = y.ndim - 1
         return y.permute(0, 1, last, *range(last - 2, 1, -1), last - 1)
 
     def _synthesise(self, spectrum: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
-        """Inverse transform onto the grid: (c, b, k, .., k, r) -> (c, b, *grid)."""
-        *others, (n, m, period) = zip(grid, self.modes, self.periods, strict=True)
-        matrix = inverse_matrix(n, m, period, spectrum.dtype, spectrum.device)
-        if not others:
-            return spectrum.flatten(-2) @ matrix
+        """Inverse transform onto all axes but the last: (c, b, k, .., k, r) -> (c, b, .., k r, n)."""
         pair = spectrum.ndim - 1
         y = spectrum.permute(0, 1, *range(pair - 1, 2, -1), pair, 2)  # (c, b, k, .., r, k)
-        for axis, (points, modes, length) in enumerate(others, start=2):
-            y = _along(y, synthesis_matrix(points, modes, length, y.dtype, y.device))
-            if axis < len(grid):
+        for axis, points in enumerate(grid, start=2):
+            sizes = (points, self.modes[axis - 2], self.periods[axis - 2])
+            y = _along(y, synthesis_matrix(*sizes, y.dtype, y.device))
+            if axis <= len(grid):
                 y = y.movedim(-1, axis).mT  # the next axis in the last place: (.., n, .., r, k)
-        planes = y.flatten(-3, -2).flatten(0, -3)
-        y = torch.bmm(planes.mT, matrix.expand(planes.shape[0], -1, -1))
-        return y.reshape(*spectrum.shape[:2], *grid)
+        return y.flatten(-3, -2)
 
 
 class DenseWeight(torch.nn.Module):
@@ -139,6 +146,13 @@ class FactorisedWeight(torch.nn.Module):
             real, imaginary = real * a - imaginary * b, real * b + imaginary * a
         y = torch.stack((real, imaginary), dim=-1)
         return (self.decode @ y.flatten(1)).unflatten(1, y.shape[1:])
+
+
+def row_spectra(x: torch.Tensor, forward: torch.Tensor) -> torch.Tensor:
+    """Return the spectra of the last axis, by `forward_matrix` (w, k r): (.., h, w) -> (.., k r, h)."""
+    planes = x.flatten(0, -3)
+    rows = torch.bmm(forward.T.expand(planes.shape[0], -1, -1), planes.mT)  # not by @, which would copy the result
+    return rows.reshape(*x.shape[:-2], forward.shape[1], x.shape[-2])
 
 
 def _along(y: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:

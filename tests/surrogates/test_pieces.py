@@ -1,10 +1,12 @@
-"""The last pointwise network in pieces equals the plain one, with its gradient."""
+"""Layers and the last pointwise network in pieces equal the plain ones, with their gradients."""
 
+import pytest
 import torch
 from torch.nn.functional import gelu
 
 from headrace.surrogates import pieces
 from headrace.surrogates.fourier_network import FourierNetwork, Pointwise
+from headrace.surrogates.spectral import forward_matrix, inverse_matrix, row_spectra
 
 
 def test_values_and_gradients_equal_the_plain_form(monkeypatch):
@@ -20,6 +22,52 @@ def test_values_and_gradients_equal_the_plain_form(monkeypatch):
     assert torch.allclose(found, expected, rtol=1e-13)
     pairs = zip(torch.autograd.grad(found, inputs, slope), torch.autograd.grad(expected, inputs, slope), strict=True)
     assert all(torch.allclose(a, b, rtol=1e-12) for a, b in pairs)
+
+
+@pytest.mark.parametrize("inputs", [1, 5])
+@pytest.mark.parametrize(("grid", "modes"), [((6, 8), (2, 4)), ((7, 11), (3, 2)), ((5, 6, 7), (2, 3, 2))])
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_network_in_pieces_is_the_plain_one(monkeypatch, inputs, grid, modes, rank):
+    monkeypatch.setattr(pieces, "NUMBERS", 4 * 2 * grid[-1])  # two rows; seven of an odd grid leave one over
+    torch.manual_seed(0)
+    network = FourierNetwork(inputs, 2, 4, modes=modes, periods=(1.0, 1.25, 1.0)[: len(grid)], layers=3, rank=rank)
+    network.double()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(3, inputs, *grid, dtype=torch.float64, requires_grad=True)
+    slope = torch.randn(3, 2, *grid, dtype=torch.float64)
+    asked = [x, *network.parameters()]
+
+    def found(usable):
+        monkeypatch.setattr(pieces, "usable", lambda x: usable)
+        y = network(x)
+        return y.detach(), *torch.autograd.grad(y, asked, slope)
+
+    for in_pieces, plain in zip(found(True), found(False), strict=True):
+        assert (in_pieces - plain).norm() <= 1e-13 * plain.norm()
+
+
+def test_gradients_of_a_piecewise_layer_are_those_of_its_differences(monkeypatch):
+    monkeypatch.setattr(pieces, "NUMBERS", 20)
+    torch.manual_seed(0)
+    last = (5, 2, 1.0, torch.float64, torch.device("cpu"))  # points, modes, period
+    forward, inverse = forward_matrix(*last), inverse_matrix(*last)
+    shapes = ((3, 2, 4, 5), (2, 2, 4, 4), (2, 3), (2,))  # states, row spectra, skip, bias
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    for active in (False, True):
+        assert torch.autograd.gradcheck(lambda *i, a=active: pieces.blend(*i, forward, inverse, active=a), inputs)
+        assert torch.autograd.gradcheck(lambda *i, a=active: pieces.blend(*i, None, inverse, active=a)[0], inputs)
+    y, spectra = pieces.blend(*inputs, forward, inverse, active=True)
+    assert torch.allclose(spectra, row_spectra(y, forward), rtol=1e-13)
+
+
+def test_a_batch_of_none_goes_through_in_pieces(monkeypatch):
+    monkeypatch.setattr(pieces, "usable", lambda x: True)
+    network = FourierNetwork(1, 2, 4, modes=(2, 2), periods=(1.0, 1.0), layers=2)
+    y = network(torch.zeros(0, 1, 6, 7))
+    y.sum().backward()
+    assert y.shape == (0, 2, 6, 7)
+    assert not any(parameter.grad.any() for parameter in network.parameters())
 
 
 def test_a_network_takes_them_in_training_only(monkeypatch):
