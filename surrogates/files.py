@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import safetensors
 import safetensors.torch
 
 from .convnet import ConvNet
@@ -91,11 +92,18 @@ def load_surrogate(
     folder = _model_folder(Path(path))
     config = _read_config(folder / CONFIG)
     weights = _read_weights(folder / WEIGHTS, config["weights"])
-    surrogate = _class_of(folder, config, classes, modules)(**config["architecture"])
-    surrogate.setup(Problem.from_dict(config["problem"]))
+    cls = _class_of(folder, config, classes, modules)
+    try:
+        surrogate = cls(**config["architecture"])
+        surrogate.setup(Problem.from_dict(config["problem"]))
+    except (KeyError, TypeError) as unknown:
+        raise ValueError(
+            f"{folder / CONFIG} describes a surrogate of class {config['class']} that cannot be made: {unknown}. "
+            "If a newer headrace wrote it, update headrace."
+        ) from unknown
     try:
         surrogate.load_state_dict(safetensors.torch.load(weights))
-    except RuntimeError as mismatch:
+    except (RuntimeError, safetensors.SafetensorError) as mismatch:
         raise ValueError(f"{folder / WEIGHTS} does not fit the class {config['class']}: {mismatch}") from mismatch
     return surrogate.eval()
 
@@ -147,7 +155,7 @@ def _model_folder(path: Path) -> Path:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_bytes())
-    except ValueError as damage:  # also what bytes that are not UTF-8 raise
+    except (ValueError, RecursionError) as damage:  # the first also of bytes that are not UTF-8
         raise ValueError(f"{path} is damaged: not valid JSON ({damage}).") from damage
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f"{path} does not describe a {FORMAT}.")
@@ -159,6 +167,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     content = {name: value for name, value in config.items() if name != "sha256"}
     if config.get("sha256") != _digest(content):
         raise ValueError(f"{path} is damaged or was edited: its checksum does not match.")
+    missing = [name for name in ("class", "architecture", "problem", "weights") if name not in content]
+    if missing:
+        raise ValueError(f"{path} is incomplete: it does not say {', '.join(missing)}.")
     return content
 
 

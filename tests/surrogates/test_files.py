@@ -173,13 +173,42 @@ def edit(folder, **changes):
     """Change config.json as a program would that keeps its checksum right."""
     path = folder / "config.json"
     content = {**json.loads(path.read_text()), **changes}
-    content.pop("sha256")
+    content.pop("sha256", None)
     path.write_text(json.dumps({**content, "sha256": _digest(content)}))
 
 
 def test_a_newer_format_asks_for_an_update(folder):
     edit(folder, version=2)
     with pytest.raises(ValueError, match=r"format version 2; .* up to 1\. Update headrace"):
+        load_surrogate(folder)
+
+
+def test_what_only_a_newer_version_knows_is_named(folder):
+    edit(folder, architecture={"hidden": [8, 16], "activation": "tanh", "gated": True})
+    with pytest.raises(ValueError, match=r"config\.json describes .* class MLP .*'gated'.*update headrace"):
+        load_surrogate(folder)
+    edit(folder, architecture={}, problem={"case": "waves"})
+    with pytest.raises(ValueError, match=r"config\.json describes .* class MLP .*'fields'.*update headrace"):
+        load_surrogate(folder)
+
+
+def test_a_config_without_its_parts_is_named(folder):
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({name: content[name] for name in ("format", "version", "problem")}))
+    edit(folder)
+    with pytest.raises(ValueError, match=r"config\.json is incomplete: it does not say class, architecture, weights"):
+        load_surrogate(folder)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"config\.json is damaged: not valid JSON"):
+        load_surrogate(folder)
+
+
+@pytest.mark.parametrize("weights", [b"", (2**62).to_bytes(8, "little"), (8).to_bytes(8, "little") + b"\xff" * 8])
+def test_weights_that_are_no_safetensors_are_named(folder, weights):
+    (folder / "model.safetensors").write_bytes(weights)
+    edit(folder, weights={"bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()})
+    with pytest.raises(ValueError, match=r"model\.safetensors does not fit the class MLP"):
         load_surrogate(folder)
 
 
