@@ -29,6 +29,8 @@ class Graph:
                 f"Graph positions {tuple(positions.shape)} and edges {tuple(edges.shape)} must have the shapes "
                 "(points, dimension) and (2, edges)."
             )
+        if len(positions) == 0 or not positions.isfinite().all():
+            raise ValueError("Graph positions must be those of one point or more, and finite.")
         if edges.numel() and not (0 <= int(edges.min()) and int(edges.max()) < len(positions)):
             raise ValueError(
                 f"Graph edges name points {int(edges.min())} to {int(edges.max())}; there are {len(positions)}, "

@@ -79,20 +79,10 @@ class MessagePassing(Autoregressive):
         ValueError : the graph has not as many points as a state, or the neighbours reach around the whole box.
         """
         if self._graph is None:
-            reach = int(self.radius)
-            if min(problem.shape) <= 2 * reach:
-                raise ValueError(
-                    f"MessagePassing radius {self.radius:g} needs more than {2 * reach} points per axis; "
-                    f"case {problem.case} has the grid {problem.shape}."
-                )
             neighbours: torch.nn.Module = Band(problem.periodic, problem.extent, self.radius)
         else:
-            if problem.shape != (len(self._graph.positions),):
-                raise ValueError(
-                    f"The graph has {len(self._graph.positions)} points; states of case {problem.case} have the shape "
-                    f"{problem.shape} and must be one axis of as many points."
-                )
             neighbours = Edges(self._graph)
+        neighbours.check(problem.shape)
         network = MessageNetwork(channels, self, neighbours, fields=len(problem.fields))
         if self.stepping.target != "direct":
             # Training starts from persistence, the natural guess for a small step.
@@ -130,6 +120,7 @@ class MessageNetwork(torch.nn.Module):
         """Return the output channels; condition (b, conditions)."""
         x = x.movedim(1, -1)  # (b, *grid, inputs)
         grid = x.shape[1:-1]
+        self.neighbours.check(grid)
         u, known = x[..., : self.states], [x]
         if condition is None:
             condition = x.new_zeros(x.shape[0], 0)
@@ -208,6 +199,14 @@ class Band(torch.nn.Module):
         self.register_buffer("_separations", -torch.tensor(self.offsets) * aspect, persistent=False)
         self.position_features = 0
 
+    def check(self, grid: Sequence[int]) -> None:
+        """Raise ValueError where neighbours reach around the whole box."""
+        if min(grid) <= 2 * self.reach:
+            raise ValueError(
+                f"Messages from neighbours up to {self.reach} grid steps away need more than {2 * self.reach} points "
+                f"per axis; the grid is {tuple(grid)}. Give a smaller radius or a finer grid."
+            )
+
     def positions(self) -> list[torch.Tensor]:
         """Return none: on a grid the position is among the input channels."""
         return []
@@ -262,10 +261,19 @@ class Edges(torch.nn.Module):
         self.register_buffer("points", graph.positions.clone())
         self.register_buffer("edges", graph.edges.clone())
 
+    def check(self, grid: Sequence[int]) -> None:
+        """Raise ValueError where a state is not one axis of the graph's points."""
+        if tuple(grid) != (len(self.points),):
+            raise ValueError(
+                f"The graph has {len(self.points)} points; the states have the shape {tuple(grid)} and must be one "
+                "axis of as many points."
+            )
+
     def positions(self) -> list[torch.Tensor]:
         """Return the positions in [0, 1], (1, points, dimension)."""
         low, high = self.points.amin(0), self.points.amax(0)
-        return [((self.points - low) / (high - low).max())[None]]
+        length = (high - low).max().clamp(min=torch.finfo(low.dtype).tiny)  # points may all lie in one place
+        return [((self.points - low) / length)[None]]
 
     def forward(self, a: torch.Tensor, b: torch.Tensor, distance: Any, message: Any) -> torch.Tensor:
         """Return the mean over its senders j of message(a_i + b_j + distance(x_i - x_j)), (b, points, features)."""

@@ -155,3 +155,27 @@ def test_what_does_not_fit_is_named(arguments, words):
 def test_edges_to_points_that_are_not_there_are_named():
     with pytest.raises(ValueError, match="name points 0 to 4; there are 4"):
         Graph(positions=torch.zeros(4, 2), edges=torch.tensor([[0], [4]]))
+
+
+@pytest.mark.parametrize("positions", [torch.zeros(0, 2), torch.tensor([[0.0, float("nan")], [1.0, 1.0]])])
+def test_positions_that_are_none_are_named(positions):
+    with pytest.raises(ValueError, match="one point or more, and finite"):
+        Graph(positions=positions, edges=torch.zeros(2, 0))
+
+
+@pytest.mark.parametrize("points", [1, 3])
+def test_points_in_one_place_and_alone_have_finite_states(points):
+    graph = Graph(positions=torch.ones(points, 2), edges=torch.zeros(2, 0))
+    surrogate = made((points,), periodic=(False,), graph=graph)
+    x, parameters, times = 5 + noise(2, 1, 2, points), torch.ones(2, 2), torch.tensor([0.1, 0.2])
+    assert surrogate.predict(x, parameters, times).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("graph", "points", "words"),
+    [(None, 5, "up to 3 grid steps away need more than 6 points"), (triangles(), 5, r"has 4 points.*\(5,\)")],
+)
+def test_states_on_other_points_than_messages_can_reach_are_refused(graph, points, words):
+    surrogate = made((4,) if graph else (12,), periodic=(False,), graph=graph)
+    with pytest.raises(ValueError, match=words):
+        surrogate.predict(noise(1, 1, 2, points), torch.ones(1, 2), torch.tensor([0.1]))
