@@ -41,6 +41,8 @@ class LinearStep(torch.nn.Module):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Return the states one step later."""
         grid, axes = states.shape[2:], tuple(range(2, states.ndim))
+        if states.shape[0] == 0:  # of which there is no transform
+            return states.clone()
         spectrum = torch.fft.rfftn(states, dim=axes, norm="forward")
         if tuple(grid) != tuple(self.shape):
             spectrum = resized(spectrum, (*self.shape[:-1], self.shape[-1] // 2 + 1))

@@ -50,6 +50,10 @@ def test_a_field_that_is_zero_everywhere_stays_so_and_disturbs_no_other(shape):
     assert torch.allclose(step(before), 0.5 * before, atol=1e-5)
 
 
+def test_a_batch_of_none_takes_its_step():
+    assert LinearStep(wave_problem((6, 4)))(torch.zeros(0, 2, 6, 4)).shape == (0, 2, 6, 4)
+
+
 def test_what_is_left_counts_every_pair_once():
     problem = wave_problem((8,))
     step, before, after = LinearStep(problem), random_states(problem, 257), random_states(problem, 257, seed=1)

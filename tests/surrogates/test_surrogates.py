@@ -322,6 +322,7 @@ def test_fno_names_requests_that_it_cannot_answer():
         ((initial[..., :3], parameters, torch.tensor([0.1])), r"Modes"),
         ((initial, parameters[:1], torch.tensor([0.1])), "2 simulations, parameters 1"),
         ((initial, parameters, torch.tensor([0.1, 0.3])), "0.1 and 0.3 are not consecutive"),
+        ((initial, parameters, torch.tensor([0.1, math.nan])), "0.1 and nan are not consecutive"),
         ((initial, parameters, torch.tensor(0.1)), "at least one time"),
         ((initial, parameters[0], torch.tensor([0.1])), "amplitude, decay"),
     ):
