@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -36,13 +37,13 @@ class FNO(Autoregressive):
         super().__init__(stepping, modes=modes, width=width, layers=layers, padding=float(padding), norm=norm,
                          channel_mlp=float(channel_mlp), rank=rank)  # fmt: skip
         for name, value in {"width": width, "layers": layers, "rank": 1 if rank is None else rank}.items():
-            if value < 1:
-                raise ValueError(f"FNO {name} {value} must be at least 1.")
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"FNO {name} {value!r} must be a whole number, at least 1.")
         if norm not in NORMS:
             raise ValueError(f"FNO norm {norm!r} is not one of {', '.join(NORMS)}.")
         for name, fraction in {"padding": padding, "channel_mlp": channel_mlp}.items():
-            if not fraction >= 0:
-                raise ValueError(f"FNO {name} {fraction} must not be negative.")
+            if not 0 <= fraction < math.inf:
+                raise ValueError(f"FNO {name} {fraction} must be finite and not negative.")
 
     def build(self, channels: Channels, problem: Problem) -> FourierNetwork:
         """Return the network.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -57,8 +58,8 @@ class Stepping:
         if self.linear and self.bundle > 1:
             raise ValueError(f"Stepping target 'linear' gives one state at a time; bundle {self.bundle} must be 1.")
         object.__setattr__(self, "inputs", tuple(self.inputs))
-        if not self.noise >= 0:
-            raise ValueError(f"Stepping noise {self.noise} must not be negative.")
+        if not 0 <= self.noise < math.inf:
+            raise ValueError(f"Stepping noise {self.noise} must be finite and not negative.")
         if self.rates and self.history < 2:
             raise ValueError(f"Stepping rates need a history of 2 or more known states; history is {self.history}.")
 

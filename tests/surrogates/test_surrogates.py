@@ -297,6 +297,7 @@ def test_steppers_see_each_input_that_they_are_given(cls):
     [
         ({"modes": 9}, r"do not fit the grid \(16, 12\)"), ({"modes": (3,)}, "1 axes"),
         ({"padding": -1}, "padding -1"), ({"width": 0}, "width 0"), ({"rank": 0}, "rank 0"),
+        ({"padding": math.inf}, "padding inf must be finite"), ({"rank": 1.5}, "rank 1.5 must be a whole number"),
         ({"norm": "batch"}, "layer"), ({"channel_mlp": -0.5}, "channel_mlp -0.5"), ({"stepping": {"x": 1}}, "no x"),
     ],
 )  # fmt: skip
