@@ -68,7 +68,8 @@ class FourierNetwork(torch.nn.Module):
             x, lifting = self.lifting(x), None
         if all(layer.fusable(x) and not layer.channel_mlp for layer in self.layers):
             return self._project(fused_layers(self.layers, x, active=False, lifting=lifting)).transpose(0, 1)
-        if x.ndim > 3 and pieces.usable(x) and all(layer.plain for layer in self.layers):
+        large = pieces.large(len(self.hidden.weight.T), x.shape[2:])
+        if large and pieces.usable(x) and all(layer.plain for layer in self.layers):
             return self._project(self._in_pieces(x, lifting)).transpose(0, 1)
         for number, layer in enumerate(self.layers, start=1):
             x = layer(x, condition, active=number < len(self.layers), lifting=lifting)

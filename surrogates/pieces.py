@@ -8,7 +8,7 @@ before it; backward they are made again instead of stored: a product more, and n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,11 @@ def usable(x: torch.Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu") and not torch._C._are_functorch_transforms_active()
         and x.is_floating_point() and x[0].numel() > POINTS
     )  # fmt: skip
+
+
+def large(channels: int, grid: Sequence[int]) -> bool:
+    """Whether `blend` is worth it: a plane of the last two axes fills half of a piece. Smaller ones gain nothing."""
+    return len(grid) > 1 and 2 * channels * grid[-2] * grid[-1] >= NUMBERS
 
 
 def projection(

@@ -38,12 +38,17 @@ def test_a_network_in_pieces_is_the_plain_one(monkeypatch, inputs, grid, modes, 
     slope = torch.randn(3, 2, *grid, dtype=torch.float64)
     asked = [x, *network.parameters()]
 
+    taken, blend = [], pieces.blend
+    monkeypatch.setattr(pieces, "blend", lambda *parts, active: taken.append(active) or blend(*parts, active=active))
+
     def found(usable):
         monkeypatch.setattr(pieces, "usable", lambda x: usable)
         y = network(x)
         return y.detach(), *torch.autograd.grad(y, asked, slope)
 
-    for in_pieces, plain in zip(found(True), found(False), strict=True):
+    pairs = list(zip(found(True), found(False), strict=True))
+    assert taken == [True, True, False]
+    for in_pieces, plain in pairs:
         assert (in_pieces - plain).norm() <= 1e-13 * plain.norm()
 
 
@@ -61,7 +66,13 @@ def test_gradients_of_a_piecewise_layer_are_those_of_its_differences(monkeypatch
     assert torch.allclose(spectra, row_spectra(y, forward), rtol=1e-13)
 
 
+def test_layers_of_small_planes_are_left_whole():
+    assert pieces.large(32, (64, 64)) and pieces.large(64, (3, 32, 64))
+    assert not pieces.large(32, (32, 64)) and not pieces.large(10**6, (10**3,))
+
+
 def test_a_batch_of_none_goes_through_in_pieces(monkeypatch):
+    monkeypatch.setattr(pieces, "NUMBERS", 16)
     monkeypatch.setattr(pieces, "usable", lambda x: True)
     network = FourierNetwork(1, 2, 4, modes=(2, 2), periods=(1.0, 1.0), layers=2)
     y = network(torch.zeros(0, 1, 6, 7))
