@@ -151,7 +151,15 @@ class Case:
         return Parameters(accepted)
 
     def resized(self, shape: tuple[int, ...]) -> Case:
-        """Return the same case on a grid with another number of points."""
+        """Return the same case on a grid with another number of points.
+
+        Raises
+        ------
+        ValueError : another number of axes, or too few points.
+        """
+        if len(shape) != self.grid.ndim:
+            given, own = ("x".join(map(str, each)) for each in (shape, self.grid.shape))
+            raise ValueError(f"Shape {given} is not allowed: case {self.name} wants one number per axis, as {own}.")
         return replace(self, grid=self.grid.resized(shape))
 
     def verify(self, comm: MPI.Comm | None = None) -> None:

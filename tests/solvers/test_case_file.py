@@ -87,7 +87,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_a_shape_that_does_not_fit_is_named(file):
-    with pytest.raises(ValueError, match="same number of axes"):
+    with pytest.raises(ValueError, match="Shape 8x8 is not allowed: case decay wants one number per axis, as 8"):
         CaseReference.of(file, "mine", shape=(8, 8)).load()
 
 
