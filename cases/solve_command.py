@@ -167,6 +167,8 @@ def _is_at_rest(file: Path) -> bool:
 
 
 def _require_folder(file: Path, plot: Path | None) -> None:
+    if plot is not None and plot.suffix.lower() not in ("", ".png"):
+        raise ValueError(f"--plot {plot} is not allowed: plots are PNG; write {plot.with_suffix('.png')}.")
     for path in (file,) if plot is None else (file, plot):
         folder = path.absolute().parent
         if not folder.is_dir():

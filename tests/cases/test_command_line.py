@@ -133,6 +133,7 @@ def test_a_setting_out_of_range_is_named_by_its_flag(given, named):
         (["solve", "heat2d", "--shape", "8by8"], ["'8by8'", "32x32"]),
         (["solve", "heat2d", "--output", "/no/such/folder/one.h5"], ["/no/such/folder"]),
         (["solve", "heat2d", "--shape", "32"], ["Shape 32", "one number per axis, as 64x64"]),
+        (["solve", "heat2d", "--plot", "one.pdf"], ["one.pdf", "one.png"]),
         (["solve", "heat2d", "--output", "/dev/null"], ["/dev/null", "a device"]),
         (["train", "heat2d", "--model", "fnoo"], ["'fnoo'", "Did you mean fno?", "mlp"]),
         (["train", "heat2d", "--architecture", "widht=3"], ["'widht'", "hidden"]),
