@@ -166,7 +166,7 @@ def _sections(data: RunData, evaluation: Evaluation | None, folder: Path) -> lis
     source, waits = (
         ("Data set", "The trainer is starved by batches that are not read yet.")
         if data.record.settings.offline
-        else ("Stream", "Solvers are blocked by a full reservoir, the trainer is starved by an empty one.")
+        else ("Stream", "A full reservoir blocks solvers; the trainer waits for windows that still want uses.")
     )
     errors = error_pictures(evaluation) if evaluation else []
     training = [
