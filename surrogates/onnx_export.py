@@ -33,7 +33,7 @@ def export_onnx(surrogate: Surrogate, path: str | Path, *, opset: int = 18) -> N
     ------
     ModuleNotFoundError : onnx or onnxscript is not installed.
     RuntimeError : the surrogate has no weights yet.
-    TypeError : it neither steps nor is an MLP.
+    TypeError : it neither steps nor is an MLP, or its stepping has target "linear".
     """
     problem = require_setup(surrogate)
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
@@ -42,6 +42,8 @@ def export_onnx(surrogate: Surrogate, path: str | Path, *, opset: int = 18) -> N
     was_training = surrogate.training
     if not isinstance(surrogate, Autoregressive | MLP):
         raise TypeError(f"{type(surrogate).__name__} has no form for ONNX: only Autoregressive ones and MLP.")
+    if isinstance(surrogate, Autoregressive) and surrogate.linear_step is not None:
+        raise TypeError("Stepping target 'linear' has no form for ONNX: its step is a Fourier transform. Take 'delta'.")
     call = (_Direct(surrogate) if isinstance(surrogate, MLP) else _Step(surrogate)).eval()
     device, batch = surrogate.normaliser.mean.device, 3  # a batch of 1 would be taken for a constant
     parameters = torch.ones(batch, len(problem.parameters), device=device)

@@ -81,6 +81,13 @@ def test_a_mesh_goes_into_the_file(tmp_path):
     assert runs_as(surrogate, tmp_path / "model.onnx", 3) < 1e-4
 
 
+def test_a_linear_step_is_refused(tmp_path):
+    surrogate = made(FNO, wave_problem(), stepping={"target": "linear"})
+    with pytest.raises(TypeError, match="target 'linear' has no form for ONNX"):
+        export_onnx(surrogate, tmp_path / "model.onnx")
+    assert not any(tmp_path.iterdir())
+
+
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="call setup"):
         export_onnx(MLP(), tmp_path / "model.onnx")
