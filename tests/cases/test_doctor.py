@@ -26,11 +26,11 @@ def test_every_check_gives_a_finding_and_every_trouble_an_advice(tmp_path):
 
 
 def test_files_of_the_current_folder_are_not_taken_for_modules(monkeypatch, tmp_path):
-    for name in ("queue", "mpi4py", "torch"):
+    for name in ("queue", "mpi4py"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('this is no library')")
     monkeypatch.chdir(tmp_path)
-    for check in (doctor.check_mpi, doctor.check_torch):
-        assert check().level == "ok", check()
+    assert "no library" not in doctor.check_mpi().text
+    assert doctor._told_by("json", "import queue; told = [queue.__name__]") == ["queue"]
 
 
 @pytest.mark.parametrize(("levels", "code"), [(["ok", "warn"], 0), (["ok", "fail"], 1)])
