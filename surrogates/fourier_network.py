@@ -70,14 +70,17 @@ class FourierNetwork(torch.nn.Module):
             return self._project(fused_layers(self.layers, x, active=False, lifting=lifting)).transpose(0, 1)
         large = pieces.large(len(self.hidden.weight.T), x.shape[2:])
         if large and pieces.usable(x) and all(layer.plain for layer in self.layers):
-            return self._project(self._in_pieces(x, lifting)).transpose(0, 1)
+            return self._in_pieces(x, lifting)
         for number, layer in enumerate(self.layers, start=1):
             x = layer(x, condition, active=number < len(self.layers), lifting=lifting)
             lifting = None
         return self._project(x).transpose(0, 1)
 
     def _in_pieces(self, x: torch.Tensor, lifting: Pointwise | None) -> torch.Tensor:
-        """Return x, lifted if asked for, after all layers, each of which gives the next one its row spectra."""
+        """Return the output channels, (b, outputs, *grid); each layer gives the next one its row spectra.
+
+        Inside, channels come right before the last two axes, as `pieces.blend` wants them.
+        """
         matrices, skips = None, [layer.skip.weight for layer in self.layers]
         first = self.layers[0].spectral
         if lifting is not None:
@@ -85,14 +88,16 @@ class FourierNetwork(torch.nn.Module):
         check_modes(first.modes, x.shape[2:])
         last = (x.shape[-1], first.modes[-1], first.periods[-1], x.dtype, x.device)
         forward, inverse = forward_matrix(*last), inverse_matrix(*last)
+        x = x.movedim(0, -3)
         rows = row_spectra(x, forward)
         for number, (layer, skip) in enumerate(zip(self.layers, skips, strict=True), start=1):
-            rows = layer.spectral.between_rows(rows, matrices)
+            rows = layer.spectral.between_rows(rows.movedim(-3, 1), matrices, batch_first=True)
             active, matrices = number < len(self.layers), None
             x, rows = pieces.blend(
-                x, rows, skip, layer.skip.bias, forward if active else None, inverse, active=active
+                x, rows.movedim(1, -3), skip, layer.skip.bias, forward if active else None, inverse, active=active
             )
-        return x
+        y = pieces.projection(x.flatten(0, -4).flatten(2), *self._projection)
+        return y.reshape(*x.shape[:-3], y.shape[1], *x.shape[-2:]).movedim(-3, 1)
 
     def _taken_in(self, x: torch.Tensor) -> bool:
         """Whether the lifting is taken into the first layer: it is linear, of fewer channels, and its states unused."""
@@ -104,13 +109,17 @@ class FourierNetwork(torch.nn.Module):
 
     def _project(self, x: torch.Tensor) -> torch.Tensor:
         """Return the output channels, before the batch."""
-        parts = (self.hidden.weight, self.hidden.bias, self.output.weight, self.output.bias)
-        outputs = len(self.output.bias)
+        parts, outputs = self._projection, len(self.output.bias)
         if self.layers[0].fused and fused_fourier.usable(x, ()) and outputs <= fused_fourier.MOST_OUTPUTS:
             return fused_fourier.projection(x, *parts)
         if pieces.usable(x):
-            return pieces.projection(x, *parts)
+            return pieces.projection(x.flatten(1)[None], *parts)[0].unflatten(1, x.shape[1:])
         return self.output(gelu(self.hidden(x)))
+
+    @property
+    def _projection(self) -> tuple[torch.Tensor, ...]:
+        """The weights of the last pointwise network."""
+        return self.hidden.weight, self.hidden.bias, self.output.weight, self.output.bias
 
 
 class FourierLayer(torch.nn.Module):

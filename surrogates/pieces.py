@@ -9,6 +9,7 @@ before it; backward they are made again instead of stored: a product more, and n
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,21 +39,24 @@ def large(channels: int, grid: Sequence[int]) -> bool:
 def projection(
     x: torch.Tensor, first: torch.Tensor, shift: torch.Tensor, second: torch.Tensor, bias: torch.Tensor
 ) -> torch.Tensor:
-    """Return second · gelu(first · x + shift) + bias at every point, (c, ...) -> (o, ...); one derivative."""
-    return _Projection.apply(x.flatten(1), first, shift, second, bias).unflatten(1, x.shape[1:])
+    """Return second · gelu(first · x + shift) + bias at every point, (planes, c, n) -> (planes, o, n); one derivative.
+
+    Channels lie between the planes and the n points of each: a network whose channels come first has one plane.
+    """
+    return _Projection.apply(x, first, shift, second, bias)
 
 
 class _Projection(torch.autograd.Function):
-    """`projection` and its gradient, (c, points)."""
+    """`projection` and its gradient."""
 
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, first: torch.Tensor, shift: torch.Tensor, second: torch.Tensor, bias: torch.Tensor
     ) -> torch.Tensor:
-        out = x.new_empty(len(second), x.shape[1])
-        for piece in _pieces(x.shape[1]):
-            hidden = (first @ x[:, piece]).add_(shift[:, None])
-            out[:, piece] = torch.addmm(bias[:, None], second, gelu(hidden))
+        out = x.new_empty(len(x), len(second), x.shape[2])
+        for plane, piece in _points(x):
+            hidden = torch.addmm(shift[:, None], first, x[plane, :, piece])
+            out[plane, :, piece] = torch.addmm(bias[:, None], second, gelu(hidden))
         ctx.save_for_backward(x, first, shift, second)
         return out
 
@@ -60,17 +64,17 @@ class _Projection(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor, ...]:
         x, first, shift, second = ctx.saved_tensors
-        x_slope = torch.empty_like(x)
+        x_slope = x.new_empty(x.shape)
         first_slope, shift_slope, second_slope = (torch.zeros_like(part) for part in (first, shift, second))
-        for piece in _pieces(x.shape[1]):
-            part, gradient = x[:, piece], slope[:, piece]
-            hidden = (first @ part).add_(shift[:, None])
+        for plane, piece in _points(x):
+            part, gradient = x[plane, :, piece], slope[plane, :, piece]
+            hidden = torch.addmm(shift[:, None], first, part)
             second_slope.addmm_(gradient, gelu(hidden).T)
             before = torch.ops.aten.gelu_backward(second.T @ gradient, hidden)
             first_slope.addmm_(before, part.T)
             shift_slope += before.sum(1)
-            x_slope[:, piece] = first.T @ before
-        return x_slope, first_slope, shift_slope, second_slope, slope.sum(1)
+            torch.mm(first.T, before, out=x_slope[plane, :, piece])
+        return x_slope, first_slope, shift_slope, second_slope, slope.sum((0, 2))
 
 
 def blend(
@@ -79,38 +83,41 @@ def blend(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
     """Return y = inverse transform of the rows + skip · x + bias, with gelu if active, and y's row spectra.
 
-    One derivative; in two dimensions or more.
+    One derivative; in two dimensions or more. Channels lie before the plane of the last two axes, so that a small plane
+    of all channels is one block of memory, which products write themselves.
 
-    x : (i, b, .., h, w).
-    rows : (o, b, .., k r, h), spectra along the last axis.
+    x : (b, .., i, h, w).
+    rows : (b, .., o, k r, h), spectra along the last axis.
     skip, bias : (o, i), (o,).
     forward, inverse : (w, k r), (k r, w); without `forward` there are no row spectra.
     """
-    y, spectra = _Blend.apply(x.flatten(1, -3), rows.flatten(1, -3), skip, bias, forward, inverse, active)
-    y = y.reshape(len(skip), *x.shape[1:])
-    return y, None if spectra is None else spectra.reshape(*y.shape[:-2], *spectra.shape[-2:])
+    y, spectra = _Blend.apply(x.flatten(0, -4), rows.flatten(0, -4), skip, bias, forward, inverse, active)
+    y = y.reshape(*x.shape[:-3], *y.shape[1:])
+    return y, None if spectra is None else spectra.reshape(*x.shape[:-3], *spectra.shape[1:])
 
 
 class _Blend(torch.autograd.Function):
-    """`blend` and its gradient: x (i, planes, h, w), rows (o, planes, k r, h)."""
+    """`blend` and its gradient: x (planes, i, h, w), rows (planes, o, k r, h)."""
 
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, rows: torch.Tensor, skip: torch.Tensor, bias: torch.Tensor,
         forward: torch.Tensor | None, inverse: torch.Tensor, active: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
-        shape = (len(skip), *x.shape[1:])
+        outputs, shape = len(skip), (len(x), len(skip), *x.shape[2:])
         before, y = x.new_empty(shape), x.new_empty(shape) if active else None
         spectra = None if forward is None else x.new_empty(*shape[:2], forward.shape[1], shape[2])
-        from_rows = inverse.expand(len(skip), -1, -1)
-        for plane, piece in _rows(x, len(skip)):
-            part = torch.bmm(rows[:, plane, :, piece].mT, from_rows)
-            part.flatten(1).addmm_(skip, x[:, plane, piece].flatten(1)).add_(bias[:, None])
-            before[:, plane, piece] = part
+        for plane, piece in _rows(x, outputs):
+            with _block(before[plane, :, piece]) as part:
+                from_rows = inverse.expand(outputs, -1, -1)
+                torch.baddbmm(bias[:, None, None], rows[plane, :, :, piece].mT, from_rows, out=part)
+                part.flatten(1).addmm_(skip, x[plane, :, piece].flatten(1))
             if active:
-                part = y[:, plane, piece] = gelu(part)
+                with _block(y[plane, :, piece]) as after:
+                    part = torch.ops.aten.gelu.out(part, out=after)
             if spectra is not None:
-                spectra[:, plane, :, piece] = torch.bmm(forward.T.expand(len(skip), -1, -1), part.mT)
+                with _block(spectra[plane, :, :, piece]) as spectrum:
+                    torch.bmm(forward.T.expand(outputs, -1, -1), part.mT, out=spectrum)
         ctx.save_for_backward(x, skip, forward, inverse, before if active else None)
         ctx.set_materialize_grads(False)
         return y if active else before, spectra
@@ -124,32 +131,51 @@ class _Blend(torch.autograd.Function):
             return (None,) * 7
         x, skip, forward, inverse, before = ctx.saved_tensors
         outputs, needed = len(skip), ctx.needs_input_grad[0]
-        x_slope = torch.empty_like(x) if needed else None
-        rows_slope = x.new_empty(outputs, x.shape[1], len(inverse), x.shape[2])
+        x_slope = x.new_empty(x.shape) if needed else None
+        rows_slope = x.new_empty(len(x), outputs, len(inverse), x.shape[2])
         skip_slope, bias_slope = torch.zeros_like(skip), skip.new_zeros(outputs)
         for plane, piece in _rows(x, outputs):
-            gradient = None if slope is None else slope[:, plane, piece]
+            gradient = None if slope is None else slope[plane, :, piece]
             if spectra_slope is not None:
-                factors = spectra_slope[:, plane, :, piece].mT, forward.T.expand(outputs, -1, -1)
+                factors = spectra_slope[plane, :, :, piece].mT, forward.T.expand(outputs, -1, -1)
                 gradient = torch.bmm(*factors) if gradient is None else torch.baddbmm(gradient, *factors)
             if before is not None:
-                gradient = torch.ops.aten.gelu_backward(gradient, before[:, plane, piece])
-            rows_slope[:, plane, :, piece] = torch.bmm(inverse.expand(outputs, -1, -1), gradient.mT)
-            gradient, part = gradient.flatten(1), x[:, plane, piece].flatten(1)
+                gradient = torch.ops.aten.gelu_backward(gradient, before[plane, :, piece])
+            with _block(rows_slope[plane, :, :, piece]) as spectrum:
+                torch.bmm(inverse.expand(outputs, -1, -1), gradient.mT, out=spectrum)
+            gradient, part = gradient.flatten(1), x[plane, :, piece].flatten(1)
             skip_slope.addmm_(gradient, part.T)
             bias_slope += gradient.sum(1)
             if needed:
-                x_slope[:, plane, piece] = (skip.T @ gradient).unflatten(1, (-1, x.shape[-1]))
+                torch.mm(skip.T, gradient, out=x_slope[plane, :, piece].flatten(1))
         return x_slope, rows_slope, skip_slope, bias_slope, None, None, None
 
 
+@contextmanager
+def _block(place: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Give memory in one block for what belongs to a place: the place itself; if it is scattered, what is copied there.
+
+    A batched product into scattered memory would be one call for each of its matrices.
+    """
+    if place.is_contiguous():
+        yield place
+    else:
+        block = place.new_empty(place.shape)
+        yield block
+        place.copy_(block)
+
+
 def _rows(x: torch.Tensor, channels: int) -> Iterator[tuple[int, slice]]:
-    """Yield pieces of the rows of (c, planes, h, w), by plane."""
-    step = max(1, NUMBERS // (channels * x.shape[-1]))
-    for plane in range(x.shape[1]):
+    """Yield pieces of the rows of (planes, c, h, w), by plane."""
+    yield from _parts(x, max(1, NUMBERS // (channels * x.shape[-1])))
+
+
+def _points(x: torch.Tensor) -> Iterator[tuple[int, slice]]:
+    """Yield pieces of the points of (planes, c, n), by plane."""
+    yield from _parts(x, POINTS)
+
+
+def _parts(x: torch.Tensor, step: int) -> Iterator[tuple[int, slice]]:
+    """Yield pieces of so many places of the axis after the channels, by plane."""
+    for plane in range(len(x)):
         yield from ((plane, slice(start, start + step)) for start in range(0, x.shape[2], step))
-
-
-def _pieces(points: int) -> Iterator[slice]:
-    """Yield the pieces of so many points."""
-    return (slice(start, start + POINTS) for start in range(0, points, POINTS))

@@ -67,12 +67,19 @@ class SpectralConv(torch.nn.Module):
         y = torch.bmm(planes.mT, inverse.expand(planes.shape[0], -1, -1))
         return y.reshape(*rows.shape[:2], *grid)
 
-    def between_rows(self, rows: torch.Tensor, matrices: torch.Tensor | None) -> torch.Tensor:
+    def between_rows(
+        self, rows: torch.Tensor, matrices: torch.Tensor | None, *, batch_first: bool = False
+    ) -> torch.Tensor:
         """Return the row spectra of the filtered channels: (inputs, b, .., k r, n) -> (outputs, b, .., k r, n).
 
         In two dimensions or more; n is the last axis but one of the grid, and the spectra are those of the last one.
+        With batch_first the batch comes before the channels, here and there.
         """
-        return self._synthesise(self._mixed(self._analyse(rows), matrices), (*rows.shape[2:-2], rows.shape[-1]))
+        grid = (*rows.shape[2:-2], rows.shape[-1])
+        spectrum = self._analyse(rows)
+        if batch_first:
+            return self._synthesise(self._mixed(spectrum.transpose(0, 1), matrices).transpose(0, 1), grid)
+        return self._synthesise(self._mixed(spectrum, matrices), grid)
 
     def _mixed(self, spectrum: torch.Tensor, matrices: torch.Tensor | None) -> torch.Tensor:
         """Multiply each mode's channels by the matrix of its own, or by that in its place."""
