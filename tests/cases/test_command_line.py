@@ -229,6 +229,23 @@ def test_a_plate_whose_walls_are_as_warm_as_it_is_said_to_change_nothing(tmp_pat
     assert done.exit_code == 0 and "nothing changes in this simulation" in done.output and "--set" in done.output
 
 
+def test_a_solver_that_ends_after_its_first_snapshot_is_no_defect(tmp_path):
+    early = "from headrace.solvers.sink import Snapshot\n\ndef early(case, p, comm, rng):\n" + (
+        "    yield Snapshot(step=0, time=0.0, values=np.ones((1, 16, 16)), where=(slice(0, 16),) * 2)\n\ncase = Case("
+    )
+    text = OWN_CASE.replace("case = Case(", early).replace("rhs=decay", "solver=early")
+    (tmp_path / "early.py").write_text(text, encoding="utf-8")
+    done = invoke("solve", str(tmp_path / "early.py"), "--output", str(tmp_path / "one.h5"))
+    assert done.exit_code == 0 and "nothing changes" not in done.output
+    assert read_trajectory(tmp_path / "one.h5").values.shape == (1, 1, 16, 16)
+
+
+def test_a_point_in_the_name_of_a_plot_names_no_kind_of_file(tmp_path):
+    names = ["--output", str(tmp_path / "one.h5"), "--plot", str(tmp_path / "run-0.5")]
+    assert invoke("solve", "heat2d", "--shape", "8x8", *names).exit_code == 0
+    assert (tmp_path / "run-0.5").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("ranks", "arguments", "word"),
     [(4, ["--shape", "3x3"], "cannot be split"), (2, ["--set", "t0=3"], "must lie in"), (2, ["--non"], "--non")],
