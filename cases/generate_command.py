@@ -92,7 +92,8 @@ def _tasks(
 ) -> list[Task]:
     """Return all simulations of a set. Held-out ones that are there stay, whatever number they were made for.
 
-    Their numbers follow those for training; files with other numbers stand for as many of the first ones.
+    Their numbers follow those for training. Where all that are there have such numbers, each stands for itself; where
+    some are of a set of another size, they stand for as many of the first ones: none says which it is.
     """
     try:
         check_sampler(sampler)
@@ -104,7 +105,8 @@ def _tasks(
         )
     own = own_sampler(sampler, reference.load_module())
     own_files = {data_file(folder / "held_out", simulations + n) for n in range(held_out)}
-    kept = len(set((folder / "held_out").glob("sim-*.h5")) - own_files)
+    present = set((folder / "held_out").glob("sim-*.h5"))
+    kept = 0 if present <= own_files else len(present)
     tasks: list[Task] = []
     for apart, begin, count in ((False, 0, simulations), (True, kept, held_out)):
         points = draw_design(dims, count, seed, kind=sampler, held_out=apart, own=own)

@@ -97,6 +97,19 @@ def test_held_out_simulations_are_those_that_such_a_study_would_keep(tmp_path):
     assert result.exit_code == 2 and "another simulations: 2, not 3" in result.stderr
 
 
+@pytest.mark.parametrize(("held_out", "files"), [(2, [2, 3]), (3, [2, 3, 5])])
+def test_a_set_that_grows_by_less_than_it_holds_out_makes_none_of_them_twice(tmp_path, held_out, files):
+    folder = tmp_path / "data"
+    for simulations, count in ((2, 2), (3, held_out)):
+        result = generate(*flags(folder, simulations), "--held-out", count)
+        assert result.exit_code == 0, result.output
+    found = sorted((folder / "held_out").glob("sim-*.h5"))
+    assert found == [data_file(folder / "held_out", n) for n in files]
+    case = find_case("burgers1d", (128,)).load()
+    points = draw_design(1, held_out, 0, held_out=True)
+    assert [read_trajectory(file).parameters for file in found] == [dict(case.draw(point)) for point in points]
+
+
 @pytest.mark.mpi
 def test_the_ranks_of_mpirun_share_the_simulations(data, tmp_path):
     done = run_mpi(2, ["-m", "headrace.cases", "generate", *map(str, flags(tmp_path / "data", 3)), "--plain"])
