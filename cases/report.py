@@ -113,6 +113,11 @@ def _notes(data: RunData) -> list[str]:
     notes += [f"This study {end}." for end in data.ledger.sessions.values() if end.startswith("finished early")]
     troubled = [one for one in data.ledger.simulations.values() if one.quarantine is not None]
     notes += [f"Simulation {one.number} is in quarantine and was not trained on: {one.quarantine}" for one in troubled]
+    remedy = "" if data.ledger.finished_early else " `headrace train ... --resume` makes it."
+    notes += [
+        f"Held-out simulation {one.number} has no file: {one.log[max(one.log)].reason}.{remedy}"
+        for one in data.ledger.lacking_files
+    ]
     again = sum(one.attempts - 1 for one in data.ledger.simulations.values() if one.attempts > 1)
     if again:
         notes.append(f"{again} further attempt{'s' * (again > 1)} at simulations that were lost or had to run again.")

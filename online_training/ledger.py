@@ -287,9 +287,15 @@ class Ledger:
         return self._read[1]
 
     @property
-    def lacks_files(self) -> bool:
-        """Whether a held-out simulation is to be run again, because its file could not be written."""
-        return any(one.held_out and self.simulations[one.simulation].status == "failed" for one in self.assignments())
+    def lacking_files(self) -> list[SimulationHistory]:
+        """The held-out simulations whose file could not be written; what is not finished early runs them again."""
+        waiting = (self.simulations[one.simulation] for one in self.assignments() if one.held_out)
+        return [one for one in waiting if one.status == "failed"]
+
+    @property
+    def finished_early(self) -> bool:
+        """Whether a session ended the study before everything was trained on, as it was asked to."""
+        return any(end.startswith("finished early") for end in self.sessions.values())
 
     def assignments(self) -> list[Assignment]:
         """Return what is still to be run, in the order of the plan, with the window starts that were used already.

@@ -112,9 +112,8 @@ class Study:
         record = self._prepare(resume)
         with self.directory.locked():
             ledger = Ledger(self.directory.ledger)
-            ended_early = any(end.startswith("finished early") for end in ledger.sessions.values())
             # A disk that was full may have room by now for what is validated on; what ended early ends there.
-            finished = ledger.finished and (ended_early or not ledger.lacks_files)
+            finished = ledger.finished and (ledger.finished_early or not ledger.lacking_files)
             status = "finished" if finished else self._run_sessions(record, progress)
         validation = self._validate() if status == "finished" else {}
         return StudyResult(run_dir=self.directory.path, status=status, validation=validation)

@@ -20,6 +20,7 @@ from headrace.cases.command_line import build_app
 from headrace.cases.evaluation import evaluate_held_out, ranked
 from headrace.cases.report import write_report
 from headrace.cases.run_data import RunData
+from headrace.online_training.ledger import RecordWriter
 from headrace.rom.model_folder import installed_version
 from headrace.solvers import MemorySink, Parameters
 from headrace.solvers.simulate import simulate
@@ -141,6 +142,21 @@ def test_a_run_that_has_only_begun_has_a_report_too(tmp_path):
     assert status.exit_code == 0 and "not started yet" in status.output
     evaluate = command("evaluate", str(run))
     assert evaluate.exit_code == 2 and "--resume" in evaluate.stderr
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_held_out_simulation_without_a_file_is_explained_with_what_makes_it(early, tmp_path):
+    run = make_run(tmp_path / "run", epochs=1, simulations=2, held_out=2, finished=False)
+    (run / "held_out" / "sim-000002.h5").unlink()
+    reason = "it could not be written: [Errno 28] No space left on device"
+    with RecordWriter(run / "ledger" / "intake-2.log") as log:
+        log.append({"e": "unwritten", "s": 2, "a": 1, "reason": reason})
+    with RecordWriter(run / "ledger" / "study-2.log") as log:
+        log.append({"e": "session", "n": 2})
+        log.append({"e": "finished", **({"early": "enough"} if early else {})})
+    text = Elements(write_report(run).read_text(encoding="utf-8")).text
+    assert f"Held-out simulation 2 has no file: {reason}." in text and "Held-out simulation 3" not in text
+    assert ("`headrace train ... --resume` makes it" in text) == (not early), "what ended early ends there"
 
 
 def test_a_full_disk_is_said_of_the_file_that_did_not_fit(tmp_path):

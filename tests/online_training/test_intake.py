@@ -271,7 +271,7 @@ def test_a_held_out_file_that_cannot_be_written_is_reported_and_made_by_the_next
         send_all(stream, (7, 5), range(6))
     (entry,) = wait_until(lambda: intake.status()["quarantined"])
     assert "could not be written: [Errno 28] No space left on device: 'held_out/sim-000000.h5'" in entry["reason"]
-    ledger = wait_until(lambda: (now := Ledger(tmp_path / "ledger")).lacks_files and now)
+    ledger = wait_until(lambda: (now := Ledger(tmp_path / "ledger")).lacking_files and now)
     (again,) = ledger.assignments()
     assert (again.simulation, again.attempt, again.held_out) == (0, 2, True)
     assert ledger.simulations[0].log[1].reason == entry["reason"]
