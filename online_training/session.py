@@ -250,7 +250,7 @@ class Session:
             logger.warning("%s", text)
         for job, reason in overdue.items():
             logger.warning("%s", reason)
-            supervisor.end_job(job, reason)
+            supervisor.end_job(job, reason, failed=True)
 
     def _await_steps(self, running: Mapping[str, Any], intake: Any, supervisor: SupervisorProcess) -> None:
         late, overdue = self._step_limit.look(running, time.monotonic())
@@ -259,7 +259,7 @@ class Session:
         for job, (place, reason) in overdue.items():
             if self._ask(intake.give_up, place, reason):
                 logger.warning("%s: it is in quarantine now, and the job is replaced.", reason)
-                supervisor.end_job(job, reason)
+                supervisor.end_job(job, reason, failed=False)
 
     def _follow_need(
         self, concurrency: Concurrency, status: Mapping[str, Any], intake: Any, supervisor: SupervisorProcess

@@ -1,8 +1,8 @@
 """The supervisor: a process of its own that keeps the wanted number of solver jobs alive.
 
 Run as `python -m headrace.online_training.supervisor SETTINGS.json`. It reads JSON lines on stdin:
-`{"jobs": N}` how many are wanted, `{"progress": true}` the solvers get somewhere, `{"end": JOB, "reason"}` a job has
-failed although it runs, `{"stop": true}`.
+`{"jobs": N}` how many are wanted, `{"progress": true}` the solvers get somewhere, `{"end": JOB, "reason", "failed"}` a
+running job is to be replaced, because it has failed or its simulation alone has, `{"stop": true}`.
 It writes JSON lines on stdout: `{"event": "started", "job", "pid", "waits"}`, `{"event": "begun", "job"}` where it
 waited in a queue, `{"event": "exited", "job", "code", "stopped", "tail"}`, `{"event": "gave_up", "failures", "tail"}`.
 The end of stdin means that the driver died: all jobs are stopped. Whatever kills the supervisor itself takes the jobs
@@ -94,7 +94,7 @@ class Supervisor:
         self._started: dict[str, float] = {}
         self._asked_to_stop: set[str] = set()
         self._waiting: set[str] = set()
-        self._failed: dict[str, str] = {}
+        self._told_to_end: dict[str, tuple[str, bool]] = {}
 
     def set_jobs(self, count: int) -> None:
         """Want this many jobs from now on, those that found the stream finished not counted; the newest go first."""
@@ -107,10 +107,13 @@ class Supervisor:
         """A simulation was completed: failures so far were not in a row."""
         self._failures = 0
 
-    def end_job(self, name: str, reason: str) -> None:
-        """End a job that has failed although it runs; it is replaced. One that is gone by now is left alone."""
+    def end_job(self, name: str, reason: str, *, failed: bool) -> None:
+        """End a running job; it is replaced. One that is gone by now is left alone.
+
+        failed : the job has failed although it runs, else its simulation alone has, which says nothing of the next job.
+        """
         if name in self._started:
-            self._failed[name] = reason
+            self._told_to_end[name] = reason, failed
             self._launcher.stop(name)
 
     def tick(self) -> None:
@@ -162,12 +165,12 @@ class Supervisor:
         stopped = name in self._asked_to_stop
         self._asked_to_stop.discard(name)
         self._waiting.discard(name)
-        reason = self._failed.pop(name, "")
+        reason, failed = self._told_to_end.pop(name, ("", True))
         tail = "\n".join(filter(None, [reason, tail_of(self._log(name))]))
         if reason:
             code = code or 1
         self._report({"event": "exited", "job": name, "code": code, "stopped": stopped, "tail": tail})
-        if stopped:
+        if stopped or not failed:
             return
         if code == 0:
             self._finished += 1
@@ -266,7 +269,7 @@ def _obey(supervisor: Supervisor, line: bytes) -> bool:
     if "jobs" in order:
         supervisor.set_jobs(int(order["jobs"]))
     if "end" in order:
-        supervisor.end_job(order["end"], order["reason"])
+        supervisor.end_job(order["end"], order["reason"], failed=order["failed"])
     if order.get("progress"):
         supervisor.note_progress()
     return False
@@ -331,9 +334,9 @@ class SupervisorProcess:
         """Say that a simulation was completed: failures of jobs before and after it are not in a row."""
         self._order({"progress": True})
 
-    def end_job(self, job: str, reason: str) -> None:
-        """Say that a job has failed although it runs: it is ended, counts as failed, and is replaced."""
-        self._order({"end": job, "reason": reason})
+    def end_job(self, job: str, reason: str, *, failed: bool) -> None:
+        """Have a running job ended and replaced; failed : it counts as failed, else its simulation alone has."""
+        self._order({"end": job, "reason": reason, "failed": failed})
 
     def events(self) -> list[dict[str, Any]]:
         """Return the events since the last call, without waiting; a supervisor that died is a "gave_up"."""

@@ -383,16 +383,31 @@ def test_a_job_that_hangs_is_ended_and_counts_as_a_failure_however_long_it_lived
     bench = Bench(tmp_path, max_failures=1)
     bench.supervisor.set_jobs(1)
     bench.supervisor.tick()
-    bench.supervisor.end_job("4-0007", "no such job")
+    bench.supervisor.end_job("4-0007", "no such job", failed=True)
     for _ in range(2):
         bench.now += 600
-        bench.supervisor.end_job(bench.launcher.running[0], "no hello")
+        bench.supervisor.end_job(bench.launcher.running[0], "no hello", failed=True)
         bench.supervisor.tick()
         bench.now += 1
         bench.supervisor.tick()
     assert [event["event"] for event in bench.events] == ["started", "exited"] * 2 + ["gave_up"]
     assert bench.events[1] == {"event": "exited", "job": "4-0001", "code": 143, "stopped": False, "tail": "no hello"}
     assert bench.events[-1]["tail"] == "no hello" and bench.launcher.running == []
+
+
+def test_jobs_whose_simulations_hang_are_replaced_and_are_no_failures_in_a_row(tmp_path):
+    bench = Bench(tmp_path, max_failures=0)
+    bench.supervisor.set_jobs(1)
+    bench.supervisor.tick()
+    for number in range(5):
+        assert bench.launcher.running == [f"4-{number + 1:04d}"]
+        bench.now += 600
+        bench.supervisor.end_job(bench.launcher.running[0], "it hangs", failed=False)
+        bench.supervisor.tick()
+    assert [event["event"] for event in bench.events] == ["started", "exited"] * 5 + ["started"]
+    assert {(event["code"], event["tail"]) for event in bench.events[1::2]} == {(143, "it hangs")}
+    bench.fail_once()
+    assert bench.events[-1]["event"] == "gave_up", "a failure of the job itself counts"
 
 
 def test_jobs_that_say_no_hello_are_told_of_and_given_up_after_the_limit():
