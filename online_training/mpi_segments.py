@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_NAMES = ("/dev/shm/mpich_shm_", "/dev/shm/vader_segment.")
+# of MPICH, of Open MPI 3 and 4, of Open MPI 5
+_NAMES = ("/dev/shm/mpich_shm_", "/dev/shm/vader_segment.", "/dev/shm/sm_segment.")
 
 
 def segments_of(pid: int | str) -> set[Path]:

@@ -1,10 +1,13 @@
 """Launcher and supervisor, with real mpirun processes: nothing is orphaned, whatever is killed."""
 
 import json
+import mmap
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -141,6 +144,16 @@ def test_the_shared_memory_of_a_stopped_job_goes_with_it_and_that_of_another_sta
     assert not any(path.exists() for path in first) and all(path.exists() for path in second)
     launcher.stop_all()
     assert not any(path.exists() for path in second)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs /dev/shm")
+@pytest.mark.parametrize("name", ["mpich_shm_", "vader_segment.", "sm_segment."])
+def test_the_shared_memory_of_each_mpi_is_known_by_its_name(name):
+    with tempfile.NamedTemporaryFile(dir="/dev/shm", prefix=name) as file:
+        file.truncate(1)
+        with closing(mmap.mmap(file.fileno(), 1)):
+            assert segments_of("self") >= {Path(file.name)}
+        assert Path(file.name) not in segments_of("self")
 
 
 @pytest.mark.mpi
