@@ -150,26 +150,54 @@ class CaseReference:
 def _without_neighbours(folder: Path) -> Iterator[None]:
     """Hide the modules of a folder that Python searches because the script lies there, or was started there.
 
-    A run directory has the case's file alone, so that what it imports from beside it would be missed later.
+    A run directory has the case's file alone, so that what it imports from beside it would be missed later. What every
+    process finds, by PYTHONPATH or as an installed package, is no such thing, and stays.
     """
-    if not sys.path or Path(sys.path[0]).resolve() != folder:
+    library = os.path.dirname(os.__file__)  # installed packages come after it
+    before = sys.path[: sys.path.index(library)] if library in sys.path else sys.path[:1]
+    own = [(n, entry) for n, entry in enumerate(before) if _resolved(entry) == folder]
+    given = os.environ.get("PYTHONPATH")
+    if not own or (given and folder in map(_resolved, given.split(os.pathsep))):
         yield
         return
-    searched = sys.path.pop(0)
-    beside = [name for name, module in sys.modules.items() if _lies_in(folder, name, module)]
-    hidden = {name: sys.modules.pop(name) for name in beside}
+    for n, _ in reversed(own):
+        del sys.path[n]
+    modules = list(sys.modules.items())
+    tops = {name for name, module in modules if _lies_in(folder, name, module) and not _found_in(folder, name)}
+    hidden = {name: sys.modules.pop(name) for name, _ in modules if name.partition(".")[0] in tops}
     try:
         yield
     finally:
-        sys.path.insert(0, searched)
+        for n, entry in own:
+            sys.path.insert(n, entry)
         sys.modules.update(hidden)
 
 
 def _lies_in(folder: Path, name: str, module: types.ModuleType) -> bool:
     if "." in name or name == "__main__" or name.startswith(MODULE_PREFIX):
         return False
-    file = Path(getattr(module, "__file__", None) or "")
-    return folder == (file.parent.parent if file.name == "__init__.py" else file.parent)
+    return _folder_of(getattr(module, "__file__", None)) == folder
+
+
+def _found_in(folder: Path, name: str) -> bool:
+    """Whether Python would find a module in that folder now; what is imported already is of no account."""
+    specs = (finder.find_spec(name, None) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+    spec = next((spec for spec in specs if spec is not None), None)
+    return spec is not None and _folder_of(spec.origin) == folder
+
+
+def _folder_of(file: str | None) -> Path | None:
+    """Return the folder in which a module, or the folder of a package, lies."""
+    path = Path(file or "")
+    return _resolved(path.parent.parent if path.name == "__init__.py" else path.parent)
+
+
+def _resolved(place: str | Path) -> Path | None:
+    """Return the folder that an entry of the search path means; nothing where it is the current one and is gone."""
+    try:
+        return Path(place).resolve()
+    except OSError:
+        return None
 
 
 def _bytes_of(file: Path) -> bytes:

@@ -1,8 +1,11 @@
 """A case travels as a file: the same file is the same case, a changed one is refused."""
 
+import importlib
 import json
 import subprocess
 import sys
+import types
+from types import SimpleNamespace
 
 import pytest
 
@@ -79,6 +82,74 @@ def test_a_file_without_the_case_is_named(source, name, message, tmp_path):
     file.write_text(source)
     with pytest.raises(ValueError, match=rf"{file}.*{message}"):
         CaseReference.of(file, name).load()
+
+
+@pytest.fixture
+def beside(tmp_path, monkeypatch):
+    """A case file that needs a package beside it which is imported already; Python does not search the folder yet."""
+    (tmp_path / "slopes").mkdir()
+    (tmp_path / "slopes" / "__init__.py").write_text("")
+    (tmp_path / "slopes" / "steep.py").write_text("slope = 1.0")
+    file = tmp_path / "mine.py"
+    file.write_text("from slopes.steep import slope\n" + SOURCE)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        importlib.import_module("slopes.steep")
+    yield file
+    for name in ("slopes", "slopes.steep"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("entries", [1, 2], ids=["first", "moved"])
+def test_a_package_beside_it_is_hidden_whole_wherever_its_folder_is_searched(beside, entries, monkeypatch):
+    # Some libraries put their own folders before the script's.
+    path = [str(beside.parent / "of a library")] * (entries - 1) + [str(beside.parent), *sys.path]
+    monkeypatch.setattr(sys, "path", list(path))
+    package, module = sys.modules["slopes"], sys.modules["slopes.steep"]
+    with pytest.raises(ValueError, match=r"No module named 'slopes'.*what lies beside it"):
+        CaseReference.of(beside, "mine").load()
+    assert sys.path == path
+    assert sys.modules["slopes"] is package and sys.modules["slopes.steep"] is module
+
+
+@pytest.mark.parametrize("how", ["PYTHONPATH", "site", "finder"])
+def test_a_package_that_every_process_finds_is_the_one_that_is_imported(beside, how, monkeypatch):
+    folder = str(beside.parent)
+    monkeypatch.setattr(sys, "path", [folder, *sys.path, *([folder] if how == "site" else [])])
+    if how == "PYTHONPATH":
+        monkeypatch.setenv("PYTHONPATH", folder)
+        sys.path.insert(1, folder)
+    elif how == "finder":  # of an editable install, which finds that one package
+        found = sys.modules["slopes"].__spec__
+        finder = SimpleNamespace(find_spec=lambda name, path, target=None: found if name == "slopes" else None)
+        monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, finder])
+    beside.write_text("import slopes\nfrom slopes import steep\n" + SOURCE)
+    package, module = sys.modules["slopes"], sys.modules["slopes.steep"]
+    case = CaseReference.of(beside, "mine").load_module()
+    assert case.slopes is package and case.steep is module
+    assert sys.modules["slopes"] is package
+
+
+def test_modules_that_come_while_neighbours_are_looked_for_do_no_harm(file, monkeypatch):
+    class Lazy(types.ModuleType):
+        def __getattr__(self, name):
+            monkeypatch.setitem(sys.modules, f"came_by_{name}", types.ModuleType("came"))
+            raise AttributeError(name)
+
+    monkeypatch.setitem(sys.modules, "lazy_module_of_a_test", Lazy("lazy_module_of_a_test"))
+    monkeypatch.setattr(sys, "path", [str(file.parent), *sys.path])
+    assert CaseReference.of(file, "mine").load().name == "decay"
+    assert "came_by___file__" in sys.modules
+
+
+def test_a_current_folder_that_is_gone_has_no_neighbours(file, tmp_path, monkeypatch):
+    reference = CaseReference.of(file, "mine")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    (tmp_path / "gone").rmdir()
+    assert reference.load().name == "decay"
 
 
 def test_a_missing_file_is_named(tmp_path):
