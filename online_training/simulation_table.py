@@ -54,6 +54,8 @@ class SimulationTable(StepCredits):
         self.running_limit = limits.max_running
         # Of the simulation that a job ended last: its next one will be alike.
         self._paces: dict[str, tuple[float, float]] = {}
+        # Jobs that are ended from outside, soon: what they were given now would be lost with them.
+        self._given_up: set[str] = set()
         self.fatal = ""
         self._too_short = 0
 
@@ -127,7 +129,7 @@ class SimulationTable(StepCredits):
 
     def admit(self, job: str) -> SimulationRun | None:
         """Give a job its next simulation, if its smallest window of steps fits into the reservoir now."""
-        if not self._queue or self.stopping or len(self._active) >= self.running_limit:
+        if not self._queue or self.stopping or job in self._given_up or len(self._active) >= self.running_limit:
             return None
         run = self._queue[0]
         if run.assignment.held_out and self._writer.waiting >= _WAITING_WRITES:
@@ -264,10 +266,14 @@ class SimulationTable(StepCredits):
             self._buffer.end(run.number)
 
     def give_up(self, place: Place, reason: str) -> bool:
-        """Put a running simulation that has come no further than a place into quarantine; say whether there is one."""
+        """Put a running simulation that has come no further than a place into quarantine; say whether there is one.
+
+        Its job is to be ended, and is given no other simulation.
+        """
         run = self._active.get(place.simulation)
         if run is None or self.stopping or (run.attempt, run.received) != (place.attempt, place.received):
             return False
+        self._given_up.add(run.job)
         self.quarantine(run, run.received, reason)
         self._stop_if_asked(run)
         return True

@@ -224,6 +224,20 @@ def test_what_is_given_up_is_not_run_again_and_what_has_moved_on_is_left_alone(p
         assert ("none for 60 s" in status["fatal"]) == (policy == "stop") and not status["running_in"]
 
 
+def test_a_job_whose_simulation_was_given_up_gets_no_other_that_would_be_lost_with_it(tmp_path, monkeypatch):
+    with running_intake(tmp_path, make_layout()) as intake:
+        use_environment(intake, monkeypatch)
+        plan(intake, 2)
+        with Connection({"u": (7, 5)}) as connection:
+            with next(connection.simulations()) as stream:
+                assert intake.give_up(Place(0, 1, 0), "none for 60 s")
+                stream.send(step=0, time=0.0, values=np.ones((1, 7, 5), np.float32))  # it comes late, and ends
+            wait_until(lambda: not intake.status()["running_in"])
+            with intake._lock:
+                assert intake._table.admit("1-0001") is None
+                assert intake._table.admit("1-0002").number == 1
+
+
 @pytest.mark.parametrize("policy", ["quarantine", "stop", "keep"])
 def test_nan_from_a_solver_does_what_the_policy_says(policy, tmp_path, monkeypatch):
     with running_intake(tmp_path, make_layout(), nan_policy=policy) as intake:
