@@ -129,7 +129,7 @@ class Intake:
         return again
 
     def give_up(self, place: Place, reason: str) -> bool:
-        """Put a simulation into quarantine that has come no further than a place; False where it has, or is over."""
+        """Give up a simulation that has come no further than a place; False where it has, or is over."""
         with self._lock:
             given_up = self._table.give_up(place, reason)
         self._wake()

@@ -61,7 +61,7 @@ class IntakeActor:
         return self._intake.job_ended(job, code)
 
     def give_up(self, place: Place, reason: str) -> bool:
-        """Put a simulation into quarantine that has come no further than a place; say whether it has."""
+        """Give up a simulation that has come no further than a place; say whether it has."""
         return self._intake.give_up(place, reason)
 
     def limit_running(self, count: int) -> None:

@@ -258,7 +258,7 @@ class Session:
             logger.warning("%s", text)
         for job, (place, reason) in overdue.items():
             if self._ask(intake.give_up, place, reason):
-                logger.warning("%s: it is in quarantine now, and the job is replaced.", reason)
+                logger.warning("%s: it is given up, and the job is replaced.", reason)
                 supervisor.end_job(job, reason, failed=False)
 
     def _follow_need(

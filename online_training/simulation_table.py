@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .buffer import Buffer
-from .client import FAILED, Word
+from .client import FAILED, STOPPED, Word
 from .held_out_writer import HeldOutResult, HeldOutWriter
 from .intake_settings import IntakeSettings
 from .kept_steps import KeptStep
@@ -206,13 +206,16 @@ class SimulationTable(StepCredits):
         if not last:
             return False
         worst = FAILED if FAILED in run.ends.values() else max(run.ends.values())
-        self._ledger.append({"e": "ended", "s": run.number, "a": run.attempt, "status": worst, "steps": run.received})
+        self._note_ended(run, worst)
         self._active.pop(run.number, None)
         self._paces[run.job] = run.pace, run.busy_seconds / run.received if run.busy_seconds else math.inf
         run.job = None
         if run.status == RUNNING:
             self._complete(run)
         return True
+
+    def _note_ended(self, run: SimulationRun, status: int) -> None:
+        self._ledger.append({"e": "ended", "s": run.number, "a": run.attempt, "status": status, "steps": run.received})
 
     def _complete(self, run: SimulationRun) -> None:
         self._free_room(run)
@@ -266,16 +269,17 @@ class SimulationTable(StepCredits):
             self._buffer.end(run.number)
 
     def give_up(self, place: Place, reason: str) -> bool:
-        """Put a running simulation that has come no further than a place into quarantine; say whether there is one.
+        """Give up a running simulation that has come no further than a place; say whether there is one.
 
-        Its job is to be ended, and is given no other simulation.
+        It goes into quarantine; told to stop before, it keeps what it sent. Its job is to be ended, and gets no other.
         """
         run = self._active.get(place.simulation)
         if run is None or self.stopping or (run.attempt, run.received) != (place.attempt, place.received):
             return False
         self._given_up.add(run.job)
-        self.quarantine(run, run.received, reason)
-        self._stop_if_asked(run)
+        if not run.dropping:
+            self.quarantine(run, run.received, reason)
+            self._stop_if_asked(run)
         return True
 
     def lose(self, number: int, reason: str) -> bool:
@@ -283,8 +287,12 @@ class SimulationTable(StepCredits):
         run = self._active.pop(number, None)
         if run is None:
             return False
+        job, run.job = run.job, None
+        if job in self._given_up and run.status == RUNNING:  # it was to stop, and never came to it
+            self._note_ended(run, STOPPED)
+            self._complete(run)
+            return False
         self._ledger.append({"e": "lost", "s": run.number, "a": run.attempt, "reason": reason})
-        run.job = None
         if run.status != RUNNING:
             return False
         self.counts["lost"] += 1

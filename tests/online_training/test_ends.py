@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from headrace.cases.command_line import build_app
 from headrace.cases.report import write_report
 from headrace.online_training.callbacks import find_callbacks
-from headrace.online_training.client import STOP, Connection
+from headrace.online_training.client import STOP, STOPPED, Connection, Word
 from headrace.online_training.early_stopping import StopRule, exhausted_patience
 from headrace.online_training.metrics_log import MetricsLog, read_metrics
 from headrace.online_training.schedule import Schedule
@@ -24,7 +24,7 @@ from headrace.solvers.case_file import CaseReference
 from headrace.surrogates import MLP
 
 from .fake_feed import FakeFeed, make_run, settings_for
-from .intake_setup import make_layout, plan, running_intake, use_environment, wait_until
+from .intake_setup import make_layout, plan, records_of, running_intake, use_environment, wait_until
 
 
 @pytest.mark.parametrize(("kind", "middle"), [("cosine", 0.15), ("linear", 0.15), ("constant", 0.3)])
@@ -222,6 +222,27 @@ def test_what_is_given_up_is_not_run_again_and_what_has_moved_on_is_left_alone(p
         assert [one["reason"] for one in status["quarantined"]] == ["none for 60 s"] and status["queued"] == 1
         assert status["lost"] == 0, "what is given up does not count as lost and run again"
         assert ("none for 60 s" in status["fatal"]) == (policy == "stop") and not status["running_in"]
+
+
+@pytest.mark.parametrize("policy", ["quarantine", "stop"])
+def test_what_was_told_to_stop_and_hangs_keeps_its_steps_when_it_is_given_up(policy, tmp_path, monkeypatch):
+    with running_intake(tmp_path, make_layout(), nan_policy=policy) as intake:
+        use_environment(intake, monkeypatch)
+        plan(intake, 1)
+        with Connection({"u": (7, 5)}) as connection:
+            stream = next(connection.simulations())
+            for step in range(2):
+                stream.send(step=step, time=0.1 * step, values=np.ones((1, 7, 5), np.float32))
+            wait_until(lambda: intake.status()["steps_accepted"] == 2)
+            with intake._lock:
+                intake._table.steer(0, Word.STOP, "it has taught enough")
+            assert intake.give_up(Place(0, 1, 2), "none for 60 s"), "its job is ended all the same"
+            assert intake.job_ended("1-0001", 143) == [], "it is not run again"
+        status = intake.status()
+        assert (status["done"], status["windows_accepted"], status["lost"]) == (1, 1, 0)
+        assert status["quarantined"] == [] and status["fatal"] == "" and not status["running_in"]
+    assert [(one["status"], one["steps"]) for one in records_of(tmp_path, "ended")] == [(STOPPED, 2)]
+    assert records_of(tmp_path, "lost") == []
 
 
 def test_a_job_whose_simulation_was_given_up_gets_no_other_that_would_be_lost_with_it(tmp_path, monkeypatch):
