@@ -71,7 +71,7 @@ class Session:
         self._trainer_result: dict[str, Any] | None = None
         self._trainer_error: BaseException | None = None
         self._greetings = Greetings(self._settings.ranks, self._settings.start_limit)
-        self._step_limit = StepLimit(self._settings.step_limit)
+        self._step_limit = StepLimit(self._settings.step_limit, allowed=not self._settings.deterministic)
 
     def run(self, progress: Progress | None = None) -> str:
         """Run the session and return "finished" or "stopped".

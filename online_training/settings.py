@@ -222,7 +222,7 @@ class StudySettings(BaseModel):
         for name, value, other in timed:
             if self.deterministic and getattr(self, name) == value:
                 raise ValueError(f"{name} {value} follows the clock, so no deterministic run has it; take {other}")
-        for name in ("most_jobs", "most_workers", "patience"):
+        for name in ("most_jobs", "most_workers", "patience", "step_limit"):
             if self.deterministic and getattr(self, name):
                 raise ValueError(f"{name} follows the clock, so no deterministic run has it; leave it out")
         return self

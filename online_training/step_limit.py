@@ -32,10 +32,16 @@ class StepLimit:
     monotonic clock.
 
     limit : seconds for one step, the first and the end behind the last too; 0: no limit.
+    allowed : whether the study may have a limit.
     """
 
-    def __init__(self, limit: float) -> None:
+    def __init__(self, limit: float, *, allowed: bool = True) -> None:
         self._limit = limit
+        self._remedy = (
+            "stop it, and resume it with --step-limit SECONDS, which takes such simulations out"
+            if allowed
+            else "stop it; a study without --deterministic can take such simulations out, by --step-limit SECONDS"
+        )
         self._standing: dict[str, _Standing] = {}
 
     def look(
@@ -62,8 +68,5 @@ class StepLimit:
                 one.since = now  # one that cannot be ended is not given up anew at once
             elif not self._limit and took >= TOLD_AFTER and not one.told:
                 one.told = True
-                late.append(
-                    f"{said}. If it computes for ever, the study does not end: stop it, and resume it with "
-                    "--step-limit SECONDS, which takes such simulations out."
-                )
+                late.append(f"{said}. If it computes for ever, the study does not end: {self._remedy}.")
         return late, overdue

@@ -191,7 +191,11 @@ def test_a_simulation_that_stands_still_is_told_of_or_given_up_unless_it_waits()
     assert limited.look({"a": (here, False)}, 100.0) == ([], {}), "it is not ended twice at once"
     assert plain.look({"a": (here, False)}, 599.0) == ([], {})
     (late,), overdue = plain.look({"a": (here, False)}, 601.0)
-    assert "none for 601 s" in late and "--step-limit SECONDS" in late and not overdue
+    assert "none for 601 s" in late and "resume it with --step-limit SECONDS" in late and not overdue
+    ordered = StepLimit(0.0, allowed=False)
+    ordered.look({"a": (here, False)}, 0.0)
+    (late,), _ = ordered.look({"a": (here, False)}, 601.0)
+    assert "a study without --deterministic" in late and "resume" not in late
     assert plain.look({"a": (further, False)}, 900.0) == plain.look({"a": (further, False)}, 1600.0) == ([], {}), "once"
     assert plain.look({"a": (Place(5, 1, 0), False)}, 1700.0) == ([], {})
     assert len(plain.look({"a": (Place(5, 1, 0), False)}, 2400.0)[0]) == 1, "of another one too"

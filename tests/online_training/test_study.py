@@ -303,6 +303,7 @@ def test_a_run_directory_of_another_study_is_refused(tmp_path):
         ({"deterministic": True, "when_full": "skip"}, "when_full skip follows the clock.*take block"),
         ({"deterministic": True, "most_jobs": 3}, "most_jobs follows the clock"),
         ({"deterministic": True, "patience": 3}, "patience follows the clock"),
+        ({"deterministic": True, "step_limit": 60.0}, "step_limit follows the clock.*leave it out"),
         ({"deterministic": True, "workers": (1, 2)}, "most_workers follows the clock"),
         ({"deterministic": True, "buffer": "40KB", "batch_size": 30}, "beside 12 steps that wait for their turn"),
         ({"buffer": "many"}, "is not a size"),
