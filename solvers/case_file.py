@@ -187,8 +187,10 @@ def _found_in(folder: Path, name: str) -> bool:
 
 
 def _folder_of(file: str | None) -> Path | None:
-    """Return the folder in which a module, or the folder of a package, lies."""
-    path = Path(file or "")
+    """Return the folder in which a module, or the folder of a package, lies; nothing where it is in no file."""
+    if not file or not os.path.isabs(file):
+        return None
+    path = Path(file)
     return _resolved(path.parent.parent if path.name == "__init__.py" else path.parent)
 
 

@@ -131,6 +131,14 @@ def test_a_package_that_every_process_finds_is_the_one_that_is_imported(beside, 
     assert sys.modules["slopes"] is package
 
 
+def test_modules_without_a_file_are_no_neighbours(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    monkeypatch.setitem(sys.modules, "made_up_by_a_test", types.ModuleType("made_up_by_a_test"))
+    file.write_text("import sys\nimport made_up_by_a_test\n" + SOURCE)
+    assert CaseReference.of(file, "mine").load().name == "decay"
+
+
 def test_modules_that_come_while_neighbours_are_looked_for_do_no_harm(file, monkeypatch):
     class Lazy(types.ModuleType):
         def __getattr__(self, name):
