@@ -23,11 +23,14 @@ NUMBERS = 1 << 18
 
 
 def usable(x: torch.Tensor) -> bool:
-    """Whether pieces are worth it and can be: in training on a CPU, nothing traced or transformed, many points."""
+    """Whether pieces are worth it and can be: in training on a CPU, nothing traced or transformed, many points.
+
+    Not in half precision: gradients of weights are summed over the pieces in the precision of the states.
+    """
     return (
         x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu") and not torch._C._are_functorch_transforms_active()
-        and x.is_floating_point() and x[0].numel() > POINTS
+        and x.dtype in (torch.float32, torch.float64) and x[0].numel() > POINTS
     )  # fmt: skip
 
 

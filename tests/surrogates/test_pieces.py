@@ -94,6 +94,11 @@ def test_a_network_takes_them_in_training_only(monkeypatch):
     assert taken == [(1, 4, 72)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_half_precision_is_not_summed_over_pieces(dtype):
+    assert pieces.usable(torch.zeros(1, 1 + pieces.POINTS, dtype=dtype)) == (dtype.itemsize > 2)
+
+
 def test_transforms_of_functions_see_the_plain_form(monkeypatch):
     monkeypatch.setattr(pieces, "POINTS", 16)
     torch.manual_seed(0)
