@@ -168,15 +168,21 @@ class HDF5Sink(Sink):
         points = [case.grid.points(axis, periodic=case.periodic[axis]) for axis in range(case.grid.ndim)]
         viewers = [companion_of(self.path, suffix) for suffix in (".xdmf", ".vtkhdf")]
         parts = [file.with_name(f"{file.name}.{os.getpid()}.part") for file in viewers]
+        placed: list[Path] = []
         try:
             parts[0].write_text(xdmf(case, times, self.path.name), encoding="utf-8")
             write_vtkhdf(parts[1], self.path.name, fields=case.fields, points=points, times=times)
             for part, file in zip(parts, viewers, strict=True):
                 os.replace(part, file)
+                placed.append(file)
+            os.replace(self._part, self.path)
+        except OSError:
+            for file in placed:  # they describe a trajectory that is not there
+                file.unlink(missing_ok=True)
+            raise
         finally:
             for part in parts:
                 part.unlink(missing_ok=True)
-        os.replace(self._part, self.path)
         self._disk.close()  # and not before: without its lock another process could take the name
         self._disk = None
 

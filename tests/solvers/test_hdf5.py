@@ -144,6 +144,14 @@ def test_a_disk_that_is_full_for_the_viewers_files_leaves_nothing_new(full, tmp_
     assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
 
 
+@pytest.mark.parametrize("taken", ["one.xdmf", "one.vtkhdf", "one.h5"])
+def test_a_name_that_a_folder_has_leaves_nothing_of_the_others(taken, tmp_path):
+    (tmp_path / taken).mkdir()
+    with pytest.raises(OSError, match=r"Cannot write .*one\.h5: Is a directory"):
+        write(tmp_path / "one.h5")
+    assert os.listdir(tmp_path) == [taken]
+
+
 def test_a_killed_solver_leaves_no_file_that_looks_complete(tmp_path):
     script = (
         "import sys, time; from headrace.solvers.hdf5 import HDF5Sink; from headrace.solvers.simulate import simulate\n"
