@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 
@@ -11,7 +12,7 @@ from .autoregressive import Autoregressive, Channels
 from .fourier_network import NORMS, FourierNetwork
 from .problem import Problem
 from .spectral import check_modes
-from .stepping import ONE_STEP, Stepping
+from .stepping import ONE_STEP, Stepping, whole
 
 
 class FNO(Autoregressive):
@@ -33,12 +34,11 @@ class FNO(Autoregressive):
         self, *, modes: int | Sequence[int] = 12, width: int = 32, layers: int = 4, padding: float = 0.25,
         norm: str = "none", channel_mlp: float = 0.0, rank: int | None = None, stepping: Stepping = ONE_STEP,
     ) -> None:  # fmt: skip
-        modes = modes if isinstance(modes, int) else tuple(int(m) for m in modes)
+        modes = int(modes) if isinstance(modes, Integral) else tuple(int(m) for m in modes)
+        width, layers = whole(width, "FNO width", least=1), whole(layers, "FNO layers", least=1)
+        rank = None if rank is None else whole(rank, "FNO rank", least=1)
         super().__init__(stepping, modes=modes, width=width, layers=layers, padding=float(padding), norm=norm,
                          channel_mlp=float(channel_mlp), rank=rank)  # fmt: skip
-        for name, value in {"width": width, "layers": layers, "rank": 1 if rank is None else rank}.items():
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"FNO {name} {value!r} must be a whole number, at least 1.")
         if norm not in NORMS:
             raise ValueError(f"FNO norm {norm!r} is not one of {', '.join(NORMS)}.")
         for name, fraction in {"padding": padding, "channel_mlp": channel_mlp}.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral
 from typing import Any
 
 TARGETS = ("delta", "direct", "linear")
@@ -46,9 +47,7 @@ class Stepping:
 
     def __post_init__(self) -> None:
         for name, least in {"history": 1, "bundle": 1, "unroll": 1, "pushforward": 0}.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"Stepping {name} {value!r} must be a whole number, at least {least}.")
+            object.__setattr__(self, name, whole(getattr(self, name), f"Stepping {name}", least=least))
         if self.target not in TARGETS:
             raise ValueError(f"Stepping target {self.target!r} is not one of {', '.join(TARGETS)}.")
         if self.conditioning not in CONDITIONINGS:
@@ -92,6 +91,18 @@ class Stepping:
     def window(self) -> int:
         """Consecutive steps of one training window."""
         return self.history + self.bundle * (self.pushforward + self.unroll)
+
+
+def whole(value: Any, name: str, *, least: int) -> int:
+    """Return a whole number of any type, numpy's too, as Python's own, which config.json takes.
+
+    Raises
+    ------
+    ValueError : it is none, or too small; the name says of what.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} {value!r} must be a whole number, at least {least}.")
+    return int(value)
 
 
 ONE_STEP = Stepping()

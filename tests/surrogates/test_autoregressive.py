@@ -177,10 +177,11 @@ def test_a_stepping_survives_its_plain_data():
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"unroll": 0}, "unroll 0"), ({"history": 1.5}, "1.5"), ({"pushforward": -1}, "pushforward -1"),
-     ({"target": "next"}, "delta, direct"), ({"inputs": ("weather",)}, "weather"), ({"inputs": "time"}, "selection"),
-     ({"noise": float("nan")}, "noise nan"), ({"noise": float("inf")}, "noise inf"), ({"rates": True}, "history is 1"),
-     ({"conditioning": "x"}, "channels, film")],
+    [({"unroll": 0}, "unroll 0"), ({"history": 1.5}, "1.5"), ({"bundle": True}, "bundle True"),
+     ({"pushforward": -1}, "pushforward -1"), ({"target": "next"}, "delta, direct"),
+     ({"inputs": ("weather",)}, "weather"),
+     ({"inputs": "time"}, "selection"), ({"noise": float("nan")}, "noise nan"), ({"noise": float("inf")}, "noise inf"),
+     ({"rates": True}, "history is 1"), ({"conditioning": "x"}, "channels, film")],
 )  # fmt: skip
 def test_a_stepping_names_what_is_wrong(arguments, words):
     with pytest.raises(ValueError, match=words):

@@ -1,10 +1,12 @@
 """What every surrogate promises, whatever its network, and what MLP and FNO promise beyond it."""
 
 import dataclasses
+import json
 import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -298,12 +300,20 @@ def test_steppers_see_each_input_that_they_are_given(cls):
         ({"modes": 9}, r"do not fit the grid \(16, 12\)"), ({"modes": (3,)}, "1 axes"),
         ({"padding": -1}, "padding -1"), ({"width": 0}, "width 0"), ({"rank": 0}, "rank 0"),
         ({"padding": math.inf}, "padding inf must be finite"), ({"rank": 1.5}, "rank 1.5 must be a whole number"),
+        ({"layers": True}, "layers True must be a whole number"),
         ({"norm": "batch"}, "layer"), ({"channel_mlp": -0.5}, "channel_mlp -0.5"), ({"stepping": {"x": 1}}, "no x"),
     ],
 )  # fmt: skip
 def test_fno_names_what_does_not_fit(arguments, words):
     with pytest.raises(ValueError, match=words):
         made(FNO, **arguments)
+
+
+def test_fno_takes_whole_numbers_of_numpy_as_its_own():
+    numbers = {"modes": 2, "width": 4, "layers": 1, "rank": 2}
+    surrogate = FNO(**{name: np.int64(n) for name, n in numbers.items()}, stepping=Stepping(history=np.int32(2)))
+    expected = FNO(**numbers, stepping=Stepping(history=2))
+    assert json.dumps(surrogate.architecture()) == json.dumps(expected.architecture())
 
 
 @pytest.mark.parametrize(
