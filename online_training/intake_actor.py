@@ -92,7 +92,9 @@ def build_intake(directory: RunDirectory, session: int) -> Intake:
     trained = last_record(directory.path / "metrics.jsonl") or {}
     if settings.deterministic:
         plan = SessionPlan.of(record, layout, ledger.whole_plan())
-        buffer, assignments = repeat_session(record, layout, plan, ledger, directory.checkpoints)
+        buffer, assignments = repeat_session(
+            record, layout, plan, ledger, directory.checkpoints, trained.get("batch", 0)
+        )
     else:
         plan = SessionPlan.of(record, layout, assignments, uses_done=trained.get("windows", 0), unplanned=to_come)
         buffer = make_buffer(

@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 
 
 def repeat_session(
-    record: StudyRecord, layout: StreamLayout, plan: SessionPlan, ledger: Ledger, checkpoints: Path
+    record: StudyRecord, layout: StreamLayout, plan: SessionPlan, ledger: Ledger, checkpoints: Path, trained: int
 ) -> tuple[FixedOrder, list[Assignment]]:
     """Return the buffer as it was after the newest checkpoint's batch, without its data, and what brings that back.
 
     The draws are repeated from the ledger. Simulations of which a window may still be drawn are run again, and
-    of these only the steps of such windows are stored.
+    of these only the steps of such windows are stored. Where a finished study has a checkpoint of its last batch,
+    nothing is drawn any more, though the buffer still holds the latest draws: only held-out files may be lacking.
+
+    trained : batches that the study was trained on, by its metrics.
 
     Raises
     ------
@@ -41,10 +44,12 @@ def repeat_session(
         inner, numbers, group=settings.jobs, num_steps=layout.num_steps, window=record.window, views=plan.views
     )
     arrived, ended = ledger.extents()
-    needed = buffer.repeat(latest_batch(checkpoints), settings.batch_size, arrived, ended)
+    batches = latest_batch(checkpoints)
+    needed = buffer.repeat(batches, settings.batch_size, arrived, ended)
+    over = ledger.finished and batches == trained
     training = [
         replace(one, used=needed[one.simulation])
         for one in everything
-        if not one.held_out and one.simulation in needed
+        if not one.held_out and one.simulation in needed and not over
     ]  # fmt: skip
     return buffer, [*training, *(one for one in ledger.assignments() if one.held_out)]

@@ -194,6 +194,22 @@ def test_a_deterministic_run_has_the_same_bits_killed_and_resumed_or_not(tmp_pat
     require_no_process(parts)
 
 
+def test_a_finished_deterministic_study_makes_a_missing_file_without_running_the_others_again(tmp_path, ray_here):
+    run_dir = tmp_path / "run"
+    what = {"deterministic": True, "simulations": 4, "held_out": 1, "ranks": 1, "jobs": 2, "views": 2.0}
+    in_the_way = run_dir / "held_out" / "sim-000004.h5.part"
+    in_the_way.mkdir(parents=True)
+    assert study_here(run_dir, **what).run().status == "finished"
+    weights = (run_dir / "model" / "model.safetensors").read_bytes()
+    in_the_way.rmdir()
+    before = Ledger(run_dir / "ledger").simulations
+    assert study_here(run_dir, **what).run(resume=True).status == "finished"
+    assert (run_dir / "held_out" / "sim-000004.h5").exists() and audit(run_dir).ok
+    now = Ledger(run_dir / "ledger").simulations
+    assert [now[number].attempts for number in range(4)] == [before[number].attempts for number in range(4)]
+    assert (run_dir / "model" / "model.safetensors").read_bytes() == weights
+
+
 HANGS_ONCE = """
 import os
 import time
