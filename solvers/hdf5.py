@@ -21,7 +21,7 @@ from .case import Case
 from .grid import AXES
 from .parameters import Parameters
 from .sink import Sink, Snapshot
-from .vtkhdf import write_vtkhdf
+from .vtkhdf import vtkhdf
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -171,7 +171,7 @@ class HDF5Sink(Sink):
         placed: list[Path] = []
         try:
             parts[0].write_text(xdmf(case, times, self.path.name), encoding="utf-8")
-            write_vtkhdf(parts[1], self.path.name, fields=case.fields, points=points, times=times)
+            parts[1].write_bytes(vtkhdf(self.path.name, fields=case.fields, points=points, times=times))
             for part, file in zip(parts, viewers, strict=True):
                 os.replace(part, file)
                 placed.append(file)

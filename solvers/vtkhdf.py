@@ -7,26 +7,18 @@ our axis 0 is x; a direction matrix turns its i, j, k into our axes, so that x i
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import h5py
 import numpy as np
 
 
-def write_vtkhdf(
-    path: Path, trajectory: str, *, fields: Sequence[str], points: Sequence[np.ndarray], times: np.ndarray
-) -> None:  # fmt: skip
-    """Write the companion, atomically.
+def vtkhdf(trajectory: str, *, fields: Sequence[str], points: Sequence[np.ndarray], times: np.ndarray) -> bytes:
+    """Return the companion's content.
 
     trajectory : name of the trajectory's file, in the same folder.
     points : coordinates along each axis, x first.
     times : (snapshots,).
-
-    Raises
-    ------
-    OSError : it cannot be written.
     """
     ndim = len(points)
     # Fastest first: the last of our axes is VTK's i.
@@ -40,7 +32,6 @@ def write_vtkhdf(
     for theirs, ours in enumerate(order):
         extent[2 * theirs + 1] = len(points[ours]) - 1
     spacing = [float(points[ours][1] - points[ours][0]) for ours in order]
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     content = io.BytesIO()  # HDF5 cannot close a file on a full disk
     with h5py.File(content, "w") as file:
         root = file.create_group("VTKHDF")
@@ -58,8 +49,4 @@ def write_vtkhdf(
         for name in fields:
             data[name] = h5py.ExternalLink(trajectory, f"/fields/{name}")
             offsets[name] = np.arange(len(times))
-    try:
-        part.write_bytes(content.getvalue())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    return content.getvalue()
