@@ -100,7 +100,7 @@ def test_the_word_stop_is_the_same_on_all_ranks(study, slots: int, pause: float)
     intake.request_stop()
     out, errors = job.communicate(timeout=PATIENCE)
     assert job.returncode == 0, errors
-    words = [json.loads(line)["words"] for line in out.splitlines()]
+    words = [json.loads(line)["words"] for line in out.splitlines() if line.startswith("{")]
     assert len(words) == 4 and all(w == words[0] for w in words)
     assert len(words[0]) == 1 and words[0][0][-1] == STOP and len(words[0][0]) < 3 * slots
     assert wait_until(lambda: intake.status()["ended"])
@@ -158,7 +158,7 @@ def test_a_restarted_intake_is_joined_by_the_ranks_that_live(study, tmp_path: Pa
     second.all_planned()
     out, errors = job.communicate(timeout=PATIENCE)
     assert job.returncode == 0, errors
-    reports = [json.loads(line) for line in out.splitlines()]
+    reports = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     for report in reports:
         assert report["seen"] == [[0, 1, 0.5], [0, 2, 0.5]] and report["lost"] == [True, False]
     status = second.status()
@@ -217,7 +217,7 @@ def test_solvers_that_outrun_the_trainer_hear_slow_on_all_ranks_at_the_same_step
     trainer.drain(batch=1)
     trainer.close()
     out, _ = job.communicate(timeout=PATIENCE)
-    first, second = (json.loads(line)["words"][0] for line in out.splitlines())
+    first, second = (json.loads(line)["words"][0] for line in out.splitlines() if line.startswith("{"))
     assert first == second, "decided once for all ranks"
     assert first[:5] == [0] * 5 and first[5] == SLOW, "send(step=k) returns the word of step k-1"
     assert STOP not in first and len(first) == 20
