@@ -47,13 +47,15 @@ def navier_stokes(
 def spectral_correction(case: Case) -> Callable[..., Any]:
     """Return what is missing of a state to the one that ETDRK4 reaches from the old one, in steps of at most 0.04.
 
-    The old state is taken as given, without a gradient: the error of a state is not laid at its predecessor's door.
+    Where the case says how many steps the solver takes, these are the same. The old state is taken as given, without a
+    gradient: the error of a state is not laid at its predecessor's door.
     """
     residual = SpectralResidual(case, forcing=stirring)
 
     def correction(old: Any, new: Any, t: Any, dt: float, p: Parameters) -> Any:
         old = old.detach() if hasattr(old, "detach") else old
-        return dt * residual(old, new, dt, viscosity=p.nu, steps=math.ceil(dt / 0.04))
+        steps = case.steps_per_snapshot or math.ceil(dt / 0.04)
+        return dt * residual(old, new, dt, viscosity=p.nu, steps=steps)
 
     return correction
 

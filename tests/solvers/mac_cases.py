@@ -73,6 +73,12 @@ def duct(shape=(8, 9, 7), **options):
     )  # fmt: skip
 
 
+def eddies(x, p, rng):
+    """The flow of Taylor and Green, with a third component and no divergence."""
+    a, b, c = (2 * np.pi * line for line in x)
+    return np.sin(b) * np.cos(c), np.sin(c) * np.cos(a), np.sin(a) * np.cos(b), 0 * a
+
+
 def pipe(shape=(9, 7, 8), **options):
     """Flow in three dimensions that enters along y with a profile and leaves, past a block."""
     boundary = box_boundary(3, {0: {}, 1: {}, 2: {}})
@@ -102,4 +108,6 @@ def max_divergence(states, case, lower):
     return np.abs(total).max(axis=tuple(range(1, total.ndim)))
 
 
-__all__ = ["box_boundary", "cylinder", "driven_box", "duct", "make_case", "max_divergence", "pipe", "run", "street"]
+__all__ = [
+    "box_boundary", "cylinder", "driven_box", "duct", "eddies", "make_case", "max_divergence", "pipe", "run", "street",
+]  # fmt: skip

@@ -7,7 +7,7 @@ from headrace.solvers import Parameters
 from headrace.solvers.mac import MAC_MIDPOINT
 from headrace.solvers.mac_residual import MacResidual
 
-from .mac_cases import cylinder, driven_box, duct, make_case, pipe, run, street
+from .mac_cases import cylinder, driven_box, duct, eddies, make_case, pipe, run, street
 
 NONE = Parameters({})
 
@@ -18,12 +18,6 @@ def block(x):
 
 def push(x, t):
     return 1.0 + t, 0.0, 0.0
-
-
-def eddies(x, p, rng):
-    """The flow of Taylor and Green, with a third component and no divergence."""
-    a, b, c = (2 * np.pi * line for line in x)
-    return np.sin(b) * np.cos(c), np.sin(c) * np.cos(a), np.sin(a) * np.cos(b), 0 * a
 
 
 STEPS = dict(scheme=MAC_MIDPOINT, num_snapshots=4, steps_per_snapshot=1, duration=0.08)
