@@ -141,13 +141,13 @@ def measure_shedding(
     low, high = channel.inflows
     inflow = torch.linspace(low + 0.1 * (high - low), high - 0.1 * (high - low), starts, device=device)
     window = channel.start_windows("", 1, starts, device, 1_000_001, inflow)
-    flow = Flow(channel, network, window)
+    flow, start = Flow(channel, network, window), window
     with torch.no_grad():
         window = flow.advanced(window, warm)
     warmed = window[:1].clone()
     inflow.requires_grad_(True)
     optimiser, first, bins, near, taken = torch.optim.Adam([inflow], lr=RATE), None, inflow, inflow > 0, steps
-    arrived = [math.inf] * starts
+    arrived, begun = [math.inf] * starts, [0] * starts
     for step in range(steps + 1):
         bins = mean_bin(flow.signal(flow.with_inflow(window, inflow), seen))
         off = (bins - target).detach()
@@ -166,10 +166,16 @@ def measure_shedding(
         with torch.no_grad():
             inflow.copy_(torch.where(near, rests, inflow.clamp(low, high)))
             window = flow.advanced(flow.with_inflow(window, inflow), SETTLE)
+            lost = ~(bins.isfinite() & window.flatten(1).isfinite().all(1))
+            if bool(lost.any()):
+                again = flow.advanced(flow.with_inflow(start, inflow), warm)
+                window = torch.where(lost.reshape(-1, *[1] * (window.ndim - 1)), again, window)
+                begun = [count + there for count, there in zip(begun, lost.tolist(), strict=True)]
     told = ", ".join(f"{v:.3f}" for v in inflow.tolist())
     setup = (f"wanted bin {target:g} of {seen} steps; at first {', '.join(f'{v:.2f}' for v in first.tolist())}, "
              f"after {taken} steps of Adam {', '.join(f'{v:.2f}' for v in bins.tolist())}; near for good since steps "
-             f"{', '.join(f'{v:g}' for v in arrived)}; inflows {told}")  # fmt: skip
+             f"{', '.join(f'{v:g}' for v in arrived)}; inflows {told}"
+             + f"; begun again out of bounds {', '.join(map(str, begun))} times" * any(begun))  # fmt: skip
     yield f"{name}: starts of {starts} that are near the wanted bin", float(near.sum()), "1", None, None, setup
     yield (f"{name}: largest distance of the bin from the wanted one", float((bins - target).detach().abs().max()), "1",
            NEAR, None, setup)  # fmt: skip

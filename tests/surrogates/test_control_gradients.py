@@ -1,4 +1,4 @@
-"""Gradients of the two control problems through staggered networks are those that differences find."""
+"""Control through staggered networks: gradients are those that differences find, a lost flow begins again."""
 
 from dataclasses import replace
 
@@ -61,3 +61,31 @@ def test_of_the_mixing_with_respect_to_the_first_vorticity(modules, horizon):
     at = torch.randn(1, len(modes), generator=generator).double()
     distance, cosine = control.gradient_check(objective, at, directions=3)
     assert distance <= 1e-3 and cosine >= 0.99, (distance, cosine)
+
+
+@pytest.mark.parametrize("lost_at", [3, 20])
+def test_a_flow_out_of_all_bounds_begins_again_at_the_inflow_of_then(modules, lost_at):
+    channel, _, _, shedding, training = modules
+    scene = channel.CHANNELS["P5, 60 x 20"]
+    row = training.Row(scene.name, 2, "projected", "steps", shared=True)
+
+    class Lost(torch.nn.Module):
+        """Loses the second flow once, where it warms up or where its signal is seen."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner = stirred(training.network_of(row, scene, 0, "cpu"), 0.02)
+            self.calls = 0
+
+        def forward(self, window):
+            new = self.inner(window)
+            self.calls += len(window) > 1
+            if self.calls == lost_at:
+                new = new.index_fill(0, torch.tensor([1]), float("nan"))
+            return new
+
+    lines = {line[0]: line for line in shedding.measure_shedding("a flow", Lost(), scene, "cpu", quick=True)}
+    line = lines["a flow: starts of 2 that are near the wanted bin"]
+    after = line[5].split("of Adam ")[1].split(";")[0].split(", ")
+    assert "begun again out of bounds 0, 1 times" in line[5]
+    assert len(after) == 2 and "nan" not in after, line[5]
