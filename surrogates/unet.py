@@ -49,7 +49,7 @@ class UNet(Autoregressive):
 
         Raises
         ------
-        ValueError : more levels than the grid can be halved.
+        ValueError : more levels than the grid can be halved, or nothing to normalise over.
         """
         self._require_levels(problem)
         network = UNetwork(channels, self, problem.periodic)
@@ -66,6 +66,12 @@ class UNet(Autoregressive):
             raise ValueError(
                 f"UNet with {levels} levels needs {needed} points per axis; case {problem.case} has the grid "
                 f"{problem.shape}. Give fewer multipliers than {self.multipliers}."
+            )
+        # Then a group is one channel of one point.
+        if self.norm and max(problem.shape) == 1 and 8 % self.width == 0:
+            raise ValueError(
+                f"UNet of width {self.width} normalises single numbers on the grid {problem.shape} of case "
+                f"{problem.case}. Give norm=false, or a width that does not divide 8."
             )
 
 

@@ -92,3 +92,14 @@ def test_a_unet_works_on_grids_that_it_was_not_made_for(shape):
 def test_convolutional_networks_name_what_does_not_fit(cls, arguments, words):
     with pytest.raises(ValueError, match=words):
         cls(**arguments).setup(wave_problem((16, 8)))
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1)])
+def test_a_unet_has_nothing_to_normalise_over_on_a_single_point(shape):
+    problem = wave_problem(shape)
+    with pytest.raises(ValueError, match=r"normalises single numbers on the grid .*norm=false"):
+        UNet(width=8, multipliers=(1,)).setup(problem)
+    for form in ({"width": 8, "norm": False}, {"width": 12}):
+        surrogate = UNet(multipliers=(1,), **form)
+        surrogate.setup(problem)
+        assert surrogate.predict(noise(1, 1, 2, *shape), torch.ones(1, 2), torch.tensor([0.1])).isfinite().all()
