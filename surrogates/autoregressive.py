@@ -146,6 +146,7 @@ class Autoregressive(Surrogate):
         """
         problem = require_setup(self)
         batch.check(problem, self.window)
+        batch = batch.matching(self.normaliser.mean)
         s = self.stepping
         states, times = self.normaliser.normalise(batch.states), batch.times
         if self.training and self.linear_step is not None and not self._linear_known:

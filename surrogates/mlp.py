@@ -94,6 +94,7 @@ class MLP(Surrogate):
         """Return the mean squared error of each window, in units of the fields' variances, shape (batch,)."""
         problem = require_setup(self)
         batch.check(problem, self.window)
+        batch = batch.matching(self.normaliser.mean)
         if tuple(batch.states.shape[3:]) != problem.shape:
             raise ValueError(
                 f"MLP of case {problem.case} is bound to the grid {problem.shape}; "

@@ -164,6 +164,7 @@ class NeuralStagger(Surrogate):
     def training_loss(self, batch: WindowBatch) -> torch.Tensor:
         """Return the mean squared error of the graded states, as the equation tells it, in the fields' variances."""
         batch.check(require_setup(self), self.window)
+        batch = batch.matching(self.normaliser.mean)
         if self._correction is None:
             raise RuntimeError(f"NeuralStagger of case {self.problem.case} does not know its equation: call "
                                "use_case(case) first.")  # fmt: skip

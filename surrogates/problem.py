@@ -96,3 +96,11 @@ class WindowBatch:
                 f"Parameters have shape {tuple(self.parameters.shape)}; case {problem.case} needs "
                 f"{(batch, len(problem.parameters))}: {', '.join(problem.parameters) or 'none'}."
             )
+
+    def matching(self, like: torch.Tensor) -> WindowBatch:
+        """Return the windows with the dtype and device of a tensor, a model's normaliser: themselves where they agree."""
+        parts = (self.states, self.times, self.parameters)
+        if all(part.dtype == like.dtype and part.device == like.device for part in parts):
+            return self
+        states, times, parameters = (part.to(like) for part in parts)
+        return WindowBatch(states=states, times=times, parameters=parameters)

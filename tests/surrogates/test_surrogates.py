@@ -124,6 +124,15 @@ def test_the_unit_of_the_states_does_not_matter(cls):
 
 
 @pytest.mark.parametrize("cls", FROM_DATA)
+def test_windows_in_double_precision_count_as_those_of_the_weights(cls):
+    surrogate = made(cls)
+    batch = wave_windows(surrogate.problem, surrogate.window)
+    doubles = {f.name: getattr(batch, f.name).double() for f in dataclasses.fields(batch)}
+    losses = surrogate.training_loss(WindowBatch(**doubles))
+    assert losses.dtype == torch.float32 and torch.equal(losses, surrogate.training_loss(batch))
+
+
+@pytest.mark.parametrize("cls", FROM_DATA)
 def test_wrong_batches_are_named(cls):
     surrogate = made(cls)
     good = wave_windows(surrogate.problem, surrogate.window)
