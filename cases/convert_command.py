@@ -39,6 +39,12 @@ def convert(
         typer.echo(
             f"note: the run did not come to its end; its first {len(blocks.times)} steps are complete.", err=True
         )
+    if blocks.unequal_times is not None:
+        step, least, largest = blocks.unequal_times
+        typer.echo(
+            f"note: ranks differ in the time of step {step}, {least:g} to {largest:g}; rank 0's is kept. Where their "
+            "steps differ too, the fields are of several times.", err=True
+        )  # fmt: skip
     if blocks.failure:
         typer.echo(f"note: the run failed: {blocks.failure}", err=True)
     groups: dict[tuple[int, ...], list[str]] = defaultdict(list)

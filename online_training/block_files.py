@@ -51,7 +51,8 @@ class BlockFiles:
         are complete on all ranks are there then.
 
     fields, dtype : shape of each field, and type of all values.
-    times : of the complete steps.
+    times : of the complete steps, as the first rank says.
+    unequal_times : (step, smallest, largest) of the first step that ranks give different times; None where they agree.
     finished : whether all ranks came to their end.
     failure : what a rank said that failed; "" where none did.
 
@@ -77,7 +78,12 @@ class BlockFiles:
         if {len(self._ranks)} != set(self._ranks.values()):
             ranks = max(self._ranks.values())
             raise BlockFileError(f"{folder} has files of ranks {sorted(self._ranks)}, but the run had {ranks}.")
-        self.times = list(self._complete_times())
+        told = list(self._complete_times())
+        self.times = [times[0] for times in told]
+        # Ranks that add up their steps may differ by rounding.
+        rounding = 1e-9 * max(map(abs, self.times), default=0.0)
+        odd = (step for step, times in enumerate(told) if max(times) - min(times) > rounding)
+        self.unequal_times = next(((step, min(told[step]), max(told[step])) for step in odd), None)
 
     def step(self, step: int) -> dict[str, np.ndarray]:
         """Return the fields at a step, each of its own shape.
@@ -112,7 +118,8 @@ class BlockFiles:
             raise BlockFileError(f"{self._paths[found.file]} is damaged at step {found.header.step}; run again.")
         return np.frombuffer(data, self.dtype)
 
-    def _complete_times(self) -> Iterator[float]:
+    def _complete_times(self) -> Iterator[list[float]]:
+        """Yield what the blocks of each step say its time is, as long as no value is missing."""
         total = sum(math.prod(shape) for shape in self.fields.values())
         for step in range(len(self._found)):
             found = self._found.get(step, [])
@@ -123,7 +130,10 @@ class BlockFiles:
                 )
             if cells < total:
                 return
-            yield found[0].header.time
+            times = [one.header.time for one in found]
+            if not all(map(math.isfinite, times)):
+                raise BlockFileError(f"A rank gave step {step} a time that is no finite number; run again.")
+            yield times
 
     def _index(self, number: int) -> None:
         path, cells, ended = self._paths[number], None, False

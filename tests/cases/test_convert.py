@@ -128,6 +128,33 @@ def test_of_a_killed_run_the_complete_steps_remain(folder: Path, capsys: pytest.
     np.testing.assert_array_equal(read_trajectory(file).values[1, 1], field_of(0, 1, (6, 5), 1) + 1e-9)
 
 
+def timed(times: dict[int, list[float]]) -> None:
+    """Write u of some ranks, a row each, every step with the time that its rank gives it."""
+    for rank, own in times.items():
+        with connect({"u": (len(times), 3)}, Ranks(rank, len(times))) as stream:
+            for step, time in enumerate(own):
+                stream.send(step=step, time=time, values=np.ones((1, 1, 3)), where=(slice(rank, rank + 1), slice(0, 3)))
+
+
+def test_ranks_that_differ_in_their_times_are_told(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    timed({0: [0.0, 0.1, 0.2], 1: [0.0, 0.3, 0.2]})
+    (file,) = convert(folder)
+    assert "differ in the time of step 1, 0.1 to 0.3; rank 0's is kept" in capsys.readouterr().err
+    assert read_trajectory(file).times.tolist() == [0.0, 0.1, 0.2]
+
+
+def test_ranks_that_round_their_times_differently_are_not_told(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    timed({0: [0.0, 0.1 + 0.2], 1: [1e-17, 0.3]})
+    convert(folder)
+    assert not capsys.readouterr().err
+
+
+def test_a_time_that_is_no_number_is_refused(folder: Path) -> None:
+    timed({0: [0.0, 0.1], 1: [0.0, math.nan]})
+    with pytest.raises(BlockFileError, match="step 1 a time that is no finite number"):
+        convert(folder)
+
+
 def test_damage_is_named(folder: Path) -> None:
     write()
     path = folder / "blocks-000001.hdrc"
