@@ -12,7 +12,8 @@ import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakSet
 
 import h5py
 import numpy as np
@@ -167,7 +168,8 @@ class HDF5Sink(Sink):
         case = self._case
         points = [case.grid.points(axis, periodic=case.periodic[axis]) for axis in range(case.grid.ndim)]
         viewers = [companion_of(self.path, suffix) for suffix in (".xdmf", ".vtkhdf")]
-        parts = [file.with_name(f"{file.name}.{os.getpid()}.part") for file in viewers]
+        # Named after the trajectory, whose lock this process holds: what a killed one left is overwritten.
+        parts = [self.path.with_name(f"{self.path.name}{file.suffix}.part") for file in viewers]
         placed: list[Path] = []
         try:
             parts[0].write_text(xdmf(case, times, self.path.name), encoding="utf-8")
@@ -220,12 +222,16 @@ class _GuardedFile(io.RawIOBase):
     """A file for HDF5 that keeps the first error of a write and swallows what follows.
 
     HDF5 cannot close a file that it could not write, and crashes at the end of the process. So it never hears of a
-    full disk; `check` tells us.
+    full disk; `check` tells us. A forked child has none of it: neither the lock, which would outlive this process, nor
+    a way to write.
     """
+
+    _opened: ClassVar[WeakSet[_GuardedFile]] = WeakSet()
 
     def __init__(self, path: Path) -> None:
         self._error: OSError | None = None
         self._file = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
+        self._opened.add(self)
         try:
             self._take(path)
             self._file.truncate(0)
@@ -244,6 +250,15 @@ class _GuardedFile(io.RawIOBase):
         # Between opening and locking it may have been finished by another process, and renamed.
         if not (path.exists() and os.path.samestat(os.fstat(self._file.fileno()), path.stat())):
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    @classmethod
+    def leave_to_parent(cls) -> None:
+        """Put the null device in the place of every open file, in a child that was forked."""
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for each in list(cls._opened):
+            if not each._file.closed:
+                os.dup2(null, each._file.fileno(), inheritable=False)
+        os.close(null)
 
     def check(self) -> None:
         """Raise the error of an earlier write."""
@@ -293,6 +308,9 @@ class _GuardedFile(io.RawIOBase):
         """Close without looking back."""
         self._file.close()
         super().close()
+
+
+os.register_at_fork(after_in_child=_GuardedFile.leave_to_parent)
 
 
 @dataclass(frozen=True, kw_only=True)

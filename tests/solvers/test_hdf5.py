@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -190,6 +191,34 @@ def test_a_file_that_another_process_writes_is_refused_and_left_to_it(tmp_path):
     assert first.returncode == 0
     assert read_trajectory(tmp_path / "one.h5").values.shape == (101, 1, 12, 10)
     assert sorted(os.listdir(tmp_path)) == ["one.h5", "one.vtkhdf", "one.xdmf"]
+
+
+def test_what_a_killed_process_left_of_the_files_for_viewers_is_overwritten(tmp_path):
+    """The last moment of a killed process: both are written under their first names, and none has its own."""
+    for name in ("one.h5.xdmf.part", "one.h5.vtkhdf.part"):
+        (tmp_path / name).write_text("half")
+    write(tmp_path / "one.h5")
+    assert sorted(os.listdir(tmp_path)) == ["one.h5", "one.vtkhdf", "one.xdmf"]
+
+
+def test_a_child_that_a_writer_forked_does_not_keep_its_lock(tmp_path):
+    script = (
+        "import os, signal, sys; from headrace.solvers.hdf5 import HDF5Sink\n"
+        "from headrace.cases.heat2d import case; case = case.resized((12, 10))\n"
+        "sink = HDF5Sink(sys.argv[1]); sink.open(case, case.accept({}), None)\n"
+        "if os.fork():\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "os.close(1)\n"
+        "sys.stdin.read(); os.write(2, b'lived'); os._exit(0)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "one.h5")]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, **pipes) as writer:
+        writer.stdout.read()  # ends when the writer is gone and the child is there
+        assert writer.wait() == -signal.SIGKILL
+        assert read_trajectory(write(tmp_path / "one.h5")).values.shape == (101, 1, 12, 10)
+        writer.stdin.close()
+        assert writer.stderr.read().endswith(b"lived")
 
 
 def test_what_is_no_trajectory_is_named(tmp_path):
