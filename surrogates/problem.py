@@ -98,7 +98,7 @@ class WindowBatch:
             )
 
     def matching(self, like: torch.Tensor) -> WindowBatch:
-        """Return the windows with the dtype and device of a tensor, a model's normaliser: themselves where they agree."""
+        """Return the windows with the dtype and device of a tensor of the model, themselves where they agree."""
         parts = (self.states, self.times, self.parameters)
         if all(part.dtype == like.dtype and part.device == like.device for part in parts):
             return self
