@@ -14,6 +14,7 @@ from .client import MAX_BLOCK, WireError
 from .tickets import Tickets
 
 MAX_PENDING = 64
+_MOST_BATCHES = 2**63  # as a number of 64 bits on the wire, and with room above
 
 
 def batch_dtype(window: int, num_parameters: int) -> np.dtype:
@@ -97,17 +98,18 @@ class Draws:
 
         Raises
         ------
-        WireError : "draw": an index that was answered before, too far ahead, or another number of workers.
+        WireError : "draw": an index that was answered before, is too far ahead or larger than any; another number of
+            workers.
         """
-        if self._next is None:
-            self._next = first
-        if num_workers != self._num_workers or not 0 <= worker < num_workers:
+        if num_workers != self._num_workers or not 0 <= worker < num_workers or first >= _MOST_BATCHES:
             raise WireError("draw")
-        if not 1 <= batch or batch * record_bytes > MAX_BLOCK or first + count > self._next + MAX_PENDING:
+        following = first if self._next is None else self._next
+        if not 1 <= batch or batch * record_bytes > MAX_BLOCK or first + count > following + MAX_PENDING:
             raise WireError("draw")
-        for index in range(first, min(first + count, self._next)):
+        for index in range(first, min(first + count, following)):
             if worker not in self._waiting(index):
                 raise WireError("draw")
+        self._next = following
         for index in range(first, first + count):
             self._asked.setdefault(index, {})[worker] = batch, first
 

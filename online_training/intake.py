@@ -19,7 +19,7 @@ from .intake_settings import IntakeSettings
 from .intake_socket import Content, IntakeSocket
 from .kept_steps import KeptStep
 from .ledger import RecordWriter
-from .peers import Hello, Peer, Peers, Refusal, rejoin
+from .peers import MAX_PEERS, Hello, Peer, Peers, Refusal, rejoin
 from .ring import Ring, ring_bytes
 from .simulation_run import Assignment
 from .simulation_table import SimulationTable
@@ -213,7 +213,8 @@ class Intake:
             self._socket.wake()
 
     def _run(self) -> None:
-        np.seterr(over="ignore")  # in this thread; squares overflow in the check for NaN, which then looks again
+        # In this thread: the check for NaN squares what it finds, also signalling NaN, and looks again.
+        np.seterr(over="ignore", invalid="ignore")
         try:
             while not self._closing.is_set():
                 self._socket.wait(_TICK_MILLISECONDS)
@@ -296,6 +297,8 @@ class Intake:
         hello = Hello.parse(bytes(payload))
         self._peers.remember(hello.nonce)
         try:
+            if hello.ranks > MAX_PEERS:  # before anything of that size is made
+                raise Refusal(f"{hello.ranks} ranks cannot connect; the limit of one intake is {MAX_PEERS}.")
             self._replace(hello)
             peer = self._peers.add(hello, identity)
         except Refusal as refusal:

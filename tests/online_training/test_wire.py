@@ -19,6 +19,7 @@ from tests.online_training.intake_setup import (
     PATIENCE,
     STUDY,
     TOKEN,
+    TrainerDouble,
     field_of,
     make_layout,
     plan,
@@ -278,6 +279,22 @@ def test_authentic_nonsense_in_hello_is_counted(tmp_path: Path, body: bytes) -> 
         wait_until(lambda: intake.status()["rejected"] == {"json": 1})
         assert intake.status()["error"] is None
         socket.close()
+
+
+def test_numbers_of_a_trainer_that_nobody_could_answer_are_refused(tmp_path: Path) -> None:
+    """Room for four billion workers would be all memory, and the batch after the last number has none."""
+    with running_intake(tmp_path, make_layout()) as intake:
+        hello = {"role": "trainer", "job": "trainer", "rank": 0, "ranks": 2**32 - 1, "generation": 0}
+        link = Link(intake.addresses, TOKEN, STUDY, hello=hello, lease=30.0)
+        with pytest.raises(RuntimeError, match="4294967295 ranks cannot connect; the limit of one intake is 16384"):
+            link.join()
+        link.close()
+        trainer = TrainerDouble(intake)
+        trainer.link.send(Kind.DRAW, {"batch": 1, "count": 2}, value=2**64 - 1, block=0, num_blocks=1)
+        wait_until(lambda: intake.status()["rejected"].get("draw"))
+        intake.request_stop()
+        assert trainer.draw(0) is None and intake.status()["error"] is None
+        trainer.close()
 
 
 def test_a_frame_larger_than_allowed_never_reaches_the_loop(tmp_path: Path) -> None:
