@@ -182,12 +182,19 @@ class StaggeredSteps:
         return lambda v: compiled(v, *given)
 
 
+def _plus(u: torch.Tensor, *terms: tuple[Any, torch.Tensor]) -> torch.Tensor:
+    """Return u + Σ c x: on a GPU one kernel for each term whose factor c is a number."""
+    for c, x in terms:
+        u = u + c * x if isinstance(c, torch.Tensor) else torch.add(u, x, alpha=c)
+    return u
+
+
 def _runge_kutta(f: Callable[[torch.Tensor], torch.Tensor], u: torch.Tensor, dt: Any) -> torch.Tensor:
     a = f(u)
-    b = f(u + 0.5 * dt * a)
-    c = f(u + 0.5 * dt * b)
-    d = f(u + dt * c)
-    return u + dt / 6 * (a + 2 * (b + c) + d)
+    b = f(_plus(u, (0.5 * dt, a)))
+    c = f(_plus(u, (0.5 * dt, b)))
+    d = f(_plus(u, (dt, c)))
+    return _plus(u, (dt / 6, _plus(a, (2.0, b), (2.0, c), (1.0, d))))
 
 
 def _stabilised(f: Callable[[torch.Tensor], torch.Tensor], u: torch.Tensor, dt: Any, stages: int) -> torch.Tensor:
@@ -203,12 +210,12 @@ def _stabilised(f: Callable[[torch.Tensor], torch.Tensor], u: torch.Tensor, dt: 
     b = [0.0, 0.0] + [e[j] / d[j] ** 2 for j in range(2, stages + 1)]
     b[0] = b[1] = b[2]
     first = f(u)
-    before, here = u, u + dt * (b[1] * w1) * first
+    before, here = u, _plus(u, (dt * b[1] * w1, first))
     for j in range(2, stages + 1):
         mu, nu, push = 2 * b[j] * w0 / b[j - 1], -b[j] / b[j - 2], 2 * b[j] * w1 / b[j - 1]
         back = -(1 - b[j - 1] * t[j - 1]) * push
-        new = (1 - mu - nu) * u + mu * here + nu * before + dt * (push * f(here) + back * first)
-        before, here = here, new
+        slopes = ((dt * push, f(here)), (dt * back, first))
+        before, here = here, _plus((1 - mu - nu) * u, (mu, here), (nu, before), *slopes)
     return here
 
 

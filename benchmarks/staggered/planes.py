@@ -149,15 +149,15 @@ class Spectral(SpectralSolver):
     def __init__(self, forcing: torch.Tensor, viscosity: float, dt: float) -> None:
         super().__init__(forcing.shape[-1], 2, viscosity, dt, side=1.0, dtype=forcing.dtype, device=forcing.device)
         (kx, ky), over = self.k, self.over
-        # One batched transform each way: u, v, and the two slopes of ω.
-        self.factors = 1j * torch.stack([ky * over, -kx * over, kx, ky])
-        self.forcing = torch.fft.rfft2(forcing)
+        # One batched transform each way: u, v, and the two slopes of ω. What it is divided by is in the factors.
+        self.factors = 1j * torch.stack([ky * over, -kx * over, kx, ky]) * self.keep / math.prod(self.shape)
+        self.forcing, self.kept = torch.fft.rfft2(forcing), self.keep.to(self.kind)
 
     def slope(self, w: torch.Tensor) -> torch.Tensor:
         """Return -u·∇ω + f of a spectrum (*batch, nx, ny // 2 + 1)."""
         factors = self.factors.reshape(4, *(1,) * (w.ndim - 2), *w.shape[-2:])
-        u, v, wx, wy = torch.fft.irfft2(factors * (w * self.keep)).unbind(0)
-        return self.forcing - torch.fft.rfft2(u * wx + v * wy) * self.keep
+        u, v, wx, wy = torch.fft.irfft2(factors * w, norm="forward").unbind(0)
+        return torch.addcmul(self.forcing, torch.fft.rfft2(torch.addcmul(u * wx, v, wy)), self.kept, value=-1)
 
 
 class PartSolver:
