@@ -85,7 +85,8 @@ def over_plain(run: Run, known: dict[str, float]) -> Iterator[Figure]:
 def measure_comparison(options: argparse.Namespace) -> Iterator[Figure]:
     """Yield times of the networks, and of the classical solvers that reach the errors of those in the results.
 
-    With --resume, times that are in the results are not measured again: what follows from them needs no GPU.
+    Errors of solvers that are in the results are not computed again. With --resume neither are times, nor errors of
+    more solvers of a problem: what follows from them needs no GPU.
     """
     known, count = {line["name"]: line for line in report_of(options).lines}, 1 if options.quick else HELD_OUT
     batches = (1, MANY) if options.device == "cuda" else (1,)
@@ -105,7 +106,7 @@ def measure_comparison(options: argparse.Namespace) -> Iterator[Figure]:
             continue
         error = None if trained is None else trained["value"]
         if problem.name not in solvers:
-            solvers[problem.name] = list(usable(problem, options.device, count, known))
+            solvers[problem.name] = list(usable(problem, options.device, count, known, more=not options.resume))
             for rival, its_error in solvers[problem.name]:
                 if told(problem, rival) not in known:
                     yield told(problem, rival), its_error, "1", None, None, ""
@@ -192,9 +193,8 @@ def measure_streams(options: argparse.Namespace) -> Iterator[Figure]:
 
 PRECISION = {
     "classical": "float64", "speed": "TF32 on a GPU, else float32", "training": "float32",
-    "comparison": "networks float32, solvers float64", "streamed": "float32", "control": "float64",
-    "shedding": "float32, gradients float64",
-    "processes": "float32",
+    "comparison": "networks and explicit steps float32, spectral solvers float64",
+    "streamed": "float32", "control": "float64", "shedding": "float32, gradients float64", "processes": "float32",
 }  # fmt: skip
 PARTS = {
     "classical": lambda options: measure_classical(

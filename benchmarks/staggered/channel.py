@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.interpolate import CubicSpline
 
 from headrace.solvers import Case, Dirichlet, Grid, Neumann, Parameters, Snapshot
 from headrace.solvers.mac import solve_mac
@@ -46,6 +47,8 @@ class Channel:
     frame : time of a step at inflow 1. steps : explicit ones of a frame, where these grade. inflows : between these the
     networks are trained. rolled : steps of the judged roll-out. solved : time to which our solver is run beside it;
     means are over its second half. still : 0, or the share of the flow that errors are measured by besides its change.
+    coarser : cells of the coarser grids on which classical solvers are tried; the block has the same size there, as its
+    faces are faces of these grids too.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Channel:
     reading: str = "phase"
     in_time: bool = False
     still: float = 0.0
+    coarser: tuple[int, ...] = ()
     judged: str = "largest distance of energy, drag and mean profile"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Channel:
@@ -309,19 +313,20 @@ class Channel:
 
     def rivals(self, device: str) -> Iterator[Rival]:
         """Yield explicit steps on this and coarser grids on the same device, by the same error."""
-        for factor in (4, 2, 1):
-            coarse = replace(self, shape=tuple(n // factor for n in self.shape), cells=self.cells // factor)
+        for cells in (*self.coarser, self.cells):
+            coarse = replace(self, shape=tuple(n * cells // self.cells for n in self.shape), cells=cells)
             # As long as they are stable, and no shorter than those that grade.
-            for steps in sorted({math.ceil(self.steps * share / factor) for share in (0.5, 0.75, 1.0)}):
+            grading = self.steps * cells / self.cells
+            for steps in sorted({math.ceil(share * grading) for share in (0.5, 0.625, 0.75, 1.0)}):
                 rival = replace(coarse, steps=steps)
 
-                def error(rival: Channel = rival, factor: int = factor) -> float:
-                    own, where, frames = self._wanted(device)
-                    pairs = [size for n in self.shape[1:] for size in (n // factor, factor)]
-                    line = own[2].reshape(pairs).mean(tuple(range(1, 2 * self.ndim - 2, 2))).ravel()
-                    mine = means_over(rival.solved_on(device, frames), where)
-                    finite = math.isfinite(mine[0] + mine[1])
-                    return max(distances(mine, (own[0], own[1], line))) if finite else math.nan
+                def error(rival: Channel = rival) -> float:
+                    spans = self._spans(device)
+                    found, off = rival.solved_on(device, spans[-1][2].stop), []
+                    for _, own, where, _ in spans:
+                        line = on_coarser(own[2].reshape(self.shape[1:]), rival.shape[1:]).ravel()
+                        off += distances(means_over(found, where), (own[0], own[1], line))
+                    return max(off) if all(map(math.isfinite, off)) else math.nan
 
                 def seconds(batch: int, rival: Channel = rival) -> float:
                     return self.rolled * rival.seconds_of_frame(device, batch)
@@ -329,20 +334,21 @@ class Channel:
                 name = f"explicit steps on {' x '.join(map(str, rival.shape))}, dt {self.frame / steps:g}"
                 yield Rival(name, error, seconds)
 
-    def _wanted(self, device: str) -> tuple[tuple[float, float, np.ndarray], slice, int]:
-        """Return our solver's means, the frames that they are over, and the frames of its run.
+    def _spans(self, device: str) -> list[tuple[str, tuple[float, float, np.ndarray], slice, str]]:
+        """Return for every span of frames that is judged when it is, our solver's means over it, the span, and words.
 
         Vortices come and go irregularly: where they are shed, means are over the second half of the roll-out, and made
-        by our solver's explicit steps on the device.
+        by our solver's explicit steps on the device. Elsewhere they are over the second half of our solver's time, and
+        over that of the roll-out too, when the flow is steady.
         """
-        frames = self._wanted_frames
-        last = slice(frames // 2, frames)
-        own = means_over(self._long(device), last) if "shedding" in self.goals else means(reference(self.name).result())
-        return own, last, frames
-
-    @property
-    def _wanted_frames(self) -> int:
-        return self.rolled if "shedding" in self.goals else 2 * round(self.solved / 2 / self.frame)
+        shed, late = "shedding" in self.goals, slice(self.rolled // 2, self.rolled)
+        told = f"both over steps {late.start} to {late.stop}, our solver's explicit ones"
+        end = ("" if shed else " in the second half", means_over(self._long(device), late), late, told)
+        if shed:
+            return [end]
+        half = round(self.solved / 2 / self.frame)
+        words = f"both over steps {half} to {2 * half}"
+        return [("", means(reference(self.name).result()), slice(half, 2 * half), words), end]
 
     @cache  # noqa: B019
     def _long(self, device: str) -> dict[str, np.ndarray]:
@@ -379,21 +385,15 @@ class Channel:
 
     def _compared(self, found: dict[str, np.ndarray], device: str) -> Iterator[Measured]:
         """Yield distances from our solver of the means of a roll-out, and what our solver's own are worth."""
-        own, where, frames = self._wanted(device)
-        shed = "shedding" in self.goals
-        words = f"both over steps {where.start} to {frames}" + ", our solver's explicit ones" * shed
-        spans = [("", own, where, words)]
-        if not shed:  # and when the flow is steady
-            late = slice(self.rolled // 2, self.rolled)
-            told = f"both over steps {late.start} to {late.stop}, our solver's explicit ones"
-            spans.append((" in the second half", means_over(self._long(device), late), late, told))
+        spans = self._spans(device)
         lines = [line for when, wanted, span, told in spans
                  for line in compared(found, wanted, span, when, self.goals.get("flow"), told)]  # fmt: skip
         yield from lines
+        _, own, where, words = spans[0]
         yield self.judged, max(line[1] for line in lines), None, None, words
-        if not shed:
+        if "shedding" not in self.goals:
             return
-        long, quarter = self._long(device), (frames - where.start) // 2
+        long, quarter = self._long(device), (where.stop - where.start) // 2
         early, late = (means_over(long, slice(n, n + quarter)) for n in (where.start, where.start + quarter))
         pairs = {"the two halves of these steps": distances(late, early),
                  f"a run to t = {self.solved:g}": distances(means(reference(self.name).result()), own)}  # fmt: skip
@@ -405,16 +405,28 @@ class Channel:
         yield "shedding over our solver's, less 1", abs(here / there - 1), self.goals["shedding"], there, told
 
 
+def on_coarser(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return values in the cells of a section in coarser ones: means of whole cells, else by cubic splines."""
+    for axis, (n, m) in enumerate(zip(values.shape, shape, strict=True)):
+        if n % m == 0:
+            values = np.add.reduceat(values, np.arange(0, n, n // m), axis=axis) * (m / n)
+        else:
+            centres, places = ((np.arange(k) + 0.5) / k for k in (n, m))
+            values = CubicSpline(centres, values, axis=axis)(places)
+    return values
+
+
 FLOW = {"flow": 0.1, "divergence": 1e-6}
 CHANNELS = {
     one.name: one
     for one in (
         # 300 x 100 cells, a block of 10 x 20 at (50, 50); Re 400 is their μ = 0.1, ρ = 4 at an inflow of 0.5 cells.
         Channel("P5", (300, 100), 20, (0.5, 1.0), (2.5, 2.5), 400.0, 5000, 160.0,
-                {**FLOW, "shedding": 0.05, "residual": 1.5}, frame=0.2, steps=8, batch=8, pool=128),
+                {**FLOW, "shedding": 0.05, "residual": 1.5}, frame=0.2, steps=8, batch=8, pool=128,
+                coarser=(8, 12, 16)),
         Channel("P7", (128, 64, 64), 16, (1.0, 1.0, 1.0), (2.0, 2.0, 2.0), 100.0, 1000, 6.0,
                 {**FLOW, "steps per second": 20.0}, frame=0.2, steps=3, end=20.0, inflows=(0.9, 1.1), width=8,
-                multipliers=(1, 2, 2), batch=2, pool=16, still=3e-3),
+                multipliers=(1, 2, 2), batch=2, pool=16, still=3e-3, coarser=(4, 6, 8)),
         # For CPUs: P5 on a twenty-fifth of the cells.
         Channel("P5, 60 x 20", (60, 20), 4, (0.5, 1.0), (2.5, 2.5), 400.0, 1000, 160.0, {**FLOW, "shedding": 0.05},
                 frame=0.2, steps=2, end=40.0, width=8, multipliers=(1, 2, 2), batch=64, pool=32),

@@ -127,6 +127,12 @@ class StaggeredSteps:
         other._compile, other._compiled = self.fluid.is_cuda, {}
         return other
 
+    def of_stages(self, stages: int | None) -> StaggeredSteps:
+        """Return the same by so many stages, of the same compiled slopes."""
+        other = copy.copy(self)
+        other._stages = stages
+        return other
+
     def slope(self, u: torch.Tensor, viscosity: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Return ∂u/∂t without divergence, and the pressure (*lead, *grid), 0 in obstacles."""
         grid = self._residual.grid

@@ -43,6 +43,43 @@ def test_steps_past_a_block_are_those_of_the_solver_with_its_pressure(staggered,
     np.testing.assert_allclose(pressure, last[-1] * steps.fluid, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["P5", "P7"])
+def test_the_block_is_as_large_on_the_coarser_grids_of_classical_solvers(staggered, name):
+    scene = staggered[0].CHANNELS[name]
+    for cells in scene.coarser:
+        coarse = replace(scene, shape=tuple(n * cells // scene.cells for n in scene.shape), cells=cells)
+        grid = coarse.case(start=np.zeros((scene.ndim, *coarse.shape))).grid
+        solid = coarse.solid(np.ix_(*(grid.points(axis, periodic=False) for axis in range(scene.ndim))))
+        sizes = [solid.any(tuple(set(range(scene.ndim)) - {axis})).sum() / cells for axis in range(scene.ndim)]
+        assert sizes == list(scene.block)
+
+
+def test_a_section_on_coarser_cells_keeps_what_they_hold_and_smooth_values(staggered):
+    on_coarser = staggered[0].on_coarser
+    values = np.random.default_rng(0).random((6, 4))
+    np.testing.assert_allclose(on_coarser(values, (2, 4)), values.reshape(2, 3, 4).mean(1))
+    fine, coarse = (np.sin(3 * (np.arange(n) + 0.5) / n) for n in (100, 80))
+    np.testing.assert_allclose(on_coarser(fine, (80,)), coarse, atol=1e-6)
+
+
+def test_classical_solvers_take_shorter_steps_as_long_as_these_are_more_accurate(loaded, monkeypatch):
+    classical, problem = loaded("staggered.classical"), loaded("staggered.training").PROBLEMS["P5"]
+    computed = []
+
+    def rival(name, error):
+        return classical.Rival(name, lambda: computed.append(name) or error, lambda batch: 1.0)
+
+    tried = {"8, dt 4": np.nan, "8, dt 3": 0.4, "8, dt 2": 0.2, "8, dt 1": 0.19, "8, dt 0.5": 0.1, "16, dt 4": 0.02}
+    monkeypatch.setattr(classical, "rivals", lambda *_: [rival(*item) for item in tried.items()])
+    found = [one.name for one, _ in classical.usable(problem, "cpu")]
+    assert found == ["8, dt 3", "8, dt 2", "16, dt 4"] and "8, dt 0.5" not in computed
+    known = {f"P5: 8, dt 3: {problem.judged}": {"value": 0.3}}
+    for more, names in ((False, ["8, dt 3"]), (True, found)):
+        computed.clear()
+        assert [one.name for one, _ in classical.usable(problem, "cpu", known=known, more=more)] == names
+        assert "8, dt 3" not in computed and bool(computed) is more
+
+
 def test_whatever_a_network_gives_is_read_without_divergence_and_at_rest_on_the_block(staggered):
     channel, *_ = staggered
     scene = channel.CHANNELS["P5, 60 x 20"]
