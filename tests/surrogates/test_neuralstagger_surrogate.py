@@ -9,6 +9,7 @@ import torch
 from headrace.cases.navier_stokes2d import case as navier_stokes2d
 from headrace.cases.navier_stokes2d import recipe
 from headrace.solvers import Case, Dirichlet, Grid, MemorySink, Periodic, Uniform
+from headrace.solvers.scheme import CRANK_NICOLSON, IMPLICIT_EULER
 from headrace.solvers.simulate import simulate
 from headrace.solvers.step_correction import step_correction
 from headrace.surrogates import NeuralStagger, Problem, WindowBatch, load_surrogate
@@ -99,6 +100,20 @@ def test_the_correction_is_the_error_of_a_crank_nicolson_step(shape):
         torch.testing.assert_close(change, 0.01 * (torch.sin(t[0]) + torch.sin(t[0] + 0.02)), rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.parametrize("scheme", [None, CRANK_NICOLSON, IMPLICIT_EULER], ids=str)
+def test_the_correction_of_a_case_with_rhs_vanishes_on_its_solver(scheme):
+    case = replace(CASE, scheme=scheme or CRANK_NICOLSON, num_snapshots=4, steps_per_snapshot=1)
+    sink, p = MemorySink(), case.accept({"nu": 5e-3, "k": 0.7})
+    simulate(case, p, sink, simulation=1)
+    states, t = torch.tensor(np.asarray(sink.values)), torch.arange(4, dtype=torch.float64) * 0.1
+    rows = torch.tensor([[5e-3, 0.7]] * 4, dtype=torch.float64)
+    correction = step_correction(replace(case, scheme=scheme))
+    error = correction(states[:-1], states[1:], t, 0.1, rows)
+    assert float(error.abs().max()) < 0.1 * 1e-8 and float((states[1:] - states[:-1]).abs().max()) > 1e-2
+    other = correction(states[:-1], states[1:], t, 0.1, rows * torch.tensor([1.0, 1.5]))
+    assert float(other.abs().max()) > 1e-3
+
+
 @pytest.mark.parametrize(("steps", "bound"), [(None, 1e-4), (30, 1e-8)])
 @pytest.mark.parametrize("nu", [1e-3, 1e-5])
 def test_the_correction_of_the_spectral_case_vanishes_on_its_solver(nu, steps, bound):
@@ -110,6 +125,9 @@ def test_the_correction_of_the_spectral_case_vanishes_on_its_solver(nu, steps, b
     rows, t = torch.full((2, 1), nu, dtype=torch.float64), torch.zeros(2)
     error = step_correction(case)(states[:-1], states[1:], t, 1.0, rows)
     assert float(error.abs().max()) < bound * float(states.abs().max())
+    old, new = (states[k].clone().requires_grad_() for k in (slice(0, 1), slice(1, 2)))
+    step_correction(case)(old, new, t[:1], 1.0, rows[:1]).sum().backward()
+    assert old.grad is None and bool((new.grad == 1).all())
 
 
 def test_a_case_that_cannot_tell_the_error_of_a_step_is_refused():
@@ -152,6 +170,106 @@ def test_states_of_its_own_making_go_on_whatever_their_units(simulations):
     surrogate(batch)
     assert surrogate._pool.diverged == 16
     assert float((surrogate._pool.states[:, :, :2] - 5e4).abs().max()) < 1000 * 0.4
+
+
+def pulsed(u, d, p, t):
+    """As `swirl`, with a source that depends on the time; for what is graded only."""
+    a, b = swirl(u, d, p, t)
+    return a + 20 * t, b
+
+
+def with_weights(arguments, seed=1, std=0.05):
+    """Two surrogates of the same weights, in double precision, which are not zero at the end: windows 1 and 2."""
+    case, found = replace(CASE, rhs=pulsed), []
+    for unroll in (1, 2):
+        surrogate = made(case, unroll=unroll, pushforward=0, space=(2, 1), **arguments).double().eval()
+        generator = torch.Generator().manual_seed(seed)
+        for values in surrogate.network.parameters():
+            values.data += std * torch.randn(values.shape, generator=generator, dtype=values.dtype)
+        found.append(surrogate)
+    return case, *found
+
+
+def in_double(batch):
+    return WindowBatch(
+        states=batch.states.double(), times=batch.times.double(), parameters=batch.parameters.double()
+    )  # fmt: skip
+
+
+READINGS = pytest.mark.parametrize("arguments", [{"time": 2}, {"time": 2, "reading": "offset"}, {}], ids=str)
+
+
+@READINGS
+def test_every_frame_is_graded_as_a_step_from_the_one_before_at_its_own_time(arguments, simulations):
+    case, one, two = with_weights(arguments)
+    batch = in_double(windows(simulations, one.window, 3, count=4))
+    correction, h, dt, std = step_correction(case), one.history, CASE.duration / 10, torch.tensor([0.4, 0.2]).double()
+
+    def graded(known, last):
+        states, squares = [known[:, -1], *one.stepped(known, batch.parameters).unbind(1)], []
+        for k in range(len(states) - 1):
+            error = correction(states[k], states[k + 1], last + k * dt, dt, batch.parameters)
+            squares.append((error / std[:, None, None]).square().flatten(1).mean(1))
+        return sum(squares) / len(squares)
+
+    with torch.no_grad():
+        wanted = graded(batch.states, batch.times[:, h - 1])
+        torch.testing.assert_close(one(batch), wanted, rtol=1e-6, atol=0)
+        new = one.stepped(batch.states, batch.parameters)
+        later = graded(torch.cat((batch.states, new), 1)[:, -h:], batch.times[:, h - 1] + one.time * dt)
+        torch.testing.assert_close(two(batch), 0.5 * (wanted + later), rtol=1e-6, atol=0)
+        assert float((later / wanted - 1).abs().min()) > 1e-3
+
+
+@READINGS
+def test_the_gradient_goes_back_through_all_windows_of_a_roll_out(arguments, simulations):
+    _, _, surrogate = with_weights(arguments)
+    batch = in_double(windows(simulations, surrogate.window, 3, count=2))
+    weights = list(surrogate.network.parameters())
+    slopes = torch.autograd.grad(surrogate(batch).sum(), weights, allow_unused=True)
+    generator = torch.Generator().manual_seed(4)
+    directions = [torch.randn(w.shape, generator=generator, dtype=w.dtype) for w in weights]
+    found = sum(float((s * d).real.sum()) for s, d in zip(slopes, directions, strict=True) if s is not None)
+    ends = []
+    with torch.no_grad():
+        for step in (1e-6, -2e-6):
+            for w, d in zip(weights, directions, strict=True):
+                w += step * d
+            ends.append(float(surrogate(batch).sum()))
+    assert found == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-4)
+
+
+def test_a_weight_of_data_adds_the_error_of_the_next_window(simulations):
+    _, without, _ = with_weights({"time": 2})
+    _, weighed, _ = with_weights({"time": 2, "data_weight": 0.5})
+    batch = in_double(windows(simulations, weighed.window, 3, count=4))
+    first = WindowBatch(states=batch.states[:, :2], times=batch.times[:, :2], parameters=batch.parameters)
+    with torch.no_grad():
+        error = without.stepped(first.states, first.parameters) - batch.states[:, 2:]
+        error = error / torch.tensor([0.4, 0.2]).double()[:, None, None]
+        torch.testing.assert_close(weighed(batch) - without(first), 0.5 * error.square().flatten(1).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "calls"), [({}, 10), ({"time": 2, "reading": "offset", "unroll": 5}, 1)], ids=str
+)  # fmt: skip
+def test_simulations_of_its_own_last_as_long_as_the_cases(arguments, calls):
+    surrogate = made(CASE.resized((8, 8)), streamed=False, **arguments)
+    assert not surrogate.recordable and made().recordable
+    whole = WindowBatch(states=torch.zeros(256, 1, 2, 8, 8), times=torch.zeros(256, 1), parameters=torch.zeros(256, 2))
+    with torch.no_grad():
+        surrogate.eval()(whole)
+        before = surrogate._pool.states.clone()
+        surrogate(whole)
+        assert torch.equal(surrogate._pool.states, before) and not surrogate._pool.restarted, "only training moves it"
+        # Each lasts ten snapshots and starts with parameters of its own.
+        drawn = before[:, 0, 2:, 0, 0]
+        for column, (low, high) in enumerate(((2e-3, 1e-2), (0.0, 1.0))):
+            assert low <= float(drawn[:, column].min()) < float(drawn[:, column].max()) <= high
+        surrogate.train()
+        for _ in range(calls):
+            surrogate(whole)
+    assert surrogate._pool.restarted == 256 and not surrogate._pool.diverged
 
 
 def test_equal_shares_of_a_batch_are_pushed_forward_before_they_are_graded(simulations):
