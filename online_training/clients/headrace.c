@@ -294,18 +294,34 @@ static void json_text(const char *s, const char *key, char *out, size_t size) /*
     out[n] = 0;
 }
 
+/* Bytes of the letter at s in UTF-8; 0 where there is none. */
+static size_t letter(const unsigned char *s)
+{
+    size_t n = *s < 0x80 ? 1 : *s >= 0xC2 && *s < 0xE0 ? 2 : *s >= 0xE0 && *s < 0xF0 ? 3 : *s >= 0xF0 && *s < 0xF5 ? 4 : 0;
+    for (size_t i = 1; i < n; i++)
+        if ((s[i] & 0xC0) != 0x80) return 0;
+    if ((*s == 0xE0 && s[1] < 0xA0) || (*s == 0xF0 && s[1] < 0x90) || (*s == 0xF4 && s[1] > 0x8F)) return 0;
+    return n;
+}
+
+/* The intake drops a message that is no UTF-8, and whoever sent it waits: other bytes, as of Latin-1, become "?". */
 static void json_quote(const char *text, char *out, size_t size)
 {
     size_t n = 0;
     out[n++] = '"';
-    for (; *text && n + 8 < size; text++) {
+    while (*text && n + 8 < size) {
         unsigned char c = (unsigned char)*text;
+        size_t bytes = letter((const unsigned char *)text);
         if (c < 32) {
             n += (size_t)snprintf(out + n, size - n, "\\u%04x", c);
+        } else if (bytes == 0) {
+            out[n++] = '?';
         } else {
             if (c == '"' || c == '\\') out[n++] = '\\';
-            out[n++] = (char)c;
+            memcpy(out + n, text, bytes);
+            n += bytes;
         }
+        text += bytes ? bytes : 1;
     }
     out[n++] = '"';
     out[n] = 0;

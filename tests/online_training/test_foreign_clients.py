@@ -20,7 +20,15 @@ from headrace.solvers.case_file import CaseReference
 from headrace.solvers.hdf5 import read_trajectory
 from headrace.surrogates import MLP
 from tests.mpi_run import OVER_THE_NETWORK, mpirun, open_mpi_flags
-from tests.online_training.intake_setup import PATIENCE, make_layout, plan, running_intake, wait_until
+from tests.online_training.intake_setup import (
+    PATIENCE,
+    make_layout,
+    plan,
+    records_of,
+    running_intake,
+    solver_environment,
+    wait_until,
+)  # fmt: skip
 
 HERE = Path(__file__).parent
 SOURCES = HERE / "foreign"
@@ -56,6 +64,7 @@ def compile_all(folder: Path) -> None:
         ["gfortran", "-std=f2008", *warnings, "-c", str(CLIENTS / "headrace.f90"), "-o", "module.o"],
         ["gfortran", "-std=f2008", *warnings, "-c", str(SOURCES / "checking.f90"), "-o", "checking.o"],
         ["gfortran", "-std=f2008", "-O2", "-c", str(SOURCES / "heat.f90"), "-o", "heat_f90.o"],
+        ["cc", *include, str(SOURCES / "latin1.c"), "headrace.o", *_libraries(), "-o", "latin1"],
         ["cc", "-O2", *include, str(SOURCES / "kinds.c"), "headrace.o", *_libraries(), "-o", "kinds_c"],
         ["gfortran", "-std=f2008", "-O2", str(SOURCES / "kinds.f90"), *fortran, *_libraries(), "-o", "kinds_f90"],
         [str(MPICC), "-O2", "-c", str(SOURCES / "mpi_for_fortran.c"), "-o", "mpi.o"],
@@ -258,6 +267,16 @@ def test_a_stopped_simulation_ends_on_all_ranks(programs: Path, tmp_path: Path) 
         intake.request_stop()
         report = finish(process)
     assert report["simulations"] == 1 and report["bytes"] < STEPS * layout.step_bytes
+
+
+def test_a_reason_need_not_be_utf8(programs: Path, tmp_path: Path) -> None:
+    """Fortran and C say it in whatever the source is written in; dropped, nobody would know why it failed."""
+    with running_intake(tmp_path, make_layout(shape=(2,), num_steps=2)) as intake:
+        plan(intake, 1)
+        environment = solver_environment(intake)
+        done = subprocess.run([str(programs / "latin1")], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert [record["reason"] for record in records_of(tmp_path, "quarantined")] == ["?berlauf: grüße für €, 🌊, ??"]
 
 
 @pytest.mark.mpi
