@@ -772,11 +772,15 @@ class Link:
         socket, session, sequence, silent = None, 0, 0, 0.0
         interval = min(1.0, self.lease / 4)
         while not self._closing.is_set():
-            if session != self.session and self.session:
+            current = self.session  # 0 while the rank says HELLO again, which it may do before this thread has begun
+            if current not in (0, session):
                 if socket is not None:
                     socket.close(0)
-                session, sequence = self.session, 0
+                session, sequence = current, 0
                 socket = self._open(self.address, watched=False)
+            if socket is None:
+                self._closing.wait(interval / 10)
+                continue
             began = clock.monotonic()
             sequence += 1
             header = Header(Kind.LEASE, study=self._study, session=session, sequence=sequence)

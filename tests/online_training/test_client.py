@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from headrace.online_training.client import (
     MAX_BLOCK,
     STOP,
     Connection,
+    Link,
     Stream,
     StudyFinished,
     checksum_of,
@@ -27,6 +29,7 @@ from headrace.online_training.ledger import read_records
 from tests.mpi_run import OVER_THE_NETWORK, run_mpi
 from tests.online_training.intake_setup import (
     PATIENCE,
+    STUDY,
     TOKEN,
     field_of,
     make_layout,
@@ -316,6 +319,18 @@ def test_an_orphan_ends_itself_when_its_lease_expires(tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 75
     assert "rank 0 of job 1-0001 heard nothing from the intake" in errors and errors.count("\n") == 1
+
+
+def test_a_lease_is_kept_by_a_thread_that_begins_while_the_rank_says_hello_again(study) -> None:
+    """Started with the first session, it may get a processor only when that one is lost already."""
+    hello = {"role": "solver", "job": "1-0001", "rank": 0, "ranks": 1, "generation": 0}
+    link = Link(study.addresses, TOKEN, STUDY, hello=hello, lease=30.0)
+    link._thread = threading.Thread(target=link._keep_lease)
+    link._thread.start()
+    link._thread.join(0.05)
+    link.join()
+    wait_until(lambda: all(peer.lease_sent for peer in study._peers), what="a sign of life")
+    link.close()
 
 
 def test_a_rank_that_forgot_comm_is_told(study) -> None:
