@@ -13,7 +13,7 @@ from lines import Figure
 
 from headrace.surrogates.stagger import Stagger
 
-from .box import Box
+from .box import Box, BoxSolver, resampled
 from .cavity import Cavity
 from .channel import Channel
 from .channel_solver import distances, frequency, means_over
@@ -127,8 +127,9 @@ def usable(
 @torch.no_grad()
 def measure_classical(quick: bool, device: str, names: Collection[str] | None = None) -> Iterator[Figure]:
     """Yield the errors of the classical solvers of every plane, or of these problems; on planes also part by part,
-    the classical line without training, in the cavity how far finer and finer grids are from what Ghia prints, and
-    where vortices are shed how far runs from other starts are from the judged one.
+    the classical line without training, in the cavity how far finer and finer grids are from what Ghia prints, in the
+    box how far its own grid is from a finer one, and where vortices are shed how far runs from other starts are from
+    the judged one.
     """
     count = 1 if quick else HELD_OUT
     for problem in (PROBLEMS[name] for name in names or (("P1",) if quick else ("P1", "P2", "P3"))):
@@ -137,6 +138,8 @@ def measure_classical(quick: bool, device: str, names: Collection[str] | None = 
             yield told(problem, rival), error, "1", None, None, kind
         if isinstance(problem, Plane):
             yield from _part_by_part(problem, device, count)
+        if isinstance(problem, Box):
+            yield from finer(problem, device, count)
         if isinstance(problem, Channel) and "shedding" in problem.goals:
             yield from apart(problem, device, 2 if quick else 15)
         if isinstance(problem, Cavity):
@@ -161,6 +164,18 @@ def apart(channel: Channel, device: str, others: int) -> Iterator[Figure]:
         told = f"{words}; {sum(one <= goal for one in found)} within {goal:g}, largest {max(found):.3g}"
         yield (f"{channel.name}: explicit steps from other starts: {what}, distance from the judged run",
                sum(found) / others, "1", None, None, told)  # fmt: skip
+
+
+def finer(box: Box, device: str, count: int) -> Iterator[Figure]:
+    """Yield how far the solver on the box's own points, by which networks are judged, is from half as many again."""
+    start, n = box.starts(count, 1_000_000, device).double(), 3 * box.points // 2
+    own, steps = box.solver(box.points, box.end, device, torch.float64)
+    fine = BoxSolver(n, box.viscosity, box.end / (2 * steps), torch.float64, device)
+    pairs = [(own.advanced(one, steps), resampled(fine.advanced(resampled(one, n), 2 * steps), box.points))
+             for one in start[:, None]]  # fmt: skip
+    error = relative(*(torch.cat(each) for each in zip(*pairs, strict=True)))
+    yield (f"{box.name}: spectral on {box.points} x {box.points} x {box.points}: error to one on {n} x {n} x {n}, in "
+           "steps half as long", error, "1", None, None, f"float64, t = {box.end:g}")  # fmt: skip
 
 
 def refined(cavity: Cavity, device: str, grids: Sequence[int]) -> Iterator[Figure]:

@@ -45,6 +45,12 @@ def test_what_moves_in_the_box_moves_at_its_speed_and_keeps_its_energy(loaded):
     assert float((carried - later.roll(6, -3) - wind).norm() / start.norm()) < 1e-2
 
 
+def test_how_far_the_box_is_from_a_finer_one_falls_with_its_points(loaded):
+    box, finer = loaded("staggered.box").Box, loaded("staggered.classical").finer
+    errors = [next(finer(box(points=n, end=0.2), "cpu", 1))[1] for n in (8, 16)]
+    assert 1e-4 < errors[1] < 0.7 * errors[0] < 0.5, errors
+
+
 @pytest.mark.parametrize("name", ["cut", "resampled"])
 def test_waves_that_both_grids_hold_are_sampled_up_and_down_without_error(name, loaded):
     function = getattr(loaded("staggered.classical" if name == "cut" else "staggered.box"), name)
