@@ -394,5 +394,7 @@ def _explain(error: Exception, *, debug: bool) -> int:
         typer.echo("This is a defect of headrace, not of your input; please report it with the lines above.", err=True)
         return 1
     hint = " (--debug shows where)" if isinstance(error, TypeError) and not debug else ""
-    typer.secho(f"error: {error}{hint}", fg="red", err=True)
+    # Of an error of the system with words of ours, not its number.
+    ours = isinstance(error, OSError) and error.strerror and error.filename is None
+    typer.secho(f"error: {error.strerror if ours else error}{hint}", fg="red", err=True)
     return 2

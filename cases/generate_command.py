@@ -21,6 +21,7 @@ from headrace.online_training.run_directory import write_text
 from headrace.solvers.hdf5 import HDF5Sink
 from headrace.solvers.simulate import simulate
 
+from .output_folder import make_folder
 from .progress import StepProgress
 from .ranks import USER_ERRORS, together, world
 
@@ -163,7 +164,7 @@ def _describe(folder: Path, reference: CaseReference, seed: int, sampler: str, s
                 "Give another folder with --output."
             )
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     reference.copied_to(folder)
     write_text(file, json.dumps(own, indent=2) + "\n")
 

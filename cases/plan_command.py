@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-from headrace.online_training.forecast import Costs, Forecast, forecast
+from headrace.online_training.forecast import Costs, Forecast, forecast, require_seconds
 from headrace.online_training.launcher import Job
 from headrace.online_training.layout import StreamLayout
 from headrace.online_training.local_launcher import LocalLauncher, kind_to_neighbours
@@ -64,6 +64,9 @@ def forecast_study(
     RuntimeError : the case's solver failed in the trial.
     """
     settings = check_settings(given)
+    for name, value in (("simulation", simulation_seconds), ("batch", batch_seconds)):
+        if value is not None:
+            require_seconds(name, value)
     case = reference.load()
     case.verify()
     surrogate = make_model(model, architecture, reference)

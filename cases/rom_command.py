@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from .output_folder import make_folder
 from .ranks import together, world
 
 if TYPE_CHECKING:
@@ -77,12 +78,15 @@ def compress(  # noqa: PLR0913  the flags of a command
             raise ValueError(f"{len(sources)} times --from and {len(each)} times --train do not fit together.")
         if ModelFolder(out).model.exists():
             raise ModelError(f"{out} has a model already; give another --out, or remove it.")
+        if mesh is not None and not loaded.takes_mesh:
+            raise ValueError(f"Case {loaded.name} makes its own mesh, of its settings: leave out --mesh.")
+        if comm is None or comm.rank == 0:
+            make_folder(out)
         wish = Tolerances(displacement=pod, dual=pod, cubature=cubature, mode=mode)
         return reference, loaded, common, [{**common, **one} for one in each], sources, wish
 
     reference, loaded, common, trainings, sources, wish = together(comm, prepare)
     if comm is None or comm.rank == 0:
-        out.mkdir(parents=True, exist_ok=True)
         reference = reference.copied_to(out)
     notes = {"variable": reference.name, "sha256": reference.sha256, "settings": plain_settings(common)}
     with _progress(plain) as watch:
@@ -219,6 +223,7 @@ def evaluate(
     comm, where = world(), ModelFolder(model)
 
     def prepare() -> tuple[RomCase, list[str], str]:
+        read_description(where.model)
         names = runs or where.runs()
         if not names:
             raise ModelError(f"{model} has no runs yet: headrace rom run {model} --set NAME=VALUE.")

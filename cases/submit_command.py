@@ -15,6 +15,7 @@ from headrace.online_training.interface import AUTO
 from headrace.online_training.scheduler import STEPS, Scheduler
 from headrace.online_training.settings import RAY_NODES
 
+from .output_folder import make_folder
 from .study_flags import check_settings, flag
 from .train_command import STOPPED
 
@@ -56,7 +57,8 @@ def submit_study(
 
     Raises
     ------
-    ValueError : a setting that does not fit, or too few cores for one solver job.
+    ValueError : a setting that does not fit, too few cores for one solver job, or no time beside the notice.
+    OSError : the folder of the run directory cannot be made.
     SchedulerError : the scheduler refuses.
     """
     name = reference.load().name
@@ -67,13 +69,18 @@ def submit_study(
             f"A solver job has {settings.ranks} ranks, but {allocation.nodes} nodes with {allocation.cores} cores each "
             "were asked for. Give more --nodes or --cores, or fewer --ranks."
         )
+    if allocation.notice >= 60 * allocation.minutes:
+        raise ValueError(
+            f"--notice {allocation.notice} is no less than the whole time of a job, {60 * allocation.minutes} seconds. "
+            "Give more --minutes, or less notice."
+        )
     script = render(
         reference, allocation, name=name, model=model, architecture=architecture, folder=folder, given=given
     )
     if dry_run:
         typer.echo(script, nl=False)
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     path = folder.with_name(folder.name + ".sbatch")
     path.write_text(script, encoding="utf-8")
     identity = Scheduler.load("slurm").submit_script(path)

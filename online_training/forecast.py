@@ -77,6 +77,12 @@ class Forecast:
         return self.streamed / self.total_seconds
 
 
+def require_seconds(name: str, value: float) -> None:
+    """Raise ValueError unless the cost of a simulation or a batch is a positive number."""
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"The seconds of a {name} must be a positive number; got {value!r}.")
+
+
 def forecast(layout: StreamLayout, settings: StudySettings, costs: Costs, *, on_gpus: bool = False) -> Forecast:
     """Return what a study will need.
 
@@ -89,8 +95,7 @@ def forecast(layout: StreamLayout, settings: StudySettings, costs: Costs, *, on_
     ValueError : a cost is not a positive number.
     """
     for name, value in (("simulation", costs.simulation), ("batch", costs.batch)):
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"The seconds of a {name} must be a positive number; got {value!r}.")
+        require_seconds(name, value)
     every = settings.simulations + settings.held_out
     steps = every * layout.num_steps
     windows = settings.simulations * layout.num_starts

@@ -122,6 +122,8 @@ class RunDirectory:
             raise StudyError(
                 f"{self.path} already holds a study. Continue it with --resume, or choose another run directory."
             )
+        if self.path.exists() and not self.path.is_dir():
+            raise StudyError(f"{self.path} is a file. Choose another run directory.")
         if self.path.exists() and any(item.name not in _FIRST_ITEMS for item in self.path.iterdir()):
             raise StudyError(f"{self.path} is not empty and holds no study. Choose another run directory.")
         try:

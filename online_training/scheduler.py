@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import re
+import shutil
 import subprocess
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ STEPS = "slurm-steps"
 
 _FOLDER = Path(__file__).with_name("schedulers")
 _COMMAND_SECONDS = 60.0
+_NOT_HERE = "{program} is not on PATH here. Load the scheduler's module, or use its login node."
 _ARRAY = dict.fromkeys(("option", "index", "element"), "")
 _KEPT = (
     "SLURM_CONF",
@@ -105,6 +107,19 @@ class Scheduler:
         """Return the identity of one job of an array."""
         return self.array["element"].format(id=identity, index=index)
 
+    def require_commands(self) -> None:
+        """Find out before anything is started whether the scheduler can be spoken to from here.
+
+        Raises
+        ------
+        SchedulerError : one of its programs is not there.
+        """
+        path = submission_environment().get("PATH")
+        for command in (self.submit, self.states, self.cancel):
+            program = _filled(command[0])
+            if shutil.which(program, path=path) is None:
+                raise SchedulerError(_NOT_HERE.format(program=program))
+
     def submit_script(self, script: Path) -> str:
         """Submit a script and return the identity of its job.
 
@@ -144,17 +159,19 @@ def submission_environment() -> dict[str, str]:
     return {**clean_environment(os.environ), **kept}
 
 
+def _filled(word: str, **values: str) -> str:
+    return word.format(user=getpass.getuser(), shell="/bin/sh", **values)
+
+
 def _run(command: Sequence[str], **values: str) -> str:
-    words = [word.format(user=getpass.getuser(), shell="/bin/sh", **values) for word in command]
+    words = [_filled(word, **values) for word in command]
     try:
         done = subprocess.run(
             words, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False, stdin=subprocess.DEVNULL,
             env=submission_environment(),
         )  # fmt: skip
     except FileNotFoundError as error:
-        raise SchedulerError(
-            f"{words[0]} is not on PATH here. Load the scheduler's module, or use its login node."
-        ) from error
+        raise SchedulerError(_NOT_HERE.format(program=words[0])) from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SchedulerError(f"{' '.join(words)}: {error}") from error
     if done.returncode:

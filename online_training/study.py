@@ -31,8 +31,10 @@ from .local_launcher import cores_for, find_mpirun, thread_variables
 from .ray_session import ray_session
 from .reservoir import check_capacity
 from .run_directory import RunDirectory, StudyError, StudyRecord
+from .scheduler import STEPS, Scheduler
 from .settings import StudySettings
 from .slot_memory import kept_path
+from .step_launcher import StepLauncher
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +135,8 @@ class Study:
             self.directory.require_same(record, self.case, self.settings)
             require_capacity(self.settings, case, record.window)
             return self.directory.update(replace(record, settings=self.settings))
+        _require_scheduler(self.settings)
+        _require_spool(self.settings)
         find_callbacks(self.settings.callbacks, self.case.load_module())
         self.surrogate.setup(Problem.of(case), seed=self.settings.seed)
         require_capacity(self.settings, case, self.surrogate.window)
@@ -226,6 +230,24 @@ def require_capacity(settings: StudySettings, case: Case, window: int) -> None:
             f"{settings.views:g} times: {missing} too few for one batch of {settings.batch_size}. "
             "Take more simulations or views, or smaller batches."
         )
+
+
+def _require_scheduler(settings: StudySettings) -> None:
+    """Find out before Ray is started what the first job would find out after it."""
+    try:
+        if settings.scheduler == STEPS:
+            StepLauncher(settings.scheduler_options.split())
+        elif settings.scheduler != "local":
+            Scheduler.load(settings.scheduler).require_commands()
+    except RuntimeError as error:
+        raise StudyError(str(error)) from error
+
+
+def _require_spool(settings: StudySettings) -> None:
+    """Find out before Ray is started that a spool's folder can be none; whether there is room its own node knows."""
+    folder = Path(settings.spool_folder)
+    if settings.when_full == "spool" and any(part.is_file() for part in (folder, *folder.parents)):
+        raise StudyError(f"The spool cannot lie in {folder}: that is a file, or in one. Name another folder.")
 
 
 def _require_cores(settings: StudySettings) -> None:

@@ -84,8 +84,11 @@ class RomCase:
         if self.takes_mesh and mesh is None:
             raise ValueError(f"Case {self.name} takes the mesh of files: name one with --mesh or --from.")
         every = {**self.defaults, **settings}
-        times = self.times(**{n: every[n] for n in self._time_settings}) if callable(self.times) else self.times
-        times = np.asarray(times, dtype=float)
+        try:
+            times = self.times(**{n: every[n] for n in self._time_settings}) if callable(self.times) else self.times
+            times = np.asarray(times, dtype=float)
+        except (ArithmeticError, TypeError, ValueError) as error:
+            raise ValueError(f"Case {self.name} has no times for the settings {dict(settings)}: {error}.") from error
         if times.ndim != 1 or len(times) < 2 or np.any(np.diff(times) <= 0):
             raise ValueError(f"Case {self.name}: times must be at least two, increasing; they are {times}.")
         try:

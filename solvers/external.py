@@ -30,6 +30,9 @@ _PLACE = re.compile(r"@\{(\w+)(?::([^{}]*))?\}")
 _LAUNCHER_VARIABLES = ("PMI_", "PMIX_", "OMPI_", "MPI_LOCAL", "HYDRA_", "HYDI_")
 """A program that calls MPI must not believe that our launcher started it."""
 
+_PERMISSIONS = "OMPI_ALLOW_RUN_AS_ROOT"
+"""What a user permits Open MPI's mpirun holds for the one that a program starts too."""
+
 
 class ProgramError(RuntimeError):
     """The program could not be started, failed, or did not write what it should; the same on every rank."""
@@ -158,7 +161,11 @@ class _Run:
         self._words = words
         self._log = folder / "output.log"
         self._deadline = None if timeout is None else time.monotonic() + timeout
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHER_VARIABLES)}
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(_LAUNCHER_VARIABLES) or name.startswith(_PERMISSIONS)
+        }
         with self._log.open("wb") as log:
             try:
                 self._process = subprocess.Popen(

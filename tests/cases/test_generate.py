@@ -130,6 +130,13 @@ def test_a_folder_holds_one_data_set(data, changes, message):
     assert result.exit_code == 2 and message in result.stderr
 
 
+@pytest.mark.parametrize(("folder", "message"), [("file", "it is a file"), ("file/new", "Cannot make the folder")])
+def test_a_folder_that_cannot_be_is_named(tmp_path, folder, message):
+    (tmp_path / "file").touch()
+    result = generate(*flags(tmp_path / folder, 1))
+    assert result.exit_code == 2 and message in result.stderr and "Errno" not in result.stderr
+
+
 @pytest.mark.parametrize(("text", "message"), [("[]", "describes no data set"), ("{", "is damaged")])
 def test_a_damaged_description_is_named(tmp_path, text, message):
     (tmp_path / "dataset.json").write_text(text)

@@ -34,6 +34,13 @@ def test_nothing_is_overwritten(tmp_path) -> None:
     assert not (tmp_path / "mine.py").exists()
 
 
+@pytest.mark.parametrize("name", ["numpy", "random", "headrace"])
+def test_a_name_that_would_hide_a_module_is_refused(tmp_path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}.py would hide the module"):
+        write_new_case(name, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["My", "2d", "class", "a-b", ""])
 def test_names_are_identifiers(tmp_path, name: str) -> None:
     with pytest.raises(ValueError, match="not allowed"):

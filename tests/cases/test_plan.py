@@ -38,6 +38,12 @@ def test_what_train_would_refuse_is_refused() -> None:
     assert code == 2 and "32 too few" in said
 
 
+def test_a_cost_that_is_none_is_refused_before_another_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headrace.cases.plan_command.time_batch", None)
+    code, said = plan("heat2d", "--simulation-seconds", "-1")
+    assert code == 2 and "must be a positive number; got -1.0" in said
+
+
 def test_sizes_and_times_are_told_as_people_read_them() -> None:
     assert [told_bytes(8e12), told_bytes(999), told_bytes(4.5e6)] == ["8 TB", "999 B", "4.5 MB"]
     assert [told_seconds(5), told_seconds(600), told_seconds(7200)] == ["5 s", "10 min", "2 h"]

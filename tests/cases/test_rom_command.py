@@ -283,6 +283,10 @@ def as_deck(mesh):
         (["compress", "CASE", "--out", "new", "--solver", "guess"], "embedded or calculix"),
         (["compress", "CASE", "--out", "new", "--from", "nowhere.inp"], "nowhere.inp"),
         (["compress", "CASE:mine", "--out", "new"], "takes the mesh of files"),
+        (["compress", "CASE", "--out", "new", "--mesh", "bar.inp"], "makes its own mesh"),
+        (["compress", "CASE", "--out", "CASE"], "it is a file. Name a folder"),
+        (["compress", "CASE", "--out", "CASE/new"], "Cannot make the folder"),
+        (["compress", "rom_plate", "--out", "new", "--set", "cycles=-1"], "no times for the settings {'cycles': -1}"),
         (["compress", "CASE", "--out", "new", "--train", "long=3", "--train", "long=4"], "different meshes"),
         (["run", "MODEL", "--set", "pul=3"], "Did you mean pull"),
         (["run", "MODEL", "--set", "pull=much"], "must be like its default"),
@@ -292,6 +296,7 @@ def as_deck(mesh):
         (["run", "MODEL", "--viewer", "png"], "vtkhdf or xdmf"),
         (["run", "nowhere"], "There is no"),
         (["evaluate", "MODEL", "--run", "nothing"], "There is no"),
+        (["evaluate", "nowhere"], "There is no"),
         (["report", "nowhere"], "There is no"),
     ],
 )

@@ -57,6 +57,11 @@ def test_a_job_larger_than_the_allocation_is_named() -> None:
     assert code == 2 and "9 ranks" in output
 
 
+def test_a_notice_as_long_as_the_job_is_refused() -> None:
+    code, output = submit("heat2d", "--minutes", "2", "--notice", "120", "--dry-run")
+    assert code == 2 and "--notice 120" in output and "--minutes" in output
+
+
 @pytest.mark.parametrize("scheduler", ["pbs", "local"])
 def test_other_schedulers_are_refused(scheduler: str) -> None:
     code, output = submit("heat2d", "--scheduler", scheduler, "--dry-run")

@@ -303,6 +303,8 @@ def test_a_run_directory_of_another_study_is_refused(tmp_path):
     (tmp_path / "full" / "thesis.tex").touch()
     with pytest.raises(StudyError, match="not empty and holds no study"):
         Study(reference(), MLP(), run_dir=tmp_path / "full")._prepare(resume=False)
+    with pytest.raises(StudyError, match=r"thesis\.tex is a file"):
+        Study(reference(), MLP(), run_dir=tmp_path / "full" / "thesis.tex")._prepare(resume=False)
 
 
 @pytest.mark.parametrize(
@@ -334,6 +336,25 @@ def test_a_run_directory_of_another_study_is_refused(tmp_path):
 def test_settings_that_cannot_work_are_refused_before_anything_starts(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         Study(reference(), MLP(), run_dir=tmp_path / "run", **settings)._prepare(resume=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scheduler": "OWN"}, "no-such-program is not on PATH"),
+        ({"scheduler": "slurm-steps"}, "No srun on PATH|in no Slurm allocation"),
+        ({"when_full": "spool", "spool_folder": "OWN"}, "that is a file, or in one"),
+        ({"when_full": "spool", "spool_folder": "OWN/spool"}, "that is a file, or in one"),
+    ],
+)
+def test_what_this_node_lacks_is_said_before_anything_starts(tmp_path, monkeypatch, settings, message):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    slurm = DRIVER.parents[2] / "online_training" / "schedulers" / "slurm.toml"
+    (tmp_path / "own.toml").write_text(slurm.read_text().replace('"sbatch"', '"no-such-program"'))
+    given = {name: value.replace("OWN", str(tmp_path / "own.toml")) for name, value in settings.items()}
+    with pytest.raises(StudyError, match=message):
+        Study(reference(), MLP(), run_dir=tmp_path / "run", **given)._prepare(resume=False)
     assert not (tmp_path / "run").exists()
 
 

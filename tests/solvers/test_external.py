@@ -79,6 +79,16 @@ def test_failures_are_named(case, message):
         run(case())
 
 
+def test_a_program_sees_no_launcher_but_what_the_user_permits_one(monkeypatch):
+    monkeypatch.delenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", raising=False)
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_PORT", "OMPI_ALLOW_RUN_AS_ROOT"):
+        monkeypatch.setenv(name, "1")
+    code = "import os, sys; sys.exit(' '.join(name for name in os.environ if name.startswith(('OMPI_', 'PMI_'))))"
+    solver = ExternalProgram(equation="?", command=("{python}", "-c", code))
+    with pytest.raises(ProgramError, match=r"It said: OMPI_ALLOW_RUN_AS_ROOT$"):
+        run(make_case(rhs=None, solver=solver))
+
+
 def test_a_program_that_is_not_there_is_named():
     solver = ExternalProgram(equation="?", command=("./no-such-program",))
     with pytest.raises(ProgramError, match="no-such-program cannot be started: No such file"):
