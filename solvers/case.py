@@ -14,11 +14,18 @@ import numpy as np
 from .boundary import Boundary, Periodic, sides_of
 from .grid import Grid
 from .parameters import Declared, Parameters, component_names, flattened
+from .scheme import Scheme
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from .scheme import Scheme
+
+_KINDS: dict[str, tuple[Any, str]] = {
+    "name": (str, "a text"),
+    "grid": (Grid, "a Grid"),
+    "parameters": (Mapping, "a mapping of names to distributions"),
+    "scheme": (Scheme | None, "a Scheme, such as headrace.solvers.scheme.RK4"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +88,7 @@ class Case:
     seeds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         object.__setattr__(self, "fields", tuple(self.fields))
         try:
             scalars, seeds = flattened(self.parameters)
@@ -90,8 +98,6 @@ class Case:
         object.__setattr__(self, "seeds", tuple(dict.fromkeys((*self.seeds, *seeds))))
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", self.name):
             raise ValueError(f"Case name {self.name!r} must start with a letter; letters, digits and _ may follow.")
-        if not self.fields or len(set(self.fields)) != len(self.fields):
-            raise ValueError(f"Case {self.name}: fields {self.fields} must be one or more different names.")
         if (self.rhs is None) == (self.solver is None):
             raise ValueError(f"Case {self.name}: give either rhs or solver, not {'both' if self.rhs else 'neither'}.")
         if not 0 < self.duration < math.inf:
@@ -109,6 +115,18 @@ class Case:
         if self.accuracy == 4 and walls and min(walls) < 4:
             raise ValueError(f"Case {self.name}: accuracy 4 needs 4 points between walls; {self.grid.shape} has fewer.")
 
+    def _check_kinds(self) -> None:
+        for name, (kind, wanted) in _KINDS.items():
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"Case {self.name}: {name} {getattr(self, name)!r} must be {wanted}.")
+        if isinstance(self.fields, str):
+            raise TypeError(f"Case {self.name}: fields {self.fields!r} must be a tuple of names, ({self.fields!r},).")
+        names = tuple(self.fields)
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"Case {self.name}: fields {names} must be one or more different names.")
+        if not all(isinstance(one, str) and one and "/" not in one for one in names):
+            raise ValueError(f"Case {self.name}: fields {names} must be texts, without a / as they name data sets.")
+
     @property
     def times(self) -> np.ndarray:
         """Times of all snapshots, the initial state included, shape (num_snapshots + 1,)."""
@@ -121,7 +139,16 @@ class Case:
         return tuple(isinstance(low, Periodic) for low, _ in sides)
 
     def draw(self, unit_point: Sequence[float]) -> Parameters:
-        """Return the parameters at a point of the unit cube, one coordinate per parameter in order."""
+        """Return the parameters at a point of the unit cube, one coordinate per parameter in order.
+
+        Raises
+        ------
+        ValueError : another number of coordinates.
+        """
+        if len(unit_point) != len(self.parameters):
+            raise ValueError(
+                f"Case {self.name} has {len(self.parameters)} parameters; the point has {len(unit_point)} coordinates."
+            )
         pairs = zip(self.parameters.items(), unit_point, strict=True)
         return Parameters({name: distribution.from_unit(float(q)) for (name, distribution), q in pairs})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,7 +27,7 @@ class Grid:
 
     Raises
     ------
-    ValueError : where the three do not fit together or are not positive.
+    ValueError, TypeError : where the three do not fit together, are not positive, or no numbers.
     """
 
     shape: tuple[int, ...]
@@ -34,9 +35,15 @@ class Grid:
     origin: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        shape = tuple(int(n) for n in self.shape)
-        extent = tuple(float(length) for length in self.extent)
-        origin = tuple(float(o) for o in self.origin) or (0.0,) * len(shape)
+        try:
+            shape = tuple(operator.index(n) for n in self.shape)
+            extent = tuple(float(length) for length in self.extent)
+            origin = tuple(float(o) for o in self.origin) or (0.0,) * len(shape)
+        except (TypeError, ValueError) as error:
+            raise type(error)(
+                f"Grid shape {self.shape!r} must be whole numbers, extent {self.extent!r} and origin {self.origin!r} "
+                "numbers, one per axis, as shape=(64, 64), extent=(1.0, 1.0)."
+            ) from None
         if not 1 <= len(shape) <= 3:
             raise ValueError(f"Grid shape {shape} has {len(shape)} axes; 1, 2 or 3 are allowed.")
         if not len(shape) == len(extent) == len(origin):
@@ -47,6 +54,8 @@ class Grid:
             raise ValueError(f"Grid shape {shape} needs at least 2 points along every axis.")
         if not all(math.isfinite(length) and length > 0 for length in extent):
             raise ValueError(f"Grid extent {extent} must be positive and finite along every axis.")
+        if not all(map(math.isfinite, origin)):
+            raise ValueError(f"Grid origin {origin} must be finite along every axis.")
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "extent", extent)
         object.__setattr__(self, "origin", origin)

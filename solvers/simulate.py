@@ -77,7 +77,7 @@ def initial_state(case: Case, parameters: Parameters, blocks: Blocks, rng: np.ra
 
     Raises
     ------
-    ValueError : it did not return one array per field that fits the grid.
+    ValueError : it did not return one real array per field that fits the grid.
     """
     axes = [case.grid.points(axis, periodic=periodic) for axis, periodic in enumerate(case.periodic)]
     x = tuple(np.meshgrid(*axes, indexing="ij"))
@@ -91,6 +91,11 @@ def initial_state(case: Case, parameters: Parameters, blocks: Blocks, rng: np.ra
         )
     state = np.empty((len(case.fields), *blocks.shape))
     for name, part, target in zip(case.fields, parts, state, strict=True):
+        if np.iscomplexobj(part):
+            raise ValueError(
+                f"Case {case.name}: initial returned complex numbers for field {name}; fields are real. Give real and "
+                "imaginary part a field each."
+            )
         try:
             whole = np.broadcast_to(np.asarray(part, dtype=np.float64), case.grid.shape)
         except ValueError:

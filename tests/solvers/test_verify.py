@@ -27,6 +27,9 @@ calls = count()
         ({"steps_per_snapshot": 0}, "steps_per_snapshot 0 must be a whole number, at least 1"),
         ({"parameters": {"values": Uniform(0, 1)}}, "parameter values cannot be read as p.values"),
         ({"fields": ("u", "u")}, "one or more different names"),
+        ({"fields": ()}, "one or more different names"),
+        ({"fields": ("u/v",)}, "without a /"),
+        ({"fields": (1,)}, "must be texts"),
         ({"name": "no name"}, "must start with a letter"),
         ({"solver": fisher}, "give either rhs or solver, not both"),
         ({"accuracy": 4, "grid": Grid(shape=(3, 9), extent=(1, 1)), "boundary": Neumann()}, "4 points between walls"),
@@ -35,6 +38,39 @@ calls = count()
 def test_a_case_whose_pieces_cannot_be_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         make_case(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"name": 3}, "name 3 must be a text"),
+        ({"fields": "uv"}, r"fields 'uv' must be a tuple of names, \('uv',\)"),
+        ({"grid": (8, 8)}, r"grid \(8, 8\) must be a Grid"),
+        ({"parameters": [Uniform(0, 1)]}, "must be a mapping of names"),
+        ({"scheme": "rk4"}, "scheme 'rk4' must be a Scheme"),
+    ],
+)
+def test_a_case_of_pieces_of_another_kind_is_refused(given, message):
+    with pytest.raises(TypeError, match=message):
+        make_case(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"shape": (8.5, 8)}, "must be whole numbers"), ({"shape": 8}, "as shape=.64, 64."), ({"extent": 1}, "extent 1"),
+     ({"origin": (math.nan, 0.0)}, "must be finite"), ({"shape": (1, 8)}, "at least 2 points")],
+)  # fmt: skip
+def test_a_grid_of_other_numbers_is_refused(given, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        Grid(**{"shape": (8, 8), "extent": (1.0, 1.0), **given})
+
+
+def test_a_point_with_too_few_coordinates_and_a_complex_state_are_named():
+    case = make_case(initial=lambda x, p, rng: x[0] + 1j)
+    with pytest.raises(ValueError, match=r"has \d parameters; the point has 9 coordinates"):
+        case.draw([0.5] * 9)
+    with pytest.raises(ValueError, match="complex numbers for field u; fields are real"):
+        case.verify()
 
 
 def test_an_initial_state_off_its_boundary_values_is_warned_of():
