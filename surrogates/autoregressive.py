@@ -13,7 +13,7 @@ import torch
 from .linear_step import LinearStep
 from .normaliser import Normaliser
 from .problem import Problem, WindowBatch
-from .request import require_setup, stepping_request
+from .request import require_problem, require_setup, stepping_request
 from .spectral import keep
 from .stepping import Stepping
 from .surrogate import Surrogate
@@ -79,6 +79,7 @@ class Autoregressive(Surrogate):
         ------
         ValueError : the network does not fit the problem, or a window is longer than a trajectory.
         """
+        require_problem(problem)
         if self.window > problem.num_steps:
             s = self.stepping
             raise ValueError(

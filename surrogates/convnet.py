@@ -10,7 +10,7 @@ from .autoregressive import Autoregressive, Channels
 from .convolution import ACTIVATIONS, BoxConv
 from .film import Film
 from .problem import Problem
-from .stepping import ONE_STEP, Stepping
+from .stepping import ONE_STEP, Stepping, whole
 
 DILATED = (1, 2, 4, 8, 4, 2, 1)
 """Dilations of one block of the dilated network of Stachenfeld et al. (2022)."""
@@ -40,14 +40,13 @@ class ConvNet(Autoregressive):
         activation: str = "gelu", norm: bool = False, stepping: Stepping = ONE_STEP,
     ) -> None:  # fmt: skip
         super().__init__(
-            stepping, width=width, blocks=blocks, dilations=tuple(int(d) for d in dilations), kernel=kernel,
-            activation=activation, norm=bool(norm),
+            stepping, width=whole(width, "ConvNet width", least=1), blocks=whole(blocks, "ConvNet blocks", least=1),
+            dilations=tuple(whole(d, "ConvNet dilations", least=1) for d in dilations),
+            kernel=whole(kernel, "ConvNet kernel", least=1), activation=activation, norm=bool(norm),
         )  # fmt: skip
-        if width < 1 or blocks < 1:
-            raise ValueError(f"ConvNet width {width} and blocks {blocks} must be at least 1.")
-        if not self.dilations or min(self.dilations) < 1:
+        if not self.dilations:
             raise ValueError(f"ConvNet dilations {self.dilations} must be one or more whole numbers from 1.")
-        if kernel < 1 or kernel % 2 == 0:
+        if kernel % 2 == 0:
             raise ValueError(f"ConvNet kernel {kernel} must be odd, e.g. 3.")
         if activation not in ACTIVATIONS:
             raise ValueError(f"ConvNet activation {activation!r} is not one of {', '.join(ACTIVATIONS)}.")

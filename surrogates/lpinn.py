@@ -16,7 +16,7 @@ from .moving_frame import FRAMES, MovingFrame
 from .normaliser import Normaliser
 from .places import Points
 from .problem import Problem, WindowBatch
-from .request import parameter_rows, require_setup, time_points
+from .request import parameter_rows, require_problem, require_setup, time_points
 from .surrogate import Surrogate
 from .transport_network import TransportNetwork
 
@@ -78,6 +78,7 @@ class LPINN(Surrogate):
 
     def setup(self, problem: Problem, *, seed: int = 0) -> None:
         """Build the weights."""
+        require_problem(problem)
         self.problem = problem
         self.normaliser = Normaliser(problem)
         self.network = TransportNetwork(

@@ -22,7 +22,7 @@ from . import fused_messages
 from .autoregressive import Autoregressive, Channels
 from .graph import Graph, offsets_within
 from .problem import Problem
-from .stepping import Stepping
+from .stepping import Stepping, whole
 
 PUBLISHED = Stepping(history=25, bundle=25, pushforward=1, conditioning="film")
 """The published training form: 25 known states, 25 new ones, and at most one call before the graded one."""
@@ -55,10 +55,11 @@ class MessagePassing(Autoregressive):
         self, *, hidden: int = 128, layers: int = 6, radius: float = 3.0,
         graph: Graph | Mapping[str, int] | None = None, stepping: Stepping = PUBLISHED,
     ) -> None:  # fmt: skip
-        super().__init__(stepping, hidden=hidden, layers=layers, radius=float(radius))
+        super().__init__(
+            stepping, hidden=whole(hidden, "MessagePassing hidden", least=1),
+            layers=whole(layers, "MessagePassing layers", least=1), radius=float(radius),
+        )  # fmt: skip
         self._graph = Graph.of(graph)
-        if hidden < 1 or layers < 1:
-            raise ValueError(f"MessagePassing hidden {hidden} and layers {layers} must be at least 1.")
         if not radius >= 1:
             raise ValueError(f"MessagePassing radius {radius} leaves no neighbours: at least 1 grid step is needed.")
         if self._graph is not None and "position" in self.stepping.inputs:

@@ -11,7 +11,8 @@ import torch
 
 from .normaliser import Normaliser
 from .problem import Problem, WindowBatch
-from .request import parameter_rows, require_setup, time_points
+from .request import parameter_rows, require_problem, require_setup, time_points
+from .stepping import whole
 from .surrogate import Surrogate
 
 ACTIVATIONS: dict[str, type[torch.nn.Module]] = {
@@ -40,16 +41,17 @@ class MLP(Surrogate):
 
     def __init__(self, *, hidden: Sequence[int] = (256, 256), activation: str = "gelu", log_time: bool = True) -> None:
         super().__init__()
-        self.hidden = tuple(int(width) for width in hidden)
+        self.hidden = tuple(whole(width, "MLP hidden", least=1) for width in hidden)
         self.activation = activation
         self.log_time = bool(log_time)
-        if not self.hidden or min(self.hidden) < 1:
+        if not self.hidden:
             raise ValueError(f"MLP hidden {self.hidden} must be one or more positive widths, e.g. (256, 256).")
         if activation not in ACTIVATIONS:
             raise ValueError(f"MLP activation {activation!r} is not one of {', '.join(ACTIVATIONS)}.")
 
     def setup(self, problem: Problem, *, seed: int = 0) -> None:
         """Build the weights: normal with variance 1 / inputs (2 / inputs for ReLU), biases 0."""
+        require_problem(problem)
         self.problem = problem
         self.normaliser = Normaliser(problem)
         generator = torch.Generator().manual_seed(seed)

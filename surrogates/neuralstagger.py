@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import gcd, inf
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +19,10 @@ from .fourier_network import FourierNetwork
 from .low_rank_mixer import LowRankMixer
 from .normaliser import Normaliser
 from .problem import Problem, WindowBatch
-from .request import parameter_rows, require_setup, stepping_request
+from .request import parameter_rows, require_problem, require_setup, stepping_request
 from .stagger import Stagger
 from .staggered_network import READINGS, StaggeredNetwork
+from .stepping import whole
 from .surrogate import Surrogate
 from .unet import UNet, UNetwork
 
@@ -64,18 +66,23 @@ class NeuralStagger(Surrogate):
         pushforward: int = 1, streamed: bool = True, data_weight: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.space = int(space) if isinstance(space, int) else tuple(int(s) for s in space)
-        self.time, self.reading, self.backbone, self.width, self.modes = int(time), reading, backbone, width, modes
-        self.shared, self.exchange, self.unroll, self.pushforward = bool(shared), int(exchange), unroll, pushforward
-        self.streamed, self.data_weight = bool(streamed), float(data_weight)
+        several = [space] if isinstance(space, Integral) else space
+        factors = tuple(whole(one, "NeuralStagger space", least=1) for one in several)
+        self.space = factors[0] if isinstance(space, Integral) else factors
+        self.time, self.width, self.modes, self.unroll = (
+            whole(value, f"NeuralStagger {name}", least=1)
+            for name, value in (("time", time), ("width", width), ("modes", modes), ("unroll", unroll))
+        )
+        self.pushforward = whole(pushforward, "NeuralStagger pushforward", least=0)
+        self.exchange = whole(exchange, "NeuralStagger exchange", least=0)
+        self.reading, self.backbone, self.shared, self.streamed = reading, backbone, bool(shared), bool(streamed)
+        self.data_weight = float(data_weight)
         if backbone not in BACKBONES:
             raise ValueError(f"NeuralStagger backbone {backbone!r} is not one of {', '.join(BACKBONES)}.")
         if reading not in READINGS:
             raise ValueError(f"NeuralStagger reading {reading!r} is not one of {', '.join(READINGS)}.")
-        least = {"time": 1, "width": 1, "modes": 1, "unroll": 1, "pushforward": 0, "exchange": 0, "data_weight": 0}
-        for name, bound in least.items():
-            if not getattr(self, name) >= bound:
-                raise ValueError(f"NeuralStagger {name} {getattr(self, name)} must be at least {bound}.")
+        if not self.data_weight >= 0:
+            raise ValueError(f"NeuralStagger data_weight {self.data_weight} must be at least 0.")
         self.history = self.time if reading == "phase" else 1
         if not self.streamed and (self.history > 1 or self.data_weight):
             raise ValueError(
@@ -100,6 +107,7 @@ class NeuralStagger(Surrogate):
         ValueError : a factor does not divide its axis, a part is too small for the backbone, or a window is longer
             than a trajectory.
         """
+        require_problem(problem)
         if self.window > problem.num_steps:
             raise ValueError(f"NeuralStagger needs windows of {self.window} steps; trajectories of case {problem.case} "
                              f"have {problem.num_steps}.")  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +20,10 @@ class Problem:
     parameters : name -> (low, high); surrogates see them mapped to [-1, 1].
     duration, num_snapshots : snapshot k is at k·duration / num_snapshots, k = 0 included.
     logarithmic : names of the parameters that are mapped by their logarithm.
+
+    Raises
+    ------
+    ValueError : what cannot be of one problem.
     """
 
     case: str
@@ -30,6 +35,23 @@ class Problem:
     duration: float
     num_snapshots: int
     logarithmic: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.fields or isinstance(self.fields, str):
+            raise ValueError(f"Problem {self.case}: fields {self.fields!r} must be a tuple of one or more names.")
+        if not len(self.shape) == len(self.extent) == len(self.periodic) >= 1:
+            raise ValueError(
+                f"Problem {self.case}: shape {self.shape}, extent {self.extent} and periodic {self.periodic} must name "
+                "the same axes."
+            )
+        if not (0 < self.duration < math.inf and self.num_snapshots >= 1):
+            raise ValueError(
+                f"Problem {self.case}: duration {self.duration} must be positive and finite, num_snapshots "
+                f"{self.num_snapshots} at least 1."
+            )
+        for name in self.logarithmic:
+            if not min(self.parameters.get(name, (0.0,))) > 0:
+                raise ValueError(f"Problem {self.case}: logarithmic {name!r} must be a parameter with positive bounds.")
 
     @property
     def num_steps(self) -> int:

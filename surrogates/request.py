@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,6 +23,17 @@ def require_setup(surrogate: Surrogate) -> Problem:
         name = type(surrogate).__name__
         raise RuntimeError(f"{name} has no weights yet: call setup(problem) first, or load_surrogate(path).")
     return surrogate.problem
+
+
+def require_problem(problem: Any) -> None:
+    """Check what a surrogate is set up for.
+
+    Raises
+    ------
+    TypeError : it is no problem, as where a case is given.
+    """
+    if not isinstance(problem, Problem):
+        raise TypeError(f"setup takes a Problem, not {type(problem).__name__}; of a case it is Problem.of(case).")
 
 
 def parameter_rows(parameters: torch.Tensor, problem: Problem, like: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from .autoregressive import Autoregressive, Channels
 from .convolution import BoxConv, Upsample
 from .film import Film
 from .problem import Problem
-from .stepping import ONE_STEP, Stepping
+from .stepping import ONE_STEP, Stepping, whole
 
 
 class UNet(Autoregressive):
@@ -37,11 +37,10 @@ class UNet(Autoregressive):
         stepping: Stepping = ONE_STEP,
     ) -> None:  # fmt: skip
         super().__init__(
-            stepping, width=width, multipliers=tuple(int(m) for m in multipliers), blocks=blocks, norm=bool(norm)
-        )
-        if width < 1 or blocks < 1:
-            raise ValueError(f"UNet width {width} and blocks {blocks} must be at least 1.")
-        if not self.multipliers or min(self.multipliers) < 1:
+            stepping, width=whole(width, "UNet width", least=1), blocks=whole(blocks, "UNet blocks", least=1),
+            multipliers=tuple(whole(m, "UNet multipliers", least=1) for m in multipliers), norm=bool(norm),
+        )  # fmt: skip
+        if not self.multipliers:
             raise ValueError(f"UNet multipliers {self.multipliers} must be one or more whole numbers from 1.")
 
     def build(self, channels: Channels, problem: Problem) -> torch.nn.Module:

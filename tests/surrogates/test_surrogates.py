@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from headrace.surrogates import FNO, MLP, ConvNet, MessagePassing, Problem, Stepping, UNet, WindowBatch
+from headrace.surrogates import (
+    FNO,
+    LPINN,
+    MLP,
+    ConvNet,
+    MessagePassing,
+    NeuralStagger,
+    Problem,
+    Stepping,
+    UNet,
+    WindowBatch,
+)
 from tests.surrogates.problems import FROM_DATA, wave_problem, wave_states, wave_windows
 
 SMALL = {
@@ -121,6 +132,35 @@ def test_the_unit_of_the_states_does_not_matter(cls):
     batch = wave_windows(celsius.problem, celsius.window)
     scaled = dataclasses.replace(batch, states=1.8 * batch.states + 32)
     assert torch.allclose(kelvin.training_loss(scaled), celsius.training_loss(batch), rtol=1e-3)
+
+
+@pytest.mark.parametrize("cls", [*FROM_DATA, LPINN, NeuralStagger])
+def test_setup_for_something_else_than_a_problem_names_the_way(cls):
+    with pytest.raises(TypeError, match=r"setup takes a Problem, not dict; of a case it is Problem.of\(case\)"):
+        cls().setup({"case": "waves"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"fields": "u"}, "fields 'u'"), ({"fields": ()}, "one or more names"), ({"extent": (1.0,)}, "the same axes"),
+     ({"duration": math.nan}, "duration nan"), ({"num_snapshots": 0}, "num_snapshots 0"),
+     ({"logarithmic": ("nu",)}, "'nu' must be a parameter"),
+     ({"parameters": {"amplitude": (1.0, 3.0), "decay": (0.0, 1.0)}}, "'decay' must be a parameter with positive")],
+)  # fmt: skip
+def test_a_problem_that_cannot_be_is_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        dataclasses.replace(wave_problem(), **changes)
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "value"),
+    [(MLP, "hidden", (1.5,)), (UNet, "width", 2.5), (UNet, "multipliers", (1, 1.5)), (ConvNet, "width", True),
+     (ConvNet, "dilations", (1.5,)), (ConvNet, "kernel", 3.5), (MessagePassing, "hidden", 2.5),
+     (MessagePassing, "layers", 0), (NeuralStagger, "space", (2, 1.5)), (NeuralStagger, "time", 1.5)],
+)  # fmt: skip
+def test_sizes_are_whole_numbers(cls, name, value):
+    with pytest.raises(ValueError, match=f"{cls.__name__} {name} .* must be a whole number, at least 1"):
+        cls(**{name: value})
 
 
 @pytest.mark.parametrize("cls", FROM_DATA)
