@@ -91,8 +91,15 @@ class HDF5Files:
         Raises
         ------
         ValueError : a dataset is missing or has another shape.
+        OSError : the file is damaged.
         """
         path = folder / self.file.format(step=step)
+        try:
+            return self._values(path, case)
+        except (KeyError, RuntimeError) as error:  # which h5py says as well
+            raise OSError(f"{path.name} is damaged: {error}") from error
+
+    def _values(self, path: Path, case: Case) -> np.ndarray:
         values = []
         with h5py.File(path, "r") as file:
             for name in case.fields:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,15 +113,16 @@ class OfflineData:
                 self._states = np.memmap(self.folder / PACKED, np.float32, "r", shape=shape)
             begin = int(self._first[place])
             return self._states[begin + first : begin + last]
-        file = self._files.get(place)
-        if file is None:
-            while len(self._files) >= _OPEN_FILES:
-                self._files.pop(next(iter(self._files))).close()
-            # The chunks of a window are read once: HDF5's own cache would only cost memory.
-            file = self._files[place] = h5py.File(self.simulations[place].path, "r", rdcc_nbytes=0)
         out = np.empty((last - first, *self.layout.step_shape), np.float32)
-        for field, name in enumerate(self.layout.fields):
-            file[f"fields/{name}"].read_direct(out, np.s_[first:last], np.s_[:, field])
+        with _damage_named(self.simulations[place].path):
+            file = self._files.get(place)
+            if file is None:
+                while len(self._files) >= _OPEN_FILES:
+                    self._files.pop(next(iter(self._files))).close()
+                # The chunks of a window are read once: HDF5's own cache would only cost memory.
+                file = self._files[place] = h5py.File(self.simulations[place].path, "r", rdcc_nbytes=0)
+            for field, name in enumerate(self.layout.fields):
+                file[f"fields/{name}"].read_direct(out, np.s_[first:last], np.s_[:, field])
         return out
 
     # -- packing -------------------------------------------------------------------------------------------------
@@ -148,12 +150,9 @@ class OfflineData:
         try:
             with open(part, "wb") as target:
                 for one in self.simulations:
-                    with h5py.File(one.path, "r") as file:
-                        for step in range(len(one.times)):
-                            state = np.stack([file[f"fields/{name}"][step] for name in self.layout.fields])
-                            state = state.astype(np.float32)
-                            sums.add(state)
-                            target.write(state)
+                    for state in _states(one, self.layout):
+                        sums.add(state)
+                        target.write(state)
                 target.flush()
                 os.fsync(target.fileno())
             os.replace(part, self.folder / PACKED)
@@ -174,21 +173,38 @@ def _number(path: Path) -> int:
 
 
 def _describe(path: Path, layout: StreamLayout) -> StoredSimulation:
+    with _damage_named(path), h5py.File(path, "r") as file:
+        found, version = file.attrs.get("format"), file.attrs.get("version")
+        if (found, version) != (FORMAT, VERSION):
+            raise OSError(f"it says format {found!r}, version {version!r}; {FORMAT!r} {VERSION} is read here")
+        fields, shape = tuple(file.attrs["fields"]), tuple(int(n) for n in file["grid"].attrs["shape"])
+        values = file["parameters"].attrs
+        if fields != layout.fields or shape != layout.shape or set(values) != set(layout.parameters):
+            raise ValueError(
+                f"{path} holds {', '.join(fields)} on {shape} with parameters {', '.join(values)}; this study "
+                f"needs {', '.join(layout.fields)} on {layout.shape} with {', '.join(layout.parameters)}."
+            )
+        return StoredSimulation(
+            path=path, number=_number(path), times=np.asarray(file["times"], dtype=np.float64),
+            parameters=np.array([float(values[name]) for name in layout.parameters]),
+        )  # fmt: skip
+
+
+def _states(one: StoredSimulation, layout: StreamLayout) -> Iterator[np.ndarray]:
+    """Yield the states of a simulation, (fields, *grid) float32, from its own file."""
+    with _damage_named(one.path):
+        file = h5py.File(one.path, "r")
+    with file:
+        for step in range(len(one.times)):
+            with _damage_named(one.path):
+                state = np.stack([file[f"fields/{name}"][step] for name in layout.fields]).astype(np.float32)
+            yield state
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turn what h5py says of a damaged file, by errors of many kinds, into an OSError that names it."""
     try:
-        with h5py.File(path, "r") as file:
-            found, version = file.attrs.get("format"), file.attrs.get("version")
-            if (found, version) != (FORMAT, VERSION):
-                raise OSError(f"it says format {found!r}, version {version!r}; {FORMAT!r} {VERSION} is read here")
-            fields, shape = tuple(file.attrs["fields"]), tuple(int(n) for n in file["grid"].attrs["shape"])
-            values = file["parameters"].attrs
-            if fields != layout.fields or shape != layout.shape or set(values) != set(layout.parameters):
-                raise ValueError(
-                    f"{path} holds {', '.join(fields)} on {shape} with parameters {', '.join(values)}; this study "
-                    f"needs {', '.join(layout.fields)} on {layout.shape} with {', '.join(layout.parameters)}."
-                )
-            return StoredSimulation(
-                path=path, number=_number(path), times=np.asarray(file["times"], dtype=np.float64),
-                parameters=np.array([float(values[name]) for name in layout.parameters]),
-            )  # fmt: skip
-    except (OSError, KeyError) as error:
+        yield
+    except (OSError, LookupError, TypeError, RuntimeError) as error:
         raise OSError(f"{path} is no sound simulation of a data set: {error}.") from error

@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -262,3 +263,19 @@ def test_calculix_solves_a_case(on: str) -> None:
     x = np.arange(5) / 4 if on == "grid" else np.tile(np.arange(9) / 8, 4)
     # A linear step would be one increment; with NLGEOM the strain of 2.5e-4 is seen in the fourth digit.
     np.testing.assert_allclose(found, np.arange(5)[:, None] / 4 * x / 4e3, rtol=5e-4)
+
+
+def test_a_damaged_hdf5_file_is_named_whatever_h5py_says(tmp_path: Path) -> None:
+    """An address beyond the file's end is a RuntimeError of h5py."""
+    path, read = tmp_path / "a.h5", HDF5Files(file="a.h5", fields={"u": "g/u", "v": "g/v"})
+    with h5py.File(path, "w") as file:
+        file["g/u"] = file["g/v"] = np.zeros((8, 5))
+        address = h5py.h5o.get_info(file["g"].id).addr
+    case = case_of(SQUARE, read, command=("true",), snapshot="a.h5")
+    assert read(tmp_path, 0, case).shape == (2, 8, 5)
+    content = bytearray(path.read_bytes())
+    # The group's header of version 1, 16 bytes, then one message: 8 bytes and the addresses of names and their heap.
+    content[address + 24 : address + 32] = (2**40).to_bytes(8, "little")
+    path.write_bytes(content)
+    with pytest.raises(OSError, match=r"^a\.h5 is damaged: .*addr"):
+        read(tmp_path, 0, case)

@@ -1,6 +1,7 @@
 """Training from disk: every window once an epoch, the bytes of the files, and the same training as from a stream."""
 
 import json
+import shutil
 import threading
 
 import h5py
@@ -173,6 +174,17 @@ def test_without_held_out_files_the_last_simulations_are_kept_out(folder, tmp_pa
     assert sorted(p.name for p in (tmp_path / "run" / "held_out").iterdir()) == ["sim-000004.h5", "sim-000005.h5"]
     assert last_record(tmp_path / "run" / "metrics.jsonl")["windows"] == 4 * STEPS
     assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_file_whose_values_are_damaged_is_named(mapped, folder, tmp_path):
+    """What describes it is read first and may be sound."""
+    shutil.copytree(folder, tmp_path / "set", ignore=shutil.ignore_patterns("packed*"))
+    damaged = tmp_path / "set" / "sim-000001.h5"
+    with h5py.File(damaged, "a") as file:
+        del file["fields/T"]
+    with pytest.raises(OSError, match=f"{damaged} is no sound simulation of a data set"):
+        OfflineData(tmp_path / "set", layout_of(1), limit=2, mapped=mapped).statistics()
 
 
 def test_a_time_limit_ends_the_stream(folder):
