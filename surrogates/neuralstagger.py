@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from headrace.solvers.blocks import Blocks
 from headrace.solvers.case import Case
@@ -58,12 +59,14 @@ class NeuralStagger(Surrogate):
     streamed : whether training starts from the states of the stream. Else the stream gives no more than mean and
         deviation: states are drawn as the case's initial ones and stepped by the networks themselves.
     data_weight : of the error against the streamed states of the next window.
+    save_memory : compute the windows of `unroll` again on the way back instead of keeping their inner values. Steps are
+        then not recorded.
     """
 
     def __init__(  # noqa: PLR0913
         self, *, space: int | Sequence[int] = 2, time: int = 1, reading: str = "phase", backbone: str = "fno",
         width: int = 24, modes: int = 12, shared: bool = True, exchange: int = 0, unroll: int = 1,
-        pushforward: int = 1, streamed: bool = True, data_weight: float = 0.0,
+        pushforward: int = 1, streamed: bool = True, data_weight: float = 0.0, save_memory: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         several = [space] if isinstance(space, Integral) else space
@@ -76,7 +79,7 @@ class NeuralStagger(Surrogate):
         self.pushforward = whole(pushforward, "NeuralStagger pushforward", least=0)
         self.exchange = whole(exchange, "NeuralStagger exchange", least=0)
         self.reading, self.backbone, self.shared, self.streamed = reading, backbone, bool(shared), bool(streamed)
-        self.data_weight = float(data_weight)
+        self.data_weight, self.save_memory = float(data_weight), bool(save_memory)
         if backbone not in BACKBONES:
             raise ValueError(f"NeuralStagger backbone {backbone!r} is not one of {', '.join(BACKBONES)}.")
         if reading not in READINGS:
@@ -96,8 +99,10 @@ class NeuralStagger(Surrogate):
 
     @property
     def recordable(self) -> bool:
-        """Whether every batch takes the same operations: not where states come from a pool that the host keeps."""
-        return self.streamed
+        """Whether every batch takes the same operations: not where states come from a pool that the host keeps, nor
+        where windows are computed again.
+        """
+        return self.streamed and not self.save_memory
 
     def setup(self, problem: Problem, *, seed: int = 0) -> None:
         """Build the weights.
@@ -160,7 +165,7 @@ class NeuralStagger(Surrogate):
     def architecture(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
         names = ("time", "reading", "backbone", "width", "modes", "shared", "exchange", "unroll", "pushforward",
-                 "streamed", "data_weight")  # fmt: skip
+                 "streamed", "data_weight", "save_memory")  # fmt: skip
         space = self.space if isinstance(self.space, int) else list(self.space)
         return {"space": space} | {name: getattr(self, name) for name in names}
 
@@ -185,11 +190,21 @@ class NeuralStagger(Surrogate):
             loss = loss + self.data_weight * error.square().flatten(1).mean(1)
         if self.training:
             known, times = self._pushed_forward(known, rows, times)
+        return loss + self._rolled_out(known, rows, times)[0]
+
+    def _rolled_out(
+        self, known: torch.Tensor, rows: torch.Tensor, times: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean loss of the next `unroll` windows, (batch,), and the last known frames after them."""
+        loss = known.new_zeros(len(known))
         for _ in range(self.unroll):
-            new = self.stepped(known, rows)
+            if self.save_memory:
+                new = checkpoint(self.stepped, known, rows, use_reentrant=False)
+            else:
+                new = self.stepped(known, rows)
             loss = loss + self._graded(known[:, -1], new, times, rows) / self.unroll
             known, times = self._carried(known, new, times)
-        return loss
+        return loss, known
 
     @torch.no_grad()
     def _pushed_forward(
@@ -253,12 +268,7 @@ class NeuralStagger(Surrogate):
         # The parameters travel with the states, as fields that are constant in space.
         corner = (slice(None), 0, slice(fields, None), *(0,) * len(problem.shape))
         known, rows = window[:, :, :fields], window[corner]
-        loss = known.new_zeros(len(known))
-        t = known.new_zeros(len(known))
-        for _ in range(self.unroll):
-            new = self.stepped(known, rows)
-            loss = loss + self._graded(known[:, -1], new, t, rows) / self.unroll
-            known, t = self._carried(known, new, t)
+        loss, known = self._rolled_out(known, rows, known.new_zeros(len(known)))
         if self.training:
             # In deviations: states and parameters may be any size in their own units.
             far = ~(self.normaliser.normalise(known).detach().flatten(1).abs().amax(1) < _LARGEST)

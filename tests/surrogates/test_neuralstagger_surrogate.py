@@ -239,6 +239,23 @@ def test_the_gradient_goes_back_through_all_windows_of_a_roll_out(arguments, sim
     assert found == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-4)
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+def test_saving_memory_computes_windows_again_and_changes_no_gradient(streamed, simulations):
+    batch, found, calls = windows(simulations, 1, 3, count=4), [], []
+    for saving in (False, True):
+        surrogate = made(unroll=3, pushforward=0, streamed=streamed, save_memory=saving).train()
+        output, called = surrogate.network.network.output.weight, []
+        torch.nn.init.normal_(output, std=0.1, generator=torch.Generator().manual_seed(2))
+        surrogate.network.register_forward_pre_hook(lambda *_, called=called: called.append(1))
+        loss = surrogate(batch)
+        found.append([loss, *torch.autograd.grad(loss.sum(), list(surrogate.parameters()))])
+        calls.append(len(called))
+        assert surrogate.recordable is (streamed and not saving) and surrogate.architecture()["save_memory"] is saving
+    for kept, again in zip(*found, strict=True):
+        torch.testing.assert_close(again, kept, rtol=1e-5, atol=1e-5 * float(kept.abs().max()))
+    assert calls == [3, 6]
+
+
 def test_a_weight_of_data_adds_the_error_of_the_next_window(simulations):
     _, without, _ = with_weights({"time": 2})
     _, weighed, _ = with_weights({"time": 2, "data_weight": 0.5})
