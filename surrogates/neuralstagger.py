@@ -275,7 +275,8 @@ class NeuralStagger(Surrogate):
             new = torch.cat((known, window[:, :, fields:]), 2)
             new[far] = torch.nan
             self._pool.write_back(places, new, self.unroll)
-        return loss
+        # One for each window of a batch, also where the pool has fewer.
+        return loss if len(loss) == count else loss[torch.arange(count, device=loss.device) % len(loss)]
 
     def _fresh(self, count: int) -> torch.Tensor:
         """Initial states of the case at random parameters, (count, 1, fields + parameters, *grid)."""
