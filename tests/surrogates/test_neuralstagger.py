@@ -403,9 +403,12 @@ def test_streams_and_recorded_steps_change_no_result():
                 new = network(window)
                 new.square().sum().backward()
             found.append([new.detach(), *(p.grad for p in network.parameters())])
+        largest = max(float(one.abs().max()) for one in found[0])
         for one, *others in zip(*found, strict=True):
+            # A slope that a norm makes zero is rounding noise alone.
+            tolerance = 1e-3 * max(float(one.abs().max()), 1e-4 * largest)
             for other in others:
-                torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(one.abs().max()))
+                torch.testing.assert_close(one, other, rtol=1e-3, atol=tolerance)
     losses = []
     for graph in (False, True):
         network = seeded(lambda: StaggeredNetwork(fno, stagger, scale=0.2)).cuda()
