@@ -77,6 +77,18 @@ def test_the_trajectory_as_potentials_makes_the_defect_vanish(name):
         assert np.abs(equation.correction(fields[n], wrong, n * 0.02, 0.02)).max() > 1e-4
 
 
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_correction_is_the_error_of_the_velocity_for_short_steps(name):
+    case, _ = PROBLEMS[name]
+    solid = in_the_box if name == "box" else None
+    equation, dt = PotentialResidual(case, viscosity=0.01, p=NONE, solid=solid), 1e-4
+    still, error = np.zeros((2, 2 if case.grid.ndim == 2 else 4, *case.grid.shape))
+    error[:-1] = 1e-3 * np.random.default_rng(0).normal(size=error[:-1].shape)
+    found = equation.correction(still, error, 0.0, dt) - equation.correction(still, still, 0.0, dt)
+    wanted = equation.velocity(error[:-1])
+    assert np.linalg.norm(found - wanted) < 1e-2 * np.linalg.norm(wanted)
+
+
 def _potential(states, case, *, closed):
     """Return the potential of the velocities (time, components, nx, ny)."""
     hx, hy = case.grid.spacing
