@@ -87,6 +87,9 @@ def test_the_correction_is_the_error_of_the_velocity_for_short_steps(name):
     found = equation.correction(still, error, 0.0, dt) - equation.correction(still, still, 0.0, dt)
     wanted = equation.velocity(error[:-1])
     assert np.linalg.norm(found - wanted) < 1e-2 * np.linalg.norm(wanted)
+    other = PotentialResidual(case, viscosity=10.0, p=NONE, solid=solid).correction(still, error, 0.0, dt)
+    np.testing.assert_array_equal(equation.correction(still, error, 0.0, dt, viscosity=10.0), other)
+    assert np.linalg.norm(other - found) > 1e-2 * np.linalg.norm(wanted)
 
 
 def _potential(states, case, *, closed):

@@ -99,7 +99,7 @@ def test_what_goes_into_a_projected_network_again_is_a_flow_with_its_pressure(st
     generator = torch.Generator().manual_seed(0)
     for values in network.parameters():
         values.data += 0.05 * torch.randn(values.shape, generator=generator)
-    window = scene.start_windows("", 1, 1, "cpu", 3, torch.ones(1)).double().requires_grad_(True)
+    window = scene.start_windows("", 1, 1, "cpu", 3, torch.tensor([0.5])).double().requires_grad_(True)
     new, residual, inflow = network.eval()(window), scene.potential.residual, window[:, :, -1]
     flow = torch.movedim(new[:, :, :2], 2, 0) + scene.base_like(new)
     padded = residual.padded(flow[:, 0].detach(), Parameters({}), 0.0)

@@ -339,6 +339,10 @@ def test_the_unshuffled_rival_sees_all_parts_and_is_plain_without_factors(stagge
     if stagger.parts == 1:
         plain = seeded(lambda: StaggeredNetwork(convolutions(), stagger, position=PERIODIC, scale=0.2).double())
         torch.testing.assert_close(new, plain(window), rtol=1e-12, atol=1e-13)
+    still = UnshuffledNetwork(lambda inputs, outputs: torch.nn.Conv2d(inputs, outputs, 1), stagger).double()
+    for values in still.parameters():
+        torch.nn.init.constant_(values, 0.0)
+    assert torch.equal(still(window), window[:, -1:].expand_as(window)), "it gives changes since the last frame"
     for index in range(stagger.parts):
         other = window.clone()
         stagger.part(other, index)[:] += 1.0
@@ -430,6 +434,8 @@ def test_backbones_run_batched_and_alone_alike(make):
     for index in range(4):
         alone = network.alone(index, stagger.part(window, index)[:, 0])
         torch.testing.assert_close(stagger.part(new, index)[:, 0], alone, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():  # some take other ways without gradients
+        torch.testing.assert_close(network(window), new, rtol=1e-5, atol=1e-5)
     new.square().sum().backward()
     assert all(float(p.grad.abs().sum()) > 0 for p in network.parameters() if p.grad is not None)
     assert any(p.grad is not None for p in network.parameters())
