@@ -22,6 +22,13 @@ ACROSS = 4
 PLACE = ("axes fraction", "data")
 BATCHES = {"": "", " of each of 64": ", each of 64"}
 """What the name of a time ends with, and what the legend says of it."""
+COLOURS = {
+    "1": "C3", "2, shared": "C4", "4, shared": "C5", "2": "C6", "4": "C8", "2, shared, common layers": "C9",
+}  # fmt: skip
+"""Of the networks in all panels, by their factor and what else they are."""
+SOLVERS = {"spectral": "C0", "torch-cfd": "C1", "explicit": "C2"}
+STUDIES = {"states of the stream": "black", "states of its own making": "C7"}
+LINES = ("-", "--", ":")
 Points = list[tuple[float, float]]
 """Milliseconds and errors."""
 
@@ -71,11 +78,18 @@ def training_free(lines: dict[str, dict[str, Any]], problem: str) -> dict[str, f
             found["parts"] = line["value"]
     grids = {}
     for name, line in lines.items():
-        match = re.match(rf"{re.escape(problem)}: explicit steps on ([\d x]+)(, dt \S+)?: largest(?!.* over )", name)
+        match = re.match(rf"{re.escape(problem)}: explicit steps on ([\d x]+)(, dt [^:]+)?: largest(?!.* over )", name)
         if match and line["value"] is not None:
-            grids[tuple(map(int, match[1].split(" x ")))] = line["value"]
-    coarse = tuple(n // 2 for n in max(grids, default=()))
-    return found | ({f"grid of {' x '.join(map(str, coarse))}": grids[coarse]} if coarse in grids else {})
+            grid = tuple(map(int, match[1].split(" x ")))
+            grids[grid] = min(line["value"], grids.get(grid, 1.0))
+    coarse = max((grid for grid in grids if 2 * grid[0] <= max(grids)[0]), default=None)
+    return found | ({f"grid of {' x '.join(map(str, coarse))}": grids[coarse]} if coarse else {})
+
+
+def colour(name: str) -> str:
+    """Return the colour of a network, by a name such as "(2,2,2), shared"."""
+    match = re.search(r"\((\d+)[\d,]*\)(.*)", name)
+    return COLOURS[match[1] + match[2].replace(", projected", "")]
 
 
 def transients(lines: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
@@ -139,10 +153,14 @@ def draw(path: Path) -> None:
     for axes in unused:
         axes.set_axis_off()
     studies = streamed(lines) | streamed(read("cpu"))
+    reynolds = ("P4 Re 1000", "P4 Re 400", "P4 Re 100")
     for axes, curves, title in ((cavity, transients(lines), "cavity, 128 x 128: error to our solver"),
                                 (study, studies, "online study, (2,2,1): error to our solver")):  # fmt: skip
-        for name, errors in curves.items():
-            axes.plot(range(1, len(errors) + 1), errors, "-", label=name)
+        for name, errors in sorted(curves.items()):
+            flow = axes is cavity
+            style = LINES[reynolds.index(name.split(" (")[0]) if flow else "32 x 32" in name]
+            axes.plot(range(1, len(errors) + 1), errors, style, label=name,
+                      color=colour(name) if flow else STUDIES[name.split(",")[0]])  # fmt: skip
         axes.set(yscale="log", xlabel="t", ylabel="error", title=title)
         plain_ticks(axes, "y")
         legend_below(axes)
@@ -152,14 +170,14 @@ def draw(path: Path) -> None:
     for axes, problem in zip(panels.flat, problems, strict=False):
         for batch, words in BATCHES.items():
             style = {"ls": "--", "mfc": "none"} if batch else {"ls": "-"}
-            for number, (who, marker) in enumerate((("spectral", "o"), ("torch-cfd", "s"), ("explicit", "o"))):
+            for who, paint in SOLVERS.items():
                 if points := classical(lines, problem, who, batch):
-                    axes.plot(*zip(*points, strict=True), marker, color=f"C{number}", ms=4, lw=1, label=who + words,
-                              **style)  # fmt: skip
+                    marker = "s" if who == "torch-cfd" else "o"
+                    axes.plot(*zip(*points, strict=True), marker, color=paint, ms=4, lw=1, label=who + words, **style)
             for name, (time, errors) in networks(lines, problem, batch).items():
-                color = f"C{3 + list(networks(lines, problem, '')).index(name)}"  # the same alone and in batches
                 label = name.replace(", projected", "") + words  # those past a block that have a time all are
-                axes.plot([time] * len(errors), errors, "D", color=color, ms=6, label=label, mfc=style.get("mfc"))
+                axes.plot([time] * len(errors), errors, "D", color=colour(name), ms=6, label=label,
+                          mfc=style.get("mfc"))  # fmt: skip
         for name, error in training_free(lines, problem).items():
             axes.axhline(error, color="grey", lw=0.8, ls=":")
             above_line(axes, f"{name}, no training", error)
