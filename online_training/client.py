@@ -982,8 +982,10 @@ class Stream:
 
         Raises
         ------
-        ValueError : a step out of order, or a block that does not fit its field or its place.
+        ValueError : a step out of order, a time that is not finite, or a block that does not fit its field or place.
         """
+        if not math.isfinite(time):  # the intake would take none of the step, and the rank wait for ever
+            raise ValueError(f"Step {step} has time {time}, which is not finite.")
         if self._keep_like_before(step, time, values, where) or self._send_like_before(step, time, values, where):
             return self._word
         if self._ended:

@@ -1330,6 +1330,8 @@ int headrace_send(headrace *h, int64_t step, double time)
     if (step != h->next || (h->num_steps >= 0 && step >= h->num_steps))
         return fail(h, HEADRACE_WRONG_USE, "Step %lld cannot be sent now: the next step is %lld of %lld.", (long long)step,
                     (long long)h->next, (long long)h->num_steps);
+    if (!isfinite(time))
+        return fail(h, HEADRACE_WRONG_USE, "Step %lld has time %g, which is not finite.", (long long)step, time);
     for (int f = 0; f < h->num_fields; f++) {
         if (!h->fields[f].put)
             return fail(h, HEADRACE_WRONG_USE, "Field %s of step %lld was not put.", h->fields[f].name, (long long)step);

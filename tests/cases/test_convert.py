@@ -12,7 +12,16 @@ import pytest
 from headrace.cases.catalogue import find_case
 from headrace.cases.convert_command import convert
 from headrace.online_training.block_files import BlockFileError, BlockFiles
-from headrace.online_training.client import MAX_BLOCK, PAYLOAD_SIGNED, BlockFile, Connection, Header, Kind, connect
+from headrace.online_training.client import (
+    DTYPE_CODES,
+    MAX_BLOCK,
+    PAYLOAD_SIGNED,
+    BlockFile,
+    Connection,
+    Header,
+    Kind,
+    connect,
+)
 from headrace.solvers.hdf5 import read_trajectory
 from tests.mpi_run import run_mpi
 from tests.online_training.intake_setup import MPI_PROGRAM, field_of
@@ -150,8 +159,13 @@ def test_ranks_that_round_their_times_differently_are_not_told(folder: Path, cap
 
 
 def test_a_time_that_is_no_number_is_refused(folder: Path) -> None:
-    timed({0: [0.0, 0.1], 1: [0.0, math.nan]})
-    with pytest.raises(BlockFileError, match="step 1 a time that is no finite number"):
+    """No client of ours sends one."""
+    file, box = BlockFile(folder, 0, 1, u_of([3])), {"global_shape": (3,), "offset": (0,), "block_shape": (3,)}
+    block = Header(Kind.BLOCK, dtype=DTYPE_CODES["float64"], time=math.nan, num_blocks=1, **box)
+    file.write(block, np.ones(3).tobytes())
+    file.write(Header(Kind.END, flags=PAYLOAD_SIGNED), b"{}")
+    file.finish()
+    with pytest.raises(BlockFileError, match="step 0 a time that is no finite number"):
         convert(folder)
 
 

@@ -1,6 +1,7 @@
 """The client alone: what it loads, what it refuses, what it does without a study and when the study is gone."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -75,6 +76,7 @@ def test_without_a_study_everything_continues(no_study: None) -> None:
     ("arguments", "message"),
     [
         ({"step": 1}, "Step 1 cannot be sent now: the next step is 0"),
+        ({"time": math.nan}, "Step 0 has time nan, which is not finite"),
         ({"values": np.zeros((2, 4, 3))}, r"one block for each of the fields u; got an array of shape \(2, 4, 3\)"),
         ({"values": {"v": np.zeros((4, 3))}}, "fields u; got v"),
         ({"values": np.zeros((1, 4, 2))}, r"has shape \(4, 2\) but where says \(4, 3\)"),
