@@ -241,8 +241,10 @@ def evaluate(
         line = f"{name}: error of u {max(found['error_u']):.2e}, of p {max(found['error_p']):.2e}"
         if saved["wall"] is not None:
             cores = f"{found['cores']} core{'s' * (found['cores'] > 1)}"
-            line += f"; {found['seconds']:.3g} s on {cores} against {told['seconds']:.3g} s on one: "
-            line += f"{saved['wall']:.3g} times faster, {saved['core']:.3g} times in core-seconds"
+            mended = told.get("enrichment")
+            beside = f" and {mended['seconds']:.3g} s of enrichment" if mended else ""
+            line += f"; {found['seconds']:.3g} s on {cores} against {told['seconds']:.3g} s on one{beside}: "
+            line += f"{saved['wall']:.3g} times as fast, {saved['core']:.3g} times in core-seconds"
         if saved["break_even"] is not None:
             line += f"; training pays after {saved['break_even']:.2g} such runs"
         say(line)

@@ -196,6 +196,7 @@ def test_a_query_unlike_training_enriches_the_model(model, tmp_path, monkeypatch
         assert code == 0 and "enriched" not in text, text
     code, text = rom("evaluate", mended)
     assert code == 0, text
+    assert text.count("s of enrichment: ") == 2 and text.count("times as fast") == 5, text
     errors = {name: max(evaluation(mended, name)["error_p"]) for name in ModelFolder(mended).runs()}
     assert errors.pop("before") > 0.1 and len(errors) == 4 and max(errors.values()) < 0.02, errors
     monkeypatch.setattr(rom_pictures, "can_draw_off_screen", lambda: False)
