@@ -104,9 +104,9 @@ class HDF5Files:
         with h5py.File(path, "r") as file:
             for name in case.fields:
                 theirs = name_of(self.fields, name)
-                if theirs not in file:
+                dataset = file[theirs] if theirs in file else None
+                if not isinstance(dataset, h5py.Dataset):  # but a group, for one
                     raise ValueError(f"{path.name} has no dataset {theirs!r} for field {name!r}.")
-                dataset = file[theirs]
                 expected = case.grid.shape if self.axes == "xyz" else case.grid.shape[::-1]
                 if dataset.shape != expected:
                     raise ValueError(f"{theirs} in {path.name} has shape {dataset.shape} instead of {expected}.")

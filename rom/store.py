@@ -256,6 +256,8 @@ class Store(Reader):
             raise StoreError(f"{first.filename}: {name} is damaged: {error}") from error
         if rows == "whole":
             return _checked(first, name)
+        if rows not in self._maps:
+            raise StoreError(f"{first.filename}: {name} is damaged: it has no rows {rows!r}.")
         result: np.ndarray | None = None
         for file, source, target in self._maps[rows]:
             piece = _checked(file, name)

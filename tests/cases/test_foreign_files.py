@@ -273,6 +273,8 @@ def test_a_damaged_hdf5_file_is_named_whatever_h5py_says(tmp_path: Path) -> None
         address = h5py.h5o.get_info(file["g"].id).addr
     case = case_of(SQUARE, read, command=("true",), snapshot="a.h5")
     assert read(tmp_path, 0, case).shape == (2, 8, 5)
+    with pytest.raises(ValueError, match=r"a\.h5 has no dataset 'g' for field 'u'"):
+        HDF5Files(file="a.h5", fields={"u": "g", "v": "g/v"})(tmp_path, 0, case)
     content = bytearray(path.read_bytes())
     # The group's header of version 1, 16 bytes, then one message: 8 bytes and the addresses of names and their heap.
     content[address + 24 : address + 32] = (2**40).to_bytes(8, "little")

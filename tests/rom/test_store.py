@@ -103,6 +103,10 @@ def test_every_damaged_byte_is_found_or_harmless(tmp_path):
     assert found > 15
     path.write_bytes(whole)
     assert Store(tmp_path / "s").verify() > 12
+    with h5py.File(path, "a") as file:
+        file["basis/displacement"].attrs["rows"] = "nodules"
+    with pytest.raises(StoreError, match=r"basis/displacement is damaged: it has no rows 'nodules'"):
+        check(tmp_path / "s", mesh)
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.9])
