@@ -80,6 +80,14 @@ def test_classical_solvers_take_shorter_steps_as_long_as_these_are_more_accurate
         assert "8, dt 3" not in computed and bool(computed) is more
 
 
+def test_classical_solvers_have_names_of_their_own_and_steps_that_end_with_the_trajectory(loaded):
+    classical, training = loaded("staggered.classical"), loaded("staggered.training")
+    for problem in training.PROBLEMS.values():
+        names = [rival.name for rival in classical.rivals(problem, "cuda")]  # nothing runs before it is asked for
+        assert names and len(set(names)) == len(names), problem.name
+    assert all(abs(round(classical.END / dt) * dt - classical.END) < 1e-9 for dt in classical.LADDER)
+
+
 def test_whatever_a_network_gives_is_read_without_divergence_and_at_rest_on_the_block(staggered):
     channel, *_ = staggered
     scene = channel.CHANNELS["P5, 60 x 20"]
