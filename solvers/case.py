@@ -14,17 +14,17 @@ import numpy as np
 from .boundary import Boundary, Periodic, sides_of
 from .grid import Grid
 from .parameters import Declared, Parameters, component_names, flattened
-from .scheme import Scheme
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+    from .scheme import Scheme
 
 
 _KINDS: dict[str, tuple[Any, str]] = {
     "name": (str, "a text"),
     "grid": (Grid, "a Grid"),
     "parameters": (Mapping, "a mapping of names to distributions"),
-    "scheme": (Scheme | None, "a Scheme, such as headrace.solvers.scheme.RK4"),
 }
 
 

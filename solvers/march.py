@@ -31,9 +31,12 @@ def march(case: Case, scheme: Scheme, f: RightHandSide, u: np.ndarray) -> Iterat
 
     Raises
     ------
-    ValueError : the scheme needs a stiff part that the case does not have.
+    TypeError : the scheme is none of those for a right-hand side.
+    ValueError : it needs a stiff part that the case does not have.
     DivergenceError : an implicit step found no solution, or a stable or an adaptive one became too small.
     """
+    if not isinstance(scheme, Scheme):
+        raise TypeError(f"Case {case.name}: scheme {scheme!r} must be a Scheme, such as headrace.solvers.scheme.RK4.")
     if scheme.splits and case.stiff is None:
         raise ValueError(f"Case {case.name}: {scheme.name} treats `stiff` apart, and the case declares none.")
     if isinstance(scheme, EmbeddedRungeKutta) and case.steps_per_snapshot is None:

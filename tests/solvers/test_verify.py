@@ -10,7 +10,7 @@ import pytest
 from headrace.solvers import Dirichlet, Grid, Neumann, Periodic, Uniform
 from headrace.solvers.scheme import BDF2
 
-from .problems import arithmetic, everything, fisher, gray_scott, make_case, mixed_boundary, regions, two_bumps
+from .problems import arithmetic, everything, fisher, gray_scott, make_case, mixed_boundary, regions, run, two_bumps
 
 calls = count()
 
@@ -47,7 +47,6 @@ def test_a_case_whose_pieces_cannot_be_is_refused(given, message):
         ({"fields": "uv"}, r"fields 'uv' must be a tuple of names, \('uv',\)"),
         ({"grid": (8, 8)}, r"grid \(8, 8\) must be a Grid"),
         ({"parameters": [Uniform(0, 1)]}, "must be a mapping of names"),
-        ({"scheme": "rk4"}, "scheme 'rk4' must be a Scheme"),
     ],
 )
 def test_a_case_of_pieces_of_another_kind_is_refused(given, message):
@@ -63,6 +62,11 @@ def test_a_case_of_pieces_of_another_kind_is_refused(given, message):
 def test_a_grid_of_other_numbers_is_refused(given, message):
     with pytest.raises((TypeError, ValueError), match=message):
         Grid(**{"shape": (8, 8), "extent": (1.0, 1.0), **given})
+
+
+def test_a_scheme_by_name_is_refused():
+    with pytest.raises(TypeError, match="scheme 'rk4' must be a Scheme, such as"):
+        run(make_case(scheme="rk4"))
 
 
 def test_a_point_with_too_few_coordinates_and_a_complex_state_are_named():
