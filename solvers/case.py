@@ -126,8 +126,8 @@ class Case:
         names = tuple(self.fields)
         if not names or len(set(names)) != len(names):
             raise ValueError(f"Case {self.name}: fields {names} must be one or more different names.")
-        if not all(isinstance(one, str) and one and "/" not in one for one in names):
-            raise ValueError(f"Case {self.name}: fields {names} must be texts, without a / as they name data sets.")
+        if not all(isinstance(one, str) and one for one in names):
+            raise ValueError(f"Case {self.name}: fields {names} must be texts.")
 
     @property
     def times(self) -> np.ndarray:

@@ -28,7 +28,6 @@ calls = count()
         ({"parameters": {"values": Uniform(0, 1)}}, "parameter values cannot be read as p.values"),
         ({"fields": ("u", "u")}, "one or more different names"),
         ({"fields": ()}, "one or more different names"),
-        ({"fields": ("u/v",)}, "without a /"),
         ({"fields": (1,)}, "must be texts"),
         ({"name": "no name"}, "must start with a letter"),
         ({"solver": fisher}, "give either rhs or solver, not both"),
