@@ -1,6 +1,7 @@
 """What staggered networks are measured by in the benchmark: truth, rivals, frequencies, and who is faster."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -102,6 +103,47 @@ def test_frequencies_are_found_in_cycles_a_unit_of_time_and_in_bins(loaded):
     signals = torch.stack([2 + torch.sin(2 * math.pi * bins * steps / 200) for bins in (4.0, 6.5)], dim=1)
     found = loaded("staggered.shedding").mean_bin(signals)
     torch.testing.assert_close(found, torch.tensor([4.0, 6.5]).double(), rtol=0, atol=0.05)
+
+
+def test_drag_is_the_force_along_the_flow_on_the_block(loaded):
+    channel = loaded("staggered.channel").CHANNELS["P5, 60 x 20"]
+    x = np.broadcast_to((np.arange(60)[:, None] + 0.5) / 4, (60, 20))
+    # A pressure that falls by 1 a unit, between the cells before and behind the block, half a unit long and one high.
+    energy, drag, across = channel.signals(np.zeros((2, 60, 20)), -x)
+    assert (energy, across) == (0, 0) and drag == pytest.approx(0.75)
+    flow = np.stack([np.ones((60, 20)), np.full((60, 20), 0.5)])
+    energy, drag, across = channel.signals(flow * channel.potential.residual.grid.free, np.zeros((60, 20)))
+    # Shear 2 u / h, h long at either side of the block, where one face has it on both its ends.
+    assert across == pytest.approx(0.5) and drag == pytest.approx(2 * 2 / channel.reynolds)
+    assert 0.6 < energy < 0.625
+
+
+class ShedsByInflow:
+    """A flow that sheds in bin 8 times its inflow."""
+
+    def __init__(self, *_):
+        pass
+
+    def advanced(self, window, steps):
+        return window
+
+    def with_inflow(self, window, inflow):
+        return inflow[:, None]
+
+    def signal(self, window, steps):
+        return torch.sin(2 * math.pi * 8 * window[:, 0] * torch.arange(steps)[:, None] / steps)
+
+
+def test_the_inflow_is_brought_towards_the_wanted_bin_from_both_sides(loaded, monkeypatch):
+    shedding, channel = loaded("staggered.shedding"), loaded("staggered.channel").CHANNELS["P5, 60 x 20"]
+    monkeypatch.setattr(shedding, "Flow", ShedsByInflow)
+    monkeypatch.setattr(shedding, "_gradients", lambda *_: iter(()))
+    lines = list(shedding.measure_shedding("net", torch.nn.Identity(), channel, "cpu", quick=True))
+    setup = lines[1][5]
+    first, after = ([float(v) for v in re.search(rf"{words} ([\d., ]+)", setup)[1].strip(" ,").split(", ")]
+                    for words in ("at first", "Adam"))  # fmt: skip
+    assert first[0] < after[0] < 6 < after[1] < first[1]
+    assert lines[1][1] == pytest.approx(max(6 - after[0], after[1] - 6), abs=0.01) and lines[0][1] == 0
 
 
 def test_a_dye_goes_with_the_flow(loaded):
