@@ -2,6 +2,7 @@
 
 import math
 import re
+from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
@@ -93,6 +94,22 @@ def test_a_cavity_is_compared_on_a_coarser_grid_where_its_faces_are(n, loaded):
 
     found = loaded("staggered.cavity").restricted(flow(24), n)
     np.testing.assert_allclose(found, flow(n), atol=1e-12)
+
+
+def test_coarser_cavities_are_compared_with_the_truth_of_the_same_times(loaded, monkeypatch):
+    cavities, known = loaded("staggered.cavity"), Future()
+    one = replace(cavities.CAVITIES["P4 Re 100, 24 x 24"], points=8, end=2.0)
+    known.set_result({"velocity": one.solved_on("cpu", *next(iter(one.steppings())))})
+    monkeypatch.setattr(cavities, "reference", lambda *_: known)
+    errors = {rival.name.split(",")[0]: rival.error() for rival in reversed(list(one.rivals("cpu")))}
+    assert errors["explicit steps on 8 x 8"] == 0
+    assert 0.01 < errors["explicit steps on 7 x 7"] < errors["explicit steps on 4 x 4"] < 1
+
+
+def test_parts_of_a_plane_are_solved_by_themselves_with_the_forcing_of_their_own_points(loaded):
+    plane = replace(loaded("staggered.planes").PLANES["P0"], truth=(64, 0.1))
+    whole, halves, quarters = (line[1] for line in loaded("staggered.classical")._part_by_part(plane, "cpu", 1))
+    assert whole < 1e-3 and whole < halves < 0.02 < quarters, (whole, halves, quarters)
 
 
 def test_frequencies_are_found_in_cycles_a_unit_of_time_and_in_bins(loaded):
