@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.func import functional_call, stack_module_state, vmap
 
+from . import fused_unet
 from .autoregressive import box_position
 from .stagger import Stagger
+from .unet import UNetwork
 
 READINGS = ("phase", "offset")
 
@@ -37,7 +39,8 @@ class StaggeredNetwork(torch.nn.Module):
     scale : size of the states; inputs are divided by it and changes multiplied.
     gain : size of the changes over that of the states, for corrections that are small.
     streams : networks with weights of their own are one batched call (0), or one after another (1), each with the
-        kernels of the plain network, or on a GPU dealt to so many streams, which are branches in a CUDA graph.
+        kernels of the plain network, or on a GPU dealt to so many streams, which are branches in a CUDA graph. U-Nets
+        that `fused_unet` knows are one batched call on a GPU without gradients, which copies no weights from 1 on.
     """
 
     def __init__(  # noqa: PLR0913
@@ -84,7 +87,8 @@ class StaggeredNetwork(torch.nn.Module):
             window = window[:, -1:].expand(-1, self.stagger.time, *window.shape[2:])
         parts = self.stagger.split(window)[:, :, 0]
         guessed = self._guessed(parts)
-        return self.stagger.join((guessed + self._changes(self._seen(parts, guessed, conditions)))[:, :, None])
+        changes = self._changes(self._seen(parts, guessed, conditions))
+        return self.stagger.join(torch.add(guessed, changes, alpha=self._change)[:, :, None])
 
     def alone(self, index: int, frame: torch.Tensor, conditions: torch.Tensor | None = None) -> torch.Tensor:
         """Return the next frame of one part, (batch, fields, *coarse), from its frame: a solver of coarse resolution.
@@ -100,7 +104,7 @@ class StaggeredNetwork(torch.nn.Module):
         part = frame[None]
         guessed = self._guessed(part, index)
         seen = self._told(self._known(part, guessed), conditions, index)
-        return guessed[0] + self._change * self._network(index)(seen[0])
+        return torch.add(guessed[0], self._network(index)(seen[0]), alpha=self._change)
 
     def _guessed(self, parts: torch.Tensor, index: int | None = None) -> torch.Tensor:
         return parts if self.guess is None else self.guess(parts, index)
@@ -147,11 +151,14 @@ class StaggeredNetwork(torch.nn.Module):
         return self._told(seen, conditions)
 
     def _changes(self, seen: torch.Tensor) -> torch.Tensor:
+        """Changes of all parts in units of `scale` and `gain`, (parts, batch, fields, *coarse)."""
         if not hasattr(self, "_form"):
-            return self._change * self.network(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])
+            return self.network(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])
+        if isinstance(self._form[0], UNetwork) and fused_unet.usable(self._form[0], seen):
+            return fused_unet.unets(self._form[0], self._state(), seen)
         if self.streams:
-            return self._change * self._one_by_one(seen)
-        return self._change * vmap(lambda state, x: functional_call(self._form[0], state, (x,)))(self._state(), seen)
+            return self._one_by_one(seen)
+        return vmap(lambda state, x: functional_call(self._form[0], state, (x,)))(self._state(), seen)
 
     def _one_by_one(self, seen: torch.Tensor) -> torch.Tensor:
         beside, results = seen.is_cuda and self.streams > 1, []

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from math import gcd
+from operator import mul
 
 import torch
 from torch.nn.functional import silu
 
+from . import fused_unet
 from .autoregressive import Autoregressive, Channels
 from .convolution import BoxConv, Upsample
 from .film import Film
@@ -81,6 +84,7 @@ class UNetwork(torch.nn.Module):
         super().__init__()
         block = {"periodic": periodic, "conditions": channels.conditions, "norm": form.norm}
         self.first = BoxConv(channels.inputs, form.width, periodic=periodic)
+        self.conditions = channels.conditions
         width, skips = form.width, [form.width]
         self.down, self.coarsen = torch.nn.ModuleList(), torch.nn.ModuleList()
         for level, multiplier in enumerate(form.multipliers):
@@ -104,11 +108,16 @@ class UNetwork(torch.nn.Module):
             self.up.append(blocks)
             if level:
                 self.refine.append(Upsample(width, width, periodic=periodic))
+        widths = accumulate(form.multipliers, mul, initial=form.width)
+        # Numbers of the largest field for each point of the grid: a coarser level has a quarter of the points.
+        self.widest = max(width / 4 ** max(0, number - 1) for number, width in enumerate(widths))
         self.norm = Groups(width, form.norm)
         self.output = BoxConv(width, channels.outputs, periodic=periodic)
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """Return the output channels; condition (b, conditions)."""
+        if fused_unet.usable(self, x):
+            return fused_unet.unets(self, {name: p[None] for name, p in self.named_parameters()}, x[None])[0]
         x = self.first(x)
         skips = [x]
         for level, blocks in enumerate(self.down):

@@ -18,6 +18,7 @@ from .training import fourier, unet
 Make = Callable[[int], torch.nn.Module]
 LEVELS = (1, 2, 2, 4)
 GOALS = {"U-Net 36 M": {2: 6.0, 4: 25.0}, "U-Net 36 M, walls": {2: 6.0, 4: 25.0}, "mixer": {2: 8.0, 4: 50.0}}
+WAYS = {0: "batched", 1: "one after another"}
 FORMATS = {"": torch.contiguous_format, ", channels last": torch.channels_last}
 
 
@@ -33,7 +34,8 @@ def multiply_adds(network: torch.nn.Module, x: torch.Tensor) -> float:
     """Return the multiply-adds of products and convolutions of one call, counted by torch."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
+    # With gradients: of the kernels of networks without them torch knows no products.
+    with FlopCounterMode(display=False) as counter, torch.enable_grad():
         network(x)
     return counter.get_total_flops() / 2
 
@@ -103,13 +105,15 @@ def staggered_speed(
 
     def together(stagger: Stagger, frames: torch.Tensor, shared: bool) -> tuple[float, str, StaggeredNetwork]:
         best = None
-        for streams in (0,) if shared or device == "cpu" else (0, 1, stagger.parts):
+        # On a GPU U-Nets are batched whatever `streams` says, which then only lays out their weights.
+        ways = (0,) if shared or device == "cpu" else (1,) if "U-Net" in kind else (0, 1, stagger.parts)
+        for streams in ways:
             found = fastest(
                 lambda: StaggeredNetwork(make, stagger, shared=shared, embedding=0, streams=streams).to(device),  # noqa: B023
                 lambda network: network(frames), device, repeats, formats if shared else {"": formats[""]},
             )  # fmt: skip
             if best is None or found[0] < best[0]:
-                how = {0: "batched", 1: "one after another"}.get(streams, "on streams")
+                how = "batched" if len(ways) == 1 else WAYS.get(streams, "on streams")
                 best = (found[0], how + found[1], found[2])
         return best
 
