@@ -278,8 +278,8 @@ def _run_table(runs: list[_Run]) -> dict[str, Any]:
         row += [f"{saved['break_even']:.2g}" if saved and saved["break_even"] is not None else ""]
         rows.append(row)
     offline = next((r.saved["offline_core_seconds"] for r in runs if r.saved), None)
-    summary = "The reduced model answers on one core. Wall: ratio of wall times; core: ratio of core-seconds, neither "
-    summary += "counting the writing of fields, nor what was spent offline"
+    summary = "The reduced model answers on one core. Wall: ratio of wall times; core: ratio of core-seconds. Both "
+    summary += "count the enrichment that a run asked for, but neither the writing of fields nor what was spent offline"
     summary += "." if offline is None else f": {offline:.3g} core-seconds, paid back after so many runs of the kind."
     return {
         "heading": "Runs", "summary": summary, "rows": rows, "text_columns": (0, 1),
