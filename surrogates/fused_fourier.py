@@ -56,7 +56,18 @@ def has_triton() -> bool:
 
 def precision(kind: torch.dtype) -> str:
     """How products of float32 are made: "tf32" where torch allows it, otherwise with the accuracy of float32."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 or kind == torch.bfloat16 else "tf32x3"
+    return "tf32" if kind == torch.bfloat16 or rounds_to_tf32(torch.backends.cuda.matmul) else "tf32x3"
+
+
+def rounds_to_tf32(switches: object) -> bool:
+    """Whether PyTorch rounds float32 to TF32; switches : `torch.backends.cuda.matmul`, or `cudnn` for convolutions.
+
+    The older switch cannot be read once a newer one says something else: then that one counts.
+    """
+    try:
+        return switches.allow_tf32
+    except RuntimeError:
+        return getattr(switches, "conv", switches).fp32_precision == "tf32"
 
 
 def fourier_layers(

@@ -12,24 +12,30 @@ from typing import NamedTuple
 
 import torch
 
-from .fused_fourier import has_triton
+from .fused_fourier import has_triton, rounds_to_tf32
 
+FORMS = ("plain", "active")
 ENOUGH = 200
 """Tiles that keep a GPU busy, of 132 processors on an H200: where larger ones are fewer, smaller ones are taken."""
 
 
 def usable(network: torch.nn.Module, x: torch.Tensor) -> bool:
-    """Whether `unets` takes these inputs, (..., inputs, *grid), for networks of the form of this `UNetwork`.
+    """Whether `unets` takes these inputs, (parts, b, inputs, *grid), for networks of the form of this `UNetwork`.
 
-    In TF32, without norms and conditions. Not where gradients are wanted, within transforms of `torch.func`, whose
-    tensors the kernels do not know, nor in what PyTorch's compiler traces. They count a field's numbers by 32 bits.
+    In TF32, without norms and conditions, on NVIDIA GPUs whose tensor cores know it. Not where gradients are wanted,
+    within transforms of `torch.func`, whose tensors the kernels do not know, nor in what PyTorch traces or compiles.
+    Not where a network has other weights than it was made with, as after `weight_norm`; hooks of its layers are not
+    called. The kernels count a field's numbers by 32 bits.
     """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or not x.is_cuda:
+        return False
     plain = isinstance(network.norm.norm, torch.nn.Identity) and network.conditions == 0
-    plane = len(network.first.around) == 2
+    plane = len(network.first.around) == 2 and x.ndim == 5 and x.shape[2] == network.first.conv.in_channels
     return (
-        plain and plane and x.is_cuda and x.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
-        and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cuda") and not torch.compiler.is_compiling()
-        and x.numel() // x.shape[-3] * network.widest < 2**30 and has_triton()
+        plain and plane and x.dtype == torch.float32 and rounds_to_tf32(torch.backends.cudnn)
+        and not torch.is_autocast_enabled("cuda") and x.numel() // x.shape[2] * network.widest < 2**30
+        and has_triton() and torch.version.hip is None and torch.cuda.get_device_capability(x.device) >= (8, 0)
+        and network.named == {name for name, _ in network.named_parameters()}
         and not torch._C._are_functorch_transforms_active()
     )  # fmt: skip
 
@@ -56,9 +62,11 @@ def _unets(network: torch.nn.Module, layers: _Layers, x: torch.Tensor) -> torch.
     for number in range(len(network.middle)):
         now = layers.block(f"middle.{number}", [now])
     for level, blocks in enumerate(network.up):
+        last = level == len(network.refine)
         for number in range(len(blocks)):
-            now = layers.block(f"up.{level}.{number}", [now, skips.pop()])
-        if level < len(network.refine):
+            wanted = FORMS if number < len(blocks) - 1 else FORMS[1:] if last else FORMS[:1]
+            now = layers.block(f"up.{level}.{number}", [now, skips.pop()], wanted=wanted)
+        if not last:
             now = layers.convolution(f"refine.{level}", [now], of="plain", finer=skips[-1].plain.shape[2:4])
     result = layers.convolution("output", [now], wanted=("plain",))
     return result.plain[..., : result.channels].movedim(-1, 2)
@@ -72,7 +80,7 @@ class _Field(NamedTuple):
     active: torch.Tensor | None
 
 
-def _room(channels: int) -> int:
+def room(channels: int) -> int:
     """Return how many numbers a point has in memory: four are read at once. Those after `channels` are 0."""
     return -(-channels // 4) * 4
 
@@ -80,7 +88,7 @@ def _room(channels: int) -> int:
 def _field(x: torch.Tensor) -> _Field:
     """Return the field of (parts, b, channels, *grid), not activated."""
     channels = x.shape[2]
-    points = x.new_zeros(*x.shape[:2], *x.shape[3:], _room(channels))
+    points = x.new_zeros(*x.shape[:2], *x.shape[3:], room(channels))
     points[..., :channels] = x.movedim(2, -1)
     return _Field(channels, points, None)
 
@@ -103,17 +111,17 @@ class _Layers:
     def __init__(self, weights: Mapping[str, torch.Tensor], around: Sequence[int]) -> None:
         self.weights, self.around = weights, [width > 0 for width in around]
         # TF32 where torch allows it for convolutions, otherwise three such products with the accuracy of float32.
-        self.precision = "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3"
+        self.precision = "tf32" if rounds_to_tf32(torch.backends.cudnn) else "tf32x3"
 
-    def block(self, name: str, fields: Sequence[_Field]) -> _Field:
+    def block(self, name: str, fields: Sequence[_Field], *, wanted: Sequence[str] = FORMS) -> _Field:
         """Return a residual block of fields whose channels are joined."""
         inside = self.convolution(f"{name}.first", fields, wanted=("active",))
-        return self.convolution(f"{name}.second", [inside], skip=fields, through=f"{name}.skip")
+        return self.convolution(f"{name}.second", [inside], skip=fields, through=f"{name}.skip", wanted=wanted)
 
     def convolution(
         self, name: str, fields: Sequence[_Field], *, of: str = "active", stride: int = 1,
         finer: Sequence[int] | None = None, skip: Sequence[_Field] = (), through: str = "",
-        wanted: Sequence[str] = ("plain", "active"),
+        wanted: Sequence[str] = FORMS,
     ) -> _Field:  # fmt: skip
         """Return the convolution of one or two fields whose channels are joined, plus what skips it.
 
@@ -133,8 +141,8 @@ class _Layers:
         parts, batch, h, w = one.shape[:4]
         height, width = finer if up else (-(-h // stride), -(-w // stride))
         outputs, taps, phases = bias.shape[1], 2 if up else weight.shape[2], 4 if up else 1
-        made = _Field(outputs, *(bias.new_empty(parts, batch, height, width, _room(outputs)) if form in wanted else None
-                                 for form in ("plain", "active")))  # fmt: skip
+        made = _Field(outputs, *(bias.new_empty(parts, batch, height, width, room(outputs)) if form in wanted else None
+                                 for form in FORMS))  # fmt: skip
         pixels = batch * (-(-height // 2) * -(-width // 2) if up else height * width)
         rows, columns, warps, stages = _tile(parts * phases, pixels, outputs)
         depth = 32 if min(field.channels for field in fields) >= 32 else 16

@@ -108,15 +108,17 @@ class UNetwork(torch.nn.Module):
             self.up.append(blocks)
             if level:
                 self.refine.append(Upsample(width, width, periodic=periodic))
-        widths = accumulate(form.multipliers, mul, initial=form.width)
-        # Numbers of the largest field for each point of the grid: a coarser level has a quarter of the points.
-        self.widest = max(width / 4 ** max(0, number - 1) for number, width in enumerate(widths))
         self.norm = Groups(width, form.norm)
         self.output = BoxConv(width, channels.outputs, periodic=periodic)
+        # For `fused_unet`: numbers of the largest field for each point of the grid, of which a coarser level has a
+        # quarter; names of the weights.
+        widths = (channels.inputs, channels.outputs, *accumulate(form.multipliers, mul, initial=form.width))
+        self.widest = max(fused_unet.room(width) / 4 ** max(0, number - 3) for number, width in enumerate(widths))
+        self.named = {name for name, _ in self.named_parameters()}
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """Return the output channels; condition (b, conditions)."""
-        if fused_unet.usable(self, x):
+        if fused_unet.usable(self, x[None]):
             return fused_unet.unets(self, {name: p[None] for name, p in self.named_parameters()}, x[None])[0]
         x = self.first(x)
         skips = [x]

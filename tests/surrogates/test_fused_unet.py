@@ -15,8 +15,8 @@ from headrace.surrogates.staggered_network import StaggeredNetwork
 from headrace.surrogates.unet import UNetwork
 from tests.surrogates.test_fused_fourier import farthest, needs_gpu, needs_triton
 
-# Parts, batch, width, grid, periodic: channels that fill no tile, an odd grid between walls, one network and two.
-CASES = [(2, 1, 6, (4, 6), (True, True)), (1, 2, 16, (3, 5), (False, True))]
+# Parts, batch, width, grid, periodic: channels that fill no tile, an odd grid between walls, two tiles of channels.
+CASES = [(2, 1, 6, (4, 6), (True, True)), (1, 2, 16, (3, 5), (False, True)), (1, 1, 80, (2, 3), (True, True))]
 
 
 def maker(width, periodic, blocks=1):
@@ -69,14 +69,33 @@ def test_kernels_equal_the_plain_networks():
 
 @needs_gpu
 def test_what_the_kernels_do_not_know_takes_the_plain_form():
-    network, x = maker(8, (True, True))(3).cuda(), torch.randn(1, 3, 4, 6, device="cuda")
+    network, x = maker(8, (True, True))(3).cuda(), torch.randn(1, 1, 3, 4, 6, device="cuda")
     others = [UNetwork(Channels(inputs=3, states=1, outputs=2, conditions=count), UNet(width=8, norm=norm), (True,) * 2)
               for count, norm in ((1, False), (0, True))]  # fmt: skip
+    changed = maker(8, (True, True))(3).cuda()
+    torch.nn.utils.parametrizations.weight_norm(changed.first.conv)
     assert not fused_unet.usable(network, x)  # gradients are wanted
     with torch.no_grad():
         assert fused_unet.usable(network, x)
-        assert not any(fused_unet.usable(other, x) for other in others)
-        assert not any(fused_unet.usable(network, other) for other in (x.cpu(), x.double(), x.bfloat16()))
+        assert not any(fused_unet.usable(other, x) for other in (*others, changed))
+        unfit = (x.cpu(), x.double(), x.bfloat16(), x[0], x[:, :, :2])
+        assert not any(fused_unet.usable(network, other) for other in unfit)
+        with pytest.raises(RuntimeError, match="channels"):
+            network(x[0, :, :2])
+
+
+def test_newer_switches_of_precision_count_where_the_older_ones_cannot_be_read():
+    """In a process of its own, as PyTorch takes back no newer switch."""
+    program = """
+import torch
+from headrace.surrogates.fused_fourier import rounds_to_tf32
+convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+print(rounds_to_tf32(convolutions), rounds_to_tf32(products))
+convolutions.conv.fp32_precision, products.fp32_precision = "ieee", "tf32"
+print(rounds_to_tf32(convolutions), rounds_to_tf32(products))
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=True)
+    assert run.stdout.split() == ["True", "False", "False", "True"]
 
 
 @needs_gpu
