@@ -10,11 +10,11 @@ def make_folder(path: Path) -> None:
 
     Raises
     ------
-    OSError : it cannot be made, or is a file; says which folder, and why.
+    OSError : it cannot be made, or something else is there; says which folder, and why.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        raise FileExistsError(f"Cannot write into {path}: it is a file. Name a folder.") from None
+        raise FileExistsError(f"Cannot write into {path}: it is no folder. Name one.") from None
     except OSError as error:
         raise OSError(f"Cannot make the folder {path}: {error.strerror}. Name another one.") from error

@@ -80,9 +80,9 @@ def compress(  # noqa: PLR0913  the flags of a command
             raise ModelError(f"{out} has a model already; give another --out, or remove it.")
         if mesh is not None and not loaded.takes_mesh:
             raise ValueError(f"Case {loaded.name} makes its own mesh, of its settings: leave out --mesh.")
+        wish = Tolerances(displacement=pod, dual=pod, cubature=cubature, mode=mode)
         if comm is None or comm.rank == 0:
             make_folder(out)
-        wish = Tolerances(displacement=pod, dual=pod, cubature=cubature, mode=mode)
         return reference, loaded, common, [{**common, **one} for one in each], sources, wish
 
     reference, loaded, common, trainings, sources, wish = together(comm, prepare)

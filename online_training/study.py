@@ -113,10 +113,7 @@ class Study:
             return run_offline(self, resume=resume, progress=progress)
         record = self._prepare(resume)
         with self.directory.locked():
-            ledger = Ledger(self.directory.ledger)
-            # A disk that was full may have room by now for what is validated on; what ended early ends there.
-            finished = ledger.finished and (ledger.finished_early or not ledger.lacking_files)
-            status = "finished" if finished else self._run_sessions(record, progress)
+            status = "finished" if self._settled() else self._run_sessions(record, progress)
         validation = self._validate() if status == "finished" else {}
         return StudyResult(run_dir=self.directory.path, status=status, validation=validation)
 
@@ -130,17 +127,25 @@ class Study:
             raise StudyError(str(error)) from error
         _require_port(self.settings.interface, self.settings.port)
         _require_cores(self.settings)
-        if resume and self.directory.exists:
+        resumed = resume and self.directory.exists
+        if not (resumed and self._settled()):
+            _require_scheduler(self.settings)
+            _require_spool(self.settings)
+        if resumed:
             record = self.directory.read()
             self.directory.require_same(record, self.case, self.settings)
             require_capacity(self.settings, case, record.window)
             return self.directory.update(replace(record, settings=self.settings))
-        _require_scheduler(self.settings)
-        _require_spool(self.settings)
         find_callbacks(self.settings.callbacks, self.case.load_module())
         self.surrogate.setup(Problem.of(case), seed=self.settings.seed)
         require_capacity(self.settings, case, self.surrogate.window)
         return self.directory.create(self.case, self.surrogate, self.settings)
+
+    def _settled(self) -> bool:
+        """Whether no session is left to run."""
+        ledger = Ledger(self.directory.ledger)
+        # A disk that was full may have room by now for what is validated on; what ended early ends there.
+        return ledger.finished and (ledger.finished_early or not ledger.lacking_files)
 
     def _run_sessions(self, record: StudyRecord, progress: Progress | None) -> str:
         stop = threading.Event()

@@ -130,9 +130,13 @@ def test_a_folder_holds_one_data_set(data, changes, message):
     assert result.exit_code == 2 and message in result.stderr
 
 
-@pytest.mark.parametrize(("folder", "message"), [("file", "it is a file"), ("file/new", "Cannot make the folder")])
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [("file", "it is no folder"), ("file/new", "Cannot make the folder"), ("link", "it is no folder")],
+)
 def test_a_folder_that_cannot_be_is_named(tmp_path, folder, message):
     (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
     result = generate(*flags(tmp_path / folder, 1))
     assert result.exit_code == 2 and message in result.stderr and "Errno" not in result.stderr
 

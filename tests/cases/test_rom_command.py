@@ -285,7 +285,7 @@ def as_deck(mesh):
         (["compress", "CASE", "--out", "new", "--from", "nowhere.inp"], "nowhere.inp"),
         (["compress", "CASE:mine", "--out", "new"], "takes the mesh of files"),
         (["compress", "CASE", "--out", "new", "--mesh", "bar.inp"], "makes its own mesh"),
-        (["compress", "CASE", "--out", "CASE"], "it is a file. Name a folder"),
+        (["compress", "CASE", "--out", "CASE"], "it is no folder. Name one"),
         (["compress", "CASE", "--out", "CASE/new"], "Cannot make the folder"),
         (["compress", "rom_plate", "--out", "new", "--set", "cycles=-1"], "no times for the settings {'cycles': -1}"),
         (["compress", "CASE", "--out", "new", "--train", "long=3", "--train", "long=4"], "different meshes"),
@@ -307,6 +307,12 @@ def test_what_is_wrong_is_named(model, tmp_path, monkeypatch, arguments, message
     code, text = rom(*(re.sub("MODEL|CASE", lambda m: places[m[0]], a) for a in arguments))
     assert code == 2 and message in text, text
     assert not (tmp_path / "new" / "model.json").exists()
+
+
+def test_tolerances_that_cannot_be_leave_no_folder(tmp_path):
+    code, text = rom("compress", "rom_plate", "--out", str(tmp_path / "new"), "--pod", "-1")
+    assert code == 2 and "displacement -1.0 must be between 0 and 1" in text, text
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_truncated_model_and_a_loading_that_does_not_fit_are_named(model, tmp_path):

@@ -384,6 +384,24 @@ def test_what_this_node_lacks_is_said_before_anything_starts(tmp_path, monkeypat
     assert not (tmp_path / "run").exists()
 
 
+def test_what_this_node_lacks_is_said_where_a_study_goes_on_but_not_where_it_has_ended(tmp_path, monkeypatch):
+    from headrace.online_training.ledger import RecordWriter
+
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    settings = {"run_dir": tmp_path / "run", "simulations": 4, "held_out": 1}
+    Study(reference(), MLP(), **settings)._prepare(resume=False)
+    for lacking, message in (
+        ({"scheduler": "slurm-steps"}, "No srun on PATH|in no Slurm allocation"),
+        ({"when_full": "spool", "spool_folder": __file__}, "that is a file, or in one"),
+    ):
+        with pytest.raises(StudyError, match=message):
+            Study(reference(), MLP(), **settings, **lacking)._prepare(resume=True)
+    with RecordWriter(tmp_path / "run/ledger/study-1.log") as log:
+        log.append({"e": "session", "n": 1})
+        log.append({"e": "finished"})
+    Study(reference(), MLP(), **settings, scheduler="slurm-steps")._prepare(resume=True)
+
+
 def test_a_case_that_the_model_refuses_leaves_no_run_directory(tmp_path):
     """It is refused where the model is saved with its case, after the first folders are made."""
     case = CaseReference.of(DRIVER.parents[2] / "cases" / "lorenz.py")
