@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _KINDS: dict[str, tuple[Any, str]] = {
     "name": (str, "a text"),
+    "fields": (Sequence, "a tuple of names"),
     "grid": (Grid, "a Grid"),
     "parameters": (Mapping, "a mapping of names to distributions"),
 }
@@ -117,8 +118,6 @@ class Case:
 
     def _check_kinds(self) -> None:
         for name, (kind, wanted) in _KINDS.items():
-            if name == "scheme" and self.solver is not None:
-                continue  # a solver knows its own, as the staggered one its midpoint rule
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"Case {self.name}: {name} {getattr(self, name)!r} must be {wanted}.")
         if isinstance(self.fields, str):

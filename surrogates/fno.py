@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from numbers import Integral
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -34,7 +33,8 @@ class FNO(Autoregressive):
         self, *, modes: int | Sequence[int] = 12, width: int = 32, layers: int = 4, padding: float = 0.25,
         norm: str = "none", channel_mlp: float = 0.0, rank: int | None = None, stepping: Stepping = ONE_STEP,
     ) -> None:  # fmt: skip
-        modes = int(modes) if isinstance(modes, Integral) else tuple(int(m) for m in modes)
+        several = tuple(whole(m, "FNO modes", least=1) for m in (modes if isinstance(modes, Iterable) else [modes]))
+        modes = several if isinstance(modes, Iterable) else several[0]
         width, layers = whole(width, "FNO width", least=1), whole(layers, "FNO layers", least=1)
         rank = None if rank is None else whole(rank, "FNO rank", least=1)
         super().__init__(stepping, modes=modes, width=width, layers=layers, padding=float(padding), norm=norm,

@@ -17,6 +17,7 @@ from .normaliser import Normaliser
 from .places import Points
 from .problem import Problem, WindowBatch
 from .request import parameter_rows, require_problem, require_setup, time_points
+from .stepping import whole
 from .surrogate import Surrogate
 from .transport_network import TransportNetwork
 
@@ -59,22 +60,23 @@ class LPINN(Surrogate):
         auxiliary: int = 0, refine: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.hidden = tuple(int(width) for width in hidden)
-        self.harmonics, self.frame, self.floor, self.open_walls = int(harmonics), frame, float(floor), bool(open_walls)
-        self.points, self.auxiliary, self.refine = int(points), int(auxiliary), int(refine)
+        self.hidden = tuple(whole(width, "LPINN hidden", least=1) for width in hidden)
+        self.harmonics = whole(harmonics, "LPINN harmonics", least=1)
+        self.points = whole(points, "LPINN points", least=1)
+        self.auxiliary = whole(auxiliary, "LPINN auxiliary", least=0)
+        self.refine = whole(refine, "LPINN refine", least=0)
+        self.frame, self.floor, self.open_walls = frame, float(floor), bool(open_walls)
         self.residual_weight, self.data_weight = float(residual_weight), float(data_weight)
         if frame not in FRAMES:
             raise ValueError(f"LPINN frame {frame!r} is not one of {', '.join(FRAMES)}.")
         if not 0 < self.floor < 1:
             raise ValueError(f"LPINN floor {floor} of the Jacobian must lie between 0 and 1.")
-        if not self.hidden or min(self.hidden) < 1 or self.harmonics < 1:
-            raise ValueError(f"LPINN hidden {self.hidden} and harmonics {harmonics} must be positive.")
-        if self.auxiliary < 0:
-            raise ValueError(f"LPINN auxiliary {auxiliary} is a number of outputs, 0 or more.")
-        if self.refine < 0:
-            raise ValueError(f"LPINN refine {refine} is a number of steps, 0 or more.")
-        if self.points < 1 or min(self.residual_weight, self.data_weight) < 0:
-            raise ValueError(f"LPINN needs points >= 1, got {points}, and weights of its two terms >= 0.")
+        if not self.hidden:
+            raise ValueError("LPINN hidden () has no layer; give the width of one at least.")
+        if min(self.residual_weight, self.data_weight) < 0:
+            raise ValueError(
+                f"LPINN residual_weight {residual_weight} and data_weight {data_weight} must be at least 0."
+            )
 
     def setup(self, problem: Problem, *, seed: int = 0) -> None:
         """Build the weights."""

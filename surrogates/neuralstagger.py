@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import gcd, inf
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,9 +68,9 @@ class NeuralStagger(Surrogate):
         pushforward: int = 1, streamed: bool = True, data_weight: float = 0.0, save_memory: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        several = [space] if isinstance(space, Integral) else space
+        several = space if isinstance(space, Iterable) else [space]
         factors = tuple(whole(one, "NeuralStagger space", least=1) for one in several)
-        self.space = factors[0] if isinstance(space, Integral) else factors
+        self.space = factors if isinstance(space, Iterable) else factors[0]
         self.time, self.width, self.modes, self.unroll = (
             whole(value, f"NeuralStagger {name}", least=1)
             for name, value in (("time", time), ("width", width), ("modes", modes), ("unroll", unroll))

@@ -44,6 +44,8 @@ def test_a_case_whose_pieces_cannot_be_is_refused(given, message):
     [
         ({"name": 3}, "name 3 must be a text"),
         ({"fields": "uv"}, r"fields 'uv' must be a tuple of names, \('uv',\)"),
+        ({"fields": 3}, "fields 3 must be a tuple of names"),
+        ({"fields": None}, "fields None must be a tuple of names"),
         ({"grid": (8, 8)}, r"grid \(8, 8\) must be a Grid"),
         ({"parameters": [Uniform(0, 1)]}, "must be a mapping of names"),
     ],

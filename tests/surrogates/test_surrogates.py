@@ -156,7 +156,9 @@ def test_a_problem_that_cannot_be_is_refused(changes, words):
     ("cls", "name", "value"),
     [(MLP, "hidden", (1.5,)), (UNet, "width", 2.5), (UNet, "multipliers", (1, 1.5)), (ConvNet, "width", True),
      (ConvNet, "dilations", (1.5,)), (ConvNet, "kernel", 3.5), (MessagePassing, "hidden", 2.5),
-     (MessagePassing, "layers", 0), (NeuralStagger, "space", (2, 1.5)), (NeuralStagger, "time", 1.5)],
+     (MessagePassing, "layers", 0), (NeuralStagger, "space", (2, 1.5)), (NeuralStagger, "time", 1.5),
+     (NeuralStagger, "space", 2.0), (FNO, "modes", (2.7, 3)), (FNO, "modes", 2.7), (LPINN, "hidden", (8.5, 8)),
+     (LPINN, "harmonics", 2.5), (LPINN, "points", 0)],
 )  # fmt: skip
 def test_sizes_are_whole_numbers(cls, name, value):
     with pytest.raises(ValueError, match=f"{cls.__name__} {name} .* must be a whole number, at least 1"):
