@@ -96,7 +96,9 @@ class HDF5Files:
         path = folder / self.file.format(step=step)
         try:
             return self._values(path, case)
-        except (KeyError, RuntimeError) as error:  # which h5py says as well
+        except (KeyError, RuntimeError, OSError) as error:  # all of which h5py says
+            if getattr(error, "errno", None) is not None:
+                raise  # no damage, but what the system says, as of a file that is not there; it names the file
             raise OSError(f"{path.name} is damaged: {error}") from error
 
     def _values(self, path: Path, case: Case) -> np.ndarray:

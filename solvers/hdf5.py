@@ -254,10 +254,12 @@ class _GuardedFile(io.RawIOBase):
     @classmethod
     def leave_to_parent(cls) -> None:
         """Put the null device in the place of every open file, in a child that was forked."""
+        files = [each._file for each in list(cls._opened) if not each._file.closed]
+        if not files:
+            return  # most forks are those of others, who may have no descriptor left
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        for each in list(cls._opened):
-            if not each._file.closed:
-                os.dup2(null, each._file.fileno(), inheritable=False)
+        for file in files:
+            os.dup2(null, file.fileno(), inheritable=False)
         os.close(null)
 
     def check(self) -> None:

@@ -281,3 +281,9 @@ def test_a_damaged_hdf5_file_is_named_whatever_h5py_says(tmp_path: Path) -> None
     path.write_bytes(content)
     with pytest.raises(OSError, match=r"^a\.h5 is damaged: .*addr"):
         read(tmp_path, 0, case)
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(OSError, match=r"^a\.h5 is damaged: .*truncated"):
+        read(tmp_path, 0, case)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"a\.h5"):
+        read(tmp_path, 0, case)

@@ -221,6 +221,19 @@ def test_a_child_that_a_writer_forked_does_not_keep_its_lock(tmp_path):
         assert writer.stderr.read().endswith(b"lived")
 
 
+def test_a_fork_without_open_files_needs_no_descriptor():
+    script = (
+        "import os, resource; import headrace.solvers.hdf5\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
+        "try:\n"
+        "    while True: os.dup(0)\n"
+        "except OSError: child = os.fork()\n"
+        "os.waitpid(child, 0) if child else os._exit(0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_what_is_no_trajectory_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no file"):
         read_trajectory(tmp_path / "none.h5")
