@@ -301,6 +301,7 @@ static size_t letter(const unsigned char *s)
     for (size_t i = 1; i < n; i++)
         if ((s[i] & 0xC0) != 0x80) return 0;
     if ((*s == 0xE0 && s[1] < 0xA0) || (*s == 0xF0 && s[1] < 0x90) || (*s == 0xF4 && s[1] > 0x8F)) return 0;
+    if (*s == 0xED && s[1] > 0x9F) return 0; /* a half of a pair of UTF-16, no letter by itself */
     return n;
 }
 

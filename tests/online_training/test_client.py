@@ -327,12 +327,14 @@ def test_a_lease_is_kept_by_a_thread_that_begins_while_the_rank_says_hello_again
     """Started with the first session, it may get a processor only when that one is lost already."""
     hello = {"role": "solver", "job": "1-0001", "rank": 0, "ranks": 1, "generation": 0}
     link = Link(study.addresses, TOKEN, STUDY, hello=hello, lease=30.0)
-    link._thread = threading.Thread(target=link._keep_lease)
-    link._thread.start()
-    link._thread.join(0.05)
-    link.join()
-    wait_until(lambda: all(peer.lease_sent for peer in study._peers), what="a sign of life")
-    link.close()
+    link._thread = threading.Thread(target=link._keep_lease, daemon=True)
+    try:
+        link._thread.start()
+        link._thread.join(0.05)
+        link.join()
+        wait_until(lambda: all(peer.lease_sent for peer in study._peers), what="a sign of life")
+    finally:
+        link.close()
 
 
 def test_a_rank_that_forgot_comm_is_told(study) -> None:

@@ -276,9 +276,12 @@ def test_a_reason_need_not_be_utf8(programs: Path, tmp_path: Path) -> None:
     with running_intake(tmp_path, make_layout(shape=(2,), num_steps=2)) as intake:
         plan(intake, 1)
         environment = solver_environment(intake)
-        done = subprocess.run([str(programs / "latin1")], env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [str(programs / "latin1")], env=environment, capture_output=True, text=True, timeout=PATIENCE
+        )
         assert done.returncode == 0, done.stderr
-    assert [record["reason"] for record in records_of(tmp_path, "quarantined")] == ["?berlauf: grüße für €, 🌊, ??"]
+    (record,) = records_of(tmp_path, "quarantined")
+    assert record["reason"] == "?berlauf: grüße für €, 🌊, ???, ??"
 
 
 @pytest.mark.mpi
