@@ -42,8 +42,8 @@ def convert(
     if blocks.unequal_times is not None:
         step, least, largest = blocks.unequal_times
         typer.echo(
-            f"note: ranks differ in the time of step {step}, {least:g} to {largest:g}; rank 0's is kept. Where their "
-            "steps differ too, the fields are of several times.", err=True
+            f"note: ranks differ in the time of step {step}, {least:g} to {largest:g}; that of the first rank that "
+            "sent a block of it is kept. Where their steps differ too, the fields are of several times.", err=True
         )  # fmt: skip
     if blocks.failure:
         typer.echo(f"note: the run failed: {blocks.failure}", err=True)

@@ -51,7 +51,7 @@ class BlockFiles:
         are complete on all ranks are there then.
 
     fields, dtype : shape of each field, and type of all values.
-    times : of the complete steps, as the first rank says.
+    times : of the complete steps, each as the first rank that sent a block of it says.
     unequal_times : (step, smallest, largest) of the first step that ranks give different times; None where they agree.
     finished : whether all ranks came to their end.
     failure : what a rank said that failed; "" where none did.
