@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from headrace.solvers.external import PERMISSIONS
+
 from . import on_own_cores
 from .die_with_parent import wrapper
 from .launcher import Job, Launcher
@@ -23,8 +25,6 @@ from .mpi_segments import remove, segments_of
 _LEAKS = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "HYD", "MPI_LOCAL", "MPIEXEC_", "SLURM_", "PBS_", "LSB_", "RAY_")
 # Settings of a site or user, not leaks, unless this process is a rank itself.
 _SETTINGS = ("OMPI_MCA_", "PMIX_MCA_", "PRTE_MCA_", "HYDRA_")
-# What a user permits holds for everything below.
-_PERMISSIONS = "OMPI_ALLOW_RUN_AS_ROOT"
 _RANK_MARKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """What tells a process how many threads to compute with."""
@@ -90,7 +90,7 @@ def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
         name: value
         for name, value in environment.items()
         if not name.startswith(_LEAKS)
-        or name.startswith(_PERMISSIONS)
+        or name.startswith(PERMISSIONS)
         or (name.startswith(_SETTINGS) and not is_rank)
     }
     return {**kept, **dict.fromkeys(THREADS, "1"), "PYTHONUNBUFFERED": "1"}

@@ -30,7 +30,7 @@ _PLACE = re.compile(r"@\{(\w+)(?::([^{}]*))?\}")
 _LAUNCHER_VARIABLES = ("PMI_", "PMIX_", "OMPI_", "MPI_LOCAL", "HYDRA_", "HYDI_")
 """A program that calls MPI must not believe that our launcher started it."""
 
-_PERMISSIONS = "OMPI_ALLOW_RUN_AS_ROOT"
+PERMISSIONS = "OMPI_ALLOW_RUN_AS_ROOT"
 """What a user permits Open MPI's mpirun holds for the one that a program starts too."""
 
 
@@ -164,7 +164,7 @@ class _Run:
         environment = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(_LAUNCHER_VARIABLES) or name.startswith(_PERMISSIONS)
+            if not name.startswith(_LAUNCHER_VARIABLES) or name.startswith(PERMISSIONS)
         }
         with self._log.open("wb") as log:
             try:
