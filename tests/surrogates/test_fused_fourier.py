@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,20 @@ needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed (pip install triton)"
 )
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+
+
+def in_interpreter(file: str) -> list[float]:
+    """Return the numbers that a test file prints as a program in the interpreter of Triton.
+
+    Triton reads TRITON_INTERPRET when its kernels are defined: hence a process of its own.
+    """
+    run = subprocess.run(
+        [sys.executable, "-m", f"tests.surrogates.{Path(file).stem}"], env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=Path(file).parents[2], capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return [float(word) for word in run.stdout.split()]
+
 
 # Channels, batch, grid, modes, periods, gelu at the end, layers: sizes that fill no tile, walls, Nyquist kept.
 STACKS = [
@@ -111,13 +126,7 @@ def distance_of_projection():
 
 @needs_triton
 def test_kernels_equal_the_plain_layers_and_their_gradients():
-    """Triton reads TRITON_INTERPRET when its kernels are defined: hence a process of its own."""
-    run = subprocess.run(
-        [sys.executable, __file__], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True,
-        timeout=600, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    *distances, alive = (float(word) for word in run.stdout.split())
+    *distances, alive = in_interpreter(__file__)
     print(distances)
     assert alive <= 3  # the first state, the one before a layer, and the layer's row spectra
     assert len(distances) == len(STACKS) + 2

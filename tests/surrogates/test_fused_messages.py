@@ -1,10 +1,5 @@
 """The fused rounds of messages equal the plain ones: in the interpreter of Triton, and on a GPU where there is one."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -12,7 +7,7 @@ from headrace.surrogates import MessagePassing, WindowBatch, fused_messages
 from headrace.surrogates.graph import offsets_within
 from headrace.surrogates.message_passing import PUBLISHED, Band, MessageRound
 from tests.surrogates.problems import wave_problem, wave_windows
-from tests.surrogates.test_fused_fourier import farthest, needs_gpu, needs_triton, no_number
+from tests.surrogates.test_fused_fourier import farthest, in_interpreter, needs_gpu, needs_triton, no_number
 
 # Hidden, states, conditions, batch, grid, periodic, radius, rounds: sizes that fill no tile, walls, a plane.
 CASES = [
@@ -58,13 +53,7 @@ def distances():
 
 @needs_triton
 def test_kernels_equal_the_plain_rounds_and_their_gradients():
-    """Triton reads TRITON_INTERPRET when its kernels are defined: hence a process of its own."""
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.surrogates.test_fused_messages"], env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    found = [float(word) for word in run.stdout.split()]
+    found = in_interpreter(__file__)
     assert len(found) == len(CASES)
     assert max(found) < 2e-5
 

@@ -1,9 +1,7 @@
 """The fused U-Nets equal the plain one: in the interpreter of Triton, and on a GPU where there is one."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ from headrace.surrogates.autoregressive import Channels
 from headrace.surrogates.stagger import Stagger
 from headrace.surrogates.staggered_network import StaggeredNetwork
 from headrace.surrogates.unet import UNetwork
-from tests.surrogates.test_fused_fourier import farthest, needs_gpu, needs_triton
+from tests.surrogates.test_fused_fourier import farthest, in_interpreter, needs_gpu, needs_triton
 
 # Parts, batch, width, grid, periodic: channels that fill no tile, an odd grid between walls, two tiles of channels.
 CASES = [(2, 1, 6, (4, 6), (True, True)), (1, 2, 16, (3, 5), (False, True)), (1, 1, 80, (2, 3), (True, True))]
@@ -56,13 +54,7 @@ def distance_of_staggered_networks(shared):
 
 @needs_triton
 def test_kernels_equal_the_plain_networks():
-    """Triton reads TRITON_INTERPRET when its kernels are defined: hence a process of its own."""
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.surrogates.test_fused_unet"], env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    found = [float(word) for word in run.stdout.split()]
+    found = in_interpreter(__file__)
     assert len(found) == len(CASES) + 2
     assert max(found) < 2e-6
 
