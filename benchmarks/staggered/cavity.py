@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -172,14 +172,9 @@ class Cavity:
                     pairs = zip(found, restricted(truth, coarse.points)[1:], strict=True)
                     return float(np.max([np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in pairs]))  # NaN stays
 
-                def seconds(
-                    batch: int, coarse: Cavity = coarse, steps: int = steps, stages: int | None = stages
-                ) -> float:
-                    return coarse.seconds(device, steps, stages, batch)
-
                 name = f"explicit steps on {coarse.points} x {coarse.points}, dt {self.frame / steps:g}"
                 name += f" of {stages} stages" if stages else ""
-                yield Rival(name, error, seconds)
+                yield Rival(name, error, partial(coarse.seconds, device, steps, stages))
 
     def steppings(self, paces: Sequence[float] = (0.3, 0.45, 0.6, 0.8, 1.0)) -> list[tuple[int, int | None]]:
         """Return steps of a frame and stages of each, None for Runge-Kutta, cheapest first; pace 1 is surely stable."""
